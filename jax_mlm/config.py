@@ -1,0 +1,353 @@
+"""Frozen dataclasses that hold every default, the presets, and their JSON form.
+
+A field is declared once, here; the command line, `run.json` and the code all read this declaration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+Family = Literal["bert", "roberta", "albert", "distilbert", "modernbert"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the encoder: one description for the five families of `model.py`."""
+
+    family: Family = "modernbert"
+    """The Hugging Face model type that these switches describe."""
+    vocab_size: int = 0
+    """Rows of the embedding table; 0 takes the tokenizer's size, rounded up to a multiple of 64."""
+    width: int = 256
+    """Size D of the hidden states."""
+    layers: int = 4
+    """Number of encoder layers."""
+    heads: int = 4
+    """Attention heads H; must divide the width."""
+    ff_width: int = 384
+    """Size F of the feed-forward layer (of each half of it, when gated)."""
+    max_length: int = 1024
+    """Longest sequence in tokens, special tokens included."""
+    embedding_width: int = 0
+    """Width of the embedding table where it is factorised (ALBERT); 0 means the encoder's width."""
+    layer_groups: int = 0
+    """Distinct sets of layer parameters (ALBERT shares them); 0 means that every layer has its own."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm or RMSNorm."""
+    norm_first: bool = True
+    """Normalise before each block (ModernBERT) instead of after it (BERT)."""
+    norm_bias: bool = False
+    """Give LayerNorm a bias."""
+    norm_eps: float = 1e-5
+    """Added to the variance in each norm."""
+    positions: Literal["learned", "rope"] = "rope"
+    """A learned table added to the embedding, or rotary embedding of queries and keys."""
+    position_offset: int = 0
+    """First row of the position table that is used (RoBERTa: pad id + 1)."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies in layers that attend globally."""
+    rope_theta_local: float = 10_000.0
+    """The same in layers that attend to a window."""
+    global_every: int = 1
+    """Layers 0, n, 2n, … attend globally, the others to a window; 1 makes all of them global."""
+    local_window: int = 128
+    """Window in tokens, half of it on each side, of the layers that attend locally."""
+    token_types: int = 0
+    """Rows of the token type table; 0 for families without one."""
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
+    """Non-linearity of the feed-forward layer and of the head."""
+    gated: bool = True
+    """Multiply by a linear gate (GeGLU)."""
+    attention_bias: bool = False
+    """Biases in the attention projections."""
+    mlp_bias: bool = False
+    """Biases in the feed-forward layer."""
+    head_bias: bool = False
+    """Bias in the dense layer of the head."""
+    decoder_bias: bool = True
+    """Bias of the vocabulary projection."""
+    tied: bool = True
+    """Use the embedding table as the vocabulary projection."""
+    dropout: float = 0.0
+    """Dropout on embeddings and on the output of each block."""
+    attention_dropout: float = 0.0
+    """Dropout on attention probabilities."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"--width {self.width} is not a multiple of --heads {self.heads}")
+        if self.positions == "rope" and self.head_width % 2:
+            raise ValueError(f"rotary positions need an even head size, not {self.head_width} (--width / --heads)")
+        if self.layer_groups and self.layers % self.layer_groups:
+            raise ValueError(f"--layers {self.layers} is not a multiple of --layer-groups {self.layer_groups}")
+        for name in ("width", "layers", "heads", "ff_width", "max_length", "global_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def table_width(self) -> int:
+        """Columns of the embedding table."""
+        return self.embedding_width or self.width
+
+    def window(self, layer: int) -> int | None:
+        """Tokens visible on each side in this layer; None where attention is global."""
+        return None if layer % self.global_every == 0 else self.local_window // 2
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How text becomes rows of tokens."""
+
+    length: int = 128
+    """Tokens in a training row, special tokens included."""
+    tokenizer_kind: Literal["wordpiece", "bpe", "unigram", "word"] = "wordpiece"
+    """The tokenizer trained on the data when --tokenizer is not given."""
+    tokenizer_size: int = 8192
+    """Its vocabulary, special tokens included."""
+    lowercase: bool = False
+    """Lower-case the text in the tokenizer trained on the data."""
+    text_field: str = "text"
+    """The field of JSON lines, or the column of Parquet, that holds the text."""
+    document: Literal["line", "blank", "file"] = "line"
+    """What a document is in plain text: a line, lines up to a blank one, or the whole file."""
+    pack: Literal["document", "plain"] = "document"
+    """Attention stays inside a document, or crosses into its neighbours in the row."""
+    valid_fraction: float = 0.01
+    """Part of the documents held out for validation when --valid is not given."""
+    workers: int = 0
+    """Processes that tokenise; 0 takes all cores."""
+    cache: str = ""
+    """Folder of prepared tokens; empty means $JAX_MLM_CACHE, else ~/.cache/jax_mlm."""
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Which tokens are hidden, and what stands in their place."""
+
+    mask_rule: Literal["token", "whole-word", "span"] = "token"
+    """What is chosen as one: a token, a word, or a span."""
+    mask_rate: float = 0.15
+    """Part of the eligible tokens that are targets."""
+    mask_rate_end: float = -1.0
+    """Rate at the last step, reached linearly; negative keeps the rate constant."""
+    mask_token: float = 0.8
+    """Part of the targets replaced by the mask token."""
+    mask_random: float = 0.1
+    """Part replaced by a random token; the rest stays as it is."""
+    span_mean: float = 3.0
+    """Mean length in tokens of a span."""
+    span_max: int = 10
+    """Longest span in tokens."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_rate <= 1 or self.mask_rate_end > 1:
+            raise ValueError("--mask-rate and --mask-rate-end must lie between 0 and 1")
+        if min(self.mask_token, self.mask_random) < 0 or self.mask_token + self.mask_random > 1 + 1e-9:
+            raise ValueError("--mask-token and --mask-random must not be negative, and at most 1 together")
+        if self.span_mean < 1 or self.span_max < 1:
+            raise ValueError("--span-mean and --span-max must be at least 1")
+
+    @property
+    def largest_rate(self) -> float:
+        return max(self.mask_rate, self.mask_rate_end)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer and its schedule."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW."""
+    muon_lr: float = 0.02
+    """Peak learning rate of Muon's matrices."""
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    """Learning rate after warm-up: stable then decay, cosine or linear to zero, or constant."""
+    warmup: float = 0.05
+    """Part of the steps that the learning rate rises over."""
+    decay: float = 0.3
+    """Part of the steps that the learning rate falls to zero over (wsd)."""
+    beta1: float = 0.9
+    beta2: float = 0.98
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.01
+    """Decoupled, on matrices only: no norms, no biases."""
+    clip: float = 1.0
+    """Largest global norm of the gradient; 0 leaves it alone."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.muon_lr <= 0:
+            raise ValueError("--lr and --muon-lr must be above 0")
+        if not 0 <= self.warmup <= 1 or not 0 <= self.decay <= 1 or self.warmup + self.decay > 1:
+            raise ValueError("--warmup and --decay must lie between 0 and 1, and be at most 1 together")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that determines a run, beside the bytes of the data."""
+
+    preset: str = "sentence"
+    """Named set of defaults: sentence, tiny, small, base, large, bert-base."""
+    data: tuple[str, ...] = ()
+    """Text to train on: files, folders or globs (.txt, .jsonl, .parquet, compressed or not)."""
+    valid: tuple[str, ...] = ()
+    """Text to validate on; without it a part of the data is held out."""
+    tokenizer: str = ""
+    """A tokenizer.json to use; without it one is trained on the data."""
+    out: str = ""
+    """The run directory; empty takes the first free runs/PRESET, runs/PRESET-2, …"""
+    steps: int = 0
+    """Optimizer steps; 0 takes the preset's."""
+    budget: str = ""
+    """Train for this long instead of a number of steps: 90s, 30m, 2h."""
+    resume: bool = False
+    """Continue the run in --out from its newest checkpoint."""
+    seed: int = 0
+    """Seed of the weights, the order of the data and the masks."""
+    batch: int = 32
+    """Rows in an optimizer step, over all devices."""
+    accumulate: int = 1
+    """Microbatches that an optimizer step is computed in."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the computation; auto is float32 on CPU and bfloat16 elsewhere. Parameters are float32."""
+    eval_every: int = 0
+    """Steps between validations; 0 makes about ten of them."""
+    eval_rows: int = 512
+    """Rows of the validation set used while training; 0 uses all of it."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = False
+    """Write TensorBoard event files too (pip install 'jax-mlm[tensorboard]')."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    corpus: DataConfig = field(default_factory=DataConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1 or self.batch < 1 or self.batch % self.accumulate:
+            raise ValueError(f"--batch {self.batch} is not a multiple of --accumulate {self.accumulate}")
+        if self.steps and self.budget:
+            raise ValueError("--steps and --budget exclude each other: give one of them")
+        if self.steps < 0:
+            raise ValueError(f"--steps must be above 0, not {self.steps}")
+        if self.log_every < 1:
+            raise ValueError(f"--log-every must be at least 1, not {self.log_every}")
+        if self.corpus.length > self.model.max_length:
+            raise ValueError(f"--length {self.corpus.length} exceeds --max-length {self.model.max_length}")
+
+
+def _bert(width: int, layers: int, heads: int) -> ModelConfig:
+    """BERT (Devlin et al. 2018): post-norm, learned positions, biases everywhere."""
+    return ModelConfig(
+        family="bert",
+        width=width,
+        layers=layers,
+        heads=heads,
+        ff_width=4 * width,
+        max_length=512,
+        norm_first=False,
+        norm_bias=True,
+        norm_eps=1e-12,
+        positions="learned",
+        token_types=2,
+        gated=False,
+        attention_bias=True,
+        mlp_bias=True,
+        head_bias=True,
+        dropout=0.1,
+        attention_dropout=0.1,
+    )
+
+
+SENTENCE = "This model creates a super relationships between the words to predict what word"
+"""The founding sentence: 13 words, which with [PAD], [UNK] and [MASK] make a vocabulary of 16."""
+
+PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType(
+    {
+        "sentence": TrainConfig(
+            steps=300,
+            batch=32,
+            eval_every=100,
+            model=ModelConfig(width=128, layers=3, heads=4, ff_width=256, max_length=64),
+            corpus=DataConfig(length=16, tokenizer_kind="word", tokenizer_size=16),
+            optim=OptimConfig(lr=1e-3),
+        ),
+        "tiny": TrainConfig(
+            preset="tiny",
+            steps=10_000,
+        ),
+        "small": TrainConfig(
+            preset="small",
+            steps=50_000,
+            batch=128,
+            model=ModelConfig(width=512, layers=8, heads=8, ff_width=768),
+            corpus=DataConfig(length=256, tokenizer_size=16_384),
+            optim=OptimConfig(lr=1e-3),
+        ),
+        "base": TrainConfig(
+            preset="base",
+            steps=100_000,
+            batch=512,
+            model=ModelConfig(width=768, layers=12, heads=12, ff_width=1152),
+            corpus=DataConfig(length=512, tokenizer_size=32_768),
+            optim=OptimConfig(lr=8e-4),
+        ),
+        "large": TrainConfig(
+            preset="large",
+            steps=200_000,
+            batch=1024,
+            accumulate=4,
+            model=ModelConfig(width=1024, layers=24, heads=16, ff_width=1536),
+            corpus=DataConfig(length=512, tokenizer_size=32_768),
+            optim=OptimConfig(lr=5e-4),
+        ),
+        "bert-base": TrainConfig(
+            preset="bert-base",
+            steps=1_000_000,
+            batch=256,
+            model=_bert(768, 12, 12),
+            corpus=DataConfig(length=512, tokenizer_size=30_528, lowercase=True),
+            optim=OptimConfig(lr=1e-4, schedule="linear", warmup=0.01, beta2=0.999, adam_eps=1e-6),
+        ),
+    }
+)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Plain nested dict of a config; `from_json` is its inverse."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_json(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Builds a config of class `kind`; an unknown field is a ValueError, a missing one takes its default."""
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r} in a {kind.__name__}")
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            made[name] = from_json(hint, value)  # type: ignore[arg-type]
+        else:
+            made[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**made)
+
+
+def with_vocabulary(config: TrainConfig, vocab_size: int) -> TrainConfig:
+    """The config whose model has an embedding row for each token of the tokenizer."""
+    return replace(config, model=replace(config.model, vocab_size=vocab_size))
