@@ -4,6 +4,9 @@ Axes, one letter each, everywhere in this project:
     B batch (rows)      S sequence           P masked positions of a row
     D model width       E embedding width    F feed-forward width
     H heads             K head size          V vocabulary
+    T tokens of all rows, B·S
+Between the embedding and the head, hidden states are [T, D]: XLA multiplies plain matrices up to twice as fast as
+stacks of them on CPU, gradients above all.
 
 The families differ only in switches. Post-norm with learned positions is BERT (Devlin et al. 2018), RoBERTa (Liu et al.
 2019) and DistilBERT (Sanh et al. 2019); a narrow table and shared layers make ALBERT (Lan et al. 2019); pre-norm with
@@ -72,19 +75,20 @@ def dropout(x: Array, rate: float, row_keys: Array | None, site: int) -> Array:
     """Drops activations with a key of each row, so that the batch's layout over devices changes nothing."""
     if row_keys is None or rate == 0.0:
         return x
-    keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, site), 1 - rate, x.shape[1:]))(row_keys)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+    rows = x.reshape(row_keys.shape[0], -1)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, site), 1 - rate, rows.shape[1:]))(row_keys)
+    return jnp.where(keep.reshape(x.shape), x / (1 - rate), 0).astype(x.dtype)
 
 
 def rope_tables(positions: Int[Array, "B S"], head_width: int, theta: float) -> tuple[Array, Array]:
-    """Cosine and sine [B, S, 1, K] of the rotary angles: the two halves of a head turn together (Su et al. 2021)."""
+    """Cosine and sine [B, 1, S, K] of the rotary angles: the two halves of a head turn together (Su et al. 2021)."""
     frequency = 1.0 / theta ** (jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
     angle = positions[..., None].astype(jnp.float32) * frequency
-    angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
+    angle = jnp.concatenate([angle, angle], axis=-1)[:, None]
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x: Float[Array, "B S H K"], tables: tuple[Array, Array]) -> Float[Array, "B S H K"]:
+def rotate(x: Float[Array, "B H S K"], tables: tuple[Array, Array]) -> Float[Array, "B H S K"]:
     """Applies rotary position embedding, in float32."""
     cos, sin = tables
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -110,24 +114,24 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B S D"],
+        x: Float[Array, "T D"],
         mask: Bool[Array, "B 1 S S"],
         rope: tuple[Array, Array] | None,
         row_keys: Array | None,
         site: int,
-    ) -> Float[Array, "B S D"]:
+    ) -> Float[Array, "T D"]:
         c = self.config
-        B, S, D = x.shape
-        qkv = _dense(c, 3 * D, c.attention_bias, self.dtype, "qkv")(x).reshape(B, S, 3, c.heads, c.head_width)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        B, _, S, _ = mask.shape
+        qkv = _dense(c, 3 * c.width, c.attention_bias, self.dtype, "qkv")(x)
+        q, k, v = (y.reshape(B, S, c.heads, c.head_width).swapaxes(1, 2) for y in jnp.split(qkv, 3, axis=-1))
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         q = q * c.head_width**-0.5
-        scores = jnp.einsum("BQHK,BSHK->BHQS", q, k, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("BHQK,BHSK->BHQS", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(jnp.where(mask, scores, NEGATIVE), axis=-1).astype(x.dtype)
         weights = dropout(weights, c.attention_dropout, row_keys, site)
-        mixed = jnp.einsum("BHQS,BSHK->BQHK", weights, v).reshape(B, S, D)
-        return _dense(c, D, c.attention_bias, self.dtype, "out")(mixed)
+        mixed = jnp.einsum("BHQS,BHSK->BHQK", weights, v).swapaxes(1, 2).reshape(B * S, c.width)
+        return _dense(c, c.width, c.attention_bias, self.dtype, "out")(mixed)
 
 
 class FeedForward(nn.Module):
@@ -137,7 +141,7 @@ class FeedForward(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
         c = self.config
         h = _dense(c, (2 if c.gated else 1) * c.ff_width, c.mlp_bias, self.dtype, "up")(x)
         activate = ACTIVATIONS[c.activation]
@@ -158,8 +162,8 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B S D"], mask: Array, rope: tuple[Array, Array] | None, row_keys: Array | None, site: int
-    ) -> Float[Array, "B S D"]:
+        self, x: Float[Array, "T D"], mask: Array, rope: tuple[Array, Array] | None, row_keys: Array | None, site: int
+    ) -> Float[Array, "T D"]:
         c = self.config
         attention = Attention(c, self.dtype, name="attention")
         feed_forward = FeedForward(c, self.dtype, name="mlp")
@@ -205,20 +209,20 @@ class Encoder(nn.Module):
             self.decoder_bias = self.param("decoder_bias", nn.initializers.zeros, (c.vocab_size,), jnp.float32)
 
     def embed(self, inputs: Inputs, token_types: Int[Array, "B S"] | None, row_keys: Array | None) -> Array:
-        """Embeddings [B, S, D], normalised."""
+        """Embeddings [T, D], normalised."""
         c = self.config
-        x = self.token_table[inputs.tokens]
+        x = self.token_table[inputs.tokens.reshape(-1)]
         if c.positions == "learned":
-            x = x + self.position_table[inputs.positions + c.position_offset]
+            x = x + self.position_table[inputs.positions.reshape(-1) + c.position_offset]
         if c.token_types:
-            x = x + (self.type_table[0] if token_types is None else self.type_table[token_types])
+            x = x + (self.type_table[0] if token_types is None else self.type_table[token_types.reshape(-1)])
         x = dropout(self.embedding_norm(x).astype(self.dtype), c.dropout, row_keys, 0)
         return self.widen(x) if c.table_width != c.width else x
 
     def hidden(
         self, inputs: Inputs, token_types: Int[Array, "B S"] | None = None, row_keys: Array | None = None
     ) -> Float[Array, "B S D"]:
-        """Hidden states of the last layer; `row_keys` [B] turns dropout on."""
+        """Hidden states of the last layer (pre-norm: before the final norm); `row_keys` [B] turns dropout on."""
         c = self.config
         x = self.embed(inputs, token_types, row_keys)
         masks = {window: attention_mask(inputs, window) for window in {c.window(i) for i in range(c.layers)}}
@@ -231,14 +235,17 @@ class Encoder(nn.Module):
                 rope = ropes.setdefault(theta, rope_tables(inputs.positions, c.head_width, theta))
             shared = i * c.layer_groups // c.layers if c.layer_groups else i
             x = self.layer[shared](x, masks[window], rope, row_keys, 3 * i + 1)
-        return self.final_norm(x) if c.norm_first else x
+        return x.reshape(*inputs.tokens.shape, c.width)
 
     def vocabulary(self, x: Float[Array, "B P D"]) -> Float[Array, "B P V"]:
         """The head and the vocabulary projection; logits in float32."""
         c = self.config
+        B, P, D = x.shape
+        x = x.reshape(B * P, D)
+        x = self.final_norm(x) if c.norm_first else x
         x = self.head_norm(ACTIVATIONS[c.activation](self.head(x)))
         table = (self.token_table if c.tied else self.decoder).astype(self.dtype)
-        logits = jnp.einsum("BPE,VE->BPV", x, table, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("TE,VE->TV", x, table, preferred_element_type=jnp.float32).reshape(B, P, -1)
         return logits + self.decoder_bias if c.decoder_bias else logits
 
     def __call__(

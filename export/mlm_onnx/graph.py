@@ -1,0 +1,267 @@
+"""Config and weights → ONNX graph, built node by node rather than traced, so that it holds only what an answer needs.
+
+Axes, as in `jax_mlm.model`: B batch, S sequence, P asked positions, D model width, E embedding width, F feed-forward
+width, H heads, K head size, V vocabulary.
+
+Three things make the fast graph fast: the head and the vocabulary projection see only the asked positions; so do the
+queries and the feed-forward layer of the last encoder layer; and the table is the left factor of the projection
+(table · xᵀ), so that onnxruntime reads it in place, shared with the embedding lookup, instead of repacking a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlm_onnx.onnx_file import Graph
+
+if TYPE_CHECKING:
+    from jax_mlm.config import ModelConfig
+
+NEGATIVE = -1e30
+"""Score of a pair that may not attend: its exponential is exactly 0 in float32."""
+
+Linear = Callable[[Graph, str, str, np.ndarray, np.ndarray | None], str]
+"""(graph, x [..., in], name, kernel [in, out], bias [out] or None) → [..., out]."""
+Lookup = Callable[[Graph, str, str, np.ndarray], str]
+"""(graph, ids [B, S], name, table [V, E]) → rows [B, S, E]."""
+Projection = Callable[[Graph, str, str, np.ndarray], str]
+"""(graph, x [N, E], name, table [V, E]) → x · tableᵀ [N, V]. The same name as a lookup's is the same table, stored once."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the large matrices are stored and multiplied; everything else is float32."""
+
+    name: str
+    linear: Linear
+    lookup: Lookup
+    project: Projection
+
+
+def linear_fp32(g: Graph, x: str, name: str, kernel: np.ndarray, bias: np.ndarray | None) -> str:
+    y = g.op("MatMul", x, g.weight(f"{name}.kernel", kernel))
+    return y if bias is None else g.op("Add", y, g.weight(f"{name}.bias", bias))
+
+
+def lookup_fp32(g: Graph, ids: str, name: str, table: np.ndarray) -> str:
+    return g.op("Gather", g.weight(name, table), ids, axis=0)
+
+
+def project_fp32(g: Graph, x: str, name: str, table: np.ndarray) -> str:
+    y = g.op("MatMul", g.weight(name, table), g.op("Transpose", x, perm=[1, 0]))
+    return g.op("Transpose", y, perm=[1, 0])
+
+
+FP32 = Precision("fp32", linear_fp32, lookup_fp32, project_fp32)
+
+
+def fill_mask_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32) -> Graph:
+    """The predictor's graph: input_ids [B, S], positions [B, P] → logits [B, P, V] there. No padding: rows are equally long."""
+    g = Graph("fill_mask")
+    ids = g.input("input_ids", np.int64, ("batch", "sequence"))
+    at = g.input("positions", np.int64, ("batch", "masks"))
+    encoder = _Encoder(g, config, params, precision, ids)
+    x = encoder.hidden(at=at)
+    g.output("logits", encoder.vocabulary(x, at), np.float32, ("batch", "masks", config.vocab_size))
+    return g
+
+
+class _Encoder:
+    """Adds the encoder's nodes to a graph; a method stands for one module of `jax_mlm.model`."""
+
+    def __init__(self, g: Graph, c: ModelConfig, params: Mapping[str, Any], precision: Precision, ids: str) -> None:
+        self.g, self.c, self.params, self.precision, self.ids = g, c, params, precision, ids
+        self.length = g.op("Shape", ids, start=1, end=2)  # [S] as a vector of one element
+        self._places: str | None = None
+        self._ropes: dict[tuple[float, str | None], tuple[str, str]] = {}
+        self._biases: dict[tuple[int, str | None], str] = {}
+
+    # ---- parts --------------------------------------------------------------------------------------------------------
+
+    def array(self, *path: str) -> np.ndarray | None:
+        """A parameter by its path in the tree of `jax_mlm.model`; None where the config has none."""
+        node: Any = self.params
+        for key in path:
+            if key not in node:
+                return None
+            node = node[key]
+        return np.asarray(node, np.float32)
+
+    def dense(self, x: str, *path: str, columns: slice = slice(None), part: str = "") -> str:
+        """A dense layer, or only some of its output columns."""
+        kernel, bias = self.array(*path, "kernel"), self.array(*path, "bias")
+        assert kernel is not None
+        bias = None if bias is None else bias[columns]
+        return self.precision.linear(self.g, x, ".".join(path) + part, kernel[:, columns], bias)
+
+    def norm(self, x: str, *path: str) -> str:
+        g, c = self.g, self.c
+        scale, bias = self.array(*path, "scale"), self.array(*path, "bias")
+        assert scale is not None
+        weight = g.weight(".".join((*path, "scale")), scale)
+        if c.norm == "layer":
+            extra = () if bias is None else (g.weight(".".join((*path, "bias")), bias),)
+            return g.op("LayerNormalization", x, weight, *extra, axis=-1, epsilon=c.norm_eps)
+        # onnxruntime knows this pattern and runs it as one kernel.
+        mean = g.op("ReduceMean", g.op("Pow", x, g.scalar(2.0)), g.ints(-1), keepdims=1)
+        root = g.op("Sqrt", g.op("Add", mean, g.scalar(c.norm_eps)))
+        return g.op("Mul", g.op("Div", x, root), weight)
+
+    def activate(self, x: str) -> str:
+        match self.c.activation:
+            case "gelu":
+                return self.g.op("Gelu", x, approximate="none")
+            case "gelu_tanh":
+                return self.g.op("Gelu", x, approximate="tanh")
+            case "relu":
+                return self.g.op("Relu", x)
+            case "silu":
+                return self.g.op("Mul", x, self.g.op("Sigmoid", x))
+            case other:
+                raise ValueError(f"no ONNX form of the activation {other!r}")
+
+    def take(self, x: str, at: str) -> str:
+        """Rows [B, P, …] of x [B, S, …] at the positions [B, P]."""
+        return self.g.op("GatherND", x, self.g.op("Unsqueeze", at, self.g.ints(-1)), batch_dims=1)
+
+    def places(self) -> str:
+        """0, 1, …, S-1."""
+        if self._places is None:
+            g = self.g
+            self._places = g.op("Range", g.int(0), g.op("Squeeze", self.length), g.int(1))
+        return self._places
+
+    def rope(self, theta: float, at: str | None) -> tuple[str, str]:
+        """Cosine and signed sine: [S, K], or [B, 1, P, K] at some positions. With them, x turns into x·cos + swap(x)·sin."""
+        if (theta, at) not in self._ropes:
+            g, K = self.g, self.c.head_width
+            exponent = np.arange(0, K, 2, dtype=np.float32) / np.float32(K)
+            frequency = (np.float32(1.0) / np.float32(theta) ** exponent).astype(np.float32)
+            both = np.concatenate([frequency, frequency])
+            sign = np.repeat(np.float32([-1, 1]), K // 2)
+            places = g.op("Cast", self.places() if at is None else at, to=g.type(np.float32))
+            places = g.op("Unsqueeze", places, g.ints(-1) if at is None else g.ints(1, -1))
+            angle = g.op("Mul", places, g.weight(f"rope.{theta:g}", both))
+            self._ropes[theta, at] = (g.op("Cos", angle), g.op("Mul", g.op("Sin", angle), g.weight("rope.sign", sign)))
+        return self._ropes[theta, at]
+
+    def rotate(self, x: str, tables: tuple[str, str]) -> str:
+        g, half = self.g, self.c.head_width // 2
+        first, second = g.split(x, (half, half), axis=-1)
+        swapped = g.op("Concat", second, first, axis=-1)
+        return g.op("Add", g.op("Mul", x, tables[0]), g.op("Mul", swapped, tables[1]))
+
+    def window_bias(self, window: int, at: str | None) -> str:
+        """Added to the scores of local layers: [S, S], or [B, 1, P, S] for queries at some positions."""
+        if (window, at) not in self._biases:
+            g = self.g
+            query = g.op("Unsqueeze", self.places() if at is None else at, g.ints(-1) if at is None else g.ints(1, -1))
+            far = g.op("Greater", g.op("Abs", g.op("Sub", query, self.places())), g.int(window))
+            self._biases[window, at] = g.op("Where", far, g.scalar(NEGATIVE), g.scalar(0.0))
+        return self._biases[window, at]
+
+    # ---- layers -------------------------------------------------------------------------------------------------------
+
+    def embed(self) -> str:
+        g, c = self.g, self.c
+        table = self.array("token_table")
+        assert table is not None
+        x = self.precision.lookup(g, self.ids, "token_table", table)
+        types = self.array("type_table")
+        if c.positions == "learned":
+            rows = self.array("position_table")
+            assert rows is not None
+            rows = rows[c.position_offset :] + (0 if types is None else types[0])
+            here = g.op("Slice", g.weight("position_table", rows), g.ints(0), self.length, g.ints(0))
+            x = g.op("Add", x, here)
+        elif types is not None:
+            x = g.op("Add", x, g.weight("type_table", types[0]))
+        x = self.norm(x, "embedding_norm")
+        return self.dense(x, "widen") if c.table_width != c.width else x
+
+    def attention(self, x: str, layer: str, window: int | None, at: str | None, alone: bool) -> str:
+        """Self-attention [B, S, D], or [B, P, D] with queries at some positions only.
+
+        The axis of 3 (queries, keys, values) stays in front as a 1, which saves squeezing it away. `alone` says that no other
+        layer shares these weights, so that queries can have a matrix of their own.
+        """
+        g, c = self.g, self.c
+        D, H, K = c.width, c.heads, c.head_width
+        theta = c.rope_theta if window is None else c.rope_theta_local
+        rope = c.positions == "rope"
+        path = (layer, "attention", "qkv")
+
+        def heads(y: str, parts: int) -> str:
+            """[B, N, parts·D] → [parts, B, H, N, K]."""
+            return g.op("Transpose", g.op("Reshape", y, g.ints(0, 0, parts, H, K)), perm=[2, 0, 3, 1, 4])
+
+        if at is None:
+            qk, v = g.split(heads(self.dense(x, *path), 3), (2, 1), axis=0)
+            qk = self.rotate(qk, self.rope(theta, None)) if rope else qk
+            q, k = g.split(qk, (1, 1), axis=0)
+        else:
+            if alone:
+                q = self.dense(self.take(x, at), *path, columns=slice(0, D), part=".query")
+                kv = self.dense(x, *path, columns=slice(D, None), part=".key_value")
+            else:
+                q, kv = g.split(self.dense(x, *path), (D, 2 * D), axis=-1)
+                q = self.take(q, at)
+            q = heads(q, 1)
+            k, v = g.split(heads(kv, 2), (1, 1), axis=0)
+            if rope:
+                q, k = self.rotate(q, self.rope(theta, at)), self.rotate(k, self.rope(theta, None))
+        q = g.op("Mul", q, g.scalar(K**-0.5))
+        scores = g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 2, 4, 3]))
+        if window is not None:
+            scores = g.op("Add", scores, self.window_bias(window, at))
+        mixed = g.op("MatMul", g.op("Softmax", scores, axis=-1), v)
+        mixed = g.op("Reshape", g.op("Transpose", mixed, perm=[1, 3, 0, 2, 4]), g.ints(0, 0, D))
+        return self.dense(mixed, layer, "attention", "out")
+
+    def feed_forward(self, x: str, layer: str) -> str:
+        h = self.dense(x, layer, "mlp", "up")
+        if self.c.gated:
+            inner, gate = self.g.split(h, (self.c.ff_width, self.c.ff_width), axis=-1)
+            h = self.g.op("Mul", self.activate(inner), gate)
+        else:
+            h = self.activate(h)
+        return self.dense(h, layer, "mlp", "down")
+
+    def layer(self, x: str, index: int, at: str | None) -> str:
+        """One encoder layer; with `at`, only its rows [B, P, D] at those positions."""
+        g, c = self.g, self.c
+        shared = index * c.layer_groups // c.layers if c.layer_groups else index
+        alone = not c.layer_groups or c.layer_groups == c.layers
+        name, window = f"layer_{shared}", c.window(index)
+        h = self.norm(x, name, "attention_norm") if c.norm_first and shared else x
+        h = self.attention(h, name, window, at, alone)
+        x = g.op("Add", x if at is None else self.take(x, at), h)
+        if c.norm_first:
+            return g.op("Add", x, self.feed_forward(self.norm(x, name, "mlp_norm"), name))
+        x = self.norm(x, name, "attention_norm")
+        return self.norm(g.op("Add", x, self.feed_forward(x, name)), name, "mlp_norm")
+
+    def hidden(self, at: str | None = None) -> str:
+        """Hidden states of the last layer, everywhere [B, S, D] or at some positions only [B, P, D]."""
+        x = self.embed()
+        for index in range(self.c.layers):
+            x = self.layer(x, index, at if index == self.c.layers - 1 else None)
+        return x
+
+    def vocabulary(self, x: str, shape_like: str) -> str:
+        """The head and the vocabulary projection of x [B, N, D] → logits [B, N, V]; `shape_like` is any [B, N]."""
+        g, c = self.g, self.c
+        x = g.op("Reshape", x, g.ints(-1, c.width))
+        x = self.norm(x, "final_norm") if c.norm_first else x
+        x = self.norm(self.activate(self.dense(x, "head")), "head_norm")
+        name = "token_table" if c.tied else "decoder"
+        table, bias = self.array(name), self.array("decoder_bias")
+        assert table is not None
+        logits = self.precision.project(g, x, name, table)
+        if bias is not None:
+            logits = g.op("Add", logits, g.weight("decoder_bias", bias))
+        return g.op("Reshape", logits, g.op("Concat", g.op("Shape", shape_like), g.ints(c.vocab_size), axis=0))

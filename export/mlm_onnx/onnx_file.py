@@ -1,0 +1,109 @@
+"""An ONNX graph under construction, and its two files: the nodes, and beside them the weights as external data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET, IR = 20, 10
+"""Gelu needs opset 20; onnxruntime reads it since 1.17."""
+CONTRIB = "com.microsoft"
+DATA_SUFFIX = ".data"
+INLINE_BELOW = 1024
+"""Bytes: smaller tensors stay in the graph, where shape inference and constant folding want them."""
+ALIGN = 64
+
+
+class Graph:
+    """Nodes and weights of one graph; each method returns the name of its result."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._nodes: list[onnx.NodeProto] = []
+        self._weights: dict[str, np.ndarray] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._counts: dict[str, int] = {}
+
+    def _fresh(self, kind: str) -> str:
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        return f"{kind}_{self._counts[kind]}"
+
+    def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Adds a node with one output."""
+        return self.ops(kind, *inputs, outputs=1, domain=domain, **attributes)[0]
+
+    def ops(self, kind: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any) -> tuple[str, ...]:
+        """Adds a node with several outputs."""
+        name = self._fresh(kind)
+        results = tuple(f"{name}.{i}" if outputs > 1 else name for i in range(outputs))
+        self._nodes.append(helper.make_node(kind, inputs, results, name=name, domain=domain, **attributes))
+        return results
+
+    def split(self, x: str, sizes: Sequence[int], axis: int) -> tuple[str, ...]:
+        return self.ops("Split", x, self.ints(*sizes), outputs=len(sizes), axis=axis)
+
+    def weight(self, name: str, array: np.ndarray) -> str:
+        """A stored tensor; the same name again is the same tensor, stored once."""
+        known = self._weights.setdefault(name, array)
+        assert known is array or (known.shape == array.shape and known.dtype == array.dtype), name
+        return name
+
+    def ints(self, *values: int) -> str:
+        """A small int64 vector."""
+        return self.weight("ints." + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def int(self, value: int) -> str:
+        return self.weight(f"int.{value}", np.array(value, np.int64))
+
+    def scalar(self, value: float) -> str:
+        return self.weight(f"scalar.{value!r}", np.array(value, np.float32))
+
+    @staticmethod
+    def type(dtype: Any) -> int:
+        """ONNX's number for a numpy type."""
+        return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+    def input(self, name: str, dtype: Any, shape: Sequence[str | int]) -> str:
+        self._inputs.append(helper.make_tensor_value_info(name, self.type(dtype), shape))
+        return name
+
+    def output(self, name: str, value: str, dtype: Any, shape: Sequence[str | int]) -> str:
+        """Gives a result its public name."""
+        for node in self._nodes:
+            for i, result in enumerate(node.output):
+                if result == value:
+                    node.output[i] = name
+        self._outputs.append(helper.make_tensor_value_info(name, self.type(dtype), shape))
+        return name
+
+    def write(self, path: Path) -> list[Path]:
+        """Writes the graph, and the weights as `path` + .data; returns both. Weights go from memory to disk one by one."""
+        data = path.with_name(path.name + DATA_SUFFIX)
+        tensors = []
+        with data.open("wb") as file:
+            for name, array in self._weights.items():
+                if array.nbytes < INLINE_BELOW:
+                    tensors.append(numpy_helper.from_array(array, name))
+                    continue
+                file.write(bytes(-file.tell() % ALIGN))
+                tensor = TensorProto(name=name, dims=array.shape, data_type=self.type(array.dtype))
+                tensor.data_location = TensorProto.EXTERNAL
+                facts = {"location": data.name, "offset": file.tell(), "length": array.nbytes}
+                for key, value in facts.items():
+                    tensor.external_data.add(key=key, value=str(value))
+                file.write(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).data)
+                tensors.append(tensor)
+        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, tensors)
+        opsets = [helper.make_opsetid("", OPSET)]
+        if any(node.domain == CONTRIB for node in self._nodes):
+            opsets.append(helper.make_opsetid(CONTRIB, 1))
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR, producer_name="mlm-onnx")
+        path.write_bytes(model.SerializeToString())
+        onnx.checker.check_model(str(path))
+        return [path, data]

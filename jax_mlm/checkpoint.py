@@ -1,0 +1,82 @@
+"""Orbax behind a few functions: asynchronous saves that keep both the newest checkpoint and the best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from jax_mlm.errors import UserError
+
+FOLDER = "checkpoints"
+
+
+def open_checkpoints(run: Path) -> ocp.CheckpointManager:
+    """The run's checkpoints, for saving and resuming.
+
+    The preservation policy names both ends: `best_fn` with `max_to_keep` would delete the newest when not the best.
+    """
+    keep = policies.AnyPreservationPolicy(
+        [
+            policies.LatestN(1),
+            policies.BestN(
+                get_metric_fn=lambda m: m["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
+            ),
+        ]
+    )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=keep, best_fn=lambda m: m["loss"], best_mode="min", cleanup_tmp_directories=True
+    )
+    return ocp.CheckpointManager((run / FOLDER).absolute(), options=options)
+
+
+def save(manager: ocp.CheckpointManager, state: Any, meta: dict[str, Any], loss: float | None) -> None:
+    """Starts saving; `meta` is small JSON beside the arrays, `loss` (None: not measured) decides which is the best."""
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+    manager.save(int(meta["step"]), args=args, metrics=None if loss is None else {"loss": loss})
+
+
+def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, dict[str, Any]]:
+    """The newest state and its meta; `like` gives shapes, types and shardings."""
+    step = manager.latest_step()
+    if step is None:
+        raise UserError(f"{manager.directory.parent} holds no checkpoint to --resume from")
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
+    restored = manager.restore(step, args=args)
+    return restored["state"], restored["meta"]
+
+
+def _open_for_reading(run: Path) -> ocp.CheckpointManager:
+    if not (run / FOLDER).is_dir():
+        raise UserError(f"{run} holds no checkpoint: train it first (python -m jax_mlm.train --out {run})")
+    options = ocp.CheckpointManagerOptions(read_only=True, best_fn=lambda m: m["loss"], best_mode="min")
+    manager = ocp.CheckpointManager((run / FOLDER).absolute(), options=options)
+    if manager.latest_step() is None:
+        raise UserError(f"{run / FOLDER} holds no finished checkpoint")
+    return manager
+
+
+def best_step(run: Path) -> int:
+    """The step with the lowest validation loss."""
+    with _open_for_reading(run) as manager:
+        step = manager.best_step()
+        return int(step if step is not None else manager.latest_step())
+
+
+def load_params(run: Path, step: int | None = None) -> tuple[int, dict[str, Any]]:
+    """The parameters of a step (the newest when not given) as nested dicts of float32 numpy arrays."""
+    with _open_for_reading(run) as manager:
+        chosen = manager.latest_step() if step is None else step
+        if chosen not in manager.all_steps():
+            raise UserError(f"{run} has no checkpoint of step {chosen}: there are {sorted(manager.all_steps())}")
+        like = manager.item_metadata(chosen)["state"]
+        skip = jax.tree.map(lambda _: ocp.PLACEHOLDER, like)
+        cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cpu), like["params"])
+        item = {**skip, "params": wanted}
+        restored = manager.restore(chosen, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(item)))
+    return int(chosen), jax.tree.map(np.asarray, restored["state"]["params"])

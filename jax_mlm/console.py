@@ -1,0 +1,112 @@
+"""The edge: command lines in, one clear line for a mistake, and a progress bar while one waits."""
+
+from __future__ import annotations
+
+import difflib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import tyro
+
+from jax_mlm.errors import UserError
+
+T = TypeVar("T")
+
+
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """' Did you mean X?' where one is close, else nothing."""
+    close = difflib.get_close_matches(word, choices, 1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def parse(prog: str, kind: type[T], argv: Sequence[str], examples: str, default: T | None = None) -> T:
+    """Options → a config of class `kind`; a bad one ends the program with exit code 2."""
+    kwargs: dict[str, Any] = {} if default is None else {"default": default}
+    description = f"{(kind.__doc__ or '').strip()}\n\n{examples}"
+    return tyro.cli(
+        kind, args=list(argv), prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,), **kwargs
+    )
+
+
+def run_command(
+    prog: str,
+    kind: type[T],
+    main: Callable[[T], Any],
+    examples: str,
+    argv: Sequence[str] | None = None,
+    default: Callable[[Sequence[str]], T] | None = None,
+) -> int:
+    """Parses, runs, and turns a user's mistake into one line on stderr and exit code 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        config = parse(prog, kind, argv, examples, default(argv) if default else None)
+        main(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"stopped{': ' + str(stop) if str(stop) else ''}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    return 0
+
+
+@contextmanager
+def stop_request() -> Iterator[Callable[[], bool]]:
+    """Turns Ctrl-C and SIGTERM into a flag, so that a step in flight ends and is saved; a second Ctrl-C ends at once."""
+    asked = []
+
+    def ask(number: int, frame: Any) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Progress:
+    """A bar with figures, rate and time left on a terminal; a plain line now and then otherwise. On stderr."""
+
+    def __init__(self, plain_every: float = 10.0) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        self._plain_every, self._said = plain_every, time.monotonic()
+        self._bar = None
+        if console.is_terminal:
+            columns = (BarColumn(30), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            self._bar = Bar(*columns, console=console, transient=True)
+            self._task = self._bar.add_task("", total=None)
+            self._bar.start()
+
+    def update(self, step: int, total: int, figures: str, seconds_left: float) -> None:
+        """Shows the state after `step` of `total`."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, total=total, description=figures)
+        elif time.monotonic() - self._said >= self._plain_every:
+            self._said = time.monotonic()
+            print(f"step {step}/{total}  {figures}  {seconds_left:.0f} s left", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()

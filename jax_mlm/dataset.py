@@ -1,0 +1,102 @@
+"""From the configuration to rows of tokens: tokenizer, token files, packing, and the validation split."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from jax_mlm.config import SENTENCE, TrainConfig
+from jax_mlm.corpus import TokenFiles, prepare
+from jax_mlm.data import Rows, pack_rows, split_documents
+from jax_mlm.run import TOKENIZER_FILE, write_atomically
+from jax_mlm.sources import documents, expand
+from jax_mlm.tokenizer import Vocabulary, load_tokenizer, padded_size, train_tokenizer, vocabulary_of
+
+
+class Dataset(NamedTuple):
+    """What training reads."""
+
+    config: TrainConfig
+    """With the vocabulary size filled in."""
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+    train: Rows
+    valid: Rows
+    held_out: bool
+    """False where validation has to use the training text (one sentence)."""
+    fingerprints: dict[str, str]
+
+
+def cache_folder(config: TrainConfig) -> Path:
+    """Where prepared tokens are kept between runs."""
+    named = config.corpus.cache or os.environ.get("JAX_MLM_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "jax_mlm"
+
+
+def _store_tokenizer(tokenizer: Tokenizer, cache: Path) -> Path:
+    """Keeps it in the cache under the hash of its content: no run directory exists before the data are read."""
+    text = tokenizer.to_str(pretty=True)
+    path = cache / "tokenizers" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        write_atomically(path, text)
+    return path
+
+
+def _sentence_file(cache: Path) -> Path:
+    path = cache / "sentence.txt"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, SENTENCE + "\n")
+    return path
+
+
+def open_dataset(config: TrainConfig, run: Path, say: Callable[[str], None] | None = None) -> Dataset:
+    """Reads, tokenises and packs the text; a resumed run uses its own tokenizer.
+
+    Raises:
+        UserError: missing, empty or unreadable text, or a vocabulary larger than the text supports.
+    """
+    say = say or (lambda text: print(text, file=sys.stderr))
+    cache, corpus = cache_folder(config), config.corpus
+    train_files = expand(config.data, "--data") if config.data else (_sentence_file(cache),)
+    valid_files = expand(config.valid, "--valid") if config.valid else ()
+
+    if config.resume:
+        tokenizer_path = run / TOKENIZER_FILE
+    elif config.tokenizer:
+        tokenizer_path = Path(config.tokenizer)
+    else:
+        say(f"training a {corpus.tokenizer_kind} tokenizer of {corpus.tokenizer_size} tokens")
+        texts = documents(train_files, corpus.document, corpus.text_field)
+        trained = train_tokenizer(texts, corpus.tokenizer_kind, corpus.tokenizer_size, corpus.lowercase)
+        tokenizer_path = _store_tokenizer(trained, cache)
+    tokenizer = load_tokenizer(tokenizer_path)
+    vocabulary = vocabulary_of(tokenizer)
+    if not config.model.vocab_size:
+        kind = "word" if config.preset == "sentence" else corpus.tokenizer_kind
+        config = replace(config, model=replace(config.model, vocab_size=padded_size(vocabulary.size, kind)))
+
+    def rows(files: TokenFiles, chosen: np.ndarray | None = None) -> Rows:
+        return pack_rows(files, vocabulary, corpus.length, corpus.pack, chosen)
+
+    text = prepare(train_files, tokenizer_path, corpus, cache)
+    fingerprints = {"train": text.fingerprint}
+    if not config.data:
+        train = valid = rows(text)
+    elif valid_files:
+        held = prepare(valid_files, tokenizer_path, corpus, cache)
+        fingerprints["valid"] = held.fingerprint
+        train, valid = rows(text), rows(held)
+    else:
+        train_ids, valid_ids = split_documents(len(text.documents) - 1, corpus.valid_fraction, config.seed)
+        train, valid = rows(text, train_ids), rows(text, valid_ids)
+    return Dataset(config, tokenizer, vocabulary, train, valid, bool(config.data), fingerprints)

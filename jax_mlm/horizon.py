@@ -1,0 +1,111 @@
+"""How long a run lasts: a number of steps, or a time budget turned into one while the steps are measured."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_mlm.errors import UserError
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+EVALUATIONS = 10
+"""Validations of a run whose interval is not given."""
+FIRST_GUESS = 1000
+"""Horizon of a time budget until the first steps are measured; it only sets how gently the warm-up begins."""
+
+
+def parse_budget(text: str) -> float:
+    """Seconds of '90s', '30m', '1.5h' or '2d'."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip().lower())
+    if not match or float(match[1]) <= 0:
+        raise UserError(f"--budget {text!r} is not a time: write 90s, 30m, 2h or 1d")
+    return float(match[1]) * UNITS[match[2]]
+
+
+class Pace:
+    """The clock of a run: its horizon, when to validate, and the time left. Time counts from its making.
+
+    With a budget the horizon is measured again whenever `measure` is called, so that a machine that slows down or
+    speeds up during the decay still ends on time with the learning rate at zero. Each checkpoint records it.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        budget: float | None,
+        eval_every: int,
+        meta: dict[str, Any],
+        final_rows: float,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`final_rows` is the size of the last validation over that of the others; `meta` comes from a checkpoint."""
+        self._clock, self._budget, self._final_rows = clock, budget, final_rows
+        self._every = eval_every or max(1, -(-steps // EVALUATIONS))
+        self._fixed_every = bool(eval_every)
+        self._began = clock() - float(meta["elapsed"])
+        self._first = self._done = int(meta["step"])
+        self.horizon = steps if budget is None else int(meta["horizon"]) or FIRST_GUESS
+        self._evaluations = EVALUATIONS * self._done // max(self.horizon, 1)
+        self._evaluating_seconds, self._last_evaluation = 0.0, None
+        self._marks: deque[tuple[int, float]] = deque([(self._done, 0.0)])
+
+    def elapsed(self) -> float:
+        """Seconds since the run's compilation ended, over all its resumptions."""
+        return self._clock() - self._began
+
+    def seconds_per_step(self) -> float:
+        """Of the last tenth of the run or so, validations left out."""
+        (step, seconds), (last, now) = self._marks[0], self._marks[-1]
+        return (now - seconds) / max(last - step, 1)
+
+    def measure(self, done: int) -> None:
+        """Takes the time after `done` steps, and moves the horizon of a budget to where the time will end."""
+        self._done = done
+        self._marks.append((done, self.elapsed() - self._evaluating_seconds))
+        while len(self._marks) > 2 and self._marks[-1][1] - self._marks[1][1] > max((self._budget or 100) / 10, 1.0):
+            self._marks.popleft()
+        if self._budget is None:
+            return
+        per_step = self.seconds_per_step()
+        one = self._last_evaluation if self._last_evaluation is not None else 0.0
+        periodic = 0 if self._fixed_every else max(EVALUATIONS - 1 - self._evaluations, 0)
+        left = self._budget - self.elapsed() - one * (periodic + self._final_rows)
+        horizon = done + max(int(left / max(per_step, 1e-9)), 0)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            horizon = int(multihost_utils.broadcast_one_to_all(np.int32(horizon)))
+        self.horizon = horizon
+
+    def evaluation_due(self, done: int) -> bool:
+        """Whether to validate after `done` steps; the validation at the end is not counted."""
+        if done >= self.horizon:
+            return False
+        if self._budget is None or self._fixed_every:
+            return done % self._every == 0
+        return EVALUATIONS * done // self.horizon > self._evaluations
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Times a validation, with what is saved and drawn beside it."""
+        began = self._clock()
+        yield
+        self._last_evaluation = self._clock() - began
+        self._evaluating_seconds += self._last_evaluation
+        self._evaluations += 1
+
+    def seconds_left(self) -> float:
+        if self._budget is not None:
+            return max(self._budget - self.elapsed(), 0.0)
+        return (self.horizon - self._done) * self.seconds_per_step()
+
+    def meta(self, done: int) -> dict[str, Any]:
+        """What a checkpoint records of the clock."""
+        return {"step": done, "elapsed": self.elapsed(), "horizon": self.horizon}

@@ -1,0 +1,41 @@
+"""Cross-entropy at the masked positions, as sums and counts: they add over microbatches, devices and hosts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+class Metrics(NamedTuple):
+    """Sums over targets; divide once, at the end."""
+
+    loss_sum: Array
+    """Σ −ln p(target), in nats."""
+    correct: Array
+    """Targets ranked first."""
+    count: Array
+    """Targets."""
+
+
+def masked_metrics(logits: Float[Array, "B P V"], targets: Int[Array, "B P"], weights: Float[Array, "B P"]) -> Metrics:
+    """Sums over the slots that weigh one; float32 whatever the model computes in."""
+    logits = logits.astype(jnp.float32)
+    top = jax.lax.stop_gradient(logits.max(-1))
+    log_total = jnp.log(jnp.exp(logits - top[..., None]).sum(-1)) + top
+    at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    loss = (log_total - at_target) * weights
+    # A tie is not a right answer; and counting vectorises on CPU, where argmax does not.
+    correct = ((logits >= at_target[..., None]).sum(-1) == 1) * weights
+    return Metrics(loss.sum(), correct.sum(), weights.sum())
+
+
+def unigram_baseline(train_counts: Int[np.ndarray, V], valid_counts: Int[np.ndarray, V]) -> tuple[float, float]:
+    """Loss (nats) and accuracy of guessing by frequency in the training text, one added to each count."""
+    smoothed = train_counts + 1.0
+    log_p = np.log(smoothed / smoothed.sum())
+    total = max(valid_counts.sum(), 1)
+    return float(-(valid_counts * log_p).sum() / total), float(valid_counts[smoothed.argmax()] / total)

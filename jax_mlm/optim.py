@@ -1,0 +1,89 @@
+"""Learning-rate schedules and optax chains.
+
+The schedule is a function of the step and of the horizon (the last step), both traced: a time budget may move the
+horizon while it is measured, without recompilation. The chains therefore end before it, at the peak rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+from jaxtyping import Array
+
+from jax_mlm.config import OptimConfig
+
+Schedule = Callable[[Array | int, Array | int], Array]
+"""(step, horizon) → part of the peak learning rate, from 0 to 1."""
+
+
+def make_schedule(config: OptimConfig) -> Schedule:
+    """Warm-up, then the shape that the configuration names: the one place to add another."""
+
+    def schedule(step: Array | int, horizon: Array | int) -> Array:
+        end = jnp.maximum(jnp.asarray(horizon, jnp.float32), 1.0)
+        now = jnp.asarray(step, jnp.float32)
+        warmup = config.warmup * end
+        rising = jnp.minimum(1.0, (now + 1.0) / jnp.maximum(warmup, 1.0))
+        # The last step (horizon − 1) still moves; at the horizon the rate is 0.
+        left = jnp.clip((end - now) / jnp.maximum(end - warmup, 1.0), 0.0, 1.0)
+        match config.schedule:
+            case "wsd":
+                falling = jnp.clip((end - now) / jnp.maximum(config.decay * end, 1.0), 0.0, 1.0)
+            case "cosine":
+                falling = 0.5 * (1.0 - jnp.cos(jnp.pi * left))
+            case "linear":
+                falling = left
+            case "constant":
+                falling = jnp.ones_like(left)
+        return jnp.minimum(rising, falling) if config.schedule == "wsd" else rising * falling
+
+    return schedule
+
+
+def is_matrix(params: Any) -> Any:
+    """True for weights that decay: matrices and tables, not norms and biases."""
+    return jax.tree.map(lambda x: x.ndim >= 2, params)
+
+
+def is_hidden_matrix(params: Any) -> Any:
+    """True for the matrices between hidden states, which Muon orthogonalises; not tables, norms or biases."""
+
+    def hidden(path: tuple[Any, ...], x: Array) -> bool:
+        return x.ndim == 2 and path[0].key.startswith("layer_")
+
+    return jax.tree_util.tree_map_with_path(hidden, params)
+
+
+def _adamw(config: OptimConfig) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.scale_by_adam(config.beta1, config.beta2, config.adam_eps),
+        optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
+        optax.scale(-config.lr),
+    )
+
+
+def _muon(config: OptimConfig) -> optax.GradientTransformation:
+    """Momentum, orthogonalised (Jordan et al. 2024), scaled to the root mean square of Adam's updates."""
+    flat = lambda params: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), params)  # noqa: E731
+    return optax.chain(
+        optax.contrib.scale_by_muon(weight_dimension_numbers=flat),
+        optax.stateless(lambda u, _: jax.tree.map(lambda x: x * max(1.0, x.shape[0] / x.shape[1]) ** 0.5, u)),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale(-config.muon_lr),
+    )
+
+
+def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
+    """Gradient → update at the peak learning rate; multiply it by the schedule. The one place to add another."""
+    match config.optimizer:
+        case "adamw":
+            chain = _adamw(config)
+        case "muon":
+            kinds = lambda params: jax.tree.map(lambda h: "muon" if h else "adamw", is_hidden_matrix(params))  # noqa: E731
+            chain = optax.partition({"muon": _muon(config), "adamw": _adamw(config)}, kinds)
+    return optax.chain(optax.clip_by_global_norm(config.clip), chain) if config.clip else chain

@@ -1,0 +1,82 @@
+"""The device mesh and where arrays live on it: rows are spread over `data`, parameters are on every device."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jax_mlm.errors import UserError
+
+
+def initialize() -> None:
+    """Joins the other hosts when the environment says that there are any (JAX_COORDINATOR_ADDRESS, or a TPU pod)."""
+    if os.environ.get("JAX_COORDINATOR_ADDRESS") or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize()
+
+
+def make_mesh(batch: int, accumulate: int) -> Mesh:
+    """One axis, `data`, over all devices; a microbatch must divide evenly over them."""
+    devices = jax.devices()
+    if (batch // accumulate) % len(devices):
+        raise UserError(
+            f"--batch {batch} in {accumulate} microbatches does not divide over {len(devices)} devices: "
+            f"make it a multiple of {accumulate * len(devices)}"
+        )
+    return Mesh(np.array(devices), ("data",))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_row(mesh: Mesh) -> NamedSharding:
+    """The first axis spread over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def make_placer(mesh: Mesh) -> Callable[[Any], Any]:
+    """`place(batch)`: this host's rows → arrays of the global batch."""
+    sharding = by_row(mesh)
+
+    def place(batch: Any) -> Any:
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+    return place
+
+
+def describe_devices() -> str:
+    """One line: backend and devices."""
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    return f"backend {jax.default_backend()}, {len(devices)} × {kind}{hosts}"
+
+
+def device_facts() -> dict[str, Any]:
+    """What `run.json` records of the machine."""
+    device = jax.devices()[0]
+    counts = {"devices": jax.device_count(), "hosts": jax.process_count()}
+    return {"backend": jax.default_backend(), "kind": device.device_kind, **counts}
+
+
+def warn_of_unused_accelerator() -> None:
+    """Says so on stderr when the machine has an NVIDIA or TPU device that this JAX cannot use."""
+    if jax.default_backend() != "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", ""):
+        return
+    if Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists():
+        found, extra = "an NVIDIA GPU", "cuda"
+    elif any(Path("/dev").glob("accel[0-9]*")) or (Path("/dev/vfio/0").exists() and "TPU_NAME" in os.environ):
+        found, extra = "a TPU", "tpu"
+    else:
+        return
+    print(
+        f"warning: this machine has {found}, but JAX runs on the CPU: pip install 'jax-mlm[{extra}]'", file=sys.stderr
+    )

@@ -1,0 +1,107 @@
+"""One optimizer step and one validation step, as pure functions built once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, Key
+
+from jax_mlm.config import MaskConfig
+from jax_mlm.data import Batch
+from jax_mlm.loss import Metrics, masked_metrics
+from jax_mlm.masking import Masked, make_mask, rate_at, row_keys
+from jax_mlm.model import Inputs, Params
+from jax_mlm.optim import Schedule
+from jax_mlm.tokenizer import Vocabulary
+
+Forward = Callable[..., Array]
+TrainStep = Callable[["TrainState", Batch, Int[Array, ""]], tuple["TrainState", Metrics]]
+
+
+class TrainState(NamedTuple):
+    """Arrays only: all that a checkpoint has to hold."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+
+
+def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.int32(0), params, tx.init(params))
+
+
+def batch_metrics(
+    forward: Forward, params: Params, batch: Batch, masked: Masked, drop_keys: Key[Array, B] | None
+) -> Metrics:
+    """Loss and accuracy sums of masked rows."""
+    inputs = Inputs(masked.tokens, batch.segments, batch.positions)
+    logits = forward(params, inputs, masked.at, row_keys=drop_keys)
+    return masked_metrics(logits, masked.targets, masked.weights)
+
+
+def make_train_step(
+    forward: Forward,
+    tx: optax.GradientTransformation,
+    schedule: Schedule,
+    mask_config: MaskConfig,
+    vocabulary: Vocabulary,
+    length: int,
+    key: Key[Array, ""],
+    accumulate: int = 1,
+) -> TrainStep:
+    """`train_step(state, batch, horizon)` → the next state, and the metrics of this batch before the update.
+
+    The gradient is that of Σloss / Σcount over the whole batch, in whatever number of microbatches it is computed.
+    """
+    mask = make_mask(mask_config, vocabulary, length)
+
+    def value_and_grad(params: Params, batch: Batch, masked: Masked, drop_keys: Array) -> tuple[Metrics, Params]:
+        def loss_sum(params: Params) -> tuple[Array, Metrics]:
+            metrics = batch_metrics(forward, params, batch, masked, drop_keys)
+            return metrics.loss_sum, metrics
+
+        grads, metrics = jax.grad(loss_sum, has_aux=True)(params)
+        return metrics, grads
+
+    def train_step(state: TrainState, batch: Batch, horizon: Int[Array, ""]) -> tuple[TrainState, Metrics]:
+        keys = jax.vmap(jax.random.split)(row_keys(key, state.step, batch.rows))
+        masked = mask(keys[:, 0], batch.tokens, batch.words, rate_at(mask_config, state.step, horizon))
+        parts = (batch, masked, keys[:, 1])
+        if accumulate == 1:
+            metrics, grads = value_and_grad(state.params, *parts)
+        else:
+            # Microbatch m takes rows m, m + A, m + 2A, …: each device keeps its own rows.
+            parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), parts)
+
+            def add(total: tuple[Metrics, Params], part: Any) -> tuple[tuple[Metrics, Params], None]:
+                return jax.tree.map(jnp.add, total, value_and_grad(state.params, *part)), None
+
+            zero = (Metrics(jnp.float32(0), jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, state.params))
+            (metrics, grads), _ = jax.lax.scan(add, zero, parts)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(metrics.count, 1.0), grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        factor = schedule(state.step, horizon)
+        params = jax.tree.map(lambda p, u: p + factor * u, state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(
+    forward: Forward, mask_config: MaskConfig, vocabulary: Vocabulary, length: int, key: Key[Array, ""]
+) -> Callable[[Params, Batch], Metrics]:
+    """`eval_step(params, batch)`: metrics under masks fixed by the key and each row's number in the data set."""
+    mask = make_mask(mask_config, vocabulary, length)
+    rate = jnp.float32(mask_config.mask_rate)
+
+    def eval_step(params: Params, batch: Batch) -> Metrics:
+        keys = jax.vmap(jax.random.split)(row_keys(key, 0, batch.rows))
+        masked = mask(keys[:, 0], batch.tokens, batch.words, rate)
+        return batch_metrics(forward, params, batch, masked, None)
+
+    return eval_step

@@ -1,0 +1,284 @@
+"""Trains or loads one tokenizer.json: word-level, WordPiece, byte-level BPE or Unigram."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from jax_mlm.errors import UserError
+
+Kind = Literal["wordpiece", "bpe", "unigram", "word"]
+SAMPLE = 1 << 27
+"""Characters that a tokenizer learns from: more changes the vocabulary little, and memory stays bounded."""
+LITERAL_UNKNOWN = "<unk>"
+"""What WikiText and its kin write for a word outside their own vocabulary."""
+NAMES = {
+    "pad": ("[PAD]", "<pad>", "<|pad|>"),
+    "mask": ("[MASK]", "<mask>", "<|mask|>"),
+    "unk": ("[UNK]", "<unk>", "<|unk|>"),
+    "cls": ("[CLS]", "<s>", "<cls>", "[BOS]", "<bos>"),
+    "sep": ("[SEP]", "</s>", "<sep>", "[EOS]", "<eos>"),
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What masking, packing and the model need to know of a tokenizer."""
+
+    size: int
+    """Number of ids: the largest one + 1."""
+    pad: int
+    mask: int
+    unk: int | None
+    cls: int | None
+    """Put before every text by the tokenizer; None where it puts nothing there."""
+    sep: int | None
+    """Put after every text."""
+    special: tuple[int, ...]
+    """Every special id, sorted: never masked, never drawn at random, never a target."""
+
+
+class VocabularyTooLarge(UserError):
+    """The text does not hold as many different pieces as were asked for; `reachable` of them it does."""
+
+    def __init__(self, asked: int, reachable: int) -> None:
+        self.reachable = reachable
+        super().__init__(
+            f"--tokenizer-size {asked}: the data supports {reachable} entries at most; "
+            f"choose --tokenizer-size {reachable} or less, or give more text"
+        )
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, with no truncation or padding of its own; UserError where it is none."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"--tokenizer {path} is a folder: give the tokenizer.json in it")
+    if not path.is_file():
+        raise UserError(f"--tokenizer {path}: no such file")
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the Rust library raises nothing narrower
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--tokenizer {path} is not a tokenizer.json ({reason})") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    try:
+        vocabulary_of(tokenizer)
+    except UserError as error:
+        raise UserError(f"--tokenizer {path}: {error}") from error
+    return tokenizer
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """Finds the special tokens by their usual names; the framing ones only where the tokenizer really adds them."""
+    special = {token.content: id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+
+    def find(role: str) -> int | None:
+        return next((special[name] for name in NAMES[role] if name in special), None)
+
+    mask = find("mask")
+    if mask is None:
+        raise UserError("it has no special token [MASK] or <mask>, which a masked language model needs")
+    frame = tokenizer.encode("").ids
+    cls, sep = (id if id in frame else None for id in (find("cls"), find("sep")))
+    unk = find("unk")
+    if unk is None:
+        unk = next((vocab[name] for name in NAMES["unk"] if name in vocab), None)
+    pad = find("pad")
+    if pad is None:  # padding is never attended to, so any special token can fill it
+        pad = next(id for id in (sep, cls, mask) if id is not None)
+    every = {*special.values(), *(() if unk is None else (unk,))}
+    return Vocabulary(max(vocab.values()) + 1, pad, mask, unk, cls, sep, tuple(sorted(every)))
+
+
+def padded_size(size: int, kind: str) -> int:
+    """Entries of the vocabulary, and rows of its table: a multiple of 64, except for words, which are exact."""
+    return size if kind == "word" else -(-size // 64) * 64
+
+
+def train_tokenizer(texts: Iterable[str], kind: Kind, size: int, lowercase: bool = False) -> Tokenizer:
+    """Learns a vocabulary of exactly `padded_size(size, kind)` entries; the same texts give the same tokenizer."""
+    size = padded_size(size, kind)
+    learn: Callable[..., Tokenizer] = {
+        "word": _train_words,
+        "wordpiece": _train_wordpiece,
+        "bpe": _train_bpe,
+        "unigram": _train_unigram,
+    }[kind]
+    sample = evenly(map(_without_unknown, texts), SAMPLE)
+    if not any(text.strip() for text in sample):
+        raise UserError("--data holds no text to train a tokenizer on")
+    tokenizer = learn(sample, size, lowercase)
+    reached = tokenizer.get_vocab_size(with_added_tokens=True)
+    if reached < size:
+        raise VocabularyTooLarge(size, reached if kind == "word" else reached // 64 * 64)
+    if reached > size:
+        raise UserError(f"--tokenizer-size {size} is too small for {kind} on this data: give at least {reached}")
+    return tokenizer
+
+
+def evenly(texts: Iterable[str], limit: int) -> list[str]:
+    """Every k-th text, k the smallest power of two that keeps them within `limit` characters (or one text)."""
+    kept: list[str] = []
+    every, total = 1, 0
+    for i, text in enumerate(texts):
+        if i % every:
+            continue
+        kept.append(text)
+        total += len(text)
+        while total > limit and len(kept) > 1:
+            every *= 2
+            kept = kept[::2]
+            total = sum(map(len, kept))
+    return kept
+
+
+def _without_unknown(text: str) -> str:
+    return text.replace(f" {LITERAL_UNKNOWN}", "").replace(LITERAL_UNKNOWN, "") if LITERAL_UNKNOWN in text else text
+
+
+def _specials(*names: str, space_before: bool = False) -> list[AddedToken]:
+    """Special tokens; [UNK] is matched after normalisation, which is where the literal `<unk>` becomes it."""
+    token = partial(AddedToken, special=True)
+    own = {"[UNK]": token("[UNK]", normalized=True, lstrip=space_before)}
+    own["[MASK]"] = token("[MASK]", normalized=False, lstrip=space_before)
+    return [own.get(name) or token(name, normalized=False) for name in names]
+
+
+FRAMED = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def _train_words(sample: list[str], size: int, lowercase: bool) -> Tokenizer:
+    """The most frequent whitespace-separated words, the earlier first among equals."""
+    names = ("[PAD]", "[UNK]", "[MASK]")
+    counts = Counter(word for text in sample for word in (text.lower() if lowercase else text).split())
+    words = [word for word, _ in counts.most_common() if word not in names]  # a stable sort: first seen first
+    entries = [*names, *words][: max(size, len(names) + 1)]
+    tokenizer = Tokenizer(models.WordLevel({word: id for id, word in enumerate(entries)}, unk_token="[UNK]"))
+    if lowercase:
+        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    return tokenizer
+
+
+def _train_wordpiece(sample: list[str], size: int, lowercase: bool) -> Tokenizer:
+    """BERT's normaliser and pre-tokeniser.
+
+    The trainer numbers the pieces ##c of one character in the order of a hash table, and breaks ties by number. Given
+    as special tokens they are numbered by us, so that two trainings agree; `_train` takes that mark off again.
+    """
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    normalizer = normalizers.BertNormalizer(strip_accents=lowercase, lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    characters, inner = _characters(sample, normalizer, tokenizer.pre_tokenizer, min(1000, (size - len(FRAMED)) // 2))
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        min_frequency=2,
+        special_tokens=[*_specials(*FRAMED), *("##" + character for character in inner)],
+        initial_alphabet=characters,
+        limit_alphabet=len(characters),
+        show_progress=False,
+    )
+    return _train(tokenizer, [normalizer], trainer, sample)
+
+
+def _characters(
+    sample: list[str], normalizer: normalizers.Normalizer, splitter: pre_tokenizers.PreTokenizer, limit: int
+) -> tuple[list[str], list[str]]:
+    """The `limit` most frequent characters, sorted, and those of them that occur inside a word."""
+    words = Counter(word for text in sample for word in text.split())
+    counts: Counter[str] = Counter()
+    inner: set[str] = set()
+    for word, count in words.items():
+        for piece, _ in splitter.pre_tokenize_str(normalizer.normalize_str(word)):
+            inner.update(piece[1:])
+            for character in piece:
+                counts[character] += count
+    kept = sorted(sorted(counts, key=lambda character: (-counts[character], character))[:limit])
+    return kept, [character for character in kept if character in inner]
+
+
+def _train_bpe(sample: list[str], size: int, lowercase: bool) -> Tokenizer:
+    """GPT-2's and RoBERTa's byte-level pieces: no text is unknown."""
+    smallest = padded_size(256 + len(FRAMED), "bpe")
+    if size < smallest:
+        raise UserError(f"--tokenizer-size {size}: byte-level bpe needs at least {smallest}")
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=2,
+        special_tokens=_specials(*FRAMED, space_before=True),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    return _train(tokenizer, [normalizers.NFC(), *_lower(lowercase)], trainer, sample)
+
+
+def _train_unigram(sample: list[str], size: int, lowercase: bool) -> Tokenizer:
+    """SentencePiece's unigram model over words that carry the space before them."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size,
+        special_tokens=_specials(*FRAMED, space_before=True),
+        unk_token="[UNK]",
+        show_progress=False,
+    )
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    return _train(tokenizer, [normalizers.NFKC(), spaces, *_lower(lowercase)], trainer, sample)
+
+
+def _lower(lowercase: bool) -> list[normalizers.Normalizer]:
+    return [normalizers.Lowercase()] if lowercase else []
+
+
+def _train(tokenizer: Tokenizer, normalizer: list, trainer: trainers.Trainer, sample: list[str]) -> Tokenizer:
+    """Trains without, then adds, what only matters later: the literal unknown token and the frame [CLS] … [SEP]."""
+    tokenizer.normalizer = normalizers.Sequence(normalizer)
+    tokenizer.train_from_iterator(_batches(sample), trainer)
+    # Last, so that neither it nor the [UNK] it writes is lower-cased; a lower-cased [UNK] is mended on the way.
+    unknown = normalizers.Replace(Regex(rf"{LITERAL_UNKNOWN}|\[unk\]"), "[UNK]")
+    tokenizer.normalizer = normalizers.Sequence([*normalizer, unknown])
+    frame = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in FRAMED]
+    if content["model"]["type"] == "Unigram":
+        content["model"]["vocab"] = _settled(content["model"]["vocab"])
+    # Added tokens are matched through the normaliser that was there when they were added: read everything anew.
+    return Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
+
+
+def _settled(pieces: list[list]) -> list[tuple[str, float]]:
+    """Unigram's pieces in an order that no hash table decides.
+
+    Its sums agree up to the last digits, and the characters that only complete the alphabet get the lowest scores, one
+    a little below the other, at random.
+    """
+    frame, learned = pieces[: len(FRAMED)], pieces[len(FRAMED) :]
+    ranked = sorted(((round(score, 6), piece) for piece, score in learned), key=lambda entry: (-entry[0], entry[1]))
+    end = len(ranked)
+    while end and len(ranked[end - 1][1]) == 1:
+        end -= 1
+    tail = sorted(piece for _, piece in ranked[end:])
+    completed = [(piece, score) for piece, (score, _) in zip(tail, ranked[end:], strict=True)]
+    return [*map(tuple, frame), *((piece, score) for score, piece in ranked[:end]), *completed]
+
+
+def _batches(sample: list[str], size: int = 1000) -> Iterator[list[str]]:
+    for i in range(0, len(sample), size):
+        yield sample[i : i + size]
