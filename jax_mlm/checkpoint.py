@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,43 +43,53 @@ def save(manager: ocp.CheckpointManager, state: Any, meta: dict[str, Any], loss:
     manager.save(int(meta["step"]), args=args, metrics=None if loss is None else {"loss": loss})
 
 
-def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, dict[str, Any]]:
-    """The newest state and its meta; `like` gives shapes, types and shardings."""
+def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, dict[str, Any]] | None:
+    """The newest state and its meta, or None before the first save; `like` gives shapes, types and shardings."""
     step = manager.latest_step()
     if step is None:
-        raise UserError(f"{manager.directory.parent} holds no checkpoint to --resume from")
+        return None
     args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
     restored = manager.restore(step, args=args)
     return restored["state"], restored["meta"]
 
 
-def _open_for_reading(run: Path) -> ocp.CheckpointManager:
+@contextmanager
+def _reading(run: Path) -> Iterator[ocp.CheckpointManager]:
+    """The run's checkpoints, read only; Orbax's remarks that this is so are not passed on."""
     if not (run / FOLDER).is_dir():
         raise UserError(f"{run} holds no checkpoint: train it first (python -m jax_mlm.train --out {run})")
     options = ocp.CheckpointManagerOptions(read_only=True, best_fn=lambda m: m["loss"], best_mode="min")
-    manager = ocp.CheckpointManager((run / FOLDER).absolute(), options=options)
-    if manager.latest_step() is None:
-        raise UserError(f"{run / FOLDER} holds no finished checkpoint")
-    return manager
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with ocp.CheckpointManager((run / FOLDER).absolute(), item_handlers=handlers, options=options) as manager:
+            if manager.latest_step() is None:
+                raise UserError(f"{run / FOLDER} holds no finished checkpoint")
+            yield manager
+    finally:
+        logger.setLevel(level)
 
 
 def best_step(run: Path) -> int:
-    """The step with the lowest validation loss."""
-    with _open_for_reading(run) as manager:
+    """The step with the lowest validation loss; the newest where none was measured."""
+    with _reading(run) as manager:
         step = manager.best_step()
-        return int(step if step is not None else manager.latest_step())
+        return int(manager.latest_step() if step is None else step)
 
 
 def load_params(run: Path, step: int | None = None) -> tuple[int, dict[str, Any]]:
     """The parameters of a step (the newest when not given) as nested dicts of float32 numpy arrays."""
-    with _open_for_reading(run) as manager:
+    with _reading(run) as manager:
         chosen = manager.latest_step() if step is None else step
         if chosen not in manager.all_steps():
             raise UserError(f"{run} has no checkpoint of step {chosen}: there are {sorted(manager.all_steps())}")
-        like = manager.item_metadata(chosen)["state"]
-        skip = jax.tree.map(lambda _: ocp.PLACEHOLDER, like)
+        like = manager.item_metadata(chosen)["state"].tree
         cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cpu), like["params"])
-        item = {**skip, "params": wanted}
-        restored = manager.restore(chosen, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(item)))
+        item = jax.tree.map(lambda _: ocp.PLACEHOLDER, like)
+        item["params"] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like["params"])
+        restore_args = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=cpu), like)
+        arguments = ocp.args.PyTreeRestore(item, restore_args=restore_args)
+        restored = manager.restore(chosen, args=ocp.args.Composite(state=arguments))
     return int(chosen), jax.tree.map(np.asarray, restored["state"]["params"])

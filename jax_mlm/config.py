@@ -115,8 +115,10 @@ class DataConfig:
     """Tokens in a training row, special tokens included."""
     tokenizer_kind: Literal["wordpiece", "bpe", "unigram", "word"] = "wordpiece"
     """The tokenizer trained on the data when --tokenizer is not given."""
-    tokenizer_size: int = 8192
-    """Its vocabulary, special tokens included."""
+    tokenizer_size: int = 0
+    """Its vocabulary, special tokens included; 0 takes --tokenizer-limit, or less where the text supports less."""
+    tokenizer_limit: int = 8192
+    """Largest vocabulary taken when --tokenizer-size is 0."""
     lowercase: bool = False
     """Lower-case the text in the tokenizer trained on the data."""
     text_field: str = "text"
@@ -211,7 +213,7 @@ class TrainConfig:
     out: str = ""
     """The run directory; empty takes the first free runs/PRESET, runs/PRESET-2, …"""
     steps: int = 0
-    """Optimizer steps; 0 takes the preset's."""
+    """Optimizer steps; 0 where a budget decides."""
     budget: str = ""
     """Train for this long instead of a number of steps: 90s, 30m, 2h."""
     resume: bool = False
@@ -242,8 +244,6 @@ class TrainConfig:
             raise ValueError(f"--batch {self.batch} is not a multiple of --accumulate {self.accumulate}")
         if self.steps and self.budget:
             raise ValueError("--steps and --budget exclude each other: give one of them")
-        if self.steps < 0:
-            raise ValueError(f"--steps must be above 0, not {self.steps}")
         if self.log_every < 1:
             raise ValueError(f"--log-every must be at least 1, not {self.log_every}")
         if self.corpus.length > self.model.max_length:
@@ -283,7 +283,7 @@ PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType(
             batch=32,
             eval_every=100,
             model=ModelConfig(width=128, layers=3, heads=4, ff_width=256, max_length=64),
-            corpus=DataConfig(length=16, tokenizer_kind="word", tokenizer_size=16),
+            corpus=DataConfig(length=16, tokenizer_kind="word"),
             optim=OptimConfig(lr=1e-3),
         ),
         "tiny": TrainConfig(
@@ -295,7 +295,7 @@ PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType(
             steps=50_000,
             batch=128,
             model=ModelConfig(width=512, layers=8, heads=8, ff_width=768),
-            corpus=DataConfig(length=256, tokenizer_size=16_384),
+            corpus=DataConfig(length=256, tokenizer_limit=16_384),
             optim=OptimConfig(lr=1e-3),
         ),
         "base": TrainConfig(
@@ -303,7 +303,7 @@ PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType(
             steps=100_000,
             batch=512,
             model=ModelConfig(width=768, layers=12, heads=12, ff_width=1152),
-            corpus=DataConfig(length=512, tokenizer_size=32_768),
+            corpus=DataConfig(length=512, tokenizer_limit=32_768),
             optim=OptimConfig(lr=8e-4),
         ),
         "large": TrainConfig(
@@ -312,7 +312,7 @@ PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType(
             batch=1024,
             accumulate=4,
             model=ModelConfig(width=1024, layers=24, heads=16, ff_width=1536),
-            corpus=DataConfig(length=512, tokenizer_size=32_768),
+            corpus=DataConfig(length=512, tokenizer_limit=32_768),
             optim=OptimConfig(lr=5e-4),
         ),
         "bert-base": TrainConfig(
@@ -320,7 +320,7 @@ PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType(
             steps=1_000_000,
             batch=256,
             model=_bert(768, 12, 12),
-            corpus=DataConfig(length=512, tokenizer_size=30_528, lowercase=True),
+            corpus=DataConfig(length=512, tokenizer_limit=30_528, lowercase=True),
             optim=OptimConfig(lr=1e-4, schedule="linear", warmup=0.01, beta2=0.999, adam_eps=1e-6),
         ),
     }

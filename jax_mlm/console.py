@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import difflib
+import io
+import re
 import signal
 import sys
 import time
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -24,12 +29,41 @@ def nearest(word: str, choices: Sequence[str]) -> str:
 
 
 def parse(prog: str, kind: type[T], argv: Sequence[str], examples: str, default: T | None = None) -> T:
-    """Options → a config of class `kind`; a bad one ends the program with exit code 2."""
+    """Options → a config of class `kind`; --help exits with 0, a bad option is a UserError of one line."""
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
     description = f"{(kind.__doc__ or '').strip()}\n\n{examples}"
-    return tyro.cli(
-        kind, args=list(argv), prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,), **kwargs
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind, args=list(argv), prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,), **kwargs
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        line = _in_one_line(said.getvalue())
+        unknown = re.search(r"Unrecognized options: (--[\w-]+)", line)
+        raise UserError(line + (nearest(unknown[1], _options(kind)) if unknown else "")) from None
+
+
+def _options(kind: type) -> list[str]:
+    """The options that the fields of a config make, nested ones too."""
+    names = []
+    for name, hint in typing.get_type_hints(kind).items():
+        names += _options(hint) if dataclasses.is_dataclass(hint) else [f"--{name.replace('_', '-')}"]
+    return names
+
+
+def _in_one_line(box: str) -> str:
+    """The text of tyro's framed message, up to its first rule."""
+    lines = []
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
+        text = line.strip(" │┃|")
+        if re.fullmatch(r"[─━-]{4,}", text) and lines:
+            break
+        if text and not re.search(r"[╭╮╰╯┏┓]", text):
+            lines.append(text)
+    return re.sub(r"^Error parsing \w+: ", "", " ".join(lines))
 
 
 def run_command(
@@ -59,7 +93,7 @@ def run_command(
 
 @contextmanager
 def stop_request() -> Iterator[Callable[[], bool]]:
-    """Turns Ctrl-C and SIGTERM into a flag, so that a step in flight ends and is saved; a second Ctrl-C ends at once."""
+    """Turns Ctrl-C and SIGTERM into a flag, so that a step in flight is ended and saved; a second Ctrl-C ends at once."""
     asked = []
 
     def ask(number: int, frame: Any) -> None:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,9 +91,10 @@ def _write_tokens(
     total = sum(path.stat().st_size for path in paths)
     with _display(total) if progress is None else nullcontext(progress) as report:
         chunks = islice(_chunks(paths, cfg), writer.chunks, None)
-        for chunk, encoded in encode_in_order(chunks, tokenizer, _workers(paths, cfg)):
-            writer.append(encoded, chunk.starts)
-            report(chunk.consumed, total)
+        with closing(encode_in_order(chunks, tokenizer, _workers(paths, cfg))) as encoding:
+            for chunk, encoded in encoding:
+                writer.append(encoded, chunk.starts)
+                report(chunk.consumed, total)
 
 
 # What has been prepared

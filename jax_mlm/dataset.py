@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +13,19 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from jax_mlm.config import SENTENCE, TrainConfig
+from jax_mlm.config import SENTENCE, DataConfig, TrainConfig
 from jax_mlm.corpus import TokenFiles, prepare
 from jax_mlm.data import Rows, pack_rows, split_documents
 from jax_mlm.run import TOKENIZER_FILE, write_atomically
 from jax_mlm.sources import documents, expand
-from jax_mlm.tokenizer import Vocabulary, load_tokenizer, padded_size, train_tokenizer, vocabulary_of
+from jax_mlm.tokenizer import (
+    Vocabulary,
+    VocabularyTooLarge,
+    load_tokenizer,
+    padded_size,
+    train_tokenizer,
+    vocabulary_of,
+)
 
 
 class Dataset(NamedTuple):
@@ -59,6 +66,22 @@ def _sentence_file(cache: Path) -> Path:
     return path
 
 
+def _new_tokenizer(files: Sequence[Path], corpus: DataConfig, say: Callable[[str], None]) -> Tokenizer:
+    """Trains one on the text: of the size asked for, else of the preset's or what the text supports."""
+
+    def trained(size: int) -> Tokenizer:
+        say(f"training a {corpus.tokenizer_kind} tokenizer of {size} tokens")
+        texts = documents(files, corpus.document, corpus.text_field)
+        return train_tokenizer(texts, corpus.tokenizer_kind, size, corpus.lowercase)
+
+    if corpus.tokenizer_size:
+        return trained(corpus.tokenizer_size)
+    try:
+        return trained(corpus.tokenizer_limit)
+    except VocabularyTooLarge as error:
+        return trained(error.reachable)
+
+
 def open_dataset(config: TrainConfig, run: Path, say: Callable[[str], None] | None = None) -> Dataset:
     """Reads, tokenises and packs the text; a resumed run uses its own tokenizer.
 
@@ -75,10 +98,7 @@ def open_dataset(config: TrainConfig, run: Path, say: Callable[[str], None] | No
     elif config.tokenizer:
         tokenizer_path = Path(config.tokenizer)
     else:
-        say(f"training a {corpus.tokenizer_kind} tokenizer of {corpus.tokenizer_size} tokens")
-        texts = documents(train_files, corpus.document, corpus.text_field)
-        trained = train_tokenizer(texts, corpus.tokenizer_kind, corpus.tokenizer_size, corpus.lowercase)
-        tokenizer_path = _store_tokenizer(trained, cache)
+        tokenizer_path = _store_tokenizer(_new_tokenizer(train_files, corpus, say), cache)
     tokenizer = load_tokenizer(tokenizer_path)
     vocabulary = vocabulary_of(tokenizer)
     if not config.model.vocab_size:

@@ -15,6 +15,8 @@ import numpy as np
 
 WASTE = 0.01
 """Part of all places that may be padding before documents are cut to fill rows."""
+TOGETHER = 1 << 20
+"""Documents packed with each other: enough to fill rows, and few enough to bound the memory it takes."""
 
 
 class Plan(NamedTuple):
@@ -30,6 +32,17 @@ class Plan(NamedTuple):
 
 def plan_rows(starts: np.ndarray, sizes: np.ndarray, length: int, frame: int) -> Plan:
     """Packs documents, given by first token and size, into rows of `length`; each piece needs `frame` places more."""
+    blocks = range(0, len(sizes), TOGETHER)
+    plans = [_plan(starts[i : i + TOGETHER], sizes[i : i + TOGETHER], length, frame) for i in blocks]
+    before = np.cumsum([0, *(len(plan.starts) for plan in plans)])
+    return Plan(
+        np.concatenate([plan.starts for plan in plans]),
+        np.concatenate([plan.sizes for plan in plans]),
+        np.concatenate([[0], *(plan.first[1:] + n for plan, n in zip(plans, before, strict=False))]),
+    )
+
+
+def _plan(starts: np.ndarray, sizes: np.ndarray, length: int, frame: int) -> Plan:
     starts, sizes = windows(starts, sizes, length - frame)
     plan = _packed(starts, sizes, length, frame)
     used = _used(plan, frame)
@@ -41,11 +54,12 @@ def plan_rows(starts: np.ndarray, sizes: np.ndarray, length: int, frame: int) ->
         good, poor = _chosen(plan, np.sort(order[:kept])), _chosen(plan, np.sort(order[kept:]))
         by_place = np.argsort(poor.starts, kind="stable")
         cut = _end_to_end(poor.starts[by_place], poor.sizes[by_place], length, frame)
-        plan = Plan(
-            np.concatenate([good.starts, cut.starts]),
-            np.concatenate([good.sizes, cut.sizes]),
-            np.concatenate([good.first, cut.first[1:] + len(good.starts)]),
-        )
+        if len(cut.first) < len(poor.first):
+            plan = Plan(
+                np.concatenate([good.starts, cut.starts]),
+                np.concatenate([good.sizes, cut.sizes]),
+                np.concatenate([good.first, cut.first[1:] + len(good.starts)]),
+            )
     # In the order of the text: neighbours on disk, and a fair sample in any stretch of rows.
     return _chosen(plan, np.argsort(plan.starts[plan.first[:-1]], kind="stable"))
 

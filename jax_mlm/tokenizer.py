@@ -50,10 +50,9 @@ class VocabularyTooLarge(UserError):
 
     def __init__(self, asked: int, reachable: int) -> None:
         self.reachable = reachable
-        super().__init__(
-            f"--tokenizer-size {asked}: the data supports {reachable} entries at most; "
-            f"choose --tokenizer-size {reachable} or less, or give more text"
-        )
+        most = f"{reachable} entries at most" if reachable else "fewer than 64 entries"
+        remedy = f"choose --tokenizer-size {reachable} or less, or give" if reachable else "give"
+        super().__init__(f"--tokenizer-size {asked}: the data supports {most}; {remedy} more text")
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -113,6 +113,8 @@ def train(config: TrainConfig) -> Path:
     sharding.initialize()
     run = choose_directory(config)
     budget = parse_budget(config.budget) if config.budget else None
+    if budget is None and config.steps < 1:
+        raise UserError(f"--steps must be at least 1, not {config.steps}")
     mesh = sharding.make_mesh(config.batch, config.accumulate)
     print(sharding.describe_devices(), file=sys.stderr)
     sharding.warn_of_unused_accelerator()
@@ -135,7 +137,7 @@ def train(config: TrainConfig) -> Path:
     manager = open_checkpoints(run)
     meta: dict[str, Any] = {"step": 0, "elapsed": 0.0, "horizon": 0}
     if config.resume:
-        state, meta = restore(manager, state)
+        state, meta = restore(manager, state) or (state, meta)
     else:
         write_atomically(run / TOKENIZER_FILE, data.tokenizer.to_str(pretty=True))
     write_run(run, config, sharding.device_facts(), {"files": list(config.data), **data.fingerprints})
@@ -279,7 +281,7 @@ def defaults(argv: Sequence[str]) -> TrainConfig:
         raise UserError(
             f"--preset {preset} is unknown: choose from {', '.join(PRESETS)}.{nearest(preset, list(PRESETS))}"
         )
-    return PRESETS[preset]
+    return replace(PRESETS[preset], steps=0) if option(argv, "budget") is not None else PRESETS[preset]
 
 
 def check_resumed(config: TrainConfig) -> None:

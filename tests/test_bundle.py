@@ -1,0 +1,199 @@
+"""A bundle that is not exactly what was written is refused, with one line that says why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlm_onnx import bundle
+from mlm_onnx.bundle import BundleError, check_target, new_bundle, open_bundle, seal
+from mlm_onnx.convert import write_bundle
+from mlm_onnx.graph import FP32
+from test_graph import randomised
+
+from jax_mlm.config import PRESETS, SENTENCE, with_vocabulary
+from jax_mlm.tokenizer import train_tokenizer
+
+ORIGIN = {"run": "test", "preset": "sentence", "step": 7, "versions": {}}
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the founding sentence's shape with random weights."""
+    path = tmp_path_factory.mktemp("bundle") / "made"
+    model = with_vocabulary(PRESETS["sentence"], 16).model
+    write_bundle(path, model, randomised(model), train_tokenizer([SENTENCE], "word", 16), FP32, ORIGIN)
+    return path
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_sound_bundle_opens_and_documents_itself(made: Path) -> None:
+    opened = open_bundle(made)
+    assert opened.special.mask == "[MASK]"
+    assert (opened.vocab_size, opened.limits.max_length) == (16, 64)
+    manifest = opened.manifest
+    assert (manifest["kind"], manifest["format"], manifest["task"], manifest["dtype"]) == (
+        "mlm-onnx",
+        1,
+        "fill-mask",
+        "fp32",
+    )
+    assert 0 < manifest["parity"]["max_difference"] <= 1e-4
+    assert manifest["parity"]["logit_std"] >= 1
+    graph = manifest["graphs"]["fast/fill_mask.onnx"]
+    assert graph["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["batch", "masks", 16]}]
+    assert manifest["origin"]["step"] == 7
+    assert set(manifest["files"]) == {file.relative_to(made).as_posix() for file in made.rglob("*.*")} - {
+        "manifest.json"
+    }
+
+
+@pytest.mark.parametrize("name", bundle.REQUIRED)
+def test_every_changed_byte_is_noticed(copy: Path, name: str) -> None:
+    whole = (copy / name).read_bytes()
+    for place in (0, len(whole) // 2, len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        (copy / name).write_bytes(damaged)
+        with pytest.raises(BundleError, match="SHA-256"):
+            open_bundle(copy)
+    (copy / name).write_bytes(whole[:-1])
+    with pytest.raises(BundleError, match="cut short"):
+        open_bundle(copy)
+    (copy / name).unlink()
+    with pytest.raises(BundleError, match="missing"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/hostname",
+        "../outside",
+        "fast/../../outside",
+        "",
+        ".",
+        "a\\b",
+        "c:evil",
+        "./config.json",
+        "fast//x",
+        "a\0b",
+    ],
+)
+def test_no_path_leaves_the_bundle(copy: Path, name: str) -> None:
+    (copy.parent / "outside").write_text("x")
+    edit(copy, lambda m: m["files"].update({name: {"size": 1, "sha256": "0"}}))
+    with pytest.raises(BundleError, match=r"outside the bundle|missing"):
+        open_bundle(copy)
+
+
+def test_links_are_refused(copy: Path) -> None:
+    (copy / "config.json").rename(copy.parent / "elsewhere.json")
+    (copy / "config.json").symlink_to(copy.parent / "elsewhere.json")
+    with pytest.raises(BundleError, match="is a link"):
+        open_bundle(copy)
+    (copy / "config.json").unlink()
+    (copy.parent / "elsewhere.json").rename(copy / "config.json")
+    (copy / "fast").rename(copy.parent / "fast")
+    (copy / "fast").symlink_to(copy.parent / "fast")
+    with pytest.raises(BundleError, match="is a link"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m: m.update(format=2), "pip install -U mlm-onnx"),
+        (lambda m: m.update(format="1"), "unknown bundle format"),
+        (lambda m: m.update(format=True), "unknown bundle format"),
+        (lambda m: m.update(task="translate"), "translate"),
+        (lambda m: m.update(kind="other"), "not a manifest of mlm-onnx"),
+        (lambda m: m.pop("files"), "lists no files"),
+        (lambda m: m.update(files={"config.json": 3}), "lists no files"),
+        (lambda m: m["files"].pop("fast/fill_mask.onnx.data"), r"does not list fast/fill_mask\.onnx\.data"),
+        (lambda m: m["limits"].update(max_length=1 << 40), "out of bounds"),
+        (lambda m: m["limits"].update(max_top_k=-1), "out of bounds"),
+        (lambda m: m["limits"].update(max_texts=1.5), "out of bounds"),
+        (lambda m: m.pop("limits"), "incomplete"),
+        (lambda m: m["tokens"]["mask"].update(id=16), "out of bounds"),
+        (lambda m: m["tokens"].update(special=[99]), "out of bounds"),
+        (lambda m: m["tokens"].update(special=3), "incomplete"),
+        (lambda m: m.update(vocab_size="16"), "out of bounds"),
+    ],
+)
+def test_manifests_that_lie(copy: Path, change: Callable[[dict[str, Any]], object], said: str) -> None:
+    edit(copy, change)
+    with pytest.raises(BundleError, match=said) as caught:
+        open_bundle(copy)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff\xfe", "[" * 100_000])
+def test_manifests_that_are_none(copy: Path, text: str) -> None:
+    (copy / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BundleError) as caught:
+        open_bundle(copy)
+    assert "manifest.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_that_are_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is no folder"):
+        open_bundle(tmp_path / "nothing")
+    with pytest.raises(BundleError, match=r"no bundle: it has no manifest\.json"):
+        open_bundle(tmp_path)
+
+
+def test_writing_is_all_or_nothing(tmp_path: Path, made: Path) -> None:
+    target = tmp_path / "deep" / "target"
+
+    def fail() -> None:
+        with new_bundle(target) as folder:
+            (folder / "half").write_text("x")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert list(target.parent.iterdir()) == []
+    shutil.copytree(made, target)
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    open_bundle(target)
+    with new_bundle(target) as folder:
+        (folder / "config.json").write_text("{}")
+        seal(folder, {"new": True})
+    assert bundle.read_manifest(target)["new"] is True
+    assert list(target.parent.iterdir()) == [target]
+    assert not (target / "fast").exists()
+
+
+def test_only_a_bundle_of_ours_is_replaced(copy: Path, tmp_path: Path) -> None:
+    check_target(tmp_path / "new")
+    (tmp_path / "empty").mkdir()
+    check_target(tmp_path / "empty")
+    check_target(copy)
+    (copy / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match=r"notes\.txt"):
+        check_target(copy)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    with pytest.raises(BundleError, match="nothing was written"):
+        check_target(other)
+    with pytest.raises(BundleError, match="no folder"):
+        check_target(other / "thesis.txt")
+    assert (other / "thesis.txt").read_text() == "mine"

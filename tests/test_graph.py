@@ -1,0 +1,150 @@
+"""The ONNX graph computes what the JAX model computes, for every switch, and a wrong one would be noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import onnxruntime as ort
+import pytest
+from mlm_onnx.convert import compare, jax_forward, onnx_forward
+from mlm_onnx.graph import fill_mask_graph
+
+from jax_mlm.config import PRESETS, ModelConfig
+from jax_mlm.model import init_params
+
+SHAPES = ((1, 1, 1), (1, 2, 2), (2, 7, 3), (1, 18, 1), (3, 18, 2), (5, 33, 4), (2, 48, 48))
+TINY = {"vocab_size": 96, "width": 32, "layers": 3, "heads": 4, "ff_width": 48, "max_length": 48}
+BERT = replace(PRESETS["bert-base"].model, **TINY)
+MODERN = ModelConfig(**TINY)
+CONFIGS = {
+    "modernbert": MODERN,
+    "modernbert-local": replace(MODERN, layers=4, global_every=3, local_window=6, rope_theta=160_000.0),
+    "last-layer-local": replace(MODERN, layers=2, global_every=2, local_window=10, norm_bias=True),
+    "every-bias": replace(MODERN, norm_bias=True, attention_bias=True, mlp_bias=True, head_bias=True),
+    "rms": replace(MODERN, norm="rms", norm_eps=1e-2, activation="silu"),
+    "untied": replace(MODERN, tied=False, decoder_bias=False, activation="relu"),
+    "rope-with-types": replace(MODERN, token_types=2, gated=False, norm_first=False, norm_bias=True),
+    "bert": BERT,
+    "bert-pre-norm": replace(BERT, norm_first=True, activation="silu", layers=1),
+    "roberta": replace(BERT, family="roberta", position_offset=2, token_types=1, norm_eps=1e-5),
+    "distilbert": replace(BERT, family="distilbert", token_types=0),
+    "albert": replace(BERT, family="albert", embedding_width=16, layer_groups=1, activation="gelu_tanh"),
+    "albert-two-groups": replace(BERT, family="albert", embedding_width=24, layers=4, layer_groups=2, tied=False),
+    "odd-head": replace(BERT, width=30, heads=6, ff_width=31),
+    "rms-learned": replace(BERT, norm="rms", gated=True, decoder_bias=False),
+}
+
+
+def randomised(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
+    """Parameters far from their initial values: norm scales and biases too, so that a switch left out is seen."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        name = path[-1].key
+        match name:
+            case "scale":
+                values = rng.normal(1, 0.2, leaf.shape)
+            case "kernel":
+                values = rng.normal(0, 1.2 / np.sqrt(leaf.shape[0]), leaf.shape)
+            case _:
+                values = rng.normal(0, 0.5, leaf.shape)
+        return values.astype(np.float32)
+
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Callable[..., np.ndarray]]:
+    """Builds the graph of a config and returns its function."""
+
+    def build(config: ModelConfig, params: Any) -> Callable[..., np.ndarray]:
+        fill_mask_graph(config, params).write(tmp_path / "g.onnx")
+        return onnx_forward(tmp_path / "g.onnx")
+
+    return build
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_equal_jax(name: str, run: Any) -> None:
+    config = CONFIGS[name]
+    params = randomised(config)
+    parity = compare(jax_forward(config, params), run(config, params), config.vocab_size, SHAPES)
+    assert parity.logit_std >= 1, "too flat a model would hide mistakes"
+    assert parity.max_difference <= 1e-4
+    assert parity.top1_agreement == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("bert", {"activation": "gelu_tanh"}),
+        ("albert", {"activation": "gelu"}),
+        ("rms", {"norm_eps": 1e-5}),
+        ("roberta", {"position_offset": 1}),
+        ("modernbert-local", {"local_window": 8}),
+        ("modernbert-local", {"rope_theta": 10_000.0}),
+        ("modernbert-local", {"rope_theta_local": 160_000.0}),
+        ("modernbert-local", {"global_every": 2}),
+        ("bert", {"heads": 8}),
+        ("rms", {"norm": "layer"}),
+    ],
+)
+def test_parity_notices_a_wrong_switch(name: str, wrong: dict[str, Any], run: Any) -> None:
+    config = CONFIGS[name]
+    params = randomised(config)
+    ours = run(replace(config, **wrong), params)
+    assert compare(jax_forward(config, params), ours, config.vocab_size, SHAPES[2:6]).max_difference > 1e-3
+
+
+@pytest.mark.parametrize("name", ["modernbert-local", "bert"])
+def test_rows_do_not_see_each_other(name: str, run: Any) -> None:
+    config = CONFIGS[name]
+    ours = run(config, randomised(config))
+    rng = np.random.default_rng(1)
+    ids, at = rng.integers(0, 96, (6, 20)), rng.integers(0, 20, (6, 3))
+    together = ours(ids, at)
+    for row in range(6):
+        np.testing.assert_allclose(together[row : row + 1], ours(ids[row : row + 1], at[row : row + 1]), atol=1e-5)
+
+
+def test_positions_in_any_order_and_repeated(run: Any) -> None:
+    ours = run(MODERN, randomised(MODERN))
+    ids = np.arange(10)[None]
+    everywhere = ours(ids, np.arange(10)[None])
+    asked = ours(ids, np.array([[7, 0, 7, 3]]))
+    np.testing.assert_allclose(asked, everywhere[:, [7, 0, 7, 3]], atol=1e-5)
+
+
+def test_the_length_limit_is_usable_and_inputs_are_named(tmp_path: Path) -> None:
+    fill_mask_graph(BERT, randomised(BERT)).write(tmp_path / "g.onnx")
+    session = ort.InferenceSession(str(tmp_path / "g.onnx"))
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
+        ("input_ids", "tensor(int64)", ["batch", "sequence"]),
+        ("positions", "tensor(int64)", ["batch", "masks"]),
+    ]
+    assert [(o.name, o.type, o.shape) for o in session.get_outputs()] == [
+        ("logits", "tensor(float)", ["batch", "masks", 96])
+    ]
+    logits = session.run(None, {"input_ids": np.zeros((1, 48), np.int64), "positions": np.array([[47]])})[0]
+    assert logits.shape == (1, 1, 96)
+
+
+def test_tied_and_shared_weights_are_stored_once(tmp_path: Path) -> None:
+    def size(config: ModelConfig) -> int:
+        params = randomised(config)
+        fill_mask_graph(config, params).write(tmp_path / "g.onnx")
+        stored = (tmp_path / "g.onnx.data").stat().st_size
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        assert stored <= needed + 64 * 100, "a weight is stored twice"
+        return stored
+
+    wide = replace(MODERN, vocab_size=4096)
+    assert size(replace(wide, tied=False)) - size(wide) == 4096 * 32 * 4
+    shared = replace(CONFIGS["albert"], layers=2)
+    assert size(replace(shared, layers=12)) == size(shared)
