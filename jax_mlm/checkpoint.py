@@ -58,12 +58,12 @@ def _reading(run: Path) -> Iterator[ocp.CheckpointManager]:
     """The run's checkpoints, read only; Orbax's remarks that this is so are not passed on."""
     if not (run / FOLDER).is_dir():
         raise UserError(f"{run} holds no checkpoint: train it first (python -m jax_mlm.train --out {run})")
-    options = ocp.CheckpointManagerOptions(read_only=True, best_fn=lambda m: m["loss"], best_mode="min")
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
+        options = ocp.CheckpointManagerOptions(read_only=True, best_fn=lambda m: m["loss"], best_mode="min")
         with ocp.CheckpointManager((run / FOLDER).absolute(), item_handlers=handlers, options=options) as manager:
             if manager.latest_step() is None:
                 raise UserError(f"{run / FOLDER} holds no finished checkpoint")

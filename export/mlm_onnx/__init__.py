@@ -1,0 +1,25 @@
+"""Answers masked queries from an ONNX bundle: `FillMask("BUNDLE")("text with [MASK]")`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlm_onnx.bundle import BundleError
+    from mlm_onnx.predictor import FillMask, QueryError
+
+__all__ = ["BundleError", "FillMask", "QueryError"]
+_HOME = {"BundleError": "bundle", "FillMask": "predictor", "QueryError": "predictor"}
+
+
+def __getattr__(name: str) -> object:
+    """Loads onnxruntime only when something that needs it is asked for (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

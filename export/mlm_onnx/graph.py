@@ -29,7 +29,7 @@ Linear = Callable[[Graph, str, str, np.ndarray, np.ndarray | None], str]
 Lookup = Callable[[Graph, str, str, np.ndarray], str]
 """(graph, ids [B, S], name, table [V, E]) → rows [B, S, E]."""
 Projection = Callable[[Graph, str, str, np.ndarray], str]
-"""(graph, x [N, E], name, table [V, E]) → x · tableᵀ [N, V]. The same name as a lookup's is the same table, stored once."""
+"""(graph, x [N, E], name, table [V, E]) → x · tableᵀ [N, V]. A lookup's table of that name is the same, stored once."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ FP32 = Precision("fp32", linear_fp32, lookup_fp32, project_fp32)
 
 
 def fill_mask_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32) -> Graph:
-    """The predictor's graph: input_ids [B, S], positions [B, P] → logits [B, P, V] there. No padding: rows are equally long."""
+    """The predictor's graph: input_ids [B, S], positions [B, P] → logits [B, P, V] there. Rows need no padding."""
     g = Graph("fill_mask")
     ids = g.input("input_ids", np.int64, ("batch", "sequence"))
     at = g.input("positions", np.int64, ("batch", "masks"))
@@ -80,7 +80,7 @@ class _Encoder:
         self._ropes: dict[tuple[float, str | None], tuple[str, str]] = {}
         self._biases: dict[tuple[int, str | None], str] = {}
 
-    # ---- parts --------------------------------------------------------------------------------------------------------
+    # ---- parts -----------------------------------------------------------------------------------
 
     def array(self, *path: str) -> np.ndarray | None:
         """A parameter by its path in the tree of `jax_mlm.model`; None where the config has none."""
@@ -136,7 +136,7 @@ class _Encoder:
         return self._places
 
     def rope(self, theta: float, at: str | None) -> tuple[str, str]:
-        """Cosine and signed sine: [S, K], or [B, 1, P, K] at some positions. With them, x turns into x·cos + swap(x)·sin."""
+        """Cosine and signed sine: [S, K], or [B, 1, P, K] at some positions. x becomes x·cos + swap(x)·sin."""
         if (theta, at) not in self._ropes:
             g, K = self.g, self.c.head_width
             exponent = np.arange(0, K, 2, dtype=np.float32) / np.float32(K)
@@ -164,7 +164,7 @@ class _Encoder:
             self._biases[window, at] = g.op("Where", far, g.scalar(NEGATIVE), g.scalar(0.0))
         return self._biases[window, at]
 
-    # ---- layers -------------------------------------------------------------------------------------------------------
+    # ---- layers ----------------------------------------------------------------------------------
 
     def embed(self) -> str:
         g, c = self.g, self.c
@@ -186,8 +186,8 @@ class _Encoder:
     def attention(self, x: str, layer: str, window: int | None, at: str | None, alone: bool) -> str:
         """Self-attention [B, S, D], or [B, P, D] with queries at some positions only.
 
-        The axis of 3 (queries, keys, values) stays in front as a 1, which saves squeezing it away. `alone` says that no other
-        layer shares these weights, so that queries can have a matrix of their own.
+        The axis of 3 (queries, keys, values) stays in front as a 1, which saves squeezing it away. `alone` says that
+        no other layer shares these weights, so that queries can have a matrix of their own.
         """
         g, c = self.g, self.c
         D, H, K = c.width, c.heads, c.head_width

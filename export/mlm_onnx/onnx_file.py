@@ -83,7 +83,7 @@ class Graph:
         return name
 
     def write(self, path: Path) -> list[Path]:
-        """Writes the graph, and the weights as `path` + .data; returns both. Weights go from memory to disk one by one."""
+        """Writes the graph, and the weights as `path` + .data; returns both."""
         data = path.with_name(path.name + DATA_SUFFIX)
         tensors = []
         with data.open("wb") as file:

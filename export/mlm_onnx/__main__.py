@@ -1,0 +1,261 @@
+"""`python -m mlm_onnx convert|fill|score|info`: strings in, one clear line out when something is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+PROG = "python -m mlm_onnx"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: its line in the map, two examples, its options, and what it does."""
+
+    summary: str
+    examples: tuple[str, str]
+    declare: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
+def _declare_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_directory", metavar="RUN", type=Path, help="what `python -m jax_mlm.train` wrote")
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", type=Path, help="folder to write; a bundle that is there is replaced"
+    )
+    parser.add_argument(
+        "--dtype", choices=("int8", "fp32"), default="fp32", help="how weights are stored (default: fp32)"
+    )
+    layouts = {"choices": ("predictor", "hub"), "default": "predictor", "dest": "layout"}
+    parser.add_argument(
+        "--for", **layouts, help="predictor: for FillMask (default); hub: for optimum and transformers.js"
+    )
+
+
+def _convert(options: argparse.Namespace) -> None:
+    try:
+        from mlm_onnx.convert import convert
+    except ModuleNotFoundError as error:
+        needed = (error.name or "").split(".")[0]
+        raise UsageError(f"convert needs {needed}, which is not installed: pip install 'mlm-onnx[convert]'") from None
+    manifest = convert(options.run_directory, options.bundle, options.dtype, options.layout)
+    size = sum(facts["size"] for facts in manifest["files"].values())
+    parity, origin = manifest["parity"], manifest["origin"]
+    print(
+        f"wrote {options.bundle}: {manifest['dtype']}, {_bytes(size)}, step {origin['step']} of {options.run_directory}"
+    )
+    print(f"largest difference from JAX: {parity['max_difference']:.1e} in logits, over {len(parity['shapes'])} shapes")
+    print(f'next: {PROG} fill {options.bundle} "text with {manifest["tokens"]["mask"]["text"]}"')
+
+
+def _declare_query(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `convert` wrote")
+    parser.add_argument("text", metavar="TEXT", help=text)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--threads", type=_at_least_one, help="threads to compute with (default: the cores, up to 4)")
+
+
+def _declare_fill(parser: argparse.ArgumentParser) -> None:
+    _declare_query(parser, "a text with the model's mask token where a word is missing")
+    parser.add_argument("--top-k", type=_at_least_one, metavar="N", help="candidates for each mask (default: 5)")
+    parser.add_argument("--targets", metavar="A,B", help="consider only these words")
+
+
+def _fill(options: argparse.Namespace) -> None:
+    from mlm_onnx.predictor import FillMask
+
+    targets = None if options.targets is None else [word for word in options.targets.split(",") if word.strip()]
+    answer = FillMask(options.bundle, options.threads)(options.text, top_k=options.top_k, targets=targets)
+    if options.json:
+        _print_json(answer)
+        return
+    for mask in answer["masks"]:
+        print(mask["candidates"][0]["text"])
+        width = max(len(candidate["token"]) for candidate in mask["candidates"])
+        for candidate in mask["candidates"]:
+            print(f"  {candidate['token']:<{width}}  {candidate['probability']:7.2%}")
+
+
+def _declare_score(parser: argparse.ArgumentParser) -> None:
+    _declare_query(parser, "a whole sentence, without a mask")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from mlm_onnx.predictor import FillMask
+
+    answer = FillMask(options.bundle, options.threads).score(options.text)
+    if options.json:
+        _print_json(answer)
+        return
+    print(f"pseudo-log-likelihood {answer['score']:.3f}, perplexity {answer['perplexity']:.2f}")
+    width = max(len(token["token"]) for token in answer["tokens"])
+    for token in answer["tokens"]:
+        print(f"  {token['token']:<{width}}  {token['logprob']:8.3f}")
+
+
+def _declare_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `convert` wrote")
+    parser.add_argument("--json", action="store_true", help="print the manifest")
+
+
+def _info(options: argparse.Namespace) -> None:
+    from mlm_onnx.bundle import open_bundle
+
+    bundle = open_bundle(options.bundle)
+    manifest = bundle.manifest
+    if options.json:
+        _print_json(manifest)
+        return
+    origin, parity = manifest["origin"], manifest["parity"]
+    print(f"{options.bundle}: {manifest['task']}, {manifest['dtype']}, format {manifest['format']}; hashes are right")
+    print(f"from      preset {origin['preset']}, step {origin['step']}, run {origin['run']}")
+    print(f"mask      {bundle.special.mask}")
+    print(f"limits    {bundle.limits.max_length} tokens, {bundle.limits.max_characters} characters a text")
+    print(f"parity    largest difference from JAX {parity['max_difference']:.1e} in logits")
+    for name, graph in manifest["graphs"].items():
+        print(f"graph     {name}: {_ports(graph['inputs'])} → {_ports(graph['outputs'])}")
+    for name, facts in manifest["files"].items():
+        print(f"file      {name}  {_bytes(facts['size'])}")
+
+
+COMMANDS: Mapping[str, Command] = {
+    "convert": Command(
+        "a training run becomes a bundle",
+        (f"{PROG} convert runs/sentence bundle", f"{PROG} convert runs/small bundle --dtype fp32"),
+        _declare_convert,
+        _convert,
+    ),
+    "fill": Command(
+        "the likeliest words at each mask of a text",
+        (
+            f'{PROG} fill bundle "This model [MASK] a super"',
+            f'{PROG} fill bundle "a [MASK] day" --targets good,bad --json',
+        ),
+        _declare_fill,
+        _fill,
+    ),
+    "score": Command(
+        "how likely a sentence is (pseudo-log-likelihood)",
+        (f'{PROG} score bundle "This model creates a super"', f'{PROG} score bundle "a good day" --json'),
+        _declare_score,
+        _score,
+    ),
+    "info": Command(
+        "what a bundle holds, checked",
+        (f"{PROG} info bundle", f"{PROG} info bundle --json"),
+        _declare_info,
+        _info,
+    ),
+}
+
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+
+def _at_least_one(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def _ports(ports: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{port['name']} {port['dtype']}[{', '.join(map(str, port['shape']))}]" for port in ports)
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def _map() -> str:
+    lines = [f"usage: {PROG} COMMAND …", "", "commands:"]
+    lines += [f"  {name:<8}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", f"{PROG} COMMAND --help shows its options and examples"])
+
+
+def _nearest(word: str, choices: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, choices, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _parse(name: str, argv: Sequence[str]) -> argparse.Namespace:
+    command = COMMANDS[name]
+    parser = _Parser(
+        prog=f"{PROG} {name}",
+        description=command.summary.capitalize() + ".",
+        epilog="examples:\n  " + "\n  ".join(command.examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.declare(parser)
+    known = [option for action in parser._actions for option in action.option_strings]
+    for word in argv:
+        if word == "--":
+            break
+        if word.startswith("--") and word.split("=")[0] not in known:
+            option = word.split("=")[0]
+            raise UsageError(f"unknown option {option}{_nearest(option, known) or f' (see {parser.prog} --help)'}")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns the exit status: 0, or 2 after one line on stderr."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(_map())
+        elif argv[0] not in COMMANDS:
+            raise UsageError(
+                f"unknown command {argv[0]}{_nearest(argv[0], list(COMMANDS)) or f': choose {_choices()}'}"
+            )
+        else:
+            options = _parse(argv[0], argv[1:])
+            COMMANDS[argv[0]].run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe has gone: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:  # UsageError, BundleError, QueryError, jax_mlm's UserError, files
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _choices() -> str:
+    return ", ".join(COMMANDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
