@@ -27,8 +27,8 @@ from jax_mlm.tokenizer import load_tokenizer, vocabulary_of
 
 FORMAT = 1
 """Part of the cache's key: count it up when the same text gives other files."""
-CHUNK = 1 << 20
-"""Characters encoded as one piece of work."""
+CHUNK = 1 << 19
+"""Characters at which a piece of work is full; a block of a large file is one."""
 SMALL = 8 << 20
 """Bytes of text below which starting processes costs more than they save."""
 LINE_EVERY = 10.0

@@ -17,6 +17,8 @@ from jax_mlm.errors import UserError
 Kind = Literal["wordpiece", "bpe", "unigram", "word"]
 SAMPLE = 1 << 27
 """Characters that a tokenizer learns from: more changes the vocabulary little, and memory stays bounded."""
+SAMPLE_UNIGRAM = 1 << 24
+"""The same for Unigram, whose training is far slower than that of merges."""
 LITERAL_UNKNOWN = "<unk>"
 """What WikiText and its kin write for a word outside their own vocabulary."""
 NAMES = {
@@ -113,7 +115,7 @@ def train_tokenizer(texts: Iterable[str], kind: Kind, size: int, lowercase: bool
         "bpe": _train_bpe,
         "unigram": _train_unigram,
     }[kind]
-    sample = evenly(map(_without_unknown, texts), SAMPLE)
+    sample = evenly(map(_without_unknown, texts), SAMPLE_UNIGRAM if kind == "unigram" else SAMPLE)
     if not any(text.strip() for text in sample):
         raise UserError("--data holds no text to train a tokenizer on")
     tokenizer = learn(sample, size, lowercase)

@@ -52,8 +52,8 @@ def test_a_sound_bundle_opens_and_documents_itself(made: Path) -> None:
         "fill-mask",
         "fp32",
     )
-    assert 0 < manifest["parity"]["max_difference"] <= 1e-4
-    assert manifest["parity"]["logit_std"] >= 1
+    assert 0 < manifest["parity"]["fp32"]["max_difference"] <= 1e-4
+    assert manifest["parity"]["fp32"]["logit_std"] >= 1
     graph = manifest["graphs"]["fast/fill_mask.onnx"]
     assert graph["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["batch", "masks", 16]}]
     assert manifest["origin"]["step"] == 7

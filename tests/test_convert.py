@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mlm_onnx import FillMask, convert
+from mlm_onnx import FillMask, convert, quantize
 from mlm_onnx.__main__ import main
 from mlm_onnx.bundle import BundleError, open_bundle
 from mlm_onnx.convert import ParityError, compare, parity_shapes, write_bundle
@@ -49,9 +49,19 @@ def test_convert_takes_the_best_checkpoint(run: Path, tmp_path: Path, capsys: py
     assert "largest difference from JAX" in capsys.readouterr().out
     opened = open_bundle(tmp_path / "b")
     assert opened.manifest["origin"]["step"] == 3
-    assert opened.manifest["parity"]["max_difference"] <= 1e-4
+    assert opened.manifest["parity"]["fp32"]["max_difference"] <= 1e-4
     assert FillMask(tmp_path / "b")("This [MASK] a")["masks"][0]["candidates"]
-    assert main(["convert", str(run), str(tmp_path / "b"), "--dtype", "fp32"]) == 0, "a bundle may be replaced"
+
+
+def test_int8_is_the_default_and_replaces_a_bundle(run: Path, tmp_path: Path) -> None:
+    convert.convert(run, tmp_path / "b", "fp32")
+    assert main(["convert", str(run), str(tmp_path / "b")]) == 0
+    manifest = open_bundle(tmp_path / "b").manifest
+    assert manifest["dtype"] == "int8"
+    assert manifest["parity"]["fp32"]["max_difference"] <= 1e-4 < manifest["parity"]["int8"]["max_difference"]
+    fill = FillMask(tmp_path / "b")
+    texts = ["This [MASK] a", "a [MASK] super", "This model [MASK] a super"]
+    assert fill(texts) == [fill(text) for text in texts], "int8 scales must not span texts"
 
 
 @pytest.mark.parametrize("missing", ["run.json", "tokenizer.json", "checkpoints"])
@@ -85,6 +95,19 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"layer_1\.mlp\.up\.kernel"):
         write_bundle(tmp_path / "b", CONFIG.model, params, train_tokenizer([SENTENCE], "word", 16), FP32, ORIGIN)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_that_ruins_the_answers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "quantize_columns", _coarse)
+    tokenizer = train_tokenizer([SENTENCE], "word", 16)
+    with pytest.raises(ParityError, match="use --dtype fp32"):
+        write_bundle(tmp_path / "b", CONFIG.model, randomised(CONFIG.model), tokenizer, quantize.INT8, ORIGIN)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _coarse(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One bit."""
+    return np.sign(kernel).astype(np.int8), np.abs(kernel).mean(axis=0)
 
 
 def test_nan_never_passes_the_comparison() -> None:

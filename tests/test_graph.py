@@ -13,7 +13,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from mlm_onnx.convert import Forward, compare, onnx_forward
-from mlm_onnx.graph import fill_mask_graph
+from mlm_onnx.graph import FP32, Precision, fill_mask_graph
+from mlm_onnx.quantize import INT8, block_size, quantize_blocks, quantize_columns
 
 from jax_mlm.config import PRESETS, ModelConfig
 from jax_mlm.model import Inputs, init_params, make_forward
@@ -82,8 +83,8 @@ def reference(name: str) -> Forward:
 def run(tmp_path: Path) -> Callable[..., Callable[..., np.ndarray]]:
     """Builds the graph of a config and returns its function."""
 
-    def build(config: ModelConfig, params: Any) -> Callable[..., np.ndarray]:
-        fill_mask_graph(config, params).write(tmp_path / "g.onnx")
+    def build(config: ModelConfig, params: Any, precision: Precision = FP32) -> Callable[..., np.ndarray]:
+        fill_mask_graph(config, params, precision).write(tmp_path / "g.onnx")
         return onnx_forward(tmp_path / "g.onnx")
 
     return build
@@ -165,3 +166,34 @@ def test_tied_and_shared_weights_are_stored_once(tmp_path: Path) -> None:
     assert size(replace(wide, tied=False)) - size(wide) == 4096 * 32 * 4
     shared = replace(CONFIGS["albert"], layers=2)
     assert size(replace(shared, layers=12)) == size(shared)
+
+
+# ---- int8 -------------------------------------------------------------------------------------------
+
+
+def test_quantised_values_by_hand() -> None:
+    values, scale = quantize_columns(np.array([[1.27, 0.0, -2.54], [-0.63, 0.0, 1.0]], np.float32))
+    assert values.tolist() == [[127, 0, -127], [-63, 0, 50]]
+    np.testing.assert_allclose(scale, [0.01, 1 / 127, 0.02], rtol=1e-6)
+    table = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
+    stored, scale = quantize_blocks(table, 16)
+    assert (stored.shape, stored.dtype, scale.shape) == ((5, 4, 16), np.uint8, (5, 4))
+    back = ((stored.astype(np.float32) - 128) * scale[..., None]).reshape(5, 64)
+    assert (np.abs(back - table).reshape(5, 4, 16) <= scale[..., None] * 0.501).all()
+    assert [block_size(width) for width in (768, 320, 48, 24, 7)] == [128, 64, 16, None, None]
+
+
+@pytest.mark.parametrize("name", ["modernbert-local", "every-bias", "untied", "bert", "albert", "albert-two-groups"])
+def test_int8_logits_stay_close(name: str, run: Any) -> None:
+    config = CONFIGS[name]
+    parity = compare(reference(name), run(config, randomised(config), INT8), config.vocab_size, SHAPES)
+    assert 0 < parity.rms_difference <= 0.08 * parity.logit_std
+    assert parity.top1_agreement >= 0.8
+
+
+def test_int8_weights_are_stored_once_and_small(tmp_path: Path) -> None:
+    config = replace(MODERN, width=256, vocab_size=4096, ff_width=384)
+    params = randomised(config)
+    fill_mask_graph(config, params, INT8).write(tmp_path / "g.onnx")
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert (tmp_path / "g.onnx.data").stat().st_size <= 0.27 * needed

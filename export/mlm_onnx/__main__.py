@@ -43,7 +43,7 @@ def _declare_convert(parser: argparse.ArgumentParser) -> None:
         "bundle", metavar="BUNDLE", type=Path, help="folder to write; a bundle that is there is replaced"
     )
     parser.add_argument(
-        "--dtype", choices=("int8", "fp32"), default="fp32", help="how weights are stored (default: fp32)"
+        "--dtype", choices=("int8", "fp32"), default="int8", help="how weights are stored (default: int8)"
     )
     layouts = {"choices": ("predictor", "hub"), "default": "predictor", "dest": "layout"}
     parser.add_argument(
@@ -63,7 +63,9 @@ def _convert(options: argparse.Namespace) -> None:
     print(
         f"wrote {options.bundle}: {manifest['dtype']}, {_bytes(size)}, step {origin['step']} of {options.run_directory}"
     )
-    print(f"largest difference from JAX: {parity['max_difference']:.1e} in logits, over {len(parity['shapes'])} shapes")
+    print(f"largest difference from JAX: {parity['fp32']['max_difference']:.1e} in float32 logits")
+    if manifest["dtype"] == "int8":
+        print(_int8(parity["int8"]))
     print(f'next: {PROG} fill {options.bundle} "text with {manifest["tokens"]["mask"]["text"]}"')
 
 
@@ -130,7 +132,9 @@ def _info(options: argparse.Namespace) -> None:
     print(f"from      preset {origin['preset']}, step {origin['step']}, run {origin['run']}")
     print(f"mask      {bundle.special.mask}")
     print(f"limits    {bundle.limits.max_length} tokens, {bundle.limits.max_characters} characters a text")
-    print(f"parity    largest difference from JAX {parity['max_difference']:.1e} in logits")
+    print(f"parity    largest difference from JAX {parity['fp32']['max_difference']:.1e} in float32 logits")
+    if manifest["dtype"] == "int8":
+        print(f"          {_int8(parity['int8'])}")
     for name, graph in manifest["graphs"].items():
         print(f"graph     {name}: {_ports(graph['inputs'])} → {_ports(graph['outputs'])}")
     for name, facts in manifest["files"].items():
@@ -179,6 +183,12 @@ def _at_least_one(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
+
+
+def _int8(parity: Mapping[str, float]) -> str:
+    share = parity["rms_difference"] / max(parity["logit_std"], 1e-9)
+    changed = 1 - parity["top1_agreement"]
+    return f"int8 changes logits by {share:.1%} of their spread, and {changed:.1%} of the first answers to random texts"
 
 
 def _print_json(value: Any) -> None:
