@@ -168,7 +168,9 @@ def start(side: str, name: str, threads: int, python: str) -> subprocess.Popen[s
 def measure(name: str, threads: int, turns: int, steps: int, peer_python: str | None) -> dict[str, object]:
     """Alternates between the sides, `turns` times `steps` steps each, and reports medians."""
     sides = SIDES if peer_python else SIDES[:1]
-    processes = {side: start(side, name, threads, sys.executable if side == "ours" else str(peer_python)) for side in sides}
+    processes = {
+        side: start(side, name, threads, sys.executable if side == "ours" else str(peer_python)) for side in sides
+    }
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(turns):
         for side, process in processes.items():
@@ -214,9 +216,14 @@ def main() -> None:
         for side, row in result["sides"].items():  # type: ignore[attr-defined]
             ratio = result["ratio_to_ours"].get(side)  # type: ignore[attr-defined]
             shown = f"{ratio:.2f}" if ratio else ""
-            print(f"{result['shape']:8} {side:20} {row['milliseconds']:10.1f} {row['tokens_per_second']:10,.0f} {shown:>12}")
+            print(
+                f"{result['shape']:8} {side:20} {row['milliseconds']:10.1f} {row['tokens_per_second']:10,.0f} {shown:>12}"
+            )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    body = {"command": "python " + " ".join(sys.argv[:1] + ["--shape", *options.shape]), "machine": platform.processor()}
+    body = {
+        "command": "python " + " ".join(sys.argv[:1] + ["--shape", *options.shape]),
+        "machine": platform.processor(),
+    }
     options.out.write_text(json.dumps({**body, "results": measured}, indent=1) + "\n")
 
 

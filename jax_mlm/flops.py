@@ -37,6 +37,6 @@ def train_flops(config: ModelConfig, tokens: float, pairs: float, targets: float
     """
     c = config
     layer = 4 * c.width * c.width + (3 if c.gated else 2) * c.width * c.ff_width
-    widen = c.table_width * c.width if c.table_width != c.width else 0
+    widen = c.table_width * c.width if c.embedding_width else 0
     head = c.width * c.table_width + c.table_width * c.vocab_size
     return 6 * tokens * (c.layers * layer + widen) + 12 * c.layers * c.width * pairs + 6 * targets * head

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from jax_mlm.primitives import cross_entropy
 
 
 class Metrics(NamedTuple):
@@ -23,13 +24,12 @@ class Metrics(NamedTuple):
 
 def masked_metrics(logits: Float[Array, "B P V"], targets: Int[Array, "B P"], weights: Float[Array, "B P"]) -> Metrics:
     """Sums over the slots that weigh one; float32 whatever the model computes in."""
-    logits = logits.astype(jnp.float32)
-    top = jax.lax.stop_gradient(logits.max(-1))
-    log_total = jnp.log(jnp.exp(logits - top[..., None]).sum(-1)) + top
-    at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    loss = (log_total - at_target) * weights
+    V = logits.shape[-1]
+    logits, targets, weights = logits.astype(jnp.float32).reshape(-1, V), targets.reshape(-1), weights.reshape(-1)
+    loss = cross_entropy(logits, targets) * weights
     # A tie is not a right answer; and counting vectorises on CPU, where argmax does not.
-    correct = ((logits >= at_target[..., None]).sum(-1) == 1) * weights
+    at_target = jnp.take_along_axis(logits, targets[:, None], axis=-1)
+    correct = ((logits >= at_target).sum(-1) == 1) * weights
     return Metrics(loss.sum(), correct.sum(), weights.sum())
 
 

@@ -25,13 +25,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_mlm.config import ModelConfig
+from jax_mlm.primitives import add_bias, attend, dense, gelu, layer_norm, vocabulary_logits
 
 Params = Mapping[str, Any]
-NEGATIVE = -1e30
-"""Score of a pair that may not attend: exp gives exactly 0 in float32."""
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
@@ -54,21 +53,35 @@ class Norm(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
         width = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
-        y = x.astype(jnp.float32)
-        if self.config.norm == "layer":
-            y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.config.norm_eps) * scale
-        if self.config.norm == "layer" and self.config.norm_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-        return y.astype(x.dtype)
+        if self.config.norm == "rms":
+            y = x.astype(jnp.float32)
+            y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.config.norm_eps) * scale
+            return y.astype(x.dtype)
+        y = layer_norm(x, scale, self.config.norm_eps)
+        if self.config.norm_bias:
+            y = add_bias(y, self.param("bias", nn.initializers.zeros, (width,), jnp.float32))
+        return y
 
 
-def _dense(config: ModelConfig, features: int, bias: bool, dtype: Any, name: str) -> nn.Dense:
-    init = nn.initializers.normal(config.init_std)
-    return nn.Dense(features, use_bias=bias, dtype=dtype, param_dtype=jnp.float32, kernel_init=init, name=name)
+class Dense(nn.Module):
+    """A linear layer on rows of tokens; parameters in float32, computed in `dtype`."""
+
+    config: ModelConfig
+    features: int
+    use_bias: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T F"]:
+        init = nn.initializers.normal(self.config.init_std)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        y = dense(x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            y = add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
+        return y
 
 
 def dropout(x: Array, rate: float, row_keys: Array | None, site: int) -> Array:
@@ -122,16 +135,16 @@ class Attention(nn.Module):
     ) -> Float[Array, "T D"]:
         c = self.config
         B, _, S, _ = mask.shape
-        qkv = _dense(c, 3 * c.width, c.attention_bias, self.dtype, "qkv")(x)
-        q, k, v = (y.reshape(B, S, c.heads, c.head_width).swapaxes(1, 2) for y in jnp.split(qkv, 3, axis=-1))
+        qkv = Dense(c, 3 * c.width, c.attention_bias, self.dtype, name="qkv")(x)
+        heads = qkv.reshape(B, S, 3, c.heads, c.head_width).transpose(2, 0, 3, 1, 4)
+        q, k, v = (y[0] for y in jnp.split(heads, 3))
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        q = q * c.head_width**-0.5
-        scores = jnp.einsum("BHQK,BHSK->BHQS", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(jnp.where(mask, scores, NEGATIVE), axis=-1).astype(x.dtype)
-        weights = dropout(weights, c.attention_dropout, row_keys, site)
-        mixed = jnp.einsum("BHQS,BHSK->BHQK", weights, v).swapaxes(1, 2).reshape(B * S, c.width)
-        return _dense(c, c.width, c.attention_bias, self.dtype, "out")(mixed)
+        keep = None
+        if row_keys is not None and c.attention_dropout:
+            keep = dropout(jnp.ones((B, c.heads, S, S), x.dtype), c.attention_dropout, row_keys, site)
+        mixed = attend(q * c.head_width**-0.5, k, v, mask, keep).swapaxes(1, 2).reshape(B * S, c.width)
+        return Dense(c, c.width, c.attention_bias, self.dtype, name="out")(mixed)
 
 
 class FeedForward(nn.Module):
@@ -143,14 +156,14 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
         c = self.config
-        h = _dense(c, (2 if c.gated else 1) * c.ff_width, c.mlp_bias, self.dtype, "up")(x)
+        h = Dense(c, (2 if c.gated else 1) * c.ff_width, c.mlp_bias, self.dtype, name="up")(x)
         activate = ACTIVATIONS[c.activation]
         if c.gated:
             inner, gate = jnp.split(h, 2, axis=-1)
             h = activate(inner) * gate
         else:
             h = activate(h)
-        return _dense(c, c.width, c.mlp_bias, self.dtype, "down")(h)
+        return Dense(c, c.width, c.mlp_bias, self.dtype, name="down")(h)
 
 
 class Layer(nn.Module):
@@ -195,13 +208,13 @@ class Encoder(nn.Module):
         if c.token_types:
             self.type_table = self.param("type_table", init, (c.token_types, c.table_width), jnp.float32)
         self.embedding_norm = Norm(c)
-        if c.table_width != c.width:
-            self.widen = _dense(c, c.width, True, self.dtype, "widen")
+        if c.embedding_width:
+            self.widen = Dense(c, c.width, True, self.dtype)
         distinct = c.layer_groups or c.layers
         self.layer = [Layer(c, self.dtype, first=i == 0, name=f"layer_{i}") for i in range(distinct)]
         if c.norm_first:
             self.final_norm = Norm(c)
-        self.head = _dense(c, c.table_width, c.head_bias, self.dtype, "head")
+        self.head = Dense(c, c.table_width, c.head_bias, self.dtype)
         self.head_norm = Norm(c)
         if not c.tied:
             self.decoder = self.param("decoder", init, (c.vocab_size, c.table_width), jnp.float32)
@@ -217,7 +230,7 @@ class Encoder(nn.Module):
         if c.token_types:
             x = x + (self.type_table[0] if token_types is None else self.type_table[token_types.reshape(-1)])
         x = dropout(self.embedding_norm(x).astype(self.dtype), c.dropout, row_keys, 0)
-        return self.widen(x) if c.table_width != c.width else x
+        return self.widen(x) if c.embedding_width else x
 
     def hidden(
         self, inputs: Inputs, token_types: Int[Array, "B S"] | None = None, row_keys: Array | None = None
@@ -243,10 +256,10 @@ class Encoder(nn.Module):
         B, P, D = x.shape
         x = x.reshape(B * P, D)
         x = self.final_norm(x) if c.norm_first else x
-        x = self.head_norm(ACTIVATIONS[c.activation](self.head(x)))
+        x = self.head_norm(ACTIVATIONS[c.head_activation or c.activation](self.head(x)))
         table = (self.token_table if c.tied else self.decoder).astype(self.dtype)
-        logits = jnp.einsum("TE,VE->TV", x, table, preferred_element_type=jnp.float32).reshape(B, P, -1)
-        return logits + self.decoder_bias if c.decoder_bias else logits
+        logits = vocabulary_logits(x, table)
+        return (add_bias(logits, self.decoder_bias) if c.decoder_bias else logits).reshape(B, P, -1)
 
     def __call__(
         self,

@@ -33,7 +33,7 @@ from jax_mlm.optim import make_optimizer, make_schedule
 from jax_mlm.predictions import predict_each, print_predictions, to_host
 from jax_mlm.report import write_plots
 from jax_mlm.run import RUN_FILE, TOKENIZER_FILE, MetricsLog, choose_directory, read_run, write_atomically, write_run
-from jax_mlm.step import init_state, make_eval_step, make_train_step
+from jax_mlm.step import compile_step, init_state, make_eval_step, make_train_step
 
 
 def compute_dtype(config: TrainConfig) -> Any:
@@ -157,8 +157,8 @@ def train(config: TrainConfig) -> Path:
     example = place(batch_of(data.valid, np.arange(eval_batch // shard[1])))
     began = time.perf_counter()
     jitted = jax.jit(train_step, donate_argnums=0, out_shardings=everywhere)
-    compiled_step = jitted.lower(state, make_batch(first)[0], horizon_array(1)).compile()
-    compiled_eval = jax.jit(eval_step, out_shardings=everywhere).lower(state.params, example).compile()
+    compiled_step = compile_step(jitted.lower(state, make_batch(first)[0], horizon_array(1)))
+    compiled_eval = compile_step(jax.jit(eval_step, out_shardings=everywhere).lower(state.params, example))
     compile_seconds = time.perf_counter() - began
 
     def validate(indices: np.ndarray) -> Result:

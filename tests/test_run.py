@@ -76,3 +76,12 @@ def test_directories_are_neither_overwritten_nor_mixed(tmp_path, monkeypatch):
 def test_contradictions_name_the_option(values, named):
     with pytest.raises(ValueError, match=named):
         ModelConfig(**values)
+
+
+def test_tensorboard_files_hold_the_same_scalars(tmp_path):
+    pytest.importorskip("tensorboardX", reason="the extra tensorboard is not installed")
+    log = MetricsLog(tmp_path, tensorboard=True)
+    log.write("valid", 7, {"loss": 2.5})
+    log.close()
+    written = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
+    assert b"valid/loss" in written

@@ -1,0 +1,305 @@
+"""How long an answer takes: our bundles, onnxruntime on optimum's export, optimum's pipeline, and the torch pipeline.
+
+    python benchmarks/latency.py --peer-python ../peers/bin/python
+    python benchmarks/latency.py --shape small --turns 1 --peer-python ../peers/bin/python
+
+All take the same weights (random, of the named shape, or --model), texts and number of threads. Each runs in a process
+of its own, and they take short turns, so that a machine that drifts drifts for all. The peers need the extra `peers`,
+in whatever venv `--peer-python` names; one that is not installed is left out, and said so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+WORKER = Path(__file__).with_name("latency_sides.py")
+SIDES = {
+    "ours int8": ("ours", "int8"),
+    "ours fp32": ("ours", "fp32"),
+    "onnxruntime on optimum's export": ("onnxruntime", "export"),
+    "optimum pipeline": ("optimum", "export"),
+    "torch pipeline": ("torch", "hf"),
+}
+"""Name → (side of latency_sides.py, folder that it reads)."""
+LENGTHS = {"short": 18, "long": 128}
+"""Tokens of a text, special tokens included."""
+BATCHES = {1: 20, 8: 3, 32: 1}
+"""Texts at once → times in a turn."""
+SHAPES = ("bert-base", "small")
+
+
+# ---- the same model for everybody ----------------------------------------------------------------
+
+
+def prepare(folder: Path, shape: str, model: Path | None, peer_python: str | None) -> list[str]:
+    """Writes a Hugging Face directory, our two bundles and optimum's export; returns what is missing, and why."""
+    import jax
+    from mlm_onnx.convert import write_bundle
+    from mlm_onnx.graph import FP32
+    from mlm_onnx.quantize import INT8
+
+    from jax_mlm.config import PRESETS
+    from jax_mlm.hf import read_hf
+    from jax_mlm.hf_config import hf_config, hf_tokenizer_config
+    from jax_mlm.hf_weights import WEIGHTS, write_params
+    from jax_mlm.model import init_params
+
+    hf = folder / "hf"
+    if model is not None:
+        hf.symlink_to(model.resolve())
+    else:
+        config = replace(PRESETS["bert-base"].model, vocab_size=30_522)
+        if shape == "small":
+            config = replace(config, width=256, layers=4, heads=4, ff_width=1024, vocab_size=8192)
+        hf.mkdir()
+        tokenizer = made_up_words(config.vocab_size)
+        tokenizer.save(str(hf / "tokenizer.json"))
+        special = {role: f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
+        write_params(hf / WEIGHTS, jax.device_get(init_params(config, jax.random.key(0))), config)
+        for name, values in (
+            ("config.json", hf_config(config, 0, 2, 3)),
+            ("tokenizer_config.json", hf_tokenizer_config(special, config.max_length, config.token_types)),
+        ):
+            (hf / name).write_text(json.dumps(values))
+    read = read_hf(hf)
+    origin = {"run": "benchmark", "preset": shape, "step": 0, "versions": {}}
+    for precision in (FP32, INT8):
+        write_bundle(folder / precision.name, read.model, read.params, read.tokenizer, precision, origin)
+    if peer_python is None:
+        return ["peers: no --peer-python"]
+    done = subprocess.run(
+        [peer_python, str(WORKER), "export", str(hf), str(folder / "export")], capture_output=True, text=True
+    )
+    return [] if done.returncode == 0 else [f"optimum's export: {(done.stderr.splitlines() or ['?'])[-1]}"]
+
+
+def made_up_words(size: int) -> Any:
+    """A WordPiece tokenizer whose words w0, w1, … are a token each."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *(f"w{i}" for i in range(size - len(special)))]
+    tokenizer = Tokenizer(models.WordPiece({word: id for id, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(special)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    return tokenizer
+
+
+def texts(tokenizer_file: Path, tokens: int, count: int) -> list[str]:
+    """Texts of exactly that many tokens, each with one mask: random whole words of the vocabulary."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    mask = next(word for word in ("[MASK]", "<mask>") if tokenizer.token_to_id(word) is not None)
+    framed = len(tokenizer.encode(mask).ids) - 1
+    single = [
+        word
+        for word in sorted(tokenizer.get_vocab(with_added_tokens=False))
+        if word.isalnum() and len(tokenizer.encode(f"{word} {word}", add_special_tokens=False).ids) == 2
+    ][:20_000]
+    rng, made = np.random.default_rng(tokens), []
+    while len(made) < count:
+        words = [str(word) for word in rng.choice(single, tokens - framed)]
+        words[rng.integers(len(words))] = mask
+        assert len(tokenizer.encode(" ".join(words)).ids) == tokens
+        made.append(" ".join(words))
+    return made
+
+
+# ---- processes ----------------------------------------------------------------------------------
+
+
+def launch(side: str, folder: Path, threads: int, python: str, *rest: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    paths = [] if side != "ours" else [str(ROOT / "export"), str(ROOT)]
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [*paths, os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [python, str(WORKER), side, str(folder), str(threads), *rest],
+        env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE if rest else None, text=True,
+    )  # fmt: skip
+
+
+def ask(process: subprocess.Popen[str], question: dict[str, Any]) -> dict[str, Any]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(question) + "\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+def cold(side: str, folder: Path, threads: int, python: str, text: str) -> float:
+    """Seconds from the start of a process to its first answer."""
+    began = time.perf_counter()
+    process = launch(side, folder, threads, python, "--first", text)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    while line and not line.startswith("first"):
+        line = process.stdout.readline()
+    seconds = time.perf_counter() - began
+    process.communicate()
+    if not line:
+        raise SystemExit(f"error: {side} gave no first answer")
+    return seconds
+
+
+# ---- measuring ----------------------------------------------------------------------------------
+
+
+def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="latency-", dir=options.scratch) as name:
+        folder = Path(name)
+        left_out = prepare(folder, shape, options.model, options.peer_python)
+        work = {
+            (kind, batch): texts(folder / "hf" / "tokenizer.json", tokens, batch)
+            for kind, tokens in LENGTHS.items()
+            for batch in BATCHES
+        }
+        running, pythons = {}, {}
+        for title, (side, files) in SIDES.items():
+            pythons[title] = sys.executable if side == "ours" else options.peer_python
+            if pythons[title] is None or not (folder / files).exists():
+                continue
+            process = launch(side, folder / files, options.threads, pythons[title])
+            assert process.stdout is not None
+            if process.stdout.readline().strip() == "ready":
+                running[title] = process
+            else:
+                process.wait()
+                left_out.append(f"{title}: it does not start with {pythons[title]}")
+        seconds: dict[Any, list[float]] = {}
+        tops: dict[Any, list[int]] = {}
+        starts: dict[str, list[float]] = {title: [] for title in running}
+        for turn in range(-1, options.turns):  # turn -1 warms up
+            for title, process in running.items():
+                for key, batch in work.items():
+                    repeat = 2 if turn < 0 else BATCHES[key[1]]
+                    answer = ask(process, {"texts": batch, "repeat": repeat})
+                    tops[title, key] = answer["tops"]
+                    if turn >= 0:
+                        seconds.setdefault((title, key), []).extend(answer["seconds"])
+            for title in running:
+                side, files = SIDES[title]
+                once = cold(side, folder / files, options.threads, pythons[title], work["short", 1][0])
+                if turn >= 0 or options.turns == 1:
+                    starts[title].append(once)
+        rows = {}
+        for title, process in running.items():
+            facts = ask(process, {})
+            process.stdin.close()  # type: ignore[union-attr]
+            process.wait()
+            artifact = sum(f.stat().st_size for f in (folder / SIDES[title][1]).rglob("*") if f.is_file())
+            rows[title] = {
+                "latency_ms": {kind: percentiles(seconds[title, (kind, 1)]) for kind in LENGTHS},
+                "texts_per_second": {
+                    kind: {str(b): b / statistics.median(seconds[title, (kind, b)]) for b in BATCHES}
+                    for kind in LENGTHS
+                },
+                "cold_start_s": statistics.median(starts[title]),
+                "resident_bytes": facts["memory"],
+                "artifact_bytes": artifact,
+                "installed_bytes": facts["installed"]["bytes"],
+                "versions": facts["installed"]["versions"],
+                "same_first_answer_as_ours_fp32": agreement(tops, title, work),
+            }
+    return {"shape": shape, "tokens": LENGTHS, "threads": options.threads, "sides": rows, "left_out": left_out}
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    return {f"p{p}": float(np.percentile(seconds, p)) * 1e3 for p in (50, 90, 99)}
+
+
+def agreement(tops: dict[Any, list[int]], title: str, work: dict[Any, list[str]]) -> float:
+    pairs = [pair for key in work for pair in zip(tops[title, key], tops["ours fp32", key], strict=True)]
+    return sum(a == b for a, b in pairs) / len(pairs)
+
+
+# ---- showing ------------------------------------------------------------------------------------
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [f"{result['shape']}, {result['threads']} threads; milliseconds p50/p90/p99, texts a second at 1/8/32"]
+    heads = ("18 tokens", "128 tokens", "18: texts/s", "128: texts/s", "cold s", "MB now", "MB file", "MB inst", "same")
+    widths = (20, 20, 18, 18, 7, 7, 8, 8, 6)
+    lines.append(f"{'':32}" + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True)))
+    for title, row in result["sides"].items():
+        cells = ["/".join(f"{ms:.1f}" for ms in row["latency_ms"][kind].values()) for kind in LENGTHS]
+        cells += ["/".join(f"{rate:.0f}" for rate in row["texts_per_second"][kind].values()) for kind in LENGTHS]
+        cells += [f"{row['cold_start_s']:.2f}", f"{row['resident_bytes']['now'] / 1e6:.0f}"]
+        cells += [f"{row[key] / 1e6:.0f}" for key in ("artifact_bytes", "installed_bytes")]
+        cells += [f"{row['same_first_answer_as_ours_fp32']:.0%}"]
+        lines.append(f"{title:32}" + "".join(f"{c:>{width}}" for c, width in zip(cells, widths, strict=True)))
+    base = result["sides"]["ours int8"]
+    for title, row in result["sides"].items():
+        if not title.startswith("ours"):
+            short, long = (row["latency_ms"][k]["p50"] / base["latency_ms"][k]["p50"] for k in LENGTHS)
+            start = row["cold_start_s"] / base["cold_start_s"]
+            lines.append(f"{title} / ours int8: {short:.1f}× short, {long:.1f}× long, {start:.1f}× cold start")
+    return "\n".join([*lines, *(f"left out: {line}" for line in result["left_out"])])
+
+
+def plot(results: list[dict[str, Any]], file: Path) -> None:
+    """Bars of the median, a tick at the 90th percentile."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(len(results), len(LENGTHS), figsize=(11, 2.6 * len(results)), squeeze=False)
+    for line, result in zip(axes, results, strict=True):
+        for axis, (kind, tokens) in zip(line, LENGTHS.items(), strict=True):
+            names = list(result["sides"])[::-1]
+            found = [result["sides"][name]["latency_ms"][kind] for name in names]
+            colours = ["tab:blue" if name.startswith("ours") else "0.7" for name in names]
+            axis.barh(names, [ms["p50"] for ms in found], color=colours)
+            axis.scatter([ms["p90"] for ms in found], names, marker="|", color="black")
+            for name, ms in zip(names, found, strict=True):
+                axis.text(max(ms.values()), name, f"  {ms['p50']:.1f}", va="center", fontsize=8)
+            axis.set(title=f"{result['shape']}, {tokens} tokens", xlabel="ms for one text (median; | p90)")
+            axis.margins(x=0.15)
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} × {names[0]}" if names else f"{os.cpu_count()} cores"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--model", type=Path, help="a Hugging Face directory instead of random weights")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--peer-python", help="a Python with the extra 'peers' (optimum-onnx, onnxruntime, torch)")
+    parser.add_argument("--scratch", type=Path, help="where models are written while it runs (default: /tmp)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "latency.json", help="the plot goes beside it")
+    options = parser.parse_args()
+    results = []
+    for shape in options.shape[:1] if options.model else options.shape:
+        results.append(measure(shape, options))
+        print(table(results[-1]), flush=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    body = {"command": "python " + " ".join(sys.argv), "processor": processor(), "turns": options.turns}
+    options.out.write_text(json.dumps({**body, "results": results}, indent=1) + "\n")
+    plot(results, options.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
