@@ -50,11 +50,11 @@ def prepare(folder: Path, shape: str, model: Path | None, peer_python: str | Non
     import jax
     from mlm_onnx.convert import write_bundle
     from mlm_onnx.graph import FP32
+    from mlm_onnx.hf_config import hf_config, hf_tokenizer_config
     from mlm_onnx.quantize import INT8
 
     from jax_mlm.config import PRESETS
     from jax_mlm.hf import read_hf
-    from jax_mlm.hf_config import hf_config, hf_tokenizer_config
     from jax_mlm.hf_weights import WEIGHTS, write_params
     from jax_mlm.model import init_params
 

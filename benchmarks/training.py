@@ -2,7 +2,7 @@
 
     python benchmarks/training.py --shape tiny small --peer-python ../reference/bin/python
 
-Both sides take the same shape, batch, length, masked fraction, optimizer (AdamW, gradient clipping), no dropout, float32
+Both sides take the same shape, batch, length, masked fraction, optimizer (AdamW, clipped), no dropout, float32
 and number of threads, one after the other in short turns, so that a machine that drifts drifts for both. The peer is
 `ModernBertForMaskedLM` with its own head over every position, and once more with its head at the masked positions only.
 The peer needs the extra `reference`, in whatever venv `--peer-python` names; without it only our side is timed.
@@ -216,12 +216,11 @@ def main() -> None:
         for side, row in result["sides"].items():  # type: ignore[attr-defined]
             ratio = result["ratio_to_ours"].get(side)  # type: ignore[attr-defined]
             shown = f"{ratio:.2f}" if ratio else ""
-            print(
-                f"{result['shape']:8} {side:20} {row['milliseconds']:10.1f} {row['tokens_per_second']:10,.0f} {shown:>12}"
-            )
+            speed = f"{row['milliseconds']:10.1f} {row['tokens_per_second']:10,.0f}"
+            print(f"{result['shape']:8} {side:20} {speed} {shown:>12}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     body = {
-        "command": "python " + " ".join(sys.argv[:1] + ["--shape", *options.shape]),
+        "command": " ".join(["python benchmarks/training.py --shape", *options.shape, "--peer-python PYTHON"]),
         "machine": platform.processor(),
     }
     options.out.write_text(json.dumps({**body, "results": measured}, indent=1) + "\n")

@@ -40,7 +40,8 @@ def open_checkpoints(run: Path) -> ocp.CheckpointManager:
 def save(manager: ocp.CheckpointManager, state: Any, meta: dict[str, Any], loss: float | None) -> None:
     """Starts saving; `meta` is small JSON beside the arrays, `loss` (None: not measured) decides which is the best."""
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-    manager.save(int(meta["step"]), args=args, metrics=None if loss is None else {"loss": loss})
+    with _without_remarks():
+        manager.save(int(meta["step"]), args=args, metrics=None if loss is None else {"loss": loss})
 
 
 def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, dict[str, Any]] | None:
@@ -54,22 +55,29 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, dict[str, A
 
 
 @contextmanager
-def _reading(run: Path) -> Iterator[ocp.CheckpointManager]:
-    """The run's checkpoints, read only; Orbax's remarks that this is so are not passed on."""
-    if not (run / FOLDER).is_dir():
-        raise UserError(f"{run} holds no checkpoint: train it first (python -m jax_mlm.train --out {run})")
-    handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+def _without_remarks() -> Iterator[None]:
+    """Orbax's warnings of what is meant (a checkpoint without a loss, reading only) are not passed on."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _reading(run: Path) -> Iterator[ocp.CheckpointManager]:
+    """The run's checkpoints, read only."""
+    if not (run / FOLDER).is_dir():
+        raise UserError(f"{run} holds no checkpoint: train it first (python -m jax_mlm.train --out {run})")
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    with _without_remarks():
         options = ocp.CheckpointManagerOptions(read_only=True, best_fn=lambda m: m["loss"], best_mode="min")
         with ocp.CheckpointManager((run / FOLDER).absolute(), item_handlers=handlers, options=options) as manager:
             if manager.latest_step() is None:
                 raise UserError(f"{run / FOLDER} holds no finished checkpoint")
             yield manager
-    finally:
-        logger.setLevel(level)
 
 
 def best_step(run: Path) -> int:

@@ -36,7 +36,7 @@ class ModelConfig:
     max_length: int = 1024
     """Longest sequence in tokens, special tokens included."""
     embedding_width: int = 0
-    """Width of the embedding table where it is factorised (ALBERT); 0 means the encoder's width."""
+    """Width of the embedding table where a dense layer widens it (ALBERT); 0: the encoder's, without such a layer."""
     layer_groups: int = 0
     """Distinct sets of layer parameters (ALBERT shares them); 0 means that every layer has its own."""
     norm: Literal["layer", "rms"] = "layer"
@@ -62,7 +62,9 @@ class ModelConfig:
     token_types: int = 0
     """Rows of the token type table; 0 for families without one."""
     activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
-    """Non-linearity of the feed-forward layer and of the head."""
+    """Non-linearity of the feed-forward layer."""
+    head_activation: Literal["", "gelu", "gelu_tanh", "relu", "silu"] = ""
+    """Non-linearity of the head, where it differs (RoBERTa: gelu, whatever the layers use); empty takes theirs."""
     gated: bool = True
     """Multiply by a linear gate (GeGLU)."""
     attention_bias: bool = False
@@ -173,7 +175,7 @@ class OptimConfig:
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
-    lr: float = 2e-3
+    lr: float = 1e-3
     """Peak learning rate of AdamW."""
     muon_lr: float = 0.02
     """Peak learning rate of Muon's matrices."""

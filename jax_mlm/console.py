@@ -93,7 +93,7 @@ def run_command(
 
 @contextmanager
 def stop_request() -> Iterator[Callable[[], bool]]:
-    """Turns Ctrl-C and SIGTERM into a flag, so that a step in flight is ended and saved; a second Ctrl-C ends at once."""
+    """Turns Ctrl-C and SIGTERM into a flag: the step in flight ends and is saved; a second Ctrl-C ends at once."""
     asked = []
 
     def ask(number: int, frame: Any) -> None:

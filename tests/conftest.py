@@ -16,3 +16,25 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; point $JAX_MLM_SHARED at it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def sentence_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Bundles of the founding sentence's shape with random weights, in fp32 and in int8: to be read, not changed."""
+    from mlm_onnx import convert
+    from mlm_onnx.graph import FP32
+    from mlm_onnx.quantize import INT8
+    from test_graph import randomised
+
+    from jax_mlm.config import PRESETS, SENTENCE, with_vocabulary
+    from jax_mlm.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("bundles")
+    model = with_vocabulary(PRESETS["sentence"], 16).model
+    origin = {"run": "test", "preset": "sentence", "step": 7, "versions": {}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "parity_shapes", lambda length: ((1, 7, 2),))  # the others are test_convert's
+        for precision in (FP32, INT8):
+            tokenizer = train_tokenizer([SENTENCE], "word", 16)
+            convert.write_bundle(folder / precision.name, model, randomised(model), tokenizer, precision, origin)
+    return {name: folder / name for name in ("fp32", "int8")}

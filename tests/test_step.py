@@ -86,7 +86,8 @@ one, metrics, _ = steps(1)
 out = {}
 for accumulate in (1, 2):
     spread, theirs, _ = steps(accumulate, sharding.make_placer(mesh))
-    out[accumulate] = [difference(one, spread), float(metrics.loss_sum - theirs.loss_sum), float(metrics.count - theirs.count)]
+    loss, count = metrics.loss_sum - theirs.loss_sum, metrics.count - theirs.count
+    out[accumulate] = [difference(one, spread), float(loss), float(count)]
 print(json.dumps(out))
 """
 

@@ -22,7 +22,7 @@ from jax_mlm.tokenizer import load_tokenizer, vocabulary_of
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
     "--preset", "tiny", "--width", "32", "--layers", "2", "--heads", "2", "--ff-width", "48", "--length", "32",
-    "--batch", "8", "--eval-rows", "16", "--log-every", "5",
+    "--batch", "8", "--eval-rows", "16", "--log-every", "5", "--lr", "3e-3",
 ]  # fmt: skip
 
 

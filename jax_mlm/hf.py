@@ -1,0 +1,300 @@
+"""Hugging Face directories in and out, without torch; `python -m jax_mlm.hf import|export`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax.numpy as jnp
+import tyro
+from tokenizers import Tokenizer
+
+from jax_mlm.checkpoint import best_step, load_params, open_checkpoints, save
+from jax_mlm.config import DataConfig, ModelConfig, TrainConfig
+from jax_mlm.console import run_command
+from jax_mlm.errors import UserError
+from jax_mlm.hf_config import check_expressible, from_hf, hf_config, known_family
+from jax_mlm.hf_names import family_of
+from jax_mlm.hf_tokenizer import hf_tokenizer, hf_tokenizer_config, read_json
+from jax_mlm.hf_weights import WEIGHTS, at_offset, is_tied, open_tensors, read_params, write_params
+from jax_mlm.run import METRICS_FILE, TOKENIZER_FILE, read_metrics, read_run, read_run_file, write_run
+from jax_mlm.tokenizer import NAMES, Vocabulary, load_tokenizer, vocabulary_of
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a Hugging Face directory holds, in our terms."""
+
+    model: ModelConfig
+    params: Mapping[str, Any]
+    tokenizer: Tokenizer
+    remarks: tuple[str, ...]
+    """What the user should know of: tensors not used, embeddings without a token."""
+
+
+def read_hf(folder: Path, family: str | None = None, tokenizer: Path | None = None) -> Imported:
+    """Reads config.json, the safetensors and the tokenizer of a directory.
+
+    Raises:
+        UserError: something is missing, broken, contradictory or not supported.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give a Hugging Face model's directory (config.json, {WEIGHTS}, …)")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is no Hugging Face model: it has no config.json")
+    values = read_json(folder / "config.json")
+    tensors = open_tensors(folder)
+    named = family or values.get("model_type") or family_of(tensors.files)
+    if named is None:
+        raise UserError(f"{folder}/config.json has no model_type, and the names of its tensors fit none: give --family")
+    try:
+        model = from_hf(values, known_family(named))
+    except ValueError as error:  # a UserError, or a contradiction that ModelConfig noticed
+        raise UserError(f"{folder}/config.json: {error}") from None
+    remarks = []
+    if is_tied(tensors, model) != model.tied:
+        model = replace(model, tied=False)
+        remarks.append("config.json says that table and decoder are tied, two different ones are stored: kept apart")
+    params = read_params(tensors, model)
+    if unused := tensors.unused():
+        remarks.append(f"not used: {', '.join(unused)}")
+    read = load_tokenizer(tokenizer) if tokenizer else hf_tokenizer(folder)
+    try:
+        vocabulary = vocabulary_of(read)
+    except UserError as error:
+        raise UserError(f"the tokenizer of {tokenizer or folder}: {error}") from None
+    remarks += _compare_sizes(folder, model, vocabulary)
+    return Imported(model, params, read, tuple(remarks))
+
+
+def _compare_sizes(folder: Path, model: ModelConfig, vocabulary: Vocabulary) -> list[str]:
+    """A remark where the table is padded; an error where it is too small."""
+    if vocabulary.size > model.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {vocabulary.size} tokens, the embedding only {model.vocab_size}: "
+            "they do not belong together (--tokenizer FILE takes another one)"
+        )
+    if vocabulary.size == model.vocab_size:
+        return []
+    spare = model.vocab_size - vocabulary.size
+    return [
+        f"the tokenizer has {vocabulary.size} tokens, the embedding {model.vocab_size}: {spare} rows stand for no token"
+    ]
+
+
+def import_hf(folder: Path, run: Path, family: str | None = None, tokenizer: Path | None = None) -> Imported:
+    """Writes a run directory with the model as its checkpoint of step 0."""
+    _check_free(run)
+    imported = read_hf(folder, family, tokenizer)
+    model = imported.model
+    config = TrainConfig(preset=model.family, model=model, corpus=DataConfig(length=min(512, model.max_length)))
+    with _new_directory(run) as beside:
+        imported.tokenizer.save(str(beside / TOKENIZER_FILE))
+        write_run(beside, config, {}, {"files": [], "imported_from": str(folder.resolve())})
+        manager = open_checkpoints(beside)
+        save(manager, {"params": imported.params, "step": jnp.int32(0)}, {"step": 0}, None)
+        manager.wait_until_finished()
+        manager.close()
+    return imported
+
+
+def export_hf(run: Path, folder: Path, checkpoint: Literal["best", "latest"] = "best") -> int:
+    """Writes a directory that transformers loads, and returns the step of the checkpoint in it."""
+    _check_free(folder)
+    config = read_run(run)
+    tokenizer = load_tokenizer(run / TOKENIZER_FILE)
+    vocabulary = vocabulary_of(tokenizer)
+    step, params = load_params(run, best_step(run) if checkpoint == "best" else None)
+    _compare_sizes(run, config.model, vocabulary)
+    pad, model = vocabulary.pad, config.model
+    if model.family == "roberta":  # positions start after the padding's own row
+        if tokenizer.id_to_token(pad) not in NAMES["pad"] and model.position_offset:
+            pad = model.position_offset - 1
+        params, model = at_offset(params, model, pad + 1)
+    else:
+        params, model = at_offset(params, model, 0)
+    check_expressible(model, pad)
+    special = {
+        role: None if (id := getattr(vocabulary, role)) is None else tokenizer.id_to_token(id)
+        for role in ("pad", "mask", "unk", "cls", "sep")
+    }
+    with _new_directory(folder) as beside:
+        write_params(beside / WEIGHTS, params, model)
+        tokenizer.save(str(beside / "tokenizer.json"))
+        _write_json(beside / "config.json", hf_config(model, pad, vocabulary.cls, vocabulary.sep))
+        _write_json(beside / "tokenizer_config.json", hf_tokenizer_config(special, model.max_length, model.token_types))
+        _write_json(
+            beside / "special_tokens_map.json", {f"{role}_token": text for role, text in special.items() if text}
+        )
+        card = model_card(folder, run, config, params, step, special["mask"] or "[MASK]")
+        (beside / "README.md").write_text(card, encoding="utf-8")
+    return step
+
+
+def model_card(folder: Path, run: Path, config: TrainConfig, params: Mapping[str, Any], step: int, mask: str) -> str:
+    """README.md: where the model comes from, and how to use it; the licence is for its owner to fill in."""
+    facts, model = read_run_file(run), config.model
+    data = facts.get("data", {})
+    files = [f"- `{name}`" for name in data.get("files", [])]
+    if data.get("imported_from"):
+        files = [f"- none here: imported from `{data['imported_from']}`"]
+    measured = ""
+    if (run / METRICS_FILE).is_file():
+        at = [line for line in read_metrics(run) if line["step"] == step and line["kind"] in ("valid", "final")]
+        if at:
+            on = "Held-out loss" if data.get("files") else "Loss on the training text itself (nothing was held out)"
+            measured = f"\n\n{on} {at[-1]['loss']:.4f} nats, accuracy {at[-1]['accuracy']:.4f}, at 15 % masks."
+    return f"""---
+license: other # TODO: the licence under which you publish this model
+library_name: transformers
+pipeline_tag: fill-mask
+mask_token: "{mask}"
+tags:
+- {model.family}
+- fill-mask
+- jax-mlm
+---
+
+# {folder.resolve().name}
+
+A masked language model: {model.family}, {model.layers} layers of width {model.width}, {model.heads} heads,
+{_size(params):,} parameters, {model.vocab_size:,} tokens, texts of up to {model.max_length} tokens.
+
+## How to load it
+
+```python
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model="{folder.resolve().name}")
+print(fill("… {mask} …"))
+```
+
+## Training data
+
+{chr(10).join(files) or "- the founding sentence of jax_mlm"}
+
+## Training
+
+Trained with jax_mlm (preset `{config.preset}`, seed {config.seed}); these are the weights of step {step}.{measured}
+
+## Licence
+
+TODO: say under which licence you publish this model, and under which ones its training data came.
+"""
+
+
+def _size(params: Mapping[str, Any]) -> int:
+    return sum(_size(x) if isinstance(x, Mapping) else x.size for x in params.values())
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _check_free(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists already: choose another name, or remove it first")
+
+
+@contextmanager
+def _new_directory(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its place when all is written, and is gone when something fails."""
+    beside = target.absolute().with_name(f".{target.absolute().name}.{os.getpid()}")
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        if target.exists():
+            target.rmdir()
+        beside.rename(target)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Makes a run directory of a Hugging Face model, to evaluate, convert or train on."""
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="HF_DIR")]
+    """The directory with config.json, model.safetensors and the tokenizer."""
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run directory to write."""
+    family: str = ""
+    """bert, roberta, albert, distilbert or modernbert, where config.json does not say or says otherwise."""
+    tokenizer: str = ""
+    """A tokenizer.json to take instead of the directory's own."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Writes a run's model in Hugging Face's layout: config.json, model.safetensors, tokenizer and model card."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run directory."""
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="HF_DIR")]
+    """The directory to write."""
+    checkpoint: Literal["best", "latest"] = "best"
+    """The checkpoint with the lowest validation loss, or the newest."""
+
+
+def import_command(config: ImportConfig) -> None:
+    """Imports; the last line on stdout is the run directory."""
+    imported = import_hf(
+        config.source, config.run, config.family or None, Path(config.tokenizer) if config.tokenizer else None
+    )
+    for remark in imported.remarks:
+        print(remark, file=sys.stderr)
+    m = imported.model
+    print(f"{m.family}, {m.layers} layers of width {m.width}, {_size(imported.params):,} parameters")
+    print(config.run)
+
+
+def export_command(config: ExportConfig) -> None:
+    """Exports; the last line on stdout is the directory."""
+    step = export_hf(config.run, config.target, config.checkpoint)
+    print(f"step {step} of {config.run}; fill in the licence in {config.target}/README.md before you publish it")
+    print(config.target)
+
+
+IMPORT_EXAMPLES = """examples:
+  python -m jax_mlm.hf import bert-base-uncased/ runs/bert
+  python -m jax_mlm.hf import old-checkpoint/ runs/old --family bert"""
+EXPORT_EXAMPLES = """examples:
+  python -m jax_mlm.hf export runs/tiny my-model/
+  python -m jax_mlm.hf export runs/tiny my-model/ --checkpoint latest"""
+USAGE = f"""usage: python -m jax_mlm.hf import HF_DIR RUN [--family NAME] [--tokenizer FILE]
+       python -m jax_mlm.hf export RUN HF_DIR [--checkpoint best|latest]
+
+Hugging Face directories in and out, without torch.
+
+{IMPORT_EXAMPLES}
+{EXPORT_EXAMPLES.removeprefix("examples:" + chr(10))}"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `import` or `export`; the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    match argv:
+        case ["import", *rest]:
+            return run_command("python -m jax_mlm.hf import", ImportConfig, import_command, IMPORT_EXAMPLES, rest)
+        case ["export", *rest]:
+            return run_command("python -m jax_mlm.hf export", ExportConfig, export_command, EXPORT_EXAMPLES, rest)
+        case ["-h" | "--help", *_]:
+            print(USAGE)
+            return 0
+    print(f"error: {argv[0] if argv else 'nothing'} given, where import or export was expected", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

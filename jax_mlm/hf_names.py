@@ -1,0 +1,189 @@
+"""Where each family of Hugging Face keeps our arrays: one table of names a family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from jax_mlm.config import Family, ModelConfig
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where a family keeps the modules of `jax_mlm.model`; `{i}` stands for the layer."""
+
+    prefix: str
+    """Before every name but those of the head; encoders saved alone lack it."""
+    tokens: str
+    embedding_norm: str
+    layer: str
+    qkv: tuple[str, ...]
+    out: str
+    attention_norm: str
+    up: str
+    down: str
+    mlp_norm: str
+    head: str
+    head_norm: str
+    decoder: str
+    bias: tuple[str, ...]
+    """Names of the decoder's bias; the first that is there counts."""
+    positions: str = ""
+    types: str = ""
+    widen: str = ""
+    final_norm: str = ""
+
+
+_BERT = {
+    "tokens": "embeddings.word_embeddings",
+    "positions": "embeddings.position_embeddings",
+    "types": "embeddings.token_type_embeddings",
+    "embedding_norm": "embeddings.LayerNorm",
+    "layer": "encoder.layer.{i}.",
+    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
+NAMES: Mapping[Family, Names] = {
+    "bert": Names(
+        **_BERT,
+        prefix="bert.",
+        head="cls.predictions.transform.dense",
+        head_norm="cls.predictions.transform.LayerNorm",
+        decoder="cls.predictions.decoder",
+        bias=("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    ),
+    "roberta": Names(
+        **_BERT,
+        prefix="roberta.",
+        head="lm_head.dense",
+        head_norm="lm_head.layer_norm",
+        decoder="lm_head.decoder",
+        bias=("lm_head.decoder.bias", "lm_head.bias"),
+    ),
+    "albert": Names(
+        prefix="albert.",
+        tokens="embeddings.word_embeddings",
+        positions="embeddings.position_embeddings",
+        types="embeddings.token_type_embeddings",
+        embedding_norm="embeddings.LayerNorm",
+        widen="encoder.embedding_hidden_mapping_in",
+        layer="encoder.albert_layer_groups.{i}.albert_layers.0.",
+        qkv=("attention.query", "attention.key", "attention.value"),
+        out="attention.dense",
+        attention_norm="attention.LayerNorm",
+        up="ffn",
+        down="ffn_output",
+        mlp_norm="full_layer_layer_norm",
+        head="predictions.dense",
+        head_norm="predictions.LayerNorm",
+        decoder="predictions.decoder",
+        bias=("predictions.decoder.bias", "predictions.bias"),
+    ),
+    "distilbert": Names(
+        prefix="distilbert.",
+        tokens="embeddings.word_embeddings",
+        positions="embeddings.position_embeddings",
+        embedding_norm="embeddings.LayerNorm",
+        layer="transformer.layer.{i}.",
+        qkv=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        out="attention.out_lin",
+        attention_norm="sa_layer_norm",
+        up="ffn.lin1",
+        down="ffn.lin2",
+        mlp_norm="output_layer_norm",
+        head="vocab_transform",
+        head_norm="vocab_layer_norm",
+        decoder="vocab_projector",
+        bias=("vocab_projector.bias",),
+    ),
+    "modernbert": Names(
+        prefix="model.",
+        tokens="embeddings.tok_embeddings",
+        embedding_norm="embeddings.norm",
+        layer="layers.{i}.",
+        qkv=("attn.Wqkv",),
+        out="attn.Wo",
+        attention_norm="attn_norm",
+        up="mlp.Wi",
+        down="mlp.Wo",
+        mlp_norm="mlp_norm",
+        final_norm="final_norm",
+        head="head.dense",
+        head_norm="head.norm",
+        decoder="decoder",
+        bias=("decoder.bias",),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One array of ours, and the tensors that hold it: several where they keep queries, keys and values apart."""
+
+    path: tuple[str, ...]
+    names: tuple[str, ...]
+    """Full names; the arrays are joined along their first axis."""
+    kernel: bool = False
+    """Theirs is the transpose of ours."""
+
+
+def entries(c: ModelConfig) -> Iterator[Entry]:
+    """Every array of this model, in its family's names."""
+    n = NAMES[c.family]
+
+    def table(ours: str, theirs: str) -> Entry:
+        return Entry((ours,), (f"{theirs}.weight",))
+
+    def dense(path: tuple[str, ...], theirs: Iterable[str], bias: bool) -> Iterator[Entry]:
+        theirs = tuple(theirs)
+        yield Entry((*path, "kernel"), tuple(f"{name}.weight" for name in theirs), kernel=True)
+        if bias:
+            yield Entry((*path, "bias"), tuple(f"{name}.bias" for name in theirs))
+
+    def norm(path: tuple[str, ...], theirs: str) -> Iterator[Entry]:
+        yield Entry((*path, "scale"), (f"{theirs}.weight",))
+        if c.norm_bias:
+            yield Entry((*path, "bias"), (f"{theirs}.bias",))
+
+    yield table("token_table", n.prefix + n.tokens)
+    if c.positions == "learned":
+        yield table("position_table", n.prefix + n.positions)
+    if c.token_types:
+        yield table("type_table", n.prefix + n.types)
+    yield from norm(("embedding_norm",), n.prefix + n.embedding_norm)
+    if c.embedding_width:
+        yield from dense(("widen",), (n.prefix + n.widen,), True)
+    for i in range(c.layer_groups or c.layers):
+        ours, theirs = f"layer_{i}", n.prefix + n.layer.format(i=i)
+        yield from dense((ours, "attention", "qkv"), (theirs + name for name in n.qkv), c.attention_bias)
+        yield from dense((ours, "attention", "out"), (theirs + n.out,), c.attention_bias)
+        if not (c.norm_first and i == 0):
+            yield from norm((ours, "attention_norm"), theirs + n.attention_norm)
+        yield from dense((ours, "mlp", "up"), (theirs + n.up,), c.mlp_bias)
+        yield from dense((ours, "mlp", "down"), (theirs + n.down,), c.mlp_bias)
+        yield from norm((ours, "mlp_norm"), theirs + n.mlp_norm)
+    if c.norm_first:
+        yield from norm(("final_norm",), n.prefix + n.final_norm)
+    yield from dense(("head",), (n.head,), c.head_bias)
+    yield from norm(("head_norm",), n.head_norm)
+    if not c.tied:
+        yield table("decoder", n.decoder)
+    if c.decoder_bias:
+        yield Entry(("decoder_bias",), (n.bias[-1],))
+
+
+def family_of(names: Iterable[str]) -> Family | None:
+    """The family that wrote tensors of these names; None where they fit none."""
+    every = "\n".join(names)
+    marks: tuple[tuple[Family, tuple[str, ...]], ...] = (
+        ("modernbert", ("tok_embeddings.", "attn.Wqkv")),
+        ("albert", ("albert_layer_groups.",)),
+        ("distilbert", ("vocab_transform.", "transformer.layer.", ".q_lin.")),
+        ("roberta", ("roberta.", "lm_head.")),
+        ("bert", ("bert.", "cls.predictions.", "encoder.layer.")),
+    )
+    return next((family for family, found in marks if any(mark in every for mark in found)), None)
