@@ -11,23 +11,13 @@ from typing import Any
 import pytest
 from mlm_onnx import bundle
 from mlm_onnx.bundle import BundleError, check_target, new_bundle, open_bundle, seal
-from mlm_onnx.convert import write_bundle
-from mlm_onnx.graph import FP32
-from test_graph import randomised
-
-from jax_mlm.config import PRESETS, SENTENCE, with_vocabulary
-from jax_mlm.tokenizer import train_tokenizer
 
 ORIGIN = {"run": "test", "preset": "sentence", "step": 7, "versions": {}}
 
 
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the founding sentence's shape with random weights."""
-    path = tmp_path_factory.mktemp("bundle") / "made"
-    model = with_vocabulary(PRESETS["sentence"], 16).model
-    write_bundle(path, model, randomised(model), train_tokenizer([SENTENCE], "word", 16), FP32, ORIGIN)
-    return path
+@pytest.fixture
+def made(sentence_bundles: dict[str, Path]) -> Path:
+    return sentence_bundles["fp32"]
 
 
 @pytest.fixture

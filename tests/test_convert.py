@@ -15,9 +15,10 @@ import pytest
 from mlm_onnx import FillMask, convert, quantize
 from mlm_onnx.__main__ import main
 from mlm_onnx.bundle import BundleError, open_bundle
-from mlm_onnx.convert import ParityError, compare, parity_shapes, write_bundle
+from mlm_onnx.convert import write_bundle
 from mlm_onnx.graph import FP32
 from mlm_onnx.hf_config import hf_config
+from mlm_onnx.parity import ParityError, compare, parity_shapes
 from test_bundle import ORIGIN
 from test_graph import CONFIGS, randomised
 
@@ -105,7 +106,7 @@ def test_int8_that_ruins_the_answers_is_refused(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
 
 
-def _coarse(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _coarse(kernel: np.ndarray, largest: int = 127) -> tuple[np.ndarray, np.ndarray]:
     """One bit."""
     return np.sign(kernel).astype(np.int8), np.abs(kernel).mean(axis=0)
 

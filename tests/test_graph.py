@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import onnxruntime as ort
 import pytest
-from mlm_onnx.convert import Forward, compare, onnx_forward
 from mlm_onnx.graph import FP32, Precision, fill_mask_graph
+from mlm_onnx.parity import Forward, compare, onnx_forward
 from mlm_onnx.quantize import INT8, block_size, quantize_blocks, quantize_columns
 
 from jax_mlm.config import PRESETS, ModelConfig

@@ -16,9 +16,9 @@ import pytest
 from mlm_onnx import FillMask, QueryError
 from mlm_onnx.__main__ import COMMANDS, main
 from mlm_onnx.convert import jax_forward, write_bundle
+from mlm_onnx.engine import log_softmax, top
 from mlm_onnx.graph import FP32
 from mlm_onnx.pieces import Pieces
-from mlm_onnx.predictor import log_softmax, top
 from test_bundle import ORIGIN
 from test_graph import randomised
 from tokenizers import Tokenizer
@@ -38,10 +38,8 @@ KINDS = ("wordpiece", "bpe", "unigram")
 
 
 @pytest.fixture(scope="session")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("predictor") / "words"
-    write_bundle(path, MODEL, randomised(MODEL), train_tokenizer([SENTENCE], "word", 16), FP32, ORIGIN)
-    return path
+def words(sentence_bundles: dict[str, Path]) -> Path:
+    return sentence_bundles["fp32"]
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +143,8 @@ def test_pieces_fit_into_the_sentence(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_framed_tokenizers_answer(kind: str, tmp_path: Path) -> None:
+def test_framed_tokenizers_answer(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlm_onnx.convert.parity_shapes", lambda length: ((1, 7, 2),))
     tokenizer = piecewise(kind)
     model = replace(MODEL, vocab_size=tokenizer.get_vocab_size() + 64)  # rows that no token uses
     write_bundle(tmp_path / "b", model, randomised(model), tokenizer, FP32, ORIGIN)
@@ -170,7 +169,7 @@ def test_framed_tokenizers_answer(kind: str, tmp_path: Path) -> None:
         (("This model",), r"no mask: write \[MASK\]"),
         (("This <mask> model",), r"holds <mask>, which is not this model's\): write \[MASK\]"),
         (("[MASK] [MASK]",), "nothing but"),
-        (("a " * 64 + "[MASK]",), "65 tokens; the model's limit is 64"),
+        (("a [MASK] " * 1025,), "1025 masks; the limit is 1024"),
         (("a" * 1_000_001,), "1000001 characters"),
         (("a [MASK] \ud800",), "UTF-8"),
         (("a [MASK]", 0), "top_k must be at least 1"),
@@ -179,7 +178,12 @@ def test_framed_tokenizers_answer(kind: str, tmp_path: Path) -> None:
         (("a [MASK]", 5, ["cat"]), "'cat' is not one token"),
         (("a [MASK]", 5, ["[PAD]"]), "not one token"),
         (("a [MASK]", 5, []), "targets is empty"),
+        (("a [MASK]", 5, [3]), "target must be a str, not int"),
+        (("a [MASK]", 5, ["\ud800"]), "UTF-8"),
+        (("a [MASK]", 5, [""]), "'' is not one token"),
         ((["a [MASK]", 3],), "must be a str, not int"),
+        ((b"a [MASK]",), "must be a str, not int"),
+        ((None,), "must be a str, or several, not NoneType"),
     ],
 )
 def test_bad_queries_are_one_line(fill: FillMask, query: tuple, said: str) -> None:
@@ -261,7 +265,7 @@ def test_score_and_info_print(words: Path, capsys: pytest.CaptureFixture[str]) -
     ("argv", "said"),
     [
         (["fil"], "did you mean fill?"),
-        (["xyzzy"], "choose convert, fill, score, info"),
+        (["xyzzy"], "choose convert, fill, explain, score, info"),
         (["fill"], "required"),
         (["fill", "BUNDLE", "a [MASK]", "--top_k", "3"], "did you mean --top-k?"),
         (["fill", "BUNDLE", "a [MASK]", "--top-k", "0"], "--top-k: must be at least 1"),

@@ -1,4 +1,4 @@
-"""`python -m mlm_onnx convert|fill|score|info`: strings in, one clear line out when something is wrong."""
+"""`python -m mlm_onnx convert|fill|explain|score|info`: strings in, one clear line out when something is wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from mlm_onnx.bundle import Bundle
 
 PROG = "python -m mlm_onnx"
 
@@ -47,8 +50,12 @@ def _declare_convert(parser: argparse.ArgumentParser) -> None:
     )
     layouts = {"choices": ("predictor", "hub"), "default": "predictor", "dest": "layout"}
     parser.add_argument(
-        "--for", **layouts, help="predictor: for FillMask (default); hub: for optimum and transformers.js"
+        "--for", **layouts, help="predictor: for FillMask (default); hub: also for optimum and transformers.js"
     )
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="FILE", help="text on which to measure what int8 costs, and to keep it small"
+    )
+    parser.add_argument("--reduce-range", action="store_true", help="7-bit weights: int8 for processors without VNNI")
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -57,7 +64,14 @@ def _convert(options: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         needed = (error.name or "").split(".")[0]
         raise UsageError(f"convert needs {needed}, which is not installed: pip install 'mlm-onnx[convert]'") from None
-    manifest = convert(options.run_directory, options.bundle, options.dtype, options.layout)
+    manifest = convert(
+        options.run_directory,
+        options.bundle,
+        options.dtype,
+        options.layout,
+        options.calibrate,
+        options.reduce_range,
+    )
     size = sum(facts["size"] for facts in manifest["files"].values())
     parity, origin = manifest["parity"], manifest["origin"]
     print(
@@ -66,6 +80,8 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"largest difference from JAX: {parity['fp32']['max_difference']:.1e} in float32 logits")
     if manifest["dtype"] == "int8":
         print(_int8(parity["int8"]))
+    if calibration := parity.get("calibration"):
+        print(_calibration(calibration))
     print(f'next: {PROG} fill {options.bundle} "text with {manifest["tokens"]["mask"]["text"]}"')
 
 
@@ -80,13 +96,25 @@ def _declare_fill(parser: argparse.ArgumentParser) -> None:
     _declare_query(parser, "a text with the model's mask token where a word is missing")
     parser.add_argument("--top-k", type=_at_least_one, metavar="N", help="candidates for each mask (default: 5)")
     parser.add_argument("--targets", metavar="A,B", help="consider only these words")
+    _declare_first_piece(parser)
+    parser.add_argument(
+        "--joint", action="store_true", help="also fill all masks together: pseudo-jointly, by a beam over fill orders"
+    )
+
+
+def _declare_first_piece(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--first-piece", action="store_true", help="a target that is not one token stands for its first piece"
+    )
 
 
 def _fill(options: argparse.Namespace) -> None:
     from mlm_onnx.predictor import FillMask
 
     targets = None if options.targets is None else [word for word in options.targets.split(",") if word.strip()]
-    answer = FillMask(options.bundle, options.threads)(options.text, top_k=options.top_k, targets=targets)
+    answer = FillMask(options.bundle, options.threads)(
+        options.text, top_k=options.top_k, targets=targets, joint=options.joint, first_piece=options.first_piece
+    )
     if options.json:
         _print_json(answer)
         return
@@ -94,7 +122,39 @@ def _fill(options: argparse.Namespace) -> None:
         print(mask["candidates"][0]["text"])
         width = max(len(candidate["token"]) for candidate in mask["candidates"])
         for candidate in mask["candidates"]:
-            print(f"  {candidate['token']:<{width}}  {candidate['probability']:7.2%}")
+            print(f"  {candidate['token']:<{width}}  {candidate['probability']:7.2%}{_pieces_of(candidate)}")
+    if options.joint:
+        print("together (pseudo-joint, natural logarithm)")
+        for filling in answer["pseudo_joint"]:
+            print(f"  {filling['logprob']:9.3f}  {filling['text']}")
+
+
+def _pieces_of(answer: Mapping[str, Any]) -> str:
+    """Says which words a token only begins."""
+    words = answer.get("first_piece_of")
+    return f"  (first piece of {', '.join(words)})" if words else ""
+
+
+def _declare_explain(parser: argparse.ArgumentParser) -> None:
+    _declare_query(parser, "a text with the model's mask token where a word is missing")
+    parser.add_argument("--target", metavar="WORD", help="explain this word (default: the likeliest)")
+    _declare_first_piece(parser)
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from mlm_onnx.predictor import FillMask
+
+    fill = FillMask(options.bundle, options.threads)
+    answer = fill.explain(options.text, options.target, first_piece=options.first_piece)
+    if options.json:
+        _print_json(answer)
+        return
+    for mask in answer["masks"]:
+        print(f"{mask['token']}  {mask['probability']:.2%}{_pieces_of(mask)}; without each other word:")
+        width = max((len(word["word"]) for word in mask["words"]), default=0)
+        for word in sorted(mask["words"], key=lambda word: -word["effect"]):
+            instead = f"  {word['instead']} instead" if word["instead"] != mask["token"] else ""
+            print(f"  {word['word']:<{width}}  {word['probability']:7.2%}  {-word['effect']:+8.3f}{instead}")
 
 
 def _declare_score(parser: argparse.ArgumentParser) -> None:
@@ -120,21 +180,30 @@ def _declare_info(parser: argparse.ArgumentParser) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from mlm_onnx.bundle import open_bundle
+    from mlm_onnx.bundle import MANIFEST, BundleError, open_bundle
 
     bundle = open_bundle(options.bundle)
-    manifest = bundle.manifest
     if options.json:
-        _print_json(manifest)
+        _print_json(bundle.manifest)
         return
+    try:
+        _print_info(options.bundle, bundle)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BundleError(f"{options.bundle}/{MANIFEST} is incomplete: {error}") from None
+
+
+def _print_info(path: Path, bundle: Bundle) -> None:
+    manifest = bundle.manifest
     origin, parity = manifest["origin"], manifest["parity"]
-    print(f"{options.bundle}: {manifest['task']}, {manifest['dtype']}, format {manifest['format']}; hashes are right")
+    print(f"{path}: {manifest['task']}, {manifest['dtype']}, format {manifest['format']}; hashes are right")
     print(f"from      preset {origin['preset']}, step {origin['step']}, run {origin['run']}")
     print(f"mask      {bundle.special.mask}")
     print(f"limits    {bundle.limits.max_length} tokens, {bundle.limits.max_characters} characters a text")
     print(f"parity    largest difference from JAX {parity['fp32']['max_difference']:.1e} in float32 logits")
     if manifest["dtype"] == "int8":
         print(f"          {_int8(parity['int8'])}")
+    if calibration := parity.get("calibration"):
+        print(f"          {_calibration(calibration)}")
     for name, graph in manifest["graphs"].items():
         print(f"graph     {name}: {_ports(graph['inputs'])} → {_ports(graph['outputs'])}")
     for name, facts in manifest["files"].items():
@@ -144,7 +213,7 @@ def _info(options: argparse.Namespace) -> None:
 COMMANDS: Mapping[str, Command] = {
     "convert": Command(
         "a training run becomes a bundle",
-        (f"{PROG} convert runs/sentence bundle", f"{PROG} convert runs/small bundle --dtype fp32"),
+        (f"{PROG} convert runs/sentence bundle", f"{PROG} convert runs/small bundle --for hub"),
         _declare_convert,
         _convert,
     ),
@@ -156,6 +225,15 @@ COMMANDS: Mapping[str, Command] = {
         ),
         _declare_fill,
         _fill,
+    ),
+    "explain": Command(
+        "which words an answer hangs on: each other word is hidden in turn",
+        (
+            f'{PROG} explain bundle "This model [MASK] a super"',
+            f'{PROG} explain bundle "a [MASK] day" --target good --json',
+        ),
+        _declare_explain,
+        _explain,
     ),
     "score": Command(
         "how likely a sentence is (pseudo-log-likelihood)",
@@ -189,6 +267,13 @@ def _int8(parity: Mapping[str, float]) -> str:
     share = parity["rms_difference"] / max(parity["logit_std"], 1e-9)
     changed = 1 - parity["top1_agreement"]
     return f"int8 changes logits by {share:.1%} of their spread, and {changed:.1%} of the first answers to random texts"
+
+
+def _calibration(facts: Mapping[str, Any]) -> str:
+    accuracy, kept = facts["accuracy"], facts["kept_in_fp32"]
+    line = f"on {facts['tokens']} hidden tokens of {facts['file']}: accuracy {accuracy['int8']:.1%}, "
+    line += f"{accuracy['fp32']:.1%} in float32; {facts['top1_agreement']:.1%} of the first answers are the same"
+    return f"{line}; kept in float32: {', '.join(kept)}" if kept else line
 
 
 def _print_json(value: Any) -> None:

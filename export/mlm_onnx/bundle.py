@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mlm_onnx.onnx_check import OnnxError, check_onnx
+
 FORMAT = 1
 KIND = "mlm-onnx"
 TASK = "fill-mask"
@@ -20,15 +22,21 @@ MANIFEST = "manifest.json"
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
 FAST_GRAPH = "fast/fill_mask.onnx"
 FAST_DATA = "fast/fill_mask.onnx.data"
+HUB_GRAPH, HUB_QUANTIZED = "onnx/model.onnx", "onnx/model_quantized.onnx"
+"""Only in bundles made `--for hub`: names that optimum and transformers.js look for."""
 REQUIRED = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, FAST_GRAPH, FAST_DATA)
 
 MANIFEST_BYTES = 4 << 20
-LARGEST = {"max_length": 1 << 20, "max_characters": 1 << 24, "max_texts": 1 << 20, "max_top_k": 1 << 24}
+LARGEST = {"max_length": 1 << 16, "max_characters": 1 << 24, "max_texts": 1 << 20, "max_top_k": 1 << 24}
 """A manifest may lower these, not exceed them."""
 
 
 class BundleError(ValueError):
     """The folder is no bundle, a damaged one, or one from a newer version: one line that says which."""
+
+
+class QueryError(ValueError):
+    """A query that has no answer: one line that says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,9 @@ class Bundle:
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Checks the manifest, then size and SHA-256 of every file in it; nothing is opened by onnxruntime before.
+    """Checks the manifest, size and SHA-256 of every file in it, and each graph's operators and places of its weights.
+
+    Nothing is opened by onnxruntime before.
 
     Raises:
         BundleError: with one line that names the file and what is wrong with it.
@@ -85,15 +95,12 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     for name in REQUIRED:
         if name not in files:
             raise BundleError(f"{path / MANIFEST} does not list {name}")
-    located = {name: _locate(path, name) for name in files}
-    for name, file in located.items():  # all sizes first: they cost nothing
-        if file.stat().st_size != files[name].get("size"):
-            raise BundleError(
-                f"{file} has {file.stat().st_size} bytes, not {files[name].get('size')}: it is damaged or cut short"
-            )
-    for name, file in located.items():
-        if _sha256(file) != files[name].get("sha256"):
-            raise BundleError(f"{file} does not match its SHA-256 in {MANIFEST}: it is damaged or was changed")
+    try:
+        located = {name: _locate(path, name) for name in files}
+        _check_files(located, files)
+        _check_graphs(located)
+    except OSError as error:
+        raise BundleError(f"{error.filename or path}: {error.strerror or error}") from None
     try:
         limits = Limits(**{name: _whole(manifest["limits"][name], 1, most) for name, most in LARGEST.items()})
         vocab_size = _whole(manifest["vocab_size"], 1, 1 << 24)
@@ -106,6 +113,26 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     if not mask:
         raise BundleError(f"{path / MANIFEST} names no mask token")
     return Bundle(path, manifest, limits, Special(mask, mask_id, pad_id, never), vocab_size)
+
+
+def _check_files(located: Mapping[str, Path], files: Mapping[str, Any]) -> None:
+    for name, file in located.items():  # all sizes first: they cost nothing
+        size = file.stat().st_size
+        if size != files[name].get("size"):
+            raise BundleError(f"{file} has {size} bytes, not {files[name].get('size')}: it is damaged or cut short")
+    for name, file in located.items():
+        if _sha256(file) != files[name].get("sha256"):
+            raise BundleError(f"{file} does not match its SHA-256 in {MANIFEST}: it is damaged or was changed")
+
+
+def _check_graphs(located: Mapping[str, Path]) -> None:
+    for name, file in located.items():
+        if name.endswith(".onnx"):
+            beside = {other.name: other.stat().st_size for other in located.values() if other.parent == file.parent}
+            try:
+                check_onnx(file, beside)
+            except OnnxError as error:
+                raise BundleError(f"{file} may not be opened: {error}") from None
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -144,7 +171,7 @@ def _whole(value: Any, least: int, most: int) -> int:
 def _locate(root: Path, name: str) -> Path:
     """The file of that name, if it is a regular one inside the bundle, reached through no link."""
     parts = PurePosixPath(name).parts
-    plain = name and "\\" not in name and "\0" not in name and ":" not in name and str(PurePosixPath(name)) == name
+    plain = name.isprintable() and name and "\\" not in name and ":" not in name and str(PurePosixPath(name)) == name
     if not plain or name.startswith("/") or any(part in ("..", ".") for part in parts):
         raise BundleError(f"{root / MANIFEST} names a file outside the bundle: {name!r}")
     file = root

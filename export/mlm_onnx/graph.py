@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 NEGATIVE = -1e30
 """Score of a pair that may not attend: its exponential is exactly 0 in float32."""
 
+TYPED = ("bert", "albert")
+"""Families whose models take token_type_ids."""
+
 Linear = Callable[[Graph, str, str, np.ndarray, np.ndarray | None], str]
 """(graph, x [..., in], name, kernel [in, out], bias [out] or None) → [..., out]."""
 Lookup = Callable[[Graph, str, str, np.ndarray], str]
@@ -56,7 +59,13 @@ def project_fp32(g: Graph, x: str, name: str, table: np.ndarray) -> str:
     return g.op("Transpose", y, perm=[1, 0])
 
 
+def project_all_fp32(g: Graph, x: str, name: str, table: np.ndarray) -> str:
+    return g.op("Gemm", x, g.weight(name, table), transB=1)
+
+
 FP32 = Precision("fp32", linear_fp32, lookup_fp32, project_fp32)
+FP32_HUB = Precision("fp32", linear_fp32, lookup_fp32, project_all_fp32)
+"""For many positions: there the repacked copy of the table pays."""
 
 
 def fill_mask_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32) -> Graph:
@@ -70,15 +79,44 @@ def fill_mask_graph(config: ModelConfig, params: Mapping[str, Any], precision: P
     return g
 
 
-class _Encoder:
-    """Adds the encoder's nodes to a graph; a method stands for one module of `jax_mlm.model`."""
+def masked_lm_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32_HUB) -> Graph:
+    """Hugging Face's graph: input_ids, attention_mask (token_type_ids) [B, S] → logits everywhere [B, S, V].
 
-    def __init__(self, g: Graph, c: ModelConfig, params: Mapping[str, Any], precision: Precision, ids: str) -> None:
+    Names are optimum's, which is what optimum and transformers.js look for. Padded keys are not seen; what a padded
+    query computes is finite and means nothing.
+    """
+    g = Graph("masked_lm")
+    shape = ("batch_size", "sequence_length")
+    ids, mask = (g.input(name, np.int64, shape) for name in ("input_ids", "attention_mask"))
+    types = g.input("token_type_ids", np.int64, shape) if config.family in TYPED and config.token_types else None
+    encoder = _Encoder(g, config, params, precision, ids, mask, types)
+    g.output("logits", encoder.vocabulary(encoder.hidden(), ids), np.float32, (*shape, config.vocab_size))
+    return g
+
+
+class _Encoder:
+    """Adds the encoder's nodes to a graph; a method stands for one module of `jax_mlm.model`.
+
+    Without `mask`, every token of a row sees all the others; without `types`, all are of type 0.
+    """
+
+    def __init__(
+        self,
+        g: Graph,
+        c: ModelConfig,
+        params: Mapping[str, Any],
+        precision: Precision,
+        ids: str,
+        mask: str | None = None,
+        types: str | None = None,
+    ) -> None:
         self.g, self.c, self.params, self.precision, self.ids = g, c, params, precision, ids
+        self.types = types
+        self.padding = None if mask is None else g.op("Unsqueeze", g.op("Equal", mask, g.int(0)), g.ints(1, 2))
         self.length = g.op("Shape", ids, start=1, end=2)  # [S] as a vector of one element
         self._places: str | None = None
         self._ropes: dict[tuple[float, str | None], tuple[str, str]] = {}
-        self._biases: dict[tuple[int, str | None], str] = {}
+        self._biases: dict[tuple[int | None, str | None], str | None] = {}
 
     # ---- parts -----------------------------------------------------------------------------------
 
@@ -111,8 +149,8 @@ class _Encoder:
         root = g.op("Sqrt", g.op("Add", mean, g.scalar(c.norm_eps)))
         return g.op("Mul", g.op("Div", x, root), weight)
 
-    def activate(self, x: str) -> str:
-        match self.c.activation:
+    def activate(self, x: str, name: str) -> str:
+        match name:
             case "gelu":
                 return self.g.op("Gelu", x, approximate="none")
             case "gelu_tanh":
@@ -155,13 +193,18 @@ class _Encoder:
         swapped = g.op("Concat", second, first, axis=-1)
         return g.op("Add", g.op("Mul", x, tables[0]), g.op("Mul", swapped, tables[1]))
 
-    def window_bias(self, window: int, at: str | None) -> str:
-        """Added to the scores of local layers: [S, S], or [B, 1, P, S] for queries at some positions."""
+    def score_bias(self, window: int | None, at: str | None) -> str | None:
+        """Added to the scores, where some pairs may not attend: broadcasts to [B, H, S, S], or to [B, H, P, S]."""
         if (window, at) not in self._biases:
-            g = self.g
-            query = g.op("Unsqueeze", self.places() if at is None else at, g.ints(-1) if at is None else g.ints(1, -1))
-            far = g.op("Greater", g.op("Abs", g.op("Sub", query, self.places())), g.int(window))
-            self._biases[window, at] = g.op("Where", far, g.scalar(NEGATIVE), g.scalar(0.0))
+            g, barred = self.g, self.padding
+            if window is not None:
+                query = self.places() if at is None else at
+                query = g.op("Unsqueeze", query, g.ints(-1) if at is None else g.ints(1, -1))
+                far = g.op("Greater", g.op("Abs", g.op("Sub", query, self.places())), g.int(window))
+                barred = far if barred is None else g.op("Or", far, barred)
+            self._biases[window, at] = (
+                None if barred is None else g.op("Where", barred, g.scalar(NEGATIVE), g.scalar(0.0))
+            )
         return self._biases[window, at]
 
     # ---- layers ----------------------------------------------------------------------------------
@@ -172,6 +215,8 @@ class _Encoder:
         assert table is not None
         x = self.precision.lookup(g, self.ids, "token_table", table)
         types = self.array("type_table")
+        if self.types is not None and types is not None:
+            x, types = g.op("Add", x, g.op("Gather", g.weight("type_table", types), self.types, axis=0)), None
         if c.positions == "learned":
             rows = self.array("position_table")
             assert rows is not None
@@ -181,7 +226,7 @@ class _Encoder:
         elif types is not None:
             x = g.op("Add", x, g.weight("type_table", types[0]))
         x = self.norm(x, "embedding_norm")
-        return self.dense(x, "widen") if c.table_width != c.width else x
+        return self.dense(x, "widen") if c.embedding_width else x
 
     def attention(self, x: str, layer: str, window: int | None, at: str | None, alone: bool) -> str:
         """Self-attention [B, S, D], or [B, P, D] with queries at some positions only.
@@ -216,8 +261,8 @@ class _Encoder:
                 q, k = self.rotate(q, self.rope(theta, at)), self.rotate(k, self.rope(theta, None))
         q = g.op("Mul", q, g.scalar(K**-0.5))
         scores = g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 2, 4, 3]))
-        if window is not None:
-            scores = g.op("Add", scores, self.window_bias(window, at))
+        if (bias := self.score_bias(window, at)) is not None:
+            scores = g.op("Add", scores, bias)
         mixed = g.op("MatMul", g.op("Softmax", scores, axis=-1), v)
         mixed = g.op("Reshape", g.op("Transpose", mixed, perm=[1, 3, 0, 2, 4]), g.ints(0, 0, D))
         return self.dense(mixed, layer, "attention", "out")
@@ -226,9 +271,9 @@ class _Encoder:
         h = self.dense(x, layer, "mlp", "up")
         if self.c.gated:
             inner, gate = self.g.split(h, (self.c.ff_width, self.c.ff_width), axis=-1)
-            h = self.g.op("Mul", self.activate(inner), gate)
+            h = self.g.op("Mul", self.activate(inner, self.c.activation), gate)
         else:
-            h = self.activate(h)
+            h = self.activate(h, self.c.activation)
         return self.dense(h, layer, "mlp", "down")
 
     def layer(self, x: str, index: int, at: str | None) -> str:
@@ -257,7 +302,7 @@ class _Encoder:
         g, c = self.g, self.c
         x = g.op("Reshape", x, g.ints(-1, c.width))
         x = self.norm(x, "final_norm") if c.norm_first else x
-        x = self.norm(self.activate(self.dense(x, "head")), "head_norm")
+        x = self.norm(self.activate(self.dense(x, "head"), c.head_activation or c.activation), "head_norm")
         name = "token_table" if c.tied else "decoder"
         table, bias = self.array(name), self.array("decoder_bias")
         assert table is not None

@@ -17,6 +17,8 @@ DATA_SUFFIX = ".data"
 INLINE_BELOW = 1024
 """Bytes: smaller tensors stay in the graph, where shape inference and constant folding want them."""
 ALIGN = 64
+LARGEST_SINGLE = (1 << 31) - (1 << 22)
+"""Bytes of weights in a file without external data: protobuf's limit, less room for the nodes."""
 
 
 class Graph:
@@ -99,11 +101,26 @@ class Graph:
                     tensor.external_data.add(key=key, value=str(value))
                 file.write(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).data)
                 tensors.append(tensor)
+        path.write_bytes(self._model(tensors).SerializeToString())
+        onnx.checker.check_model(str(path))
+        return [path, data]
+
+    def write_single(self, path: Path) -> None:
+        """Writes graph and weights as one file.
+
+        Raises:
+            ValueError: the weights are larger than a protobuf message may be.
+        """
+        size = sum(array.nbytes for array in self._weights.values())
+        if size > LARGEST_SINGLE:
+            raise ValueError(f"{size / 1e9:.1f} GB of weights do not fit into one ONNX file (2.1 GB)")
+        model = self._model([numpy_helper.from_array(array, name) for name, array in self._weights.items()])
+        onnx.checker.check_model(model)
+        path.write_bytes(model.SerializeToString())
+
+    def _model(self, tensors: Sequence[TensorProto]) -> onnx.ModelProto:
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, tensors)
         opsets = [helper.make_opsetid("", OPSET)]
         if any(node.domain == CONTRIB for node in self._nodes):
             opsets.append(helper.make_opsetid(CONTRIB, 1))
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR, producer_name="mlm-onnx")
-        path.write_bytes(model.SerializeToString())
-        onnx.checker.check_model(str(path))
-        return [path, data]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR, producer_name="mlm-onnx")

@@ -4,95 +4,47 @@ from __future__ import annotations
 
 import math
 import os
-import re
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
-import onnxruntime as ort
-from tokenizers import Tokenizer
 
-from mlm_onnx.bundle import FAST_GRAPH, TOKENIZER, Bundle, BundleError, open_bundle
+from mlm_onnx.bundle import Bundle, QueryError, open_bundle
+from mlm_onnx.engine import Engine, Row, default_threads, log_softmax, top
 from mlm_onnx.pieces import Pieces
+from mlm_onnx.windows import Reader, Text, check_utf8
 
-TOKENS_A_RUN = 2048
-"""Rows of one length run together up to this many tokens: more gain nothing on a CPU."""
-LOGITS_A_RUN = 1 << 25
-"""… and up to this many logits (128 MB)."""
-OTHER_MASKS = re.compile(r"\[MASK\]|<mask>|<\|mask\|>|\[mask\]|<MASK>|<extra_id_0>|_{3,}")
+SCORED_AT_ONCE = 256
+ANSWER_CHARACTERS = 1 << 28
+"""Of all the filled-in sentences of one answer."""
+JOINT_MASKS = 16
+"""Masks of a text that are filled jointly or explained."""
+BEAM, WIDEST_BEAM = 8, 64
 Answer = dict[str, Any]
-
-
-class QueryError(ValueError):
-    """A query that has no answer: one line that says why and what to do."""
-
-
-@dataclass(frozen=True)
-class _Query:
-    """A text as the model sees it."""
-
-    text: str
-    ids: np.ndarray
-    at: np.ndarray
-    """Token positions of the masks."""
-    spans: tuple[tuple[int, int], ...]
-    """Characters of the masks."""
-
-
-def default_threads() -> int:
-    """Up to four of the cores this process may use: a query is too small to feed more."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:
-        cores = os.cpu_count() or 1
-    return max(1, min(4, cores))
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in float32, as the model's whole vocabulary sees it."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
-def top(scores: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the k largest, the largest first, the smaller index first among equals."""
-    if k < len(scores):
-        cut = np.partition(scores, len(scores) - k)[len(scores) - k]
-        chosen = np.flatnonzero(scores >= cut)
-    else:
-        chosen = np.arange(len(scores))
-    return chosen[np.argsort(-scores[chosen], kind="stable")][:k]
 
 
 class FillMask:
     """`FillMask("BUNDLE")("text with [MASK]", top_k=5)` → {"text", "masks": [{"position", "start", …}]}.
 
-    Threads may share one; a process forked after loading opens its own session at its first query.
+    Threads may share one; a process forked after loading opens its own session at its first query. In a text that is
+    longer than the model's window, each mask is answered through a window around it, which its "window" names.
 
     Raises:
         BundleError: when the folder is no sound bundle.
     """
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise QueryError(f"threads must be at least 1, not {threads}")
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise QueryError(f"threads must be at least 1, not {threads!r}")
         self.bundle: Bundle = open_bundle(path)
-        self._threads = threads or default_threads()
-        self._lock = threading.Lock()
-        self._kept: list[ort.InferenceSession] = []  # a parent's session must not be torn down by its child
-        self._open_session()
-        try:
-            self._tokenizer = Tokenizer.from_file(str(self.bundle.file(TOKENIZER)))
-        except Exception as error:  # the Rust library raises nothing narrower
-            raise BundleError(f"{self.bundle.file(TOKENIZER)} is not a tokenizer: {_first_line(error)}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        if self._tokenizer.token_to_id(self.mask_token) != self.bundle.special.mask_id:
-            raise BundleError(f"{self.bundle.path}: tokenizer and manifest disagree on the mask token")
-        self._pieces = Pieces(self._tokenizer)
+        self._reader = Reader(self.bundle)
+        self._engine = Engine(self.bundle, threads or default_threads())
+        self._pieces = Pieces(self._reader.tokenizer)
         self._never = np.array(sorted(set(self.bundle.special.never)), np.int64)
+
+    def __reduce__(self) -> tuple[type[FillMask], tuple[str, int]]:
+        """Pickled as where it came from, so that a pool of processes can be given one."""
+        return FillMask, (str(self.bundle.path.absolute()), self._engine.threads)
 
     @property
     def mask_token(self) -> str:
@@ -102,30 +54,56 @@ class FillMask:
     # ---- questions -------------------------------------------------------------------------------
 
     @overload
-    def __call__(self, text: str, top_k: int | None = None, targets: Sequence[str] | None = None) -> Answer: ...
+    def __call__(
+        self,
+        text: str,
+        top_k: int | None = None,
+        targets: Sequence[str] | None = None,
+        *,
+        joint: bool = False,
+        first_piece: bool = False,
+    ) -> Answer: ...
     @overload
     def __call__(
-        self, text: Sequence[str], top_k: int | None = None, targets: Sequence[str] | None = None
+        self,
+        text: Sequence[str],
+        top_k: int | None = None,
+        targets: Sequence[str] | None = None,
+        *,
+        joint: bool = False,
+        first_piece: bool = False,
     ) -> list[Answer]: ...
-    def __call__(self, text, top_k=None, targets=None):
+    def __call__(self, text, top_k=None, targets=None, *, joint=False, first_piece=False):
         """The likeliest tokens at each mask of a text, or of each of several texts.
 
         Args:
             top_k: how many; 5 when not given, or all of the targets.
             targets: consider only these words; probabilities are still over the whole vocabulary.
+            joint: also fill all masks together, by a beam over fill orders, re-scored after each filled mask. The
+                answer gains "pseudo_joint": [{"tokens", "ids", "order", "logprob", "text"}], as `mlm_onnx.joint` says.
+            first_piece: a target that is not one token stands for its first piece; the candidate says so in
+                "first_piece_of", a list of such words.
 
         Raises:
-            QueryError: when a text holds no mask, is too long, …; the texts are all checked before any is answered.
+            QueryError: when a text holds no mask, …; the texts are all checked before any is answered.
         """
         texts = self._texts(text)
-        wanted = None if targets is None else self._target_ids(targets)
-        choices = self.bundle.vocab_size - len(self._never) if wanted is None else len(wanted)
-        k = self._check_top_k(top_k, choices if wanted is None else self.bundle.vocab_size - len(self._never))
-        k = min(k if top_k is not None or wanted is None else choices, choices)
-        queries = [self._query(each) for each in texts]
-        answers: list[Answer] = [{}] * len(queries)
-        for index, logits in self._logits(queries):
-            answers[index] = self._answer(queries[index], logits, k, wanted)
+        wanted = None if targets is None else self._target_ids(targets, first_piece)
+        every = self.bundle.vocab_size - len(self._never)
+        choices = every if wanted is None else len(wanted)
+        k = min(self._check_top_k(top_k, every), choices)
+        k = choices if wanted is not None and top_k is None else k
+        queries = [self._reader.masked(each) for each in texts]
+        for query in queries:
+            self._check_size(query, k, joint)
+        masks: list[list[Answer]] = [[{}] * len(query.at) for query in queries]
+        for which, indices, logprobs in self._ask([(query, query.at) for query in queries]):
+            for index, row in zip(indices, logprobs, strict=True):
+                masks[which][index] = self._mask(queries[which], index, row, k, wanted)
+        answers = [{"text": query.text, "masks": found} for query, found in zip(queries, masks, strict=True)]
+        if joint:
+            for query, answer in zip(queries, answers, strict=True):
+                answer["pseudo_joint"] = self._joint(query, k, wanted)
         return answers[0] if isinstance(text, str) else answers
 
     @overload
@@ -135,38 +113,161 @@ class FillMask:
     def score(self, text):
         """Pseudo-log-likelihood (Salazar et al. 2020): the sum of ln p(token | all the others), each hidden in turn.
 
+        In a text longer than the model's window, "the others" are those in a window around the token.
+
         Returns:
             {"text", "score", "perplexity", "tokens": [{"token", "logprob"}]}; special and unknown tokens do not count.
         """
         answers = [self._score(each) for each in self._texts(text)]
         return answers[0] if isinstance(text, str) else answers
 
+    @overload
+    def explain(self, text: str, target: str | None = None, *, first_piece: bool = False) -> Answer: ...
+    @overload
+    def explain(self, text: Sequence[str], target: str | None = None, *, first_piece: bool = False) -> list[Answer]: ...
+    def explain(self, text, target=None, *, first_piece=False):
+        """Which words the answer at each mask hangs on: every other word is masked in turn, and the mask asked again.
+
+        Args:
+            target: explain this word instead of the likeliest.
+
+        Returns:
+            {"text", "masks": [{"position", "start", "end", "token", "id", "probability", "words": [{"word", "start",
+            "end", "probability", "effect", "instead"}]}]}: probability of the token without the word, effect =
+            ln p(token) - ln p(token without the word), so that what speaks for the token is positive, and the likeliest
+            token without the word.
+        """
+        texts = self._texts(text)
+        wanted = None if target is None else self._target_ids([target], first_piece)
+        queries = [self._reader.masked(each) for each in texts]
+        for query in queries:
+            self._check_size(query, 1, True)
+        answers = [self._explain(query, wanted) for query in queries]
+        return answers[0] if isinstance(text, str) else answers
+
+    # ---- from questions to answers ---------------------------------------------------------------
+
+    def _ask(self, asked: Sequence[tuple[Text, np.ndarray]]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """`mlm_onnx.joint.Ask`, through windows where a text is long."""
+        most = self._engine.positions_a_row()
+        rows = [(which, *row) for which, (text, at) in enumerate(asked) for row in self._reader.rows(text, at, most)]
+        for index, logits in self._engine.logits([row for _, _, row in rows]):
+            yield rows[index][0], rows[index][1], log_softmax(logits)
+
     def _score(self, text: str) -> Answer:
-        ids, _ = self._encode(text)
+        read = self._reader.encode(text)
         hidden = self.bundle.special.mask_id
-        if (ids == hidden).any():
+        if (read.ids == hidden).any():
             raise QueryError(f"a text to score is whole: it may not hold {self.mask_token}")
-        counted = np.flatnonzero(~np.isin(ids, self._never))
+        counted = np.flatnonzero(~np.isin(read.ids, self._never))
         if not len(counted):
             raise QueryError("none of the text's words are in the model's vocabulary: nothing to score")
-        queries = []
-        for place in counted:
-            row = ids.copy()
-            row[place] = hidden
-            queries.append(_Query(text, row, np.array([place]), ()))
         logprobs = np.zeros(len(counted))
-        for index, logits in self._logits(queries):
-            logprobs[index] = log_softmax(logits[0])[ids[counted[index]]]
+        for start in range(0, len(counted), SCORED_AT_ONCE):
+            rows = []
+            for place in counted[start : start + SCORED_AT_ONCE]:
+                whole = self._reader.row(read, int(place))
+                ids = whole.ids.copy()
+                ids[whole.at] = hidden
+                rows.append(Row(ids, whole.at))
+            for index, logits in self._engine.logits(rows):
+                logprobs[start + index] = log_softmax(logits[0])[read.ids[counted[start + index]]]
         tokens = [
-            {"token": self._pieces.shown(int(ids[place])), "logprob": float(logprob)}
+            {"token": self._pieces.shown(int(read.ids[place])), "logprob": float(logprob)}
             for place, logprob in zip(counted, logprobs, strict=True)
         ]
         total = float(logprobs.sum())
-        return {"text": text, "score": total, "perplexity": math.exp(-total / len(counted)), "tokens": tokens}
+        perplexity = math.exp(min(-total / len(counted), 700))  # the largest that a float holds
+        return {"text": text, "score": total, "perplexity": perplexity, "tokens": tokens}
 
-    # ---- from text to tokens ---------------------------------------------------------------------
+    def _mask(
+        self, query: Text, mask: int, logprobs: np.ndarray, k: int, wanted: Mapping[int, list[str]] | None
+    ) -> Answer:
+        (start, end), candidates = query.spans[mask], []
+        for id in self._best(logprobs, k, wanted):
+            filled = self._pieces.fill(query.text, start, end, int(id))
+            candidate = {"token": self._pieces.shown(int(id)), "id": int(id), "probability": math.exp(logprobs[id])}
+            candidates.append({**candidate, **self._said(int(id), wanted), "text": filled})
+        return {**self._where(query, mask), "candidates": candidates}
+
+    def _where(self, query: Text, mask: int) -> Answer:
+        start, end = query.spans[mask]
+        where = {"position": len(query.text[: start + 1].split()) - 1, "start": start, "end": end}
+        if self._reader.is_long(query):
+            first, last = self._reader.seen(query, int(query.at[mask]))
+            where["window"] = {"start": first, "end": last}
+        return where
+
+    def _best(self, logprobs: np.ndarray, k: int, wanted: Mapping[int, list[str]] | None) -> np.ndarray:
+        """Ids of the likeliest answers."""
+        if wanted is None:
+            ranked = logprobs.copy()
+            ranked[self._never] = -np.inf
+            return top(ranked, min(k, len(ranked) - len(self._never)))
+        ids = np.array(list(wanted), np.int64)
+        return ids[top(logprobs[ids], k)]
+
+    def _joint(self, query: Text, k: int, wanted: Mapping[int, list[str]] | None) -> list[Answer]:
+        from mlm_onnx.joint import fill_jointly
+
+        found = []
+        fillings = fill_jointly(query, self._ask, lambda row, width: self._best(row, width, wanted), max(k, BEAM))
+        for filling in fillings[:k]:
+            text, ids = query.text, [id for _, id in sorted(filling.ids)]
+            for (start, end), id in reversed(list(zip(query.spans, ids, strict=True))):
+                text = self._pieces.fill(text, start, end, id)
+            tokens, order = [self._pieces.shown(id) for id in ids], [mask for mask, _ in filling.ids]
+            found.append({"tokens": tokens, "ids": ids, "order": order, "logprob": filling.logprob, "text": text})
+        return found
+
+    def _explain(self, query: Text, wanted: Mapping[int, list[str]] | None) -> Answer:
+        from mlm_onnx.explain import occlude, words_of
+
+        masks: list[Answer] = [{}] * len(query.at)
+        logprobs, answers = np.zeros(len(query.at)), [0] * len(query.at)
+        for _, indices, rows in self._ask([(query, query.at)]):
+            for index, row in zip(indices, rows, strict=True):
+                answers[index] = int(self._best(row, 1, wanted)[0])
+                logprobs[index] = row[answers[index]]
+        every = np.arange(len(query.at))
+        words = words_of(query)
+        for group in every[:, None] if self._reader.is_long(query) else [every]:
+            near = words
+            if self._reader.is_long(query):
+                first, last = self._reader.window(query, int(query.at[group[0]]))
+                near = [word for word in words if word.places[-1] >= first and word.places[0] < last]
+            chosen = [answers[mask] for mask in group]
+            hidden = occlude(query, group, near, chosen, self.bundle.special.mask_id, self._never, self._ask)
+            for mask, effects in zip(group, hidden, strict=True):
+                masks[mask] = {
+                    **self._where(query, mask),
+                    "token": self._pieces.shown(answers[mask]),
+                    "id": answers[mask],
+                    "probability": math.exp(logprobs[mask]),
+                    **self._said(answers[mask], wanted),
+                    "words": [
+                        {
+                            "word": query.text[each.word.start : each.word.end],
+                            "start": each.word.start,
+                            "end": each.word.end,
+                            "probability": math.exp(each.logprob),
+                            "effect": float(logprobs[mask]) - each.logprob,
+                            "instead": self._pieces.shown(each.best),
+                        }
+                        for each in effects
+                    ],
+                }
+        return {"text": query.text, "masks": masks}
+
+    @staticmethod
+    def _said(id: int, wanted: Mapping[int, list[str]] | None) -> Answer:
+        return {"first_piece_of": wanted[id]} if wanted and wanted[id] else {}
+
+    # ---- what may be asked -----------------------------------------------------------------------
 
     def _texts(self, text: str | Sequence[str]) -> list[str]:
+        if not isinstance(text, Iterable):
+            raise QueryError(f"a text must be a str, or several, not {type(text).__name__}")
         texts = [text] if isinstance(text, str) else list(text)
         if len(texts) > self.bundle.limits.max_texts:
             raise QueryError(f"{len(texts)} texts at once; the limit is {self.bundle.limits.max_texts}")
@@ -174,40 +275,6 @@ class FillMask:
             if not isinstance(each, str):
                 raise QueryError(f"a text must be a str, not {type(each).__name__}")
         return texts
-
-    def _encode(self, text: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
-        """Ids and character offsets of a text that is neither empty nor too long."""
-        limits = self.bundle.limits
-        if not text.strip():
-            raise QueryError("the text is empty")
-        if len(text) > limits.max_characters:
-            raise QueryError(f"the text has {len(text)} characters; the limit is {limits.max_characters}")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise QueryError("the text is not valid UTF-8") from None
-        encoding = self._tokenizer.encode(text)
-        if len(encoding.ids) > limits.max_length:
-            raise QueryError(
-                f"the text has {len(encoding.ids)} tokens; the model's limit is {limits.max_length}: shorten it"
-            )
-        return np.array(encoding.ids, np.int64), encoding.offsets
-
-    def _query(self, text: str) -> _Query:
-        mask = self.mask_token
-        if text.strip() and len(text) <= self.bundle.limits.max_characters:
-            if mask not in text:
-                other = OTHER_MASKS.search(text)
-                said = f" (it holds {other.group()}, which is not this model's)" if other else ""
-                raise QueryError(f"the text holds no mask{said}: write {mask} where a word is missing")
-            if not text.replace(mask, "").strip():
-                raise QueryError(f"the text holds nothing but {mask}: give the words around it")
-        ids, offsets = self._encode(text)
-        at = np.flatnonzero(ids == self.bundle.special.mask_id)
-        if not len(at):
-            raise QueryError(f"the tokenizer does not see {mask} in the text: set it apart by spaces")
-        starts = [text.index(mask, offsets[place][0]) for place in at]
-        return _Query(text, ids, at, tuple((start, start + len(mask)) for start in starts))
 
     def _check_top_k(self, top_k: int | None, choices: int) -> int:
         if top_k is None:
@@ -219,87 +286,36 @@ class FillMask:
             raise QueryError(f"top_k {top_k} is more than the {most} tokens there are to choose from")
         return top_k
 
-    def _target_ids(self, targets: Sequence[str]) -> np.ndarray:
-        """One id a target, without repetition."""
+    @staticmethod
+    def _check_size(query: Text, k: int, joint: bool) -> None:
+        masks = len(query.at)
+        if joint and masks > JOINT_MASKS:
+            raise QueryError(f"the text holds {masks} masks; jointly or explained, the limit is {JOINT_MASKS}")
+        if joint and k > WIDEST_BEAM:
+            raise QueryError(f"top_k {k} is more than the {WIDEST_BEAM} that a joint answer may hold")
+        if masks * k * len(query.text) > ANSWER_CHARACTERS:
+            raise QueryError(
+                f"{masks * k} candidates with a text of {len(query.text)} characters each are too much: "
+                f"lower top_k or shorten the text"
+            )
+
+    def _target_ids(self, targets: Sequence[str], first_piece: bool) -> dict[int, list[str]]:
+        """Id → the targets of which it is only the first piece."""
         words = [targets] if isinstance(targets, str) else list(targets)
         if not words:
             raise QueryError("targets is empty: name at least one word")
-        ids = []
+        found: dict[int, list[str]] = {}
         for word in words:
+            if not isinstance(word, str):
+                raise QueryError(f"a target must be a str, not {type(word).__name__}")
+            check_utf8(word)
             pieces = self._pieces.of(word)
-            if len(pieces) != 1 or np.isin(pieces, self._never).any():
+            known = bool(pieces) and not np.isin(pieces[:1] if first_piece else pieces, self._never).any()
+            if not known or (len(pieces) > 1 and not first_piece):
                 split = " ".join(self._pieces.shown(id) for id in pieces)
-                why = f": it would be split into {split}" if len(pieces) > 1 else ""
-                raise QueryError(f"target {word!r} is not one token of this model's vocabulary{why}")
-            ids.append(pieces[0])
-        return np.array(list(dict.fromkeys(ids)), np.int64)
-
-    # ---- from tokens to answers ------------------------------------------------------------------
-
-    def _logits(self, queries: Sequence[_Query]) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, logits [P, V]) of each query; rows of one length and number of masks run together, unpadded."""
-        alike: dict[tuple[int, int], list[int]] = {}
-        for index, query in enumerate(queries):
-            alike.setdefault((len(query.ids), len(query.at)), []).append(index)
-        for (length, masks), members in alike.items():
-            rows = max(1, min(TOKENS_A_RUN // length, LOGITS_A_RUN // (masks * self.bundle.vocab_size)))
-            if self.bundle.manifest.get("dtype") == "int8":
-                rows = 1  # the scales of int8 activations span a run: a text alone is answered alike in any company
-            for start in range(0, len(members), rows):
-                chosen = members[start : start + rows]
-                ids = np.stack([queries[index].ids for index in chosen])
-                at = np.stack([queries[index].at for index in chosen])
-                yield from zip(chosen, self._run(ids, at), strict=True)
-
-    def _run(self, ids: np.ndarray, at: np.ndarray) -> np.ndarray:
-        """Logits [B, P, V] at positions [B, P] of rows [B, S]."""
-        if self._pid != os.getpid():
-            with self._lock:
-                if self._pid != os.getpid():
-                    self._open_session()
-        return self._session.run(None, {"input_ids": ids, "positions": at})[0]
-
-    def _open_session(self) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = self.bundle.file(FAST_GRAPH)
-        try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors share no base class but this
-            raise BundleError(f"{path}: onnxruntime cannot load it: {_first_line(error)}") from None
-        found = {port.name for port in (*session.get_inputs(), *session.get_outputs())}
-        if found != {"input_ids", "positions", "logits"}:
-            raise BundleError(f"{path} is no fill-mask graph: its inputs and outputs are {', '.join(sorted(found))}")
-        self._kept.append(session)
-        self._session, self._pid = session, os.getpid()
-
-    def _answer(self, query: _Query, logits: np.ndarray, k: int, wanted: np.ndarray | None) -> Answer:
-        probabilities = np.exp(log_softmax(logits))
-        masks = []
-        for (start, end), row in zip(query.spans, probabilities, strict=True):
-            if wanted is None:
-                ranked = row.copy()
-                ranked[self._never] = -1.0
-                ids = top(ranked, k)
-            else:
-                ids = wanted[top(row[wanted], k)]
-            masks.append(
-                {
-                    "position": len(query.text[: start + 1].split()) - 1,
-                    "start": start,
-                    "end": end,
-                    "candidates": [self._candidate(query.text, start, end, int(id), float(row[id])) for id in ids],
-                }
-            )
-        return {"text": query.text, "masks": masks}
-
-    def _candidate(self, text: str, start: int, end: int, id: int, probability: float) -> Mapping[str, Any]:
-        filled = self._pieces.fill(text, start, end, id)
-        return {"token": self._pieces.shown(id), "id": id, "probability": probability, "text": filled}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+                why = f": it would be split into {split}, of which first_piece takes the first" if known else ""
+                raise QueryError(f"target {word[:80]!r} is not one token of this model's vocabulary{why}")
+            partly = found.setdefault(pieces[0], [])
+            if len(pieces) > 1 and word not in partly:
+                partly.append(word)
+        return found

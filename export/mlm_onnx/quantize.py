@@ -9,20 +9,25 @@ quantisation of a transposed table, and its activations have scales of their own
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
 import numpy as np
 
 from mlm_onnx.graph import FP32, Precision
 from mlm_onnx.onnx_file import CONTRIB, Graph
 
 LARGEST_BLOCK, SMALLEST_BLOCK = 128, 16
+REDUCED = 63
+"""Largest weight in 7 bits."""
 ZERO = 128
 """Of the table's unsigned bytes."""
 
 
-def quantize_columns(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel [in, out] → int8 of the same shape and scales [out], symmetric."""
-    scale = _scale(np.abs(kernel).max(axis=0))
-    return np.clip(np.rint(kernel / scale), -127, 127).astype(np.int8), scale
+def quantize_columns(kernel: np.ndarray, largest: int = 127) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel [in, out] → int8 of the same shape, from -largest to largest, and scales [out]."""
+    scale = _scale(np.abs(kernel).max(axis=0), largest)
+    return np.clip(np.rint(kernel / scale), -largest, largest).astype(np.int8), scale
 
 
 def quantize_blocks(table: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,8 +47,8 @@ def block_size(width: int) -> int | None:
     return None
 
 
-def linear_int8(g: Graph, x: str, name: str, kernel: np.ndarray, bias: np.ndarray | None) -> str:
-    values, scale = quantize_columns(kernel)
+def linear_int8(g: Graph, x: str, name: str, kernel: np.ndarray, bias: np.ndarray | None, largest: int = 127) -> str:
+    values, scale = quantize_columns(kernel, largest)
     weights = (g.weight(f"{name}.kernel.int8", values), g.weight(f"{name}.kernel.scale", scale))
     extra = () if bias is None else ("", g.weight(f"{name}.bias", bias))
     return g.op("DynamicQuantizeMatMul", x, *weights, *extra, domain=CONTRIB)
@@ -69,11 +74,57 @@ def project_int8(g: Graph, x: str, name: str, table: np.ndarray) -> str:
     return g.op("MatMulNBits", x, values, scale, domain=CONTRIB, **facts)
 
 
+def linear_hub(g: Graph, x: str, name: str, kernel: np.ndarray, bias: np.ndarray | None, largest: int = 127) -> str:
+    values, scale = quantize_columns(kernel, largest)
+    y = _multiply(g, x, g.weight(f"{name}.kernel.int8", values), g.weight(f"{name}.kernel.scale", scale))
+    return y if bias is None else g.op("Add", y, g.weight(f"{name}.bias", bias))
+
+
+def lookup_hub(g: Graph, ids: str, name: str, table: np.ndarray) -> str:
+    values, scale = _stored_rows(g, name, table)
+    rows = g.op("Cast", g.op("Gather", values, ids, axis=0), to=g.type(np.float32))
+    return g.op("Mul", rows, g.op("Unsqueeze", g.op("Gather", scale, ids, axis=0), g.ints(-1)))
+
+
+def project_hub(g: Graph, x: str, name: str, table: np.ndarray) -> str:
+    values, scale = _stored_rows(g, name, table)
+    return _multiply(g, x, g.op("Transpose", values, perm=[1, 0]), scale)
+
+
+def adjusted(int8: Precision, keep: Collection[str] = (), reduce_range: bool = False) -> Precision:
+    """int8 with some encoder matrices left in float32, or with all of them in 7 bits.
+
+    Without VNNI, AVX2 and AVX-512 add pairs of 8-bit products in 16 bits, which can saturate; with 7-bit weights not.
+    """
+
+    def linear(g: Graph, x: str, name: str, kernel: np.ndarray, bias: np.ndarray | None) -> str:
+        if name.removesuffix(".query").removesuffix(".key_value") in keep:
+            return FP32.linear(g, x, name, kernel, bias)
+        return int8.linear(g, x, name, kernel, bias, **({"largest": REDUCED} if reduce_range else {}))
+
+    return replace(int8, linear=linear)
+
+
+def _multiply(g: Graph, x: str, values: str, scale: str) -> str:
+    """x · values · scale in ONNX's own operators, in the order in which onnxruntime finds and fuses them."""
+    quantised, step, zero = g.ops("DynamicQuantizeLinear", x, outputs=3)
+    product = g.op("Cast", g.op("MatMulInteger", quantised, values, zero), to=g.type(np.float32))
+    return g.op("Mul", product, g.op("Mul", step, scale))
+
+
+def _stored_rows(g: Graph, name: str, table: np.ndarray) -> tuple[str, str]:
+    values, scale = quantize_columns(table.T)
+    return g.weight(f"{name}.int8", np.ascontiguousarray(values.T)), g.weight(f"{name}.scale", scale)
+
+
+INT8_HUB = Precision("int8", linear_hub, lookup_hub, project_hub)
+"""For loaders that are not ours, onnxruntime-web among them: QInt8 as transformers.js's own script has it (here one
+scale a column, or a row of the table), no contrib operators. The transposed table is made when the session starts."""
 INT8 = Precision("int8", linear_int8, lookup_int8, project_int8)
 
 
-def _scale(largest: np.ndarray) -> np.ndarray:
-    return (np.where(largest > 0, largest, 1.0) / 127).astype(np.float32)
+def _scale(magnitude: np.ndarray, largest: int = 127) -> np.ndarray:
+    return (np.where(magnitude > 0, magnitude, 1.0) / largest).astype(np.float32)
 
 
 def _stored(g: Graph, name: str, table: np.ndarray, block: int) -> tuple[str, str]:

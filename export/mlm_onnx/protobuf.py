@@ -1,0 +1,92 @@
+"""The protobuf wire format of an ONNX file, read in place: numbers, texts and nested messages. Stdlib only."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Sequence
+
+VARINT, FIXED64, BYTES_FIELD, FIXED32 = 0, 1, 2, 5
+Field = tuple[int, int, int, int]
+"""(number, wire type, value or first byte, end)."""
+NAME_BYTES = 1 << 12
+MESSAGES = 1 << 22
+
+
+class OnnxError(ValueError):
+    """The file is not an ONNX model of the kind that a bundle holds: one line that says why."""
+
+
+class Wire:
+    """Reads fields between two byte positions; never beyond them, and never into a nested message by itself."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data = data
+        self.parts = 0
+
+    def varint(self, at: int, end: int) -> tuple[int, int]:
+        """(value, next position)."""
+        value = shift = 0
+        while at < end and shift < 70:
+            byte = self.data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value & ((1 << 64) - 1), at
+            shift += 7
+        raise OnnxError("it is damaged: a number does not end")
+
+    def fields(self, at: int, end: int, allowed: frozenset[int], what: str) -> Iterator[Field]:
+        while at < end:
+            key, at = self.varint(at, end)
+            number, wire = key >> 3, key & 7
+            if number not in allowed:
+                raise OnnxError(f"its {what} holds field {number}, which a bundle has no use for")
+            if wire == VARINT:
+                value, at = self.varint(at, end)
+                yield number, wire, value, at
+                continue
+            if wire == BYTES_FIELD:
+                length, at = self.varint(at, end)
+            elif wire in (FIXED32, FIXED64):
+                length = 4 if wire == FIXED32 else 8
+            else:
+                raise OnnxError(f"it is damaged: wire type {wire} in its {what}")
+            if length > end - at:
+                raise OnnxError(f"it is damaged or cut short: its {what} does not fit")
+            yield number, wire, at, at + length
+            at += length
+
+    def inside(self, part: Field) -> tuple[int, int]:
+        """The bytes of a nested message."""
+        if part[1] != BYTES_FIELD:
+            raise OnnxError(f"it is damaged: field {part[0]} is no message")
+        self.parts += 1
+        if self.parts > MESSAGES:
+            raise OnnxError("it has too many parts")
+        return part[2], part[3]
+
+    def text(self, part: Field) -> str:
+        start, end = self.inside(part)
+        if end - start > NAME_BYTES:
+            raise OnnxError("a name in it is too long")
+        try:
+            return self.data[start:end].decode()
+        except UnicodeDecodeError:
+            raise OnnxError("it is damaged: a name is not UTF-8") from None
+
+    def number(self, part: Field) -> int:
+        """A signed number."""
+        if part[1] != VARINT:
+            raise OnnxError(f"it is damaged: field {part[0]} is no number")
+        return part[2] - (1 << 64) if part[2] >> 63 else part[2]
+
+    def numbers(self, part: Field) -> Sequence[int]:
+        """Signed numbers, packed or a single one."""
+        if part[1] == VARINT:
+            return (self.number(part),)
+        at, end = self.inside(part)
+        values = []
+        while at < end:
+            value, at = self.varint(at, end)
+            values.append(value - (1 << 64) if value >> 63 else value)
+        return values
