@@ -17,13 +17,13 @@ from mlm_onnx.__main__ import main
 from mlm_onnx.bundle import BundleError, open_bundle
 from mlm_onnx.convert import write_bundle
 from mlm_onnx.graph import FP32
-from mlm_onnx.hf_config import hf_config
 from mlm_onnx.parity import ParityError, compare, parity_shapes
 from test_bundle import ORIGIN
 from test_graph import CONFIGS, randomised
 
 from jax_mlm.checkpoint import open_checkpoints, save
 from jax_mlm.config import PRESETS, SENTENCE, ModelConfig, with_vocabulary
+from jax_mlm.hf_config import hf_config
 from jax_mlm.run import write_run
 from jax_mlm.tokenizer import train_tokenizer
 

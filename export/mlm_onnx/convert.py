@@ -18,13 +18,14 @@ from tokenizers import Tokenizer
 
 from jax_mlm.checkpoint import best_step, load_params
 from jax_mlm.config import ModelConfig
+from jax_mlm.hf_config import hf_config
+from jax_mlm.hf_tokenizer import hf_tokenizer_config
 from jax_mlm.run import TOKENIZER_FILE, read_run
 from jax_mlm.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
 from mlm_onnx import bundle
 from mlm_onnx.bundle import BundleError
 from mlm_onnx.calibrate import calibrate
 from mlm_onnx.graph import FP32, Precision, fill_mask_graph
-from mlm_onnx.hf_config import hf_config, hf_tokenizer_config
 from mlm_onnx.hub import hub_files, write_hub
 from mlm_onnx.parity import check, compare, jax_forward, onnx_forward, open_session, parity_shapes
 from mlm_onnx.quantize import INT8, adjusted
