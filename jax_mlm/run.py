@@ -24,7 +24,7 @@ def choose_directory(config: TrainConfig) -> Path:
         run = Path(config.out)
         if not (run / RUN_FILE).is_file():
             raise UserError(f"--out {run} is no run directory (it has no {RUN_FILE}): nothing to --resume")
-        if "imported_from" in read_run_file(run)["data"]:
+        if "imported_from" in read_run_file(run).get("data", {}):
             raise UserError(f"--out {run} was imported from Hugging Face: there is no training of it to --resume")
         return run
     if config.out:
