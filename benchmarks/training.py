@@ -125,7 +125,7 @@ def torch_step(shape: Shape, masked_head: bool, threads: int) -> Callable[[], fl
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return once
 
