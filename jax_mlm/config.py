@@ -175,7 +175,7 @@ class OptimConfig:
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
-    lr: float = 1e-3
+    lr: float = 2e-3
     """Peak learning rate of AdamW."""
     muon_lr: float = 0.02
     """Peak learning rate of Muon's matrices."""
