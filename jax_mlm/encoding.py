@@ -229,7 +229,7 @@ def serve() -> None:
                 tokens, begins, lengths = encode(tokenizer, texts)
                 tokens = tokens.astype(np.uint16) if small and tokens.max(initial=0) < 1 << 16 else tokens
                 answer: Any = (tokens, np.packbits(begins), lengths)
-            except Exception:
+            except Exception:  # nothing is lost: the parent raises what it reads here
                 answer = traceback.format_exc()
             pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
             answers.flush()
