@@ -80,6 +80,13 @@ def evaluate_rows(
     return total if pending is None else total + Result(*map(float, jax.device_get(pending)))
 
 
+def spread(total: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    """`wanted` of `total` row numbers at even distances (all when 0), and the others."""
+    count = total if wanted <= 0 else min(wanted, total)
+    chosen = np.arange(count) * total // count
+    return chosen, np.setdiff1d(np.arange(total), chosen)
+
+
 def make_masked_log_probs(forward: Forward) -> Callable[[Params, Inputs, Array], Float[Array, "B V"]]:
     """`log_probs(params, inputs, at)`: log-probabilities [B, V] at one position `at` [B] of each row."""
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import os
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +16,23 @@ import numpy as np
 
 from jax_mlm import sharding
 from jax_mlm.checkpoint import open_checkpoints, restore, save
-from jax_mlm.config import PRESETS, SENTENCE, TrainConfig
-from jax_mlm.console import Progress, nearest, run_command, stop_request
-from jax_mlm.data import batch_at, batch_of, prefetch, token_counts
-from jax_mlm.dataset import Dataset, cache_folder, open_dataset
+from jax_mlm.config import SENTENCE, TrainConfig
+from jax_mlm.console import Progress, run_command, stop_request
+from jax_mlm.data import batch_at, batch_of, prefetch
+from jax_mlm.dataset import cache_folder, open_dataset
 from jax_mlm.errors import UserError
-from jax_mlm.evaluate import EVAL_MASK, EVAL_SEED, Result, evaluate_rows
+from jax_mlm.evaluate import EVAL_MASK, EVAL_SEED, Result, evaluate_rows, spread
 from jax_mlm.flops import peak_flops, train_flops
 from jax_mlm.horizon import Pace, parse_budget
-from jax_mlm.loss import unigram_baseline
 from jax_mlm.masking import rate_at, slots
+from jax_mlm.meter import Meter, describe
 from jax_mlm.model import init_params, make_forward
 from jax_mlm.optim import make_optimizer, make_schedule
+from jax_mlm.options import EXAMPLES, check_resumed, defaults
+from jax_mlm.outcome import print_next, print_result
 from jax_mlm.predictions import predict_each, print_predictions, to_host
 from jax_mlm.report import write_plots
-from jax_mlm.run import RUN_FILE, TOKENIZER_FILE, MetricsLog, choose_directory, read_run, write_atomically, write_run
+from jax_mlm.run import TOKENIZER_FILE, MetricsLog, choose_directory, write_atomically, write_run
 from jax_mlm.step import compile_step, init_state, make_eval_step, make_train_step
 
 
@@ -51,65 +50,6 @@ def compile_cache(config: TrainConfig) -> Path:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return cache_folder(config) / "xla" / f"{cores}-cores"
-
-
-class Meter:
-    """Adds up the metrics of the steps between two log lines, always one step behind the one just dispatched."""
-
-    def __init__(self, peak: float | None) -> None:
-        """`peak`: operations a second of all devices together, where known."""
-        self._peak = peak
-        self._pending: Any = None
-        self._reset()
-
-    def _reset(self) -> None:
-        self._sums, self._tokens, self._flops, self._since = Result(0, 0, 0), 0, 0.0, time.perf_counter()
-
-    def add(self, metrics: Any, tokens: int, flops: float) -> None:
-        """Takes the step just dispatched, and waits for the one before it."""
-        before, self._pending = self._pending, (metrics, tokens, flops)
-        if before is not None:
-            self._take(before)
-
-    def _take(self, step: Any) -> None:
-        self._sums += Result(*map(float, jax.device_get(step[0])))
-        self._tokens += step[1]
-        self._flops += step[2]
-
-    def read(self, wait: bool) -> dict[str, float]:
-        """Figures since the last reading; `wait` includes the step just dispatched (before a validation or the end)."""
-        if wait and self._pending is not None:
-            self._take(self._pending)
-            self._pending = None
-        seconds = max(time.perf_counter() - self._since, 1e-9)
-        figures = {
-            "loss": self._sums.loss,
-            "accuracy": self._sums.accuracy,
-            "tokens_per_second": self._tokens / seconds,
-        }
-        if self._peak:
-            figures["mfu"] = self._flops / seconds / self._peak
-        self._reset()
-        return figures
-
-
-def spread(total: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """`wanted` of `total` row numbers at even distances (all when 0), and the others."""
-    count = total if wanted <= 0 else min(wanted, total)
-    chosen = np.arange(count) * total // count
-    return chosen, np.setdiff1d(np.arange(total), chosen)
-
-
-def print_result(data: Dataset, result: Result) -> None:
-    """Prints the held-out figures beside those of guessing by frequency alone."""
-    size = data.vocabulary.size
-    ordinary = np.setdiff1d(np.arange(size), data.vocabulary.special)
-    loss, accuracy = unigram_baseline(
-        token_counts(data.train, size)[ordinary], token_counts(data.valid, size)[ordinary]
-    )
-    print(f"validation, {int(result.count)} targets at 15 % masks (80/10/10), {len(data.valid)} rows")
-    print(f"  this model         loss {result.loss:.4f}   accuracy {result.accuracy:.4f}")
-    print(f"  unigram baseline   loss {loss:.4f}   accuracy {accuracy:.4f}")
 
 
 def train(config: TrainConfig) -> Path:
@@ -243,77 +183,17 @@ def scheduled(config: TrainConfig, schedule: Any, done: int, pace: Pace) -> dict
     return {"lr": lr, "mask_rate": mask_rate, "seconds": pace.elapsed()}
 
 
-def describe(figures: dict[str, float]) -> str:
-    """Figures of the progress line."""
-    mfu = f"  mfu {figures['mfu']:.1%}" if "mfu" in figures else ""
-    return (
-        f"loss {figures['loss']:.3f}  accuracy {figures['accuracy']:.3f}  "
-        f"{figures['tokens_per_second']:,.0f} tokens/s{mfu}"
-    )
-
-
 def check_finite(loss: float, step: int, run: Path) -> None:
     """Ends a run that has diverged."""
     if not math.isfinite(loss):
         raise UserError(f"the loss of {run} is {loss} at step {step}: it diverged, try a lower --lr")
 
 
-EXAMPLES = """examples:
-  python -m jax_mlm.train                                     the founding sentence, in seconds
-  python -m jax_mlm.train --data my-text/ --budget 30m        your own text, half an hour
-  python -m jax_mlm.train --resume --out runs/tiny            go on with a run"""
-
-FREE_ON_RESUME = {"steps", "budget", "resume", "out", "eval_every", "eval_rows", "log_every", "tensorboard", "dtype"}
-"""Fields that may differ from those a run began with."""
-
-
-def option(argv: Sequence[str], name: str) -> str | None:
-    """The value of --name in raw arguments: needed before the others can be read."""
-    for i, word in enumerate(argv):
-        if word == f"--{name}" and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(f"--{name}="):
-            return word.partition("=")[2]
-    return None
-
-
-def defaults(argv: Sequence[str]) -> TrainConfig:
-    """The defaults that options are read over: those of the run to resume, or of the preset."""
-    out, preset = option(argv, "out"), option(argv, "preset")
-    if "--resume" in argv and out and (Path(out) / RUN_FILE).is_file():
-        return replace(read_run(Path(out)), resume=True, out=out)
-    if preset is None:
-        if option(argv, "data") is None:
-            return PRESETS["sentence"]
-        preset = "tiny" if jax.default_backend() == "cpu" else "small"
-        print(f"--data without --preset: taking {preset} for {jax.default_backend()}", file=sys.stderr)
-    if preset not in PRESETS:
-        raise UserError(
-            f"--preset {preset} is unknown: choose from {', '.join(PRESETS)}.{nearest(preset, list(PRESETS))}"
-        )
-    return replace(PRESETS[preset], steps=0) if option(argv, "budget") is not None else PRESETS[preset]
-
-
-def check_resumed(config: TrainConfig) -> None:
-    """Refuses options that contradict the run to resume."""
-    if not config.resume or not config.out or not (Path(config.out) / RUN_FILE).is_file():
-        return
-    before = read_run(Path(config.out))
-    for field in dataclasses.fields(TrainConfig):
-        if field.name not in FREE_ON_RESUME and getattr(config, field.name) != getattr(before, field.name):
-            raise UserError(
-                f"--resume continues {config.out} with its own options, but {field.name} differs from its {RUN_FILE}"
-            )
-
-
 def main(config: TrainConfig) -> None:
     """Trains, and says what to type next; the last line on stdout is the run directory."""
     check_resumed(config)
     run = train(config)
-    query = SENTENCE.replace("creates", "[MASK]") if not config.data else "… [MASK] …"
-    print("next:")
-    print(f"  python -m mlm_onnx convert {run} bundles/{run.name}")
-    print(f'  python -m mlm_onnx fill bundles/{run.name} "{query}"')
+    print_next(run, bool(config.data))
     print(run)
 
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from jax_mlm.config import MaskConfig, ModelConfig, OptimConfig
 from jax_mlm.data import Batch
+from jax_mlm.meter import Meter
 from jax_mlm.model import init_params, make_forward
 from jax_mlm.optim import make_optimizer, make_schedule
 from jax_mlm.step import init_state, make_train_step
 from jax_mlm.tokenizer import Vocabulary
-from jax_mlm.train import Meter
 
 VOCABULARY = Vocabulary(size=64, pad=0, mask=4, unk=1, cls=2, sep=3, special=(0, 1, 2, 3, 4))
 CONFIG = ModelConfig(vocab_size=64, width=32, layers=2, heads=4, ff_width=48, max_length=32, dropout=0.1)

@@ -1,0 +1,59 @@
+"""The figures of training steps, added up between two log lines."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+
+from jax_mlm.evaluate import Result
+
+
+class Meter:
+    """Adds up the metrics of the steps between two log lines, always one step behind the one just dispatched."""
+
+    def __init__(self, peak: float | None) -> None:
+        """`peak`: operations a second of all devices together, where known."""
+        self._peak = peak
+        self._pending: Any = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums, self._tokens, self._flops, self._since = Result(0, 0, 0), 0, 0.0, time.perf_counter()
+
+    def add(self, metrics: Any, tokens: int, flops: float) -> None:
+        """Takes the step just dispatched, and waits for the one before it."""
+        before, self._pending = self._pending, (metrics, tokens, flops)
+        if before is not None:
+            self._take(before)
+
+    def _take(self, step: Any) -> None:
+        self._sums += Result(*map(float, jax.device_get(step[0])))
+        self._tokens += step[1]
+        self._flops += step[2]
+
+    def read(self, wait: bool) -> dict[str, float]:
+        """Figures since the last reading; `wait` includes the step just dispatched (before a validation or the end)."""
+        if wait and self._pending is not None:
+            self._take(self._pending)
+            self._pending = None
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        figures = {
+            "loss": self._sums.loss,
+            "accuracy": self._sums.accuracy,
+            "tokens_per_second": self._tokens / seconds,
+        }
+        if self._peak:
+            figures["mfu"] = self._flops / seconds / self._peak
+        self._reset()
+        return figures
+
+
+def describe(figures: dict[str, float]) -> str:
+    """Figures of the progress line."""
+    mfu = f"  mfu {figures['mfu']:.1%}" if "mfu" in figures else ""
+    return (
+        f"loss {figures['loss']:.3f}  accuracy {figures['accuracy']:.3f}  "
+        f"{figures['tokens_per_second']:,.0f} tokens/s{mfu}"
+    )
