@@ -53,10 +53,10 @@ def prepare(folder: Path, shape: str, model: Path | None, peer_python: str | Non
     from mlm_onnx.hf_config import hf_config, hf_tokenizer_config
     from mlm_onnx.quantize import INT8
 
-    from jax_mlm.config import PRESETS
     from jax_mlm.hf import read_hf
     from jax_mlm.hf_weights import WEIGHTS, write_params
     from jax_mlm.model import init_params
+    from jax_mlm.presets import PRESETS
 
     hf = folder / "hf"
     if model is not None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import jax
 
-from jax_mlm.config import PRESETS, TrainConfig
+from jax_mlm.config import TrainConfig
 from jax_mlm.console import nearest
 from jax_mlm.errors import UserError
+from jax_mlm.presets import PRESETS
 from jax_mlm.run import RUN_FILE, read_run
 
 EXAMPLES = """examples:

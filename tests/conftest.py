@@ -26,7 +26,8 @@ def sentence_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     from mlm_onnx.quantize import INT8
     from test_graph import randomised
 
-    from jax_mlm.config import PRESETS, SENTENCE, with_vocabulary
+    from jax_mlm.config import SENTENCE, with_vocabulary
+    from jax_mlm.presets import PRESETS
     from jax_mlm.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("bundles")

@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from test_bundle import ORIGIN
 from test_graph import CONFIGS, randomised
 
-from jax_mlm.config import PRESETS, SENTENCE, with_vocabulary
+from jax_mlm.config import SENTENCE, with_vocabulary
+from jax_mlm.presets import PRESETS
 from jax_mlm.tokenizer import train_tokenizer
 
 

@@ -11,9 +11,10 @@ import pytest
 
 from jax_mlm import evaluate
 from jax_mlm.checkpoint import open_checkpoints, save
-from jax_mlm.config import PRESETS, DataConfig, ModelConfig
+from jax_mlm.config import DataConfig, ModelConfig
 from jax_mlm.console import run_command
 from jax_mlm.model import Inputs, init_params, make_forward
+from jax_mlm.presets import PRESETS
 from jax_mlm.run import write_run
 from jax_mlm.step import TrainState
 from jax_mlm.tokenizer import load_tokenizer, train_tokenizer, vocabulary_of

@@ -16,8 +16,9 @@ from mlm_onnx.graph import FP32, Precision, fill_mask_graph
 from mlm_onnx.parity import Forward, compare, onnx_forward
 from mlm_onnx.quantize import INT8, block_size, quantize_blocks, quantize_columns
 
-from jax_mlm.config import PRESETS, ModelConfig
+from jax_mlm.config import ModelConfig
 from jax_mlm.model import Inputs, init_params, make_forward
+from jax_mlm.presets import PRESETS
 
 SHAPES = ((1, 1, 1), (1, 2, 2), (2, 7, 3), (1, 18, 1), (3, 18, 2), (5, 33, 4), (2, 48, 48))
 TINY = {"vocab_size": 96, "width": 32, "layers": 3, "heads": 4, "ff_width": 48, "max_length": 48}

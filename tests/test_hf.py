@@ -22,7 +22,7 @@ from test_graph import randomised
 from tokenizers import Tokenizer
 
 from jax_mlm.checkpoint import load_params, open_checkpoints, save
-from jax_mlm.config import PRESETS, SENTENCE, ModelConfig, TrainConfig
+from jax_mlm.config import SENTENCE, ModelConfig, TrainConfig
 from jax_mlm.errors import UserError
 from jax_mlm.evaluate import EvaluateConfig, evaluate_text
 from jax_mlm.hf import export_hf, import_hf, main, read_hf
@@ -31,6 +31,7 @@ from jax_mlm.hf_names import NAMES, entries, family_of
 from jax_mlm.hf_tokenizer import hf_tokenizer
 from jax_mlm.hf_weights import expected_shapes, write_params
 from jax_mlm.model import Inputs, make_forward
+from jax_mlm.presets import PRESETS
 from jax_mlm.run import read_run, write_run
 from jax_mlm.tokenizer import train_tokenizer
 

@@ -23,7 +23,8 @@ from test_bundle import ORIGIN
 from test_graph import randomised
 from tokenizers import Tokenizer
 
-from jax_mlm.config import PRESETS, SENTENCE, with_vocabulary
+from jax_mlm.config import SENTENCE, with_vocabulary
+from jax_mlm.presets import PRESETS
 from jax_mlm.tokenizer import train_tokenizer
 
 MODEL = with_vocabulary(PRESETS["sentence"], 16).model

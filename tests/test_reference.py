@@ -16,13 +16,14 @@ from test_graph import randomised
 from test_hf import REAL, save_run
 from tokenizers import Tokenizer
 
-from jax_mlm.config import PRESETS, SENTENCE, ModelConfig
+from jax_mlm.config import SENTENCE, ModelConfig
 from jax_mlm.hf import export_hf, import_hf, read_hf
 from jax_mlm.hf_config import from_hf, hf_config
 from jax_mlm.hf_names import entries
 from jax_mlm.hf_tokenizer import hf_tokenizer
 from jax_mlm.hf_weights import write_params
 from jax_mlm.model import Inputs, make_forward
+from jax_mlm.presets import PRESETS
 from jax_mlm.tokenizer import train_tokenizer
 
 torch = pytest.importorskip("torch", reason="compares with torch: pip install 'jax-mlm[reference]'")

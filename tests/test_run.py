@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from jax_mlm.config import PRESETS, MaskConfig, ModelConfig, TrainConfig, from_json, to_json
+from jax_mlm.config import MaskConfig, ModelConfig, TrainConfig, from_json, to_json
 from jax_mlm.errors import UserError
+from jax_mlm.presets import PRESETS
 from jax_mlm.run import MetricsLog, choose_directory, read_metrics, read_run, write_run
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from jax_mlm.checkpoint import load_params
-from jax_mlm.config import PRESETS, SENTENCE
+from jax_mlm.config import SENTENCE
 from jax_mlm.model import make_forward
 from jax_mlm.predictions import predict_each
+from jax_mlm.presets import PRESETS
 from jax_mlm.run import read_metrics, read_run
 from jax_mlm.tokenizer import load_tokenizer, vocabulary_of
 
