@@ -96,9 +96,9 @@ def test_threads_of_a_child_open_one_session(bundle: Path) -> None:
     run(
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    from mlm_onnx import engine\n    opened, real = [], engine.Engine._open\n"
+        "    from mlm_onnx import engine\n    opened, real = [], engine.Session._open\n"
         "    def slowly(self):\n        opened.append(1)\n        time.sleep(0.1)\n        return real(self)\n"
-        "    engine.Engine._open = slowly\n    answers = []\n"
+        "    engine.Session._open = slowly\n    answers = []\n"
         "    threads = [threading.Thread(target=lambda: answers.append(f(t))) for _ in range(4)]\n"
         "    for thread in threads:\n        thread.start()\n"
         "    for thread in threads:\n        thread.join()\n"

@@ -22,6 +22,10 @@ MANIFEST = "manifest.json"
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
 FAST_GRAPH = "fast/fill_mask.onnx"
 FAST_DATA = "fast/fill_mask.onnx.data"
+EMBED_GRAPH = "fast/embed.onnx"
+"""Its weights are those of the fill-mask graph, in the same file."""
+ATTENTION_GRAPH = "fast/attention.onnx"
+"""Only in bundles made `--with-attention`; its weights are in FAST_DATA."""
 HUB_GRAPH, HUB_QUANTIZED = "onnx/model.onnx", "onnx/model_quantized.onnx"
 """Only in bundles made `--for hub`: names that optimum and transformers.js look for."""
 REQUIRED = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, FAST_GRAPH, FAST_DATA)
@@ -63,7 +67,7 @@ class Special:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle."""
+    """A bundle whose manifest is sound and whose files have their sizes."""
 
     path: Path
     manifest: Mapping[str, Any]
@@ -79,10 +83,12 @@ class Bundle:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def open_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Checks the manifest, size and SHA-256 of every file in it, and each graph's operators and places of its weights.
+def open_bundle(path: str | os.PathLike[str], full: bool = True) -> Bundle:
+    """Checks the manifest, and of every file in it the place and the size.
 
-    Nothing is opened by onnxruntime before.
+    Args:
+        full: also check all hashes and graphs at once. Without it, whoever opens a file calls `verify` just before, so
+            that a query does not wait for files that it never reads.
 
     Raises:
         BundleError: with one line that names the file and what is wrong with it.
@@ -97,42 +103,73 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             raise BundleError(f"{path / MANIFEST} does not list {name}")
     try:
         located = {name: _locate(path, name) for name in files}
-        _check_files(located, files)
-        _check_graphs(located)
+        for name, file in located.items():
+            _check_size(file, files[name])
     except OSError as error:
         raise BundleError(f"{error.filename or path}: {error.strerror or error}") from None
     try:
-        limits = Limits(**{name: _whole(manifest["limits"][name], 1, most) for name, most in LARGEST.items()})
-        vocab_size = _whole(manifest["vocab_size"], 1, 1 << 24)
+        limits = Limits(**{name: whole(manifest["limits"][name], 1, most) for name, most in LARGEST.items()})
+        vocab_size = whole(manifest["vocab_size"], 1, 1 << 24)
         tokens = manifest["tokens"]
         mask, ids = str(tokens["mask"]["text"]), (tokens["mask"]["id"], tokens["pad"]["id"])
-        mask_id, pad_id = (_whole(id, 0, vocab_size - 1) for id in ids)
-        never = tuple(_whole(id, 0, vocab_size - 1) for id in (*tokens["special"], *tokens["unused"]))
+        mask_id, pad_id = (whole(id, 0, vocab_size - 1) for id in ids)
+        never = tuple(whole(id, 0, vocab_size - 1) for id in (*tokens["special"], *tokens["unused"]))
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path / MANIFEST} is incomplete or out of bounds: {error}") from None
     if not mask:
         raise BundleError(f"{path / MANIFEST} names no mask token")
-    return Bundle(path, manifest, limits, Special(mask, mask_id, pad_id, never), vocab_size)
+    bundle = Bundle(path, manifest, limits, Special(mask, mask_id, pad_id, never), vocab_size)
+    if full:
+        verify(bundle, *files)
+    return bundle
 
 
-def _check_files(located: Mapping[str, Path], files: Mapping[str, Any]) -> None:
-    for name, file in located.items():  # all sizes first: they cost nothing
-        size = file.stat().st_size
-        if size != files[name].get("size"):
-            raise BundleError(f"{file} has {size} bytes, not {files[name].get('size')}: it is damaged or cut short")
-    for name, file in located.items():
-        if _sha256(file) != files[name].get("sha256"):
-            raise BundleError(f"{file} does not match its SHA-256 in {MANIFEST}: it is damaged or was changed")
+def verify(bundle: Bundle, *names: str) -> None:
+    """Checks files that are about to be opened: place, size, SHA-256, and what a graph says of itself.
+
+    A graph's operators and the places of its weights are checked, and then the files that hold these.
+
+    Raises:
+        BundleError: with one line that names the file and what is wrong with it.
+    """
+    files, done, waiting = bundle.manifest["files"], set[str](), list(names)
+    while waiting:
+        name = waiting.pop(0)
+        if name in done:
+            continue
+        done.add(name)
+        if name not in files:
+            raise BundleError(f"{bundle.path} has no {name}: convert the run again")
+        try:
+            file = _locate(bundle.path, name)
+            _check_size(file, files[name])
+            if _sha256(file) != files[name].get("sha256"):
+                raise BundleError(f"{file} does not match its SHA-256 in {MANIFEST}: it is damaged or was changed")
+            if name.endswith(".onnx"):
+                waiting += _check_graph(bundle, name)
+        except OSError as error:
+            raise BundleError(f"{error.filename or file}: {error.strerror or error}") from None
 
 
-def _check_graphs(located: Mapping[str, Path]) -> None:
-    for name, file in located.items():
-        if name.endswith(".onnx"):
-            beside = {other.name: other.stat().st_size for other in located.values() if other.parent == file.parent}
-            try:
-                check_onnx(file, beside)
-            except OnnxError as error:
-                raise BundleError(f"{file} may not be opened: {error}") from None
+def _check_size(file: Path, facts: Mapping[str, Any]) -> None:
+    size = file.stat().st_size
+    if size != facts.get("size"):
+        raise BundleError(f"{file} has {size} bytes, not {facts.get('size')}: it is damaged or cut short")
+
+
+def _check_graph(bundle: Bundle, name: str) -> list[str]:
+    """The files that a graph's weights lie in."""
+    folder = PurePosixPath(name).parent
+    beside = {
+        PurePosixPath(other).name: _locate(bundle.path, other).stat().st_size
+        for other in bundle.manifest["files"]
+        if PurePosixPath(other).parent == folder
+    }
+    try:
+        used = check_onnx(bundle.file(name), beside)
+    except OnnxError as error:
+        raise BundleError(f"{bundle.file(name)} may not be opened: {error}") from None
+    return [(folder / other).as_posix() for other in sorted(used)]
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -162,7 +199,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _whole(value: Any, least: int, most: int) -> int:
+def whole(value: Any, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ValueError(f"{value!r} is no integer from {least} to {most}")
     return value

@@ -1,24 +1,26 @@
-"""Rows of tokens → logits: one onnxruntime session a process, shared by threads."""
+"""Rows of tokens → logits and hidden states: one onnxruntime session a graph and process, shared by threads."""
 
 from __future__ import annotations
 
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
 
-from mlm_onnx.bundle import FAST_GRAPH, Bundle, BundleError
+from mlm_onnx.bundle import EMBED_GRAPH, FAST_GRAPH, Bundle, BundleError, verify
 
 TOKENS_A_RUN = 2048
 """Rows of one length run together up to this many tokens: more gain nothing on a CPU."""
 LOGITS_A_RUN = 1 << 25
 """… and up to this many logits (128 MB)."""
 LARGEST_LOGIT = 1e9
-PORTS = {"input_ids": "tensor(int64)", "positions": "tensor(int64)", "logits": "tensor(float)"}
+INTEGERS, FLOATS = "tensor(int64)", "tensor(float)"
+FILL_PORTS = {"input_ids": INTEGERS, "positions": INTEGERS, "logits": FLOATS}
+EMBED_PORTS = {"input_ids": INTEGERS, "embedding": FLOATS}
 
 
 @dataclass(frozen=True)
@@ -55,72 +57,62 @@ def top(scores: np.ndarray, k: int) -> np.ndarray:
     return chosen[np.argsort(-scores[chosen], kind="stable")][:k]
 
 
-class Engine:
-    """Runs the fast graph of a verified bundle.
+class Session:
+    """One graph of a bundle, verified and opened at its first run; threads share it.
 
-    A forked child inherits a session without its threads: it opens one of its own at its first query.
+    A forked child inherits an onnxruntime session without its threads: it opens one of its own at its first run.
     """
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        self.bundle, self.threads = bundle, threads
+    def __init__(self, bundle: Bundle, graph: str, ports: Mapping[str, str], threads: int) -> None:
+        self.bundle, self.graph, self.threads = bundle, graph, threads
+        self._ports = ports
         self._lock = threading.Lock()
-        self._session: ort.InferenceSession | None = self._open()
-        _ENGINES.add(self)
+        self._session: ort.InferenceSession | None = None
+        _SESSIONS.add(self)
 
-    def positions_a_row(self) -> int:
-        """How many positions of one row may be asked together."""
-        return max(1, LOGITS_A_RUN // self.bundle.vocab_size)
-
-    def logits(self, rows: Sequence[Row]) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, logits [P, V]) of each row, in any order; rows alike in length and P run together, unpadded."""
-        alike: dict[tuple[int, int], list[int]] = {}
-        for index, row in enumerate(rows):
-            alike.setdefault((len(row.ids), len(row.at)), []).append(index)
-        for (length, asked), members in alike.items():
-            together = max(1, min(TOKENS_A_RUN // length, LOGITS_A_RUN // (asked * self.bundle.vocab_size)))
-            if self.bundle.manifest.get("dtype") == "int8":
-                together = 1  # the scales of int8 activations span a run: a text alone is answered alike in any company
-            for start in range(0, len(members), together):
-                chosen = members[start : start + together]
-                ids = np.stack([rows[index].ids for index in chosen])
-                at = np.stack([rows[index].at for index in chosen])
-                yield from zip(chosen, self._run(ids, at), strict=True)
-
-    def _run(self, ids: np.ndarray, at: np.ndarray) -> np.ndarray:
-        """Logits [B, P, V] at positions [B, P] of rows [B, S]."""
+    def opened(self) -> ort.InferenceSession:
         session = self._session
         if session is None:
             with self._lock:
                 session = self._session = self._session or self._open()
-        path = self.bundle.file(FAST_GRAPH)
+        return session
+
+    def run(self, shape: tuple[int, ...], **given: np.ndarray) -> np.ndarray:
+        """The graph's one output, which must have that shape.
+
+        Raises:
+            BundleError: when it has not, when it is not finite, or when onnxruntime fails.
+        """
+        session, path = self.opened(), self.bundle.file(self.graph)
         try:
-            logits = session.run(None, {"input_ids": ids, "positions": at})[0]
+            found = session.run(None, given)[0]
         except Exception as error:  # onnxruntime's errors share no base class but this
-            raise BundleError(f"{path}: onnxruntime cannot run it: {_first_line(error)}") from None
-        if logits.shape != (*at.shape, self.bundle.vocab_size):
-            raise BundleError(f"{path} answers with shape {logits.shape}, not {(*at.shape, self.bundle.vocab_size)}")
-        if not (np.abs(logits) < LARGEST_LOGIT).all():
+            raise BundleError(f"{path}: onnxruntime cannot run it: {first_line(error)}") from None
+        if found.shape != shape:
+            raise BundleError(f"{path} answers with shape {found.shape}, not {shape}")
+        if not (np.abs(found) < LARGEST_LOGIT).all():
             raise BundleError(f"{path} answers with values that are not finite")
-        return logits
+        return found
 
     def _open(self) -> ort.InferenceSession:
+        verify(self.bundle, self.graph)
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = self.bundle.file(FAST_GRAPH)
+        path = self.bundle.file(self.graph)
         try:
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise BundleError(f"{path}: onnxruntime cannot load it: {_first_line(error)}") from None
+            raise BundleError(f"{path}: onnxruntime cannot load it: {first_line(error)}") from None
         found = {port.name: port.type for port in (*session.get_inputs(), *session.get_outputs())}
-        if found != PORTS:
+        if found != self._ports:
             said = ", ".join(f"{name} {kind}" for name, kind in sorted(found.items()))
-            raise BundleError(f"{path} is no fill-mask graph: its inputs and outputs are {said}")
+            raise BundleError(f"{path} is not the graph it should be: its inputs and outputs are {said}")
         return session
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """In a forked child: drops the parent's session without closing it, since its threads are not there to join."""
         if self._session is not None:
             import ctypes
@@ -129,17 +121,64 @@ class Engine:
         self._session, self._lock = None, threading.Lock()
 
 
-_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
+_SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for engine in list(_ENGINES):
-        engine._forget()
+    for session in list(_SESSIONS):
+        session.forget()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _first_line(error: BaseException) -> str:
+class Engine:
+    """Runs the fast graphs of a bundle on rows that are alike, unpadded."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        self.bundle, self.threads = bundle, threads
+        self._fill = Session(bundle, FAST_GRAPH, FILL_PORTS, threads)
+        self._embed = Session(bundle, EMBED_GRAPH, EMBED_PORTS, threads)
+        self._fill.opened()
+
+    def positions_a_row(self) -> int:
+        """How many positions of one row may be asked together."""
+        return max(1, LOGITS_A_RUN // self.bundle.vocab_size)
+
+    def logits(self, rows: Sequence[Row]) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, logits [P, V]) of each row, in any order; rows alike in length and P run together, unpadded."""
+        for chosen in self._alike([(len(row.ids), len(row.at)) for row in rows]):
+            ids = np.stack([rows[index].ids for index in chosen])
+            at = np.stack([rows[index].at for index in chosen])
+            found = self._fill.run((*at.shape, self.bundle.vocab_size), input_ids=ids, positions=at)
+            yield from zip(chosen, found, strict=True)
+
+    def embedding_width(self) -> int:
+        """Numbers of an embedding."""
+        width = self._embed.opened().get_outputs()[0].shape[-1]
+        if not isinstance(width, int):
+            raise BundleError(f"{self.bundle.file(EMBED_GRAPH)} does not say how wide its embeddings are")
+        return width
+
+    def embeddings(self, rows: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, mean hidden state [D]) of each row of ids, in any order."""
+        for chosen in self._alike([(len(ids), 0) for ids in rows]):
+            ids = np.stack([rows[index] for index in chosen])
+            yield from zip(chosen, self._embed.run((len(ids), self.embedding_width()), input_ids=ids), strict=True)
+
+    def _alike(self, shapes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+        """Indices of rows of one (length, positions) that are run together."""
+        alike: dict[tuple[int, int], list[int]] = {}
+        for index, shape in enumerate(shapes):
+            alike.setdefault(shape, []).append(index)
+        for (length, asked), members in alike.items():
+            together = max(1, min(TOKENS_A_RUN // length, LOGITS_A_RUN // max(1, asked * self.bundle.vocab_size)))
+            if self.bundle.manifest.get("dtype") == "int8":
+                together = 1  # the scales of int8 activations span a run: a text alone is answered alike in any company
+            for start in range(0, len(members), together):
+                yield members[start : start + together]
+
+
+def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

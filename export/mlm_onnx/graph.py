@@ -74,8 +74,23 @@ def fill_mask_graph(config: ModelConfig, params: Mapping[str, Any], precision: P
     ids = g.input("input_ids", np.int64, ("batch", "sequence"))
     at = g.input("positions", np.int64, ("batch", "masks"))
     encoder = _Encoder(g, config, params, precision, ids)
-    x = encoder.hidden(at=at)
+    x = encoder.hidden(at=at, apart=True)
     g.output("logits", encoder.vocabulary(x, at), np.float32, ("batch", "masks", config.vocab_size))
+    return g
+
+
+def embed_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32) -> Graph:
+    """For a vector of a text: input_ids [B, S] → embedding [B, D], the mean of the last hidden states over a row.
+
+    Special tokens count, and the final norm is applied where the model has one: sentence-transformers makes the same
+    of the same model by mean pooling. Its weights are those of `fill_mask_graph`, under the same names.
+    """
+    g = Graph("embed")
+    ids = g.input("input_ids", np.int64, ("batch", "sequence"))
+    encoder = _Encoder(g, config, params, precision, ids)
+    x = encoder.hidden(apart=True)
+    x = encoder.norm(x, "final_norm") if config.norm_first else x
+    g.output("embedding", g.op("ReduceMean", x, g.ints(1), keepdims=0), np.float32, ("batch", config.width))
     return g
 
 
@@ -91,6 +106,23 @@ def masked_lm_graph(config: ModelConfig, params: Mapping[str, Any], precision: P
     types = g.input("token_type_ids", np.int64, shape) if config.family in TYPED and config.token_types else None
     encoder = _Encoder(g, config, params, precision, ids, mask, types)
     g.output("logits", encoder.vocabulary(encoder.hidden(), ids), np.float32, (*shape, config.vocab_size))
+    return g
+
+
+def attention_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32) -> Graph:
+    """For looking inside: input_ids [B, S] → what each token attends to, [layers, B, H, S, S]; its last axis sums to 1.
+
+    Its weights are those of `fill_mask_graph`, under the same names, so that a bundle stores them once.
+    """
+    g = Graph("attention")
+    shape, last = ("batch", "sequence"), config.layers - 1
+    encoder = _Encoder(g, config, params, precision, g.input("input_ids", np.int64, shape))
+    x = encoder.embed()
+    for index in range(last):
+        x = encoder.layer(x, index, None)
+    weights, _ = encoder.attend(x, last, None, last=True)
+    every = g.op("Concat", *encoder.attended, weights, axis=0)
+    g.output("attention", every, np.float32, (config.layers, "batch", config.heads, "sequence", "sequence"))
     return g
 
 
@@ -114,6 +146,8 @@ class _Encoder:
         self.types = types
         self.padding = None if mask is None else g.op("Unsqueeze", g.op("Equal", mask, g.int(0)), g.ints(1, 2))
         self.length = g.op("Shape", ids, start=1, end=2)  # [S] as a vector of one element
+        self.attended: list[str] = []
+        """Attention of each layer so far, [1, B, H, S, S]."""
         self._places: str | None = None
         self._ropes: dict[tuple[float, str | None], tuple[str, str]] = {}
         self._biases: dict[tuple[int | None, str | None], str | None] = {}
@@ -228,11 +262,11 @@ class _Encoder:
         x = self.norm(x, "embedding_norm")
         return self.dense(x, "widen") if c.embedding_width else x
 
-    def attention(self, x: str, layer: str, window: int | None, at: str | None, alone: bool) -> str:
-        """Self-attention [B, S, D], or [B, P, D] with queries at some positions only.
+    def attention_weights(self, x: str, layer: str, window: int | None, at: str | None, apart: bool) -> tuple[str, str]:
+        """Attention [1, B, H, S, S], or [1, B, H, P, S] with queries at some positions; values [1, B, H, S, K].
 
-        The axis of 3 (queries, keys, values) stays in front as a 1, which saves squeezing it away. `alone` says that
-        no other layer shares these weights, so that queries can have a matrix of their own.
+        The axis of 3 (queries, keys, values) stays in front as a 1, which saves squeezing it away. `apart` gives the
+        queries a matrix of their own, where no other layer shares these weights.
         """
         g, c = self.g, self.c
         D, H, K = c.width, c.heads, c.head_width
@@ -244,17 +278,20 @@ class _Encoder:
             """[B, N, parts·D] → [parts, B, H, N, K]."""
             return g.op("Transpose", g.op("Reshape", y, g.ints(0, 0, parts, H, K)), perm=[2, 0, 3, 1, 4])
 
-        if at is None:
+        def asked(y: str) -> str:
+            return y if at is None else self.take(y, at)
+
+        if at is None and not apart:
             qk, v = g.split(heads(self.dense(x, *path), 3), (2, 1), axis=0)
             qk = self.rotate(qk, self.rope(theta, None)) if rope else qk
             q, k = g.split(qk, (1, 1), axis=0)
         else:
-            if alone:
-                q = self.dense(self.take(x, at), *path, columns=slice(0, D), part=".query")
+            if apart:
+                q = self.dense(asked(x), *path, columns=slice(0, D), part=".query")
                 kv = self.dense(x, *path, columns=slice(D, None), part=".key_value")
             else:
                 q, kv = g.split(self.dense(x, *path), (D, 2 * D), axis=-1)
-                q = self.take(q, at)
+                q = asked(q)
             q = heads(q, 1)
             k, v = g.split(heads(kv, 2), (1, 1), axis=0)
             if rope:
@@ -263,8 +300,13 @@ class _Encoder:
         scores = g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 2, 4, 3]))
         if (bias := self.score_bias(window, at)) is not None:
             scores = g.op("Add", scores, bias)
-        mixed = g.op("MatMul", g.op("Softmax", scores, axis=-1), v)
-        mixed = g.op("Reshape", g.op("Transpose", mixed, perm=[1, 3, 0, 2, 4]), g.ints(0, 0, D))
+        return g.op("Softmax", scores, axis=-1), v
+
+    def attention(self, weights: str, v: str, layer: str) -> str:
+        """The values, mixed by the attention, and the projection after it: [B, S, D], or [B, P, D]."""
+        g = self.g
+        mixed = g.op("MatMul", weights, v)
+        mixed = g.op("Reshape", g.op("Transpose", mixed, perm=[1, 3, 0, 2, 4]), g.ints(0, 0, self.c.width))
         return self.dense(mixed, layer, "attention", "out")
 
     def feed_forward(self, x: str, layer: str) -> str:
@@ -276,26 +318,39 @@ class _Encoder:
             h = self.activate(h, self.c.activation)
         return self.dense(h, layer, "mlp", "down")
 
-    def layer(self, x: str, index: int, at: str | None) -> str:
+    def attend(self, x: str, index: int, at: str | None, last: bool) -> tuple[str, str]:
+        """Attention and values of one layer; in the last one the queries have a matrix of their own, where they can."""
+        c = self.c
+        shared = self.shared(index)
+        alone = not c.layer_groups or c.layer_groups == c.layers
+        h = self.norm(x, f"layer_{shared}", "attention_norm") if c.norm_first and shared else x
+        return self.attention_weights(h, f"layer_{shared}", c.window(index), at, last and alone)
+
+    def shared(self, index: int) -> int:
+        """Which set of layer parameters a layer has (ALBERT shares them)."""
+        return index * self.c.layer_groups // self.c.layers if self.c.layer_groups else index
+
+    def layer(self, x: str, index: int, at: str | None, last: bool = False) -> str:
         """One encoder layer; with `at`, only its rows [B, P, D] at those positions."""
         g, c = self.g, self.c
-        shared = index * c.layer_groups // c.layers if c.layer_groups else index
-        alone = not c.layer_groups or c.layer_groups == c.layers
-        name, window = f"layer_{shared}", c.window(index)
-        h = self.norm(x, name, "attention_norm") if c.norm_first and shared else x
-        h = self.attention(h, name, window, at, alone)
-        x = g.op("Add", x if at is None else self.take(x, at), h)
+        name = f"layer_{self.shared(index)}"
+        weights, values = self.attend(x, index, at, last)
+        self.attended.append(weights)
+        x = g.op("Add", x if at is None else self.take(x, at), self.attention(weights, values, name))
         if c.norm_first:
             return g.op("Add", x, self.feed_forward(self.norm(x, name, "mlp_norm"), name))
         x = self.norm(x, name, "attention_norm")
         return self.norm(g.op("Add", x, self.feed_forward(x, name)), name, "mlp_norm")
 
-    def hidden(self, at: str | None = None) -> str:
-        """Hidden states of the last layer, everywhere [B, S, D] or at some positions only [B, P, D]."""
+    def hidden(self, at: str | None = None, apart: bool = False) -> str:
+        """Hidden states of the last layer, everywhere [B, S, D] or at some positions only [B, P, D].
+
+        `apart` gives the last layer's queries a matrix of their own, as graphs that ask some positions have it.
+        """
         x = self.embed()
-        for index in range(self.c.layers):
-            x = self.layer(x, index, at if index == self.c.layers - 1 else None)
-        return x
+        for index in range(self.c.layers - 1):
+            x = self.layer(x, index, None)
+        return self.layer(x, self.c.layers - 1, at, last=apart)
 
     def vocabulary(self, x: str, shape_like: str) -> str:
         """The head and the vocabulary projection of x [B, N, D] → logits [B, N, V]; `shape_like` is any [B, N]."""

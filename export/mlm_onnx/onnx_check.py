@@ -68,11 +68,14 @@ class _Node:
     """Values of those that are whole numbers."""
 
 
-def check_onnx(file: Path, sizes: Mapping[str, int]) -> None:
+def check_onnx(file: Path, sizes: Mapping[str, int]) -> set[str]:
     """Refuses a model that could reach outside of the bundle, or whose tensors are not what their sizes say.
 
     Args:
         sizes: bytes of the files that tensors may lie in, by their names in the model's own folder.
+
+    Returns:
+        The names of those that tensors do lie in.
 
     Raises:
         OnnxError: with the reason; the caller adds the file's name.
@@ -81,7 +84,9 @@ def check_onnx(file: Path, sizes: Mapping[str, int]) -> None:
     if not 0 < size <= MODEL_BYTES:
         raise OnnxError(f"{size} bytes are no ONNX model")
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        _Walker(data, sizes).model(0, size)
+        walker = _Walker(data, sizes)
+        walker.model(0, size)
+    return walker.used
 
 
 class _Walker(Wire):
@@ -90,6 +95,7 @@ class _Walker(Wire):
     def __init__(self, data: mmap.mmap, sizes: Mapping[str, int]) -> None:
         super().__init__(data)
         self.sizes = sizes
+        self.used: set[str] = set()
 
     def model(self, at: int, end: int) -> None:
         graphs = []
@@ -239,6 +245,7 @@ class _Walker(Wire):
                 f"tensor {name!r} needs {size} bytes; its place is bytes {offset} to {offset + length} "
                 f"of the {self.sizes[location]} of {location}"
             )
+        self.used.add(location)
 
     def entry(self, at: int, end: int) -> tuple[str, str]:
         found = {1: "", 2: ""}

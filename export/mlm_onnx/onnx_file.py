@@ -105,6 +105,25 @@ class Graph:
         onnx.checker.check_model(str(path))
         return [path, data]
 
+    def write_sharing(self, path: Path, other: Path) -> None:
+        """Writes the nodes alone: every weight is one that `other`, a graph of the same folder, has stored already.
+
+        Raises:
+            ValueError: it has not, or with other values.
+        """
+        stored = {tensor.name: tensor for tensor in onnx.load(other, load_external_data=False).graph.initializer}
+        tensors = []
+        for name, array in self._weights.items():
+            if array.nbytes < INLINE_BELOW:
+                tensors.append(numpy_helper.from_array(array, name))
+                continue
+            known = stored.get(name)
+            if known is None or not np.array_equal(numpy_helper.to_array(known, str(other.parent)), array):
+                raise ValueError(f"{other} does not store {name}, which {path.name} needs")
+            tensors.append(known)
+        path.write_bytes(self._model(tensors).SerializeToString())
+        onnx.checker.check_model(str(path))
+
     def write_single(self, path: Path) -> None:
         """Writes graph and weights as one file.
 

@@ -36,7 +36,7 @@ class FillMask:
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise QueryError(f"threads must be at least 1, not {threads!r}")
-        self.bundle: Bundle = open_bundle(path)
+        self.bundle: Bundle = open_bundle(path, full=False)
         self._reader = Reader(self.bundle)
         self._engine = Engine(self.bundle, threads or default_threads())
         self._pieces = Pieces(self._reader.tokenizer)
@@ -144,6 +144,28 @@ class FillMask:
             self._check_size(query, 1, True)
         answers = [self._explain(query, wanted) for query in queries]
         return answers[0] if isinstance(text, str) else answers
+
+    def embed(self, text: str | Sequence[str]) -> np.ndarray:
+        """What the model makes of a whole text: the mean of the last hidden states over its tokens, not normalised.
+
+        Special tokens count, since that is what mean pooling is elsewhere: sentence-transformers makes the same vector
+        of the same model. A text longer than the model's window is cut into windows of nearly the same length, one
+        after the other, and the mean is over the tokens of all of them.
+
+        Returns:
+            [D] of a text, [N, D] of several, in float32.
+        """
+        texts = self._texts(text)
+        read = [self._reader.encode(each) for each in texts]
+        parts = [(which, ids) for which, each in enumerate(read) for ids in self._reader.parts(each)]
+        sums = np.zeros((len(texts), self._engine.embedding_width()), np.float32)
+        tokens = np.zeros((len(texts), 1), np.float32)
+        for index, mean in self._engine.embeddings([ids for _, ids in parts]):
+            which, ids = parts[index]
+            sums[which] += mean * len(ids)
+            tokens[which] += len(ids)
+        found = sums / tokens
+        return found[0] if isinstance(text, str) else found
 
     # ---- from questions to answers ---------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tokenizers import Tokenizer
 
-from mlm_onnx.bundle import TOKENIZER, Bundle, BundleError, QueryError
+from mlm_onnx.bundle import TOKENIZER, Bundle, BundleError, QueryError, verify
 from mlm_onnx.engine import Row
 
 OTHER_MASKS = re.compile(r"\[MASK\]|<mask>|<\|mask\|>|\[mask\]|<MASK>|<extra_id_0>|_{3,}")
@@ -43,6 +43,7 @@ class Reader:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.file = bundle.file(TOKENIZER)
+        verify(bundle, TOKENIZER)
         self.tokenizer: Tokenizer = self._rust(Tokenizer.from_file, str(self.file))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
@@ -110,10 +111,7 @@ class Reader:
 
     def window(self, text: Text, place: int) -> tuple[int, int]:
         """Tokens [first, last) that are seen, between the frame, when a position is asked: it is in their middle."""
-        before, after = text.frame
-        room = self.bundle.limits.max_length - before - after
-        if room < 1:
-            raise BundleError(f"{self.file} frames a text by more tokens than the model reads")
+        (before, after), room = text.frame, self.room(text)
         first = min(max(before, place - room // 2), max(before, len(text.ids) - after - room))
         return first, min(first + room, len(text.ids) - after)
 
@@ -133,6 +131,20 @@ class Reader:
             return
         for start in range(0, len(places), at_once):
             yield np.arange(start, min(start + at_once, len(places))), Row(text.ids, places[start : start + at_once])
+
+    def parts(self, text: Text) -> Iterator[np.ndarray]:
+        """The text's ids, cut into as few rows of nearly the same length as the model can read, each framed."""
+        before, after = text.frame
+        inner = text.ids[before : len(text.ids) - after]
+        for part in np.array_split(inner, max(1, -(-len(inner) // self.room(text)))):
+            yield np.concatenate([text.ids[:before], part, text.ids[len(text.ids) - after :]])
+
+    def room(self, text: Text) -> int:
+        """Tokens of a text that the model reads at once, beside those that frame it."""
+        room = self.bundle.limits.max_length - sum(text.frame)
+        if room < 1:
+            raise BundleError(f"{self.file} frames a text by more tokens than the model reads")
+        return room
 
     def seen(self, text: Text, place: int) -> tuple[int, int]:
         """Characters of the window in which a position is asked."""
