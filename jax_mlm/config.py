@@ -233,8 +233,8 @@ class TrainConfig:
     """Rows of the validation set used while training; 0 uses all of it."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
-    tensorboard: bool = False
-    """Write TensorBoard event files too (pip install 'jax-mlm[tensorboard]')."""
+    track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Send the figures to a tracker as well (pip install 'jax-mlm[NAME]')."""
     model: ModelConfig = field(default_factory=ModelConfig)
     corpus: DataConfig = field(default_factory=DataConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)

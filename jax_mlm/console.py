@@ -1,4 +1,4 @@
-"""The edge: command lines in, one clear line for a mistake, and a progress bar while one waits."""
+"""The edge: command lines in, one clear line for a mistake."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import io
 import re
 import signal
 import sys
-import time
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,40 +106,3 @@ def stop_request() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class Progress:
-    """A bar with figures, rate and time left on a terminal; a plain line now and then otherwise. On stderr."""
-
-    def __init__(self, plain_every: float = 10.0) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        console = Console(stderr=True)
-        self._plain_every, self._said = plain_every, time.monotonic()
-        self._bar = None
-        if console.is_terminal:
-            columns = (BarColumn(30), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-            self._bar = Bar(*columns, console=console, transient=True)
-            self._task = self._bar.add_task("", total=None)
-            self._bar.start()
-
-    def update(self, step: int, total: int, figures: str, seconds_left: float) -> None:
-        """Shows the state after `step` of `total`."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, total=total, description=figures)
-        elif time.monotonic() - self._said >= self._plain_every:
-            self._said = time.monotonic()
-            print(f"step {step}/{total}  {figures}  {seconds_left:.0f} s left", file=sys.stderr, flush=True)
-
-    def say(self, text: str) -> None:
-        """A line that stays, above the bar."""
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()

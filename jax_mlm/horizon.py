@@ -92,6 +92,14 @@ class Pace:
             return done % self._every == 0
         return EVALUATIONS * done // self.horizon > self._evaluations
 
+    def next_evaluation(self, done: int) -> int:
+        """The step of the validation to come, as far as the horizon is known; there is one at the end."""
+        if self._budget is None or self._fixed_every:
+            step = (done // self._every + 1) * self._every
+        else:
+            step = -(-(self._evaluations + 1) * self.horizon // EVALUATIONS)
+        return min(max(step, done + 1), self.horizon)
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Times a validation, with what is saved and drawn beside it."""

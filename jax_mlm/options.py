@@ -21,7 +21,7 @@ EXAMPLES = """examples:
   python -m jax_mlm.train --data my-text/ --budget 30m        your own text, half an hour
   python -m jax_mlm.train --resume --out runs/tiny            go on with a run"""
 
-FREE_ON_RESUME = {"steps", "budget", "resume", "out", "eval_every", "eval_rows", "log_every", "tensorboard", "dtype"}
+FREE_ON_RESUME = {"steps", "budget", "resume", "out", "eval_every", "eval_rows", "log_every", "track", "dtype"}
 """Fields that may differ from those a run began with."""
 
 

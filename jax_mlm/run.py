@@ -1,18 +1,23 @@
-"""The run directory: `run.json`, `tokenizer.json`, `metrics.jsonl`, `checkpoints/`, `plots/`."""
+"""The run directory: `run.json`, `tokenizer.json`, `metrics.jsonl`, `samples.jsonl`, `checkpoints/`, `plots/`."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from jax_mlm.config import TrainConfig, from_json, to_json
 from jax_mlm.errors import UserError
 
-RUN_FILE, TOKENIZER_FILE, METRICS_FILE = "run.json", "tokenizer.json", "metrics.jsonl"
+if TYPE_CHECKING:
+    from jax_mlm.trackers import Tracker
+
+RUN_FILE, TOKENIZER_FILE = "run.json", "tokenizer.json"
+METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
 PACKAGES = ("jax-mlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy")
 
 
@@ -32,7 +37,7 @@ def choose_directory(config: TrainConfig) -> Path:
         if run.exists() and (not run.is_dir() or any(run.iterdir())):
             raise UserError(f"--out {run} exists already: continue it with --resume, or choose another --out")
         return run
-    first = Path("runs") / config.preset
+    first = Path("runs") / (Path(config.init).resolve().name if config.init else config.preset)
     run, number = first, 2
     while run.exists():
         run, number = first.with_name(f"{first.name}-{number}"), number + 1
@@ -72,7 +77,10 @@ def read_run_file(run: Path) -> dict[str, Any]:
 def read_run(run: Path) -> TrainConfig:
     """The complete configuration of a run."""
     try:
-        return from_json(TrainConfig, read_run_file(run)["config"])
+        values = dict(read_run_file(run)["config"])
+        if values.pop("tensorboard", False):  # runs from before --track
+            values["track"] = "tensorboard"
+        return from_json(TrainConfig, values)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -80,46 +88,68 @@ def read_run(run: Path) -> TrainConfig:
 
 
 class MetricsLog:
-    """`metrics.jsonl`, append-only, one object a line; a resumed run drops the lines after its checkpoint first."""
+    """`metrics.jsonl` and `samples.jsonl`: append-only, one object a line, a step at most once of each kind.
 
-    def __init__(self, run: Path, resume_after: int | None = None, tensorboard: bool = False) -> None:
-        path = run / METRICS_FILE
-        if resume_after is not None and path.exists():
-            kept = [line for line in path.read_text().splitlines(True) if _step_of(line) <= resume_after]
-            write_atomically(path, "".join(kept))
-        self._file = path.open("a", encoding="utf-8")
-        self._board = _open_tensorboard(run) if tensorboard else None
+    A resumed run first drops what lies after its checkpoint, and what was final before it went on.
+    """
+
+    def __init__(self, run: Path, resume_after: int | None = None, tracker: Tracker | None = None) -> None:
+        self._files: dict[str, TextIO] = {}
+        self._written: set[tuple[str, float]] = set()
+        for name in (METRICS_FILE, SAMPLES_FILE):
+            if resume_after is not None and (run / name).exists():
+                lines = (run / name).read_text(encoding="utf-8").splitlines(True)
+                keys = [_key_of(line) for line in lines]
+                stay = [kind != "final" and step <= resume_after for kind, step in keys]
+                write_atomically(run / name, "".join(itertools.compress(lines, stay)))
+                self._written.update(itertools.compress(keys, stay))
+            self._files[name] = (run / name).open("a", encoding="utf-8")
+        self._tracker = tracker
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Adds one object: {"kind", "step", …values}."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        """Adds one object to the metrics, {"kind", "step", …values}, and hands it to the tracker."""
+        if self._add(METRICS_FILE, {"kind": kind, "step": step, **values}) and self._tracker is not None:
+            self._tracker.write(step, {f"{kind}/{name}": value for name, value in values.items()})
+
+    def write_samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+        """Adds the answers of one evaluation."""
+        self._add(SAMPLES_FILE, {"kind": "samples", "step": step, "samples": samples})
+
+    def _add(self, name: str, line: dict[str, Any]) -> bool:
+        if (line["kind"], line["step"]) in self._written:  # a finished run, resumed: it has been measured already
+            return False
+        self._written.add((line["kind"], line["step"]))
+        self._files[name].write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._files[name].flush()
+        return True
 
     def close(self) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for file in self._files.values():
+            file.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
-def _step_of(line: str) -> float:
-    """The step of a line; a line cut short by a kill counts as after everything."""
+def _key_of(line: str) -> tuple[str, float]:
+    """Kind and step of a line; one cut short by a kill counts as after everything."""
     try:
-        return json.loads(line)["step"] if line.endswith("\n") else float("inf")
+        read = json.loads(line)
+        return (read["kind"], read["step"]) if line.endswith("\n") else ("", float("inf"))
     except (json.JSONDecodeError, KeyError):
-        return float("inf")
-
-
-def _open_tensorboard(run: Path) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise UserError("--tensorboard needs an extra: pip install 'jax-mlm[tensorboard]'") from None
-    return SummaryWriter(str(run / "tensorboard"))
+        return "", float("inf")
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All lines of `metrics.jsonl`."""
-    return [json.loads(line) for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+    return _read_lines(run / METRICS_FILE)
+
+
+def read_samples(run: Path) -> list[dict[str, Any]]:
+    """All evaluations of `samples.jsonl`; none where the run is older than that file."""
+    return _read_lines(run / SAMPLES_FILE) if (run / SAMPLES_FILE).is_file() else []
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Every whole line; one that is being written, or was cut short by a kill, is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -17,7 +17,7 @@ import numpy as np
 from jax_mlm import sharding
 from jax_mlm.checkpoint import open_checkpoints, restore, save
 from jax_mlm.config import SENTENCE, TrainConfig
-from jax_mlm.console import Progress, run_command, stop_request
+from jax_mlm.console import run_command, stop_request
 from jax_mlm.data import batch_at, batch_of, prefetch
 from jax_mlm.dataset import cache_folder, open_dataset
 from jax_mlm.errors import UserError
@@ -25,15 +25,18 @@ from jax_mlm.evaluate import EVAL_MASK, EVAL_SEED, Result, evaluate_rows, spread
 from jax_mlm.flops import peak_flops, train_flops
 from jax_mlm.horizon import Pace, parse_budget
 from jax_mlm.masking import rate_at, slots
-from jax_mlm.meter import Meter, describe
+from jax_mlm.meter import Meter
 from jax_mlm.model import init_params, make_forward
 from jax_mlm.optim import make_optimizer, make_schedule
 from jax_mlm.options import EXAMPLES, check_resumed, defaults
 from jax_mlm.outcome import print_next, print_result
 from jax_mlm.predictions import predict_each, print_predictions, to_host
+from jax_mlm.progress import Progress
 from jax_mlm.report import write_plots
 from jax_mlm.run import TOKENIZER_FILE, MetricsLog, choose_directory, write_atomically, write_run
+from jax_mlm.samples import choose_samples, compile_samples, to_json
 from jax_mlm.step import compile_step, init_state, make_eval_step, make_train_step
+from jax_mlm.trackers import check_tracker, open_tracker
 
 
 def compute_dtype(config: TrainConfig) -> Any:
@@ -52,7 +55,7 @@ def compile_cache(config: TrainConfig) -> Path:
     return cache_folder(config) / "xla" / f"{cores}-cores"
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, progress: Progress) -> Path:
     """Runs the whole of it and returns the run directory.
 
     Raises:
@@ -62,6 +65,7 @@ def train(config: TrainConfig) -> Path:
     # ---- where, on what, from what ----------------------------------------------------------------------------------
     sharding.initialize()
     run = choose_directory(config)
+    check_tracker(config.track)
     budget = parse_budget(config.budget) if config.budget else None
     if budget is None and config.steps < 1:
         raise UserError(f"--steps must be at least 1, not {config.steps}")
@@ -105,23 +109,34 @@ def train(config: TrainConfig) -> Path:
 
     eval_batch = config.batch // config.accumulate
     example = place(batch_of(data.valid, np.arange(eval_batch // shard[1])))
+    progress.say("compiling")
     began = time.perf_counter()
     jitted = jax.jit(train_step, donate_argnums=0, out_shardings=everywhere)
     compiled_step = compile_step(jitted.lower(state, make_batch(first)[0], horizon_array(1)))
     compiled_eval = compile_step(jax.jit(eval_step, out_shardings=everywhere).lower(state.params, example))
+    samples = choose_samples(data.valid, data.tokenizer)
+    answer = compile_samples(forward, state.params, samples, data.valid, data.tokenizer, everywhere)
     compile_seconds = time.perf_counter() - began
 
     def validate(indices: np.ndarray) -> Result:
         return evaluate_rows(compiled_eval, state.params, data.valid, indices, eval_batch, place, shard)
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
-    progress, log = Progress(), MetricsLog(run, first if config.resume else None, config.tensorboard)
+    log = MetricsLog(run, first if config.resume else None, open_tracker(config.track, run, config))
     progress.say(
         f"{sum(x.size for x in jax.tree.leaves(state.params)):,} parameters, {len(data.train):,} rows of {length} "
         f"tokens to train on, {len(data.valid):,} to validate; compiled in {compile_seconds:.1f} s; run directory {run}"
     )
     subset, others = spread(len(data.valid), config.eval_rows)
     peak = peak_flops(jax.devices()[0].device_kind)
+
+    def evaluate() -> Result:
+        result, answers = validate(subset), answer(state.params)
+        log.write("valid", done, {"loss": result.loss, "accuracy": result.accuracy})
+        log.write_samples(done, to_json(answers))
+        progress.evaluated(done, pace.horizon, result.loss, result.accuracy, answers)
+        return result
+
     meter = Meter(peak * jax.device_count() if peak else None)
     pace = Pace(config.steps, budget, config.eval_every, meta, len(data.valid) / len(subset))
     with stop_request() as stop_asked, prefetch(make_batch, itertools.count(first)) as batches:
@@ -136,17 +151,13 @@ def train(config: TrainConfig) -> Path:
             if done % config.log_every == 0 or evaluating or done >= pace.horizon:
                 figures = meter.read(wait=evaluating or done >= pace.horizon)
                 log.write("train", done, {**figures, **scheduled(config, schedule, done, pace)})
-                progress.update(done, pace.horizon, describe(figures), pace.seconds_left())
+                progress.update(done, pace.horizon, figures, pace.seconds_left(), pace.next_evaluation(done))
                 check_finite(figures["loss"], done, run)
             if evaluating:
                 with pace.evaluating():
-                    result = validate(subset)
-                    log.write("valid", done, {"loss": result.loss, "accuracy": result.accuracy})
+                    result = evaluate()
                     save(manager, state, pace.meta(done), result.loss)
                     write_plots(run)
-                progress.say(
-                    f"step {done}/{pace.horizon}  valid loss {result.loss:.4f}  accuracy {result.accuracy:.4f}"
-                )
         stopped = done < pace.horizon
 
     # ---- the end ----------------------------------------------------------------------------------------------------
@@ -154,8 +165,7 @@ def train(config: TrainConfig) -> Path:
         if manager.latest_step() != done:
             save(manager, state, pace.meta(done), None)
     else:
-        result = validate(subset)
-        log.write("valid", done, {"loss": result.loss, "accuracy": result.accuracy})
+        result = evaluate()
         if manager.latest_step() != done:
             save(manager, state, pace.meta(done), result.loss)
         result += validate(others)
@@ -192,7 +202,8 @@ def check_finite(loss: float, step: int, run: Path) -> None:
 def main(config: TrainConfig) -> None:
     """Trains, and says what to type next; the last line on stdout is the run directory."""
     check_resumed(config)
-    run = train(config)
+    with Progress() as progress:
+        run = train(config, progress)
     print_next(run, bool(config.data))
     print(run)
 

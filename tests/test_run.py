@@ -8,7 +8,7 @@ import pytest
 from jax_mlm.config import MaskConfig, ModelConfig, TrainConfig, from_json, to_json
 from jax_mlm.errors import UserError
 from jax_mlm.presets import PRESETS
-from jax_mlm.run import MetricsLog, choose_directory, read_metrics, read_run, write_run
+from jax_mlm.run import MetricsLog, choose_directory, read_metrics, read_run, read_samples, write_run
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
@@ -79,10 +79,27 @@ def test_contradictions_name_the_option(values, named):
         ModelConfig(**values)
 
 
-def test_tensorboard_files_hold_the_same_scalars(tmp_path):
-    pytest.importorskip("tensorboardX", reason="the extra tensorboard is not installed")
-    log = MetricsLog(tmp_path, tensorboard=True)
-    log.write("valid", 7, {"loss": 2.5})
+def test_a_finished_run_resumed_writes_nothing_twice(tmp_path):
+    for resume_after in (None, 30, 30):
+        log = MetricsLog(tmp_path, resume_after)
+        for step in (10, 20, 30) if resume_after is None else (30,):
+            log.write("valid", step, {"loss": 1.0})
+            log.write_samples(step, [{"text": "a [MASK]"}])
+        log.write("final", 30, {"loss": 2.0})
+        log.close()
+    keys = [(line["kind"], line["step"]) for line in read_metrics(tmp_path)]
+    assert keys == [("valid", 10), ("valid", 20), ("valid", 30), ("final", 30)]
+    assert [line["step"] for line in read_samples(tmp_path)] == [10, 20, 30]
+    log = MetricsLog(tmp_path, 30)  # longer than it was: what was final is so no more
+    log.write("valid", 40, {"loss": 0.5})
     log.close()
-    written = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
-    assert b"valid/loss" in written
+    assert [line["kind"] for line in read_metrics(tmp_path)] == ["valid"] * 4
+
+
+def test_a_run_from_before_the_tracker_option_is_read(tmp_path):
+    write_run(tmp_path, PRESETS["tiny"], {}, {})
+    body = json.loads((tmp_path / "run.json").read_text())
+    del body["config"]["track"]
+    body["config"]["tensorboard"] = True
+    (tmp_path / "run.json").write_text(json.dumps(body))
+    assert read_run(tmp_path) == replace(PRESETS["tiny"], track="tensorboard")

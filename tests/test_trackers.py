@@ -1,0 +1,57 @@
+"""Trackers: they get the figures of metrics.jsonl, and an absent one is a clear line."""
+
+import importlib.util
+from dataclasses import replace
+
+import pytest
+
+from jax_mlm.errors import UserError
+from jax_mlm.presets import PRESETS
+from jax_mlm.run import MetricsLog
+from jax_mlm.trackers import MODULES, check_tracker, open_tracker
+
+
+def write_with(name, run, resume_after=None):
+    tracker = open_tracker(name, run, replace(PRESETS["tiny"], track=name))
+    log = MetricsLog(run, resume_after, tracker)
+    log.write("valid", 7, {"loss": 2.5})
+    log.close()
+
+
+def test_tensorboard_files_hold_the_same_scalars(tmp_path):
+    pytest.importorskip("tensorboardX", reason="the extra tensorboard is not installed")
+    write_with("tensorboard", tmp_path)
+    written = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
+    assert b"valid/loss" in written
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_an_absent_package_is_one_line_with_the_remedy(name, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(UserError, match=rf"--track {name} .*pip install 'jax-mlm\[{name}\]'"):
+        check_tracker(name)
+    check_tracker("none")
+
+
+def test_wandb_offline_holds_the_same_figures_and_the_run_goes_on_under_its_name(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_tracker("wandb")
+    write_with("wandb", tmp_path)
+    first = (tmp_path / "tracker-id").read_text()
+    write_with("wandb", tmp_path, resume_after=0)
+    assert (tmp_path / "tracker-id").read_text() == first
+    files = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 2
+    assert all(first.strip() in path.name for path in files)
+    assert all(b"valid/loss" in path.read_bytes() for path in files)
+
+
+def test_wandb_without_an_account_is_one_line_with_the_remedy(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    for variable in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match="WANDB_MODE=offline"):
+        check_tracker("wandb")
