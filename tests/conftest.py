@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +21,31 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; point $JAX_MLM_SHARED at it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Variables for commands in a process of their own, which share one cache."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "export"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return {**os.environ, "JAX_MLM_CACHE": cache, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+
+
+class SentenceRun(NamedTuple):
+    """`python -m jax_mlm.train` without any option."""
+
+    path: Path
+    done: subprocess.CompletedProcess
+
+
+@pytest.fixture(scope="session")
+def sentence_run(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> SentenceRun:
+    """The founding sentence, trained once for all tests: to be read, not changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    line = [sys.executable, "-m", "jax_mlm.train"]
+    done = subprocess.run(line, env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return SentenceRun(folder / done.stdout.splitlines()[-1], done)
 
 
 @pytest.fixture(scope="session")

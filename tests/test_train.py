@@ -1,7 +1,6 @@
 """The command: the founding sentence, real text, an exact resume, and bad input."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -39,27 +38,14 @@ def text(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "export"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {
-        **os.environ,
-        "JAX_MLM_CACHE": str(tmp_path_factory.mktemp("cache")),
-        "PYTHONPATH": path,
-        "JAX_PLATFORMS": "cpu",
-    }
-
-
 def command(environment, *arguments, cwd=None) -> subprocess.CompletedProcess:
     line = [sys.executable, "-m", "jax_mlm.train", *map(str, arguments)]
     return subprocess.run(line, env=environment, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_the_founding_sentence(environment, tmp_path):
-    done = command(environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / done.stdout.splitlines()[-1]
-    assert run == tmp_path / "runs" / "sentence"
+def test_the_founding_sentence(sentence_run):
+    run, done = sentence_run
+    assert run.parts[-2:] == ("runs", "sentence")
     assert done.stdout.count(" right") == 13
     assert "learned by heart" in done.stdout
     assert "backend cpu" in done.stderr
