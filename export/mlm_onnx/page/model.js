@@ -1,0 +1,190 @@
+// Answers masked queries from the bundle this page lies in, as `mlm_onnx.predictor` does: the same graph and tokenizer,
+// onnxruntime's WASM on one thread, which needs no special headers from the server.
+import * as ort from './ort.js';
+import { Tokenizer } from './tokenizers.js';
+import { Pieces } from './pieces.js';
+
+const ROOT = new URL('../', import.meta.url);
+const GRAPH = 'fast/fill_mask.onnx';
+const DATA = 'fast/fill_mask.onnx.data';
+const RUNTIME = 'web/ort.wasm';
+const TOKENIZER = 'tokenizer.json';
+const TOKENIZER_CONFIG = 'tokenizer_config.json';
+const OTHER_MASKS = /\[MASK\]|<mask>|<\|mask\|>|\[mask\]|<MASK>|<extra_id_0>|_{3,}/;
+const MOST_MASKS = 32;
+
+/** What a person can mend: its message is shown as it is. */
+export class Problem extends Error {}
+
+async function fetched(path, options) {
+  const response = await fetch(new URL(path, ROOT), options).catch(() => null);
+  if (!response) throw new Problem(`The server does not answer for ${path}: is it still running?`);
+  if (!response.ok) throw new Problem(`The server has no ${path} (${response.status}): copy the whole folder.`);
+  return response;
+}
+
+/** The bytes of a file of the bundle; `arrived` is told how many more are there. */
+async function download(manifest, name, arrived) {
+  const { size, sha256 } = manifest.files[name] ?? {};
+  if (size === undefined) throw new Problem(`The manifest does not list ${name}: convert again.`);
+  const response = await fetched(`${name}?${sha256.slice(0, 16)}`); // a cache may hold the file of an older bundle
+  const bytes = new Uint8Array(size);
+  const reader = response.body.getReader();
+  let at = 0;
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    if (at + part.value.length <= size) bytes.set(part.value, at);
+    at += part.value.length;
+    arrived(part.value.length);
+  }
+  if (at !== size) throw new Problem(`${name} has ${at} bytes, not ${size}: it is damaged or cut short.`);
+  return bytes;
+}
+
+/** Downloads everything; `progress(fraction)` is called on the way. */
+export async function open(progress) {
+  const manifest = await (await fetched('manifest.json', { cache: 'no-cache' })).json();
+  const names = [RUNTIME, TOKENIZER, TOKENIZER_CONFIG, GRAPH, DATA];
+  const total = names.reduce((sum, name) => sum + (manifest.files[name]?.size ?? 0), 0);
+  let loaded = 0;
+  const arrived = (count) => progress((loaded += count) / total);
+  const [wasm, ...rest] = await Promise.all(names.map((name) => download(manifest, name, arrived)));
+  const [tokenizer, config] = rest.splice(0, 2).map((bytes) => JSON.parse(new TextDecoder().decode(bytes)));
+  const [graph, data] = rest;
+  ort.env.wasm.numThreads = 1;
+  ort.env.wasm.wasmBinary = wasm.buffer;
+  const session = await ort.InferenceSession.create(graph, {
+    executionProviders: ['wasm'],
+    externalData: [{ path: DATA.split('/').pop(), data }],
+  });
+  return new Model(manifest, tokenizer, config, session);
+}
+
+class Model {
+  constructor(manifest, tokenizer, config, session) {
+    const { tokens, limits } = manifest;
+    this.manifest = manifest;
+    this.session = session;
+    this.tokenizer = new Tokenizer(tokenizer, config);
+    this.pieces = new Pieces(this.tokenizer, tokenizer);
+    this.mask = tokens.mask;
+    this.unknown = tokens.unk?.id;
+    this.never = new Set([...tokens.special, ...tokens.unused]);
+    this.longest = limits.max_length;
+    this.wholeWords = tokenizer.pre_tokenizer?.type === 'WhitespaceSplit';
+    const framed = this.tokenizer.encode(this.mask.text).ids;
+    this.before = framed.indexOf(this.mask.id);
+    this.after = framed.length - 1 - this.before;
+  }
+
+  /** What the page says about it; `wholeWords`: commas and the like belong to the words. */
+  facts() {
+    const { dtype, origin, files, examples } = this.manifest;
+    const bytes = [GRAPH, DATA].reduce((sum, name) => sum + files[name].size, 0);
+    const { mask, longest, wholeWords } = this;
+    return { mask: mask.text, longest, wholeWords, dtype, origin, bytes, examples: examples ?? [] };
+  }
+
+  /**
+   * The likeliest tokens at each mask of a text.
+   *
+   * `words` names those that are hidden, where known: each mask's answer then says how likely that one is.
+   */
+  async answer(text, words, count) {
+    const { ids, at } = this.read(text);
+    const isLong = ids.length > this.longest;
+    const rows = isLong ? at.map((place) => this.window(ids, place)) : [{ ids, at }];
+    const found = [];
+    for (const row of rows) found.push(...(await this.logits(row)));
+    const masks = found.map((logits, index) => this.maskAnswer(logits, words[index], count));
+    const filled = this.pieces.fill(text, this.mask.text, masks.map(({ candidates }) => candidates[0].id));
+    return { masks, filled, isLong };
+  }
+
+  /** Token ids of a text with masks, and where those are. */
+  read(text) {
+    const mask = this.mask.text;
+    if (!text.trim()) throw new Problem('Write a sentence first.');
+    if (!text.includes(mask)) {
+      const other = OTHER_MASKS.exec(text);
+      throw new Problem(
+        other
+          ? `${other[0]} is not this model's mask: write ${mask}, or click a word to hide it.`
+          : 'Click a word to hide it.',
+      );
+    }
+    if (!text.replaceAll(mask, '').trim()) throw new Problem('Nothing else is left: leave the model some words to go by.');
+    const { ids } = this.tokenizer.encode(text);
+    const at = ids.flatMap((id, place) => (id === this.mask.id ? [place] : []));
+    if (at.length !== text.split(mask).length - 1) {
+      throw new Problem(`The tokenizer does not see each ${mask}: set it apart by spaces.`);
+    }
+    if (at.length > MOST_MASKS) throw new Problem(`${at.length} words are hidden; ${MOST_MASKS} at once is the most.`);
+    return { ids, at };
+  }
+
+  /** One position of a long text, asked through the window around it, as `mlm_onnx.windows` does. */
+  window(ids, place) {
+    const { before, after } = this;
+    const room = this.longest - before - after;
+    const end = ids.length - after;
+    const first = Math.min(Math.max(before, place - Math.floor(room / 2)), Math.max(before, end - room));
+    const seen = ids.slice(first, Math.min(first + room, end));
+    return { ids: [...ids.slice(0, before), ...seen, ...ids.slice(end)], at: [place - first + before] };
+  }
+
+  /** Logits at each of some positions of a row of tokens. */
+  async logits({ ids, at }) {
+    const tensor = (values) => new ort.Tensor('int64', BigInt64Array.from(values, BigInt), [1, values.length]);
+    const { logits } = await this.session.run({ input_ids: tensor(ids), positions: tensor(at) });
+    const size = this.manifest.vocab_size;
+    return at.map((_, index) => logits.data.subarray(index * size, (index + 1) * size));
+  }
+
+  maskAnswer(logits, word, count) {
+    const largest = logits.reduce((most, logit) => Math.max(most, logit), -Infinity);
+    const total = logits.reduce((sum, logit) => sum + Math.exp(logit - largest), 0);
+    const probability = (id) => Math.exp(logits[id] - largest) / total;
+    const candidates = this.best(logits, count).map((id) => ({
+      id,
+      token: this.pieces.shown(id),
+      probability: probability(id),
+    }));
+    if (word === undefined) return { candidates };
+    const pieces = this.pieces.of(word);
+    if (pieces.length !== 1 || this.never.has(pieces[0])) {
+      const known = pieces.length > 1 && !pieces.some((id) => this.never.has(id));
+      return { candidates, original: { word, pieces: known ? pieces.map((id) => this.pieces.shown(id)) : [] } };
+    }
+    const rank = this.rank(logits, pieces[0]);
+    return { candidates, original: { word, id: pieces[0], rank, probability: probability(pieces[0]) } };
+  }
+
+  /** Ids of the likeliest tokens, the smaller id first among equals. */
+  best(logits, count) {
+    const found = [];
+    for (let id = 0; id < logits.length; id++) {
+      if (found.length === count && !(logits[id] > logits[found[count - 1]])) continue;
+      if (this.never.has(id)) continue;
+      let place = found.length;
+      while (place > 0 && logits[id] > logits[found[place - 1]]) place--;
+      found.splice(place, 0, id);
+      if (found.length > count) found.pop();
+    }
+    return found;
+  }
+
+  /** 1 for the likeliest of all that may be answers. */
+  rank(logits, id) {
+    let ahead = 0;
+    for (let other = 0; other < logits.length; other++) {
+      const before = logits[other] > logits[id] || (logits[other] === logits[id] && other < id);
+      if (before && !this.never.has(other)) ahead++;
+    }
+    return ahead + 1;
+  }
+
+  /** Those of some words that the model reads as unknown. */
+  unknownAmong(words) {
+    return [...new Set(words)].filter((word) => this.pieces.of(word).includes(this.unknown));
+  }
+}
