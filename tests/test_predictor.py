@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from mlm_onnx import FillMask, QueryError
 from mlm_onnx.__main__ import COMMANDS, main
-from mlm_onnx.convert import jax_forward, write_bundle
+from mlm_onnx.convert import write_bundle
 from mlm_onnx.engine import log_softmax, top
 from mlm_onnx.graph import FP32
+from mlm_onnx.parity import jax_forward
 from mlm_onnx.pieces import Pieces
 from test_bundle import ORIGIN
 from test_graph import randomised
@@ -266,7 +267,7 @@ def test_score_and_info_print(words: Path, capsys: pytest.CaptureFixture[str]) -
     ("argv", "said"),
     [
         (["fil"], "did you mean fill?"),
-        (["xyzzy"], "choose convert, fill, explain, score, info"),
+        (["xyzzy"], "choose convert, fill, explain, score, embed, info"),
         (["fill"], "required"),
         (["fill", "BUNDLE", "a [MASK]", "--top_k", "3"], "did you mean --top-k?"),
         (["fill", "BUNDLE", "a [MASK]", "--top-k", "0"], "--top-k: must be at least 1"),

@@ -1,4 +1,4 @@
-"""`python -m mlm_onnx convert|fill|explain|score|info`: strings in, one clear line out when something is wrong."""
+"""`python -m mlm_onnx convert|fill|explain|score|embed|info`: strings in, one clear line out when something fails."""
 
 from __future__ import annotations
 
@@ -48,9 +48,11 @@ def _declare_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("int8", "fp32"), default="int8", help="how weights are stored (default: int8)"
     )
-    layouts = {"choices": ("predictor", "hub"), "default": "predictor", "dest": "layout"}
+    layouts = {"choices": ("predictor", "hub", "web"), "default": "predictor", "dest": "layout"}
+    said = "predictor: for FillMask (default); hub: also for optimum and transformers.js; web: also a page for browsers"
+    parser.add_argument("--for", **layouts, help=said)
     parser.add_argument(
-        "--for", **layouts, help="predictor: for FillMask (default); hub: also for optimum and transformers.js"
+        "--web-runtime", type=Path, metavar="DIR", help="node_modules with what --for web otherwise fetches with npm"
     )
     parser.add_argument(
         "--calibrate", type=Path, metavar="FILE", help="text on which to measure what int8 costs, and to keep it small"
@@ -71,6 +73,7 @@ def _convert(options: argparse.Namespace) -> None:
         options.layout,
         options.calibrate,
         options.reduce_range,
+        options.web_runtime,
     )
     size = sum(facts["size"] for facts in manifest["files"].values())
     parity, origin = manifest["parity"], manifest["origin"]
@@ -82,7 +85,10 @@ def _convert(options: argparse.Namespace) -> None:
         print(_int8(parity["int8"]))
     if calibration := parity.get("calibration"):
         print(_calibration(calibration))
-    print(f'next: {PROG} fill {options.bundle} "text with {manifest["tokens"]["mask"]["text"]}"')
+    if options.layout == "web":
+        print(f"next: python -m http.server --directory {options.bundle}, then open http://localhost:8000")
+    else:
+        print(f'next: {PROG} fill {options.bundle} "text with {manifest["tokens"]["mask"]["text"]}"')
 
 
 def _declare_query(parser: argparse.ArgumentParser, text: str) -> None:
@@ -174,6 +180,20 @@ def _score(options: argparse.Namespace) -> None:
         print(f"  {token['token']:<{width}}  {token['logprob']:8.3f}")
 
 
+def _declare_embed(parser: argparse.ArgumentParser) -> None:
+    _declare_query(parser, "a text of any length")
+
+
+def _embed(options: argparse.Namespace) -> None:
+    from mlm_onnx.predictor import FillMask
+
+    numbers = FillMask(options.bundle, options.threads).embed(options.text).tolist()
+    if options.json:
+        _print_json({"text": options.text, "embedding": numbers})
+        return
+    print(*(f"{number:.6g}" for number in numbers))
+
+
 def _declare_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `convert` wrote")
     parser.add_argument("--json", action="store_true", help="print the manifest")
@@ -240,6 +260,12 @@ COMMANDS: Mapping[str, Command] = {
         (f'{PROG} score bundle "This model creates a super"', f'{PROG} score bundle "a good day" --json'),
         _declare_score,
         _score,
+    ),
+    "embed": Command(
+        "a text as a vector: the mean of its hidden states",
+        (f'{PROG} embed bundle "This model creates a super"', f'{PROG} embed bundle "a good day" --json'),
+        _declare_embed,
+        _embed,
     ),
     "info": Command(
         "what a bundle holds, checked",

@@ -25,14 +25,24 @@ from jax_mlm.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
 from mlm_onnx import bundle
 from mlm_onnx.bundle import BundleError
 from mlm_onnx.calibrate import calibrate
-from mlm_onnx.graph import FP32, Precision, fill_mask_graph
+from mlm_onnx.graph import FP32, Precision, embed_graph, fill_mask_graph
 from mlm_onnx.hub import hub_files, write_hub
-from mlm_onnx.parity import check, compare, jax_forward, onnx_forward, open_session, parity_shapes
+from mlm_onnx.parity import (
+    check,
+    compare,
+    compare_embeddings,
+    jax_sides,
+    onnx_embed,
+    onnx_forward,
+    open_session,
+    parity_shapes,
+)
 from mlm_onnx.quantize import INT8, adjusted
+from mlm_onnx.web import find_runtime, write_page
 
 PRECISIONS = {"int8": INT8, "fp32": FP32}
 PACKAGES = ("mlm-onnx", "jax-mlm", "jax", "onnx", "onnxruntime", "tokenizers", "numpy")
-Layout = Literal["predictor", "hub"]
+Layout = Literal["predictor", "hub", "web"]
 
 
 def convert(
@@ -42,6 +52,7 @@ def convert(
     layout: Layout = "predictor",
     calibration: Path | None = None,
     reduce_range: bool = False,
+    web_runtime: Path | None = None,
 ) -> dict[str, Any]:
     """Writes the bundle of a run's best checkpoint and returns its manifest.
 
@@ -49,6 +60,7 @@ def convert(
         calibration: a text file on which int8 is compared with float32; where it costs more than a point of accuracy,
             matrices stay in float32.
         reduce_range: 7-bit encoder weights, for processors without VNNI.
+        web_runtime: for the layout "web", a node_modules folder instead of what npm fetches.
 
     Raises:
         UserError: `run` is no run directory, or holds no checkpoint.
@@ -56,6 +68,8 @@ def convert(
     """
     if dtype == "fp32" and (calibration is not None or reduce_range):
         raise BundleError(f"{'--calibrate' if calibration else '--reduce-range'} is about int8: leave out --dtype fp32")
+    if web_runtime is not None and layout != "web":
+        raise BundleError("--web-runtime is about the page: add --for web")
     bundle.check_target(out)
     config = read_run(run)
     tokenizer = load_tokenizer(run / TOKENIZER_FILE)
@@ -65,9 +79,12 @@ def convert(
         raise BundleError(
             f"{run}: the model has {model.vocab_size} embeddings for a tokenizer of {vocabulary.size} tokens"
         )
+    runtime = find_runtime(web_runtime) if layout == "web" else {}
     step, params = load_params(run, best_step(run))
     origin = {"run": run.resolve().name, "preset": config.preset, "step": step, "versions": versions()}
-    return write_bundle(out, model, params, tokenizer, PRECISIONS[dtype], origin, layout, calibration, reduce_range)
+    return write_bundle(
+        out, model, params, tokenizer, PRECISIONS[dtype], origin, layout, calibration, reduce_range, runtime
+    )
 
 
 def write_bundle(
@@ -80,6 +97,7 @@ def write_bundle(
     layout: Layout = "predictor",
     calibration: Path | None = None,
     reduce_range: bool = False,
+    runtime: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """Builds, compares and writes; returns the manifest."""
     if bad := [name for name, array in _leaves(params) if not np.isfinite(array).all()]:
@@ -97,16 +115,22 @@ def write_bundle(
     with bundle.new_bundle(out) as folder:
         graph_file = folder / bundle.FAST_GRAPH
         graph_file.parent.mkdir()
-        reference, shapes = jax_forward(model, params), parity_shapes(model.max_length)
-        parities = {}
+        (reference, embed), shapes = jax_sides(model, params), parity_shapes(model.max_length)
+        parities, embeddings = {}, {}
         for step in dict.fromkeys((FP32, precision)):  # int8 too is built on a graph that is right in float32
             fill_mask_graph(model, params, step).write(graph_file)
             parities[step.name] = compare(reference, onnx_forward(graph_file), vocabulary.size, shapes)
             check(step, parities[step.name])
-        graphs, hub_parity = [bundle.FAST_GRAPH], {}
+            embed_graph(model, params, step).write_sharing(folder / bundle.EMBED_GRAPH, graph_file)
+            found = onnx_embed(folder / bundle.EMBED_GRAPH)
+            embeddings[step.name] = compare_embeddings(embed, found, vocabulary.size, shapes)
+            check(step, embeddings[step.name])
+        graphs, hub_parity = [bundle.FAST_GRAPH, bundle.EMBED_GRAPH], {}
         if layout == "hub":
             hub_parity = {"hub": write_hub(folder, model, params, vocabulary.size, precision.name, adjust)}
             graphs += hub_files(precision.name)
+        if layout == "web":
+            write_page(folder, runtime or find_runtime())
         text = {role: _text(tokenizer, getattr(vocabulary, role)) for role in ("mask", "pad", "unk", "cls", "sep")}
         (folder / bundle.TOKENIZER).write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
         _write_json(folder / bundle.CONFIG, hf_config(model, vocabulary.pad, vocabulary.cls, vocabulary.sep))
@@ -131,6 +155,7 @@ def write_bundle(
                 "reference": "jax_mlm.model, float32, CPU, random tokens",
                 "shapes": [list(shape) for shape in shapes],
                 **{name: asdict(parity) for name, parity in parities.items()},
+                "embeddings": {name: asdict(parity) for name, parity in embeddings.items()},
                 **hub_parity,
                 **calibrated,
             },
