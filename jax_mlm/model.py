@@ -25,9 +25,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.primitives import add_bias, attend, dense, gelu, layer_norm, vocabulary_logits
+from jax_mlm.primitives import add_bias, attend, attention_weights, dense, gelu, layer_norm, vocabulary_logits
 
 Params = Mapping[str, Any]
+ATTENTION = "attention"
+"""The collection in which layers leave their attention, where it is asked for."""
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": gelu,
@@ -143,7 +145,10 @@ class Attention(nn.Module):
         keep = None
         if row_keys is not None and c.attention_dropout:
             keep = dropout(jnp.ones((B, c.heads, S, S), x.dtype), c.attention_dropout, row_keys, site)
-        mixed = attend(q * c.head_width**-0.5, k, v, mask, keep).swapaxes(1, 2).reshape(B * S, c.width)
+        q = q * c.head_width**-0.5
+        if self.is_mutable_collection(ATTENTION):
+            self.sow(ATTENTION, "weights", attention_weights(q, k, mask))
+        mixed = attend(q, k, v, mask, keep).swapaxes(1, 2).reshape(B * S, c.width)
         return Dense(c, c.width, c.attention_bias, self.dtype, name="out")(mixed)
 
 
@@ -287,3 +292,17 @@ def make_forward(config: ModelConfig, dtype: Any = jnp.float32) -> Callable[...,
         return encoder.apply({"params": params}, inputs, at, token_types, row_keys)
 
     return forward
+
+
+def make_attention(config: ModelConfig) -> Callable[..., Float[Array, "L B H S S"]]:
+    """`attention(params, inputs)` → what each token attends to in every layer, in float32; the last axis sums to 1."""
+    encoder = Encoder(config, jnp.float32)
+
+    def attention(params: Params, inputs: Inputs) -> Array:
+        _, left = encoder.apply({"params": params}, inputs, method=Encoder.hidden, mutable=[ATTENTION])
+        groups = [
+            left[ATTENTION][f"layer_{i}"]["attention"]["weights"] for i in range(config.layer_groups or config.layers)
+        ]
+        return jnp.stack([weights for group in groups for weights in group])
+
+    return attention

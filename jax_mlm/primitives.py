@@ -52,6 +52,14 @@ NEGATIVE = -1e30
 """Score of a pair that may not attend: its exponential is exactly 0 in float32."""
 
 
+def attention_weights(
+    q: Float[Array, "B H Q K"], k: Float[Array, "B H S K"], seen: Bool[Array, "B 1 Q S"]
+) -> Float[Array, "B H Q S"]:
+    """softmax(q · kᵀ where seen) in float32: what `attend` mixes by, for looking at it."""
+    scores = jnp.einsum("BHQK,BHSK->BHQS", q, k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(jnp.where(seen, scores, NEGATIVE), axis=-1)
+
+
 @jax.custom_vjp
 def attend(
     q: Float[Array, "B H Q K"],
