@@ -115,8 +115,8 @@ def test_an_embedding_that_differs_is_not_written(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(convert, "embed_graph", wrong)
     monkeypatch.setattr(convert, "parity_shapes", lambda length: ((1, 7, 2),))
+    tokenizer = train_tokenizer([SENTENCE], "word", 16)
     with pytest.raises(ParityError, match="embedding"):
-        tokenizer = train_tokenizer([SENTENCE], "word", 16)
         convert.write_bundle(tmp_path / "b", MODEL, randomised(MODEL), tokenizer, FP32, ORIGIN)
     assert list(tmp_path.iterdir()) == []
 
