@@ -1,7 +1,7 @@
 """The page that answers in a browser: `convert --for web` writes it, and the runtime it needs, beside the graph.
 
 The runtime is onnxruntime compiled to WASM and Hugging Face's tokenizers in JavaScript. npm fetches them once, at the
-versions below; the files are kept in the user's cache. None is used whose hash is not the one written here. Stdlib only.
+versions below, and they are kept in the user's cache. None is used whose hash is not the one written here. Stdlib only.
 """
 
 from __future__ import annotations

@@ -60,14 +60,14 @@ function setText(text) {
 
 function toggle(index) {
   if (!state.hidden.delete(index)) state.hidden.add(index);
-  showWords(index);
+  find('words').children[index].setAttribute('aria-pressed', state.hidden.has(index));
   ask();
 }
 
-function showWords(focused) {
+function showWords() {
   const words = wordsOf(state.text);
   const chips = words.map(({ whole, masked }, index) => {
-    const chip = element('button', { type: 'button', textContent: whole, tabIndex: index === (focused ?? 0) ? 0 : -1 });
+    const chip = element('button', { type: 'button', textContent: whole, tabIndex: index === 0 ? 0 : -1 });
     chip.setAttribute('aria-pressed', masked || state.hidden.has(index));
     if (masked) {
       chip.setAttribute('aria-disabled', 'true');
@@ -78,8 +78,6 @@ function showWords(focused) {
     return chip;
   });
   find('words').replaceChildren(...chips);
-  if (focused !== undefined) chips[focused].focus();
-  find('words-label').hidden = words.length === 0;
 }
 
 /** Arrow keys go from word to word, so that Tab passes a long sentence in one step. */
@@ -90,15 +88,18 @@ find('words').onkeydown = (event) => {
   const next = chips[steps[event.key]];
   if (!next) return;
   event.preventDefault();
-  for (const chip of chips) chip.tabIndex = chip === next ? 0 : -1;
   next.focus();
 };
+find('words').addEventListener('focusin', ({ target, currentTarget }) => {
+  for (const chip of currentTarget.children) chip.tabIndex = chip === target ? 0 : -1;
+});
 
 // ---- asking ---------------------------------------------------------------------------------------
 
 function ask() {
   writeHash();
   asked += 1;
+  find('results').setAttribute('aria-busy', 'true');
   const { text, hidden } = question();
   if (text.length > MOST_CHARACTERS) {
     return showProblem(`The text has ${text.length} characters; this page takes up to ${MOST_CHARACTERS}.`);
@@ -132,7 +133,8 @@ worker.onerror = () => showBroken('This browser cannot run the model: it needs W
 
 function showAnswer({ answer, unknown, milliseconds }) {
   const { masks, filled, isLong } = answer;
-  find('results').hidden = false;
+  find('answers').hidden = find('sentences').hidden = false;
+  find('results').setAttribute('aria-busy', 'false');
   find('filled').replaceChildren(
     ...filled.map((part) => (part.filled ? element('mark', { textContent: part.text }) : part.text)),
   );
@@ -145,7 +147,9 @@ function showAnswer({ answer, unknown, milliseconds }) {
   if (masks.length > 1) notes.push('Each word is answered on its own, while all the others are hidden too.');
   find('notes').replaceChildren(...notes.map((note) => element('li', { textContent: note })));
   const said = masks.slice(0, 3).map(({ candidates: [{ token, probability }] }) => `${token} ${percent(probability)}`);
-  showStatus(`${said.join(', ')}${masks.length > 3 ? ', …' : ''} (${Math.max(1, Math.round(milliseconds))} ms)`);
+  const all = masks.length === 1 ? 'The model says' : 'First answers';
+  const time = `${Math.max(1, Math.round(milliseconds))} ms`;
+  showStatus(`${all}: ${said.join(', ')}${masks.length > 3 ? ', …' : ''} (in ${time})`);
 }
 
 function card({ candidates, original }, index, total) {
@@ -184,7 +188,8 @@ function showStatus(text, problem = false) {
 }
 
 function showProblem(message) {
-  find('results').hidden = true;
+  find('answers').hidden = find('sentences').hidden = true;
+  find('results').setAttribute('aria-busy', 'false');
   find('notes').replaceChildren();
   showStatus(message);
 }
@@ -258,6 +263,7 @@ let typing;
 find('sentence').oninput = ({ target }) => {
   if (!facts) return;
   setText(target.value);
+  find('results').setAttribute('aria-busy', 'true');
   clearTimeout(typing);
   typing = setTimeout(ask, TYPING_PAUSE);
 };
