@@ -33,15 +33,23 @@ class Meter:
         self._tokens += step[1]
         self._flops += step[2]
 
+    def restart(self) -> None:
+        """Leaves the time since the last reading out of the rates: a validation, between two steps."""
+        self._since = time.perf_counter()
+
     def read(self, wait: bool) -> dict[str, float]:
-        """Figures since the last reading; `wait` includes the step just dispatched (before a validation or the end)."""
-        if wait and self._pending is not None:
+        """Figures since the last reading; `wait` includes the step just dispatched (before a validation or the end).
+
+        Where that step is the only one, it is waited for: there is nothing else to tell.
+        """
+        if self._pending is not None and (wait or not self._sums.count):
             self._take(self._pending)
             self._pending = None
         seconds = max(time.perf_counter() - self._since, 1e-9)
         figures = {
             "loss": self._sums.loss,
             "accuracy": self._sums.accuracy,
+            "tokens": self._tokens,
             "tokens_per_second": self._tokens / seconds,
         }
         if self._peak:

@@ -51,14 +51,17 @@ def write_atomically(path: Path, text: str) -> None:
     beside.replace(path)
 
 
+def package_version(name: str) -> str:
+    """The version of an installed distribution, or words that say that there is none."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed as a package"
+
+
 def write_run(run: Path, config: TrainConfig, device: dict[str, Any], data: dict[str, Any]) -> None:
     """Writes `run.json`: everything needed to say how these weights came to be."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed as a package"
+    versions = {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}}
     body = {"format": 1, "config": to_json(config), "versions": versions, "device": device, "data": data}
     write_atomically(run / RUN_FILE, json.dumps(body, indent=2) + "\n")
 

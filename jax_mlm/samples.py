@@ -168,6 +168,7 @@ def to_json(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     return [
         {
             "text": answer.text,
+            "split": list(answer.split),
             "right": answer.right,
             "probability": answer.probability,
             "candidates": [{"token": word, "probability": p} for word, p in answer.candidates],

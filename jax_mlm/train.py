@@ -33,6 +33,7 @@ from jax_mlm.outcome import print_next, print_result
 from jax_mlm.predictions import predict_each, print_predictions, to_host
 from jax_mlm.progress import Progress
 from jax_mlm.report import write_plots
+from jax_mlm.report_page import write_report
 from jax_mlm.run import TOKENIZER_FILE, MetricsLog, choose_directory, write_atomically, write_run
 from jax_mlm.samples import choose_samples, compile_samples, to_json
 from jax_mlm.step import compile_step, init_state, make_eval_step, make_train_step
@@ -158,6 +159,8 @@ def train(config: TrainConfig, progress: Progress) -> Path:
                     result = evaluate()
                     save(manager, state, pace.meta(done), result.loss)
                     write_plots(run)
+                    write_report(run)
+                meter.restart()
         stopped = done < pace.horizon
 
     # ---- the end ----------------------------------------------------------------------------------------------------
@@ -175,6 +178,7 @@ def train(config: TrainConfig, progress: Progress) -> Path:
     manager.close()
     log.close()
     progress.close()
+    write_report(run)
     if stopped:
         raise KeyboardInterrupt(f"saved step {done}; continue with: python -m jax_mlm.train --resume --out {run}")
     if data.held_out:

@@ -130,3 +130,5 @@ def test_the_meter_waits_only_for_the_step_before():
     assert 3 not in read
     meter.read(wait=True)
     assert 3 in read
+    meter.add((Pending(4), Pending(4), Pending(4)), tokens=10, flops=0.0)
+    assert meter.read(wait=False)["tokens"] == 10, "a line that has only this step waits for it, and is not empty"

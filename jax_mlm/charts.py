@@ -1,0 +1,133 @@
+"""Line charts as inline SVG: colours come from the page that holds them, so that one drawing serves light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Literal, NamedTuple
+
+WIDTH, HEIGHT = 400, 236
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 36
+MOST_POINTS = 300
+"""A longer curve is drawn through means of neighbours."""
+COLOURS = 8
+"""The page's CSS has --c0 … --c7; more curves repeat them, dashed."""
+
+Point = tuple[float, float]
+Unit = Literal["number", "time"]
+
+
+class Series(NamedTuple):
+    """One curve: what it is called, its points in order, and how it looks."""
+
+    name: str
+    points: Sequence[Point]
+    colour: int = 0
+    style: Literal["line", "faint", "dots"] = "line"
+
+
+def chart(
+    series: Sequence[Series], x_label: str, y_label: str, x_unit: Unit = "number", from_zero: bool = False
+) -> str:
+    """The curves over common axes, as one <svg>; nothing is drawn of what is not finite."""
+    drawn = [s._replace(points=thinned([p for p in s.points if all(map(math.isfinite, p))])) for s in series]
+    drawn = [s for s in drawn if s.points]
+    if not drawn:
+        return '<p class="quiet">nothing measured yet</p>'
+    xs, ys = zip(*(p for s in drawn for p in s.points), strict=True)
+    x_ticks, y_ticks = ticks(min(0.0, *xs), max(xs)), ticks(min(0.0, *ys) if from_zero else min(ys), max(ys))
+    x0, x1 = x_ticks[0], max(x_ticks[-1] if x_unit == "number" else max(xs), max(xs))
+    y0, y1 = y_ticks[0], y_ticks[-1]
+
+    def x_at(x: float) -> float:
+        return LEFT + (x - x0) / (x1 - x0 or 1) * (WIDTH - LEFT - RIGHT)
+
+    def y_at(y: float) -> float:
+        return HEIGHT - BOTTOM - (y - y0) / (y1 - y0 or 1) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{y_label} over {x_label}")}">']
+    for y in y_ticks:
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(y):.1f}" y2="{y_at(y):.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y_at(y) + 3.5:.1f}" text-anchor="end">{number(y)}</text>')
+    for x in x_ticks:
+        if x <= x1:
+            parts.append(
+                f'<text x="{x_at(x):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_x_text(x, x_unit)}</text>'
+            )
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
+    for s in drawn:
+        colour = f"var(--c{s.colour % COLOURS})"
+        dash = ' stroke-dasharray="5 3"' if s.colour >= COLOURS else ""
+        path = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in s.points)
+        parts.append(f'<polyline class="{s.style}" points="{path}" style="stroke:{colour}"{dash}/>')
+        if s.style == "dots" or len(s.points) == 1:
+            parts += [
+                f'<circle cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="3" style="fill:{colour}">'
+                f"<title>{escape(s.name)}: {y:.4g} at {_x_text(x, x_unit)}</title></circle>"
+                for x, y in s.points
+            ]
+    return "".join([*parts, "</svg>"])
+
+
+def figure(title: str, series: Sequence[Series], x_label: str, x_unit: Unit = "number", from_zero: bool = False) -> str:
+    """A chart with its title and a legend that names each curve and its last value."""
+    named = [s for s in series if s.points and s.style != "faint"]
+    dash = [" dashed" if s.colour >= COLOURS else "" for s in named]
+    legend = "".join(
+        f'<span><i class="swatch{d}" style="--c:var(--c{s.colour % COLOURS})"></i>{escape(s.name)} '
+        f"<b>{s.points[-1][1]:.4g}</b></span>"
+        for s, d in zip(named, dash, strict=True)
+    )
+    drawing = chart(series, x_label, title, x_unit, from_zero)
+    return f'<figure><figcaption>{escape(title)}</figcaption><div class="legend">{legend}</div>{drawing}</figure>'
+
+
+def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+    """At most `most` points: means of neighbours, but for the first and the last, which stay."""
+    if len(points) <= most:
+        return list(points)
+    inner, bins = points[1:-1], most - 2
+    groups = [inner[i * len(inner) // bins : (i + 1) * len(inner) // bins] for i in range(bins)]
+    means = [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+    return [points[0], *means, points[-1]]
+
+
+def smoothed(points: Sequence[Point], span: int = 20) -> list[Point]:
+    """The curve's exponential mean over about `span` points, unbiased at its beginning."""
+    keep = 1 - 2 / (min(span, max(len(points) // 10, 1)) + 1)
+    out, total, weight = [], 0.0, 0.0
+    for x, y in points:
+        total, weight = keep * total + (1 - keep) * y, keep * weight + 1 - keep
+        out.append((x, total / weight))
+    return out
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers from at most `low` to at least `high`."""
+    if high <= low:
+        low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
+    raw = (high - low) / about
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(n * step, 12) for n in range(first, last + 1)]
+
+
+def number(value: float) -> str:
+    """A short number: 0.002, 1.5k, 2M."""
+    if value and abs(value) < 1e-3:
+        return f"{value:.6g}".replace("e-0", "e-")
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.6g}{letter}"
+    return f"{value:.6g}"
+
+
+def _x_text(value: float, unit: Unit) -> str:
+    if unit == "number":
+        return number(value)
+    if value < 120:
+        return f"{value:.3g} s"
+    return f"{value / 60:.3g} min" if value < 7200 else f"{value / 3600:.3g} h"

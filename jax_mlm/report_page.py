@@ -1,0 +1,174 @@
+"""`report.html`: the whole of a run on one self-contained page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from jax_mlm.charts import Series, figure, smoothed
+from jax_mlm.config import to_json
+from jax_mlm.pages import card, facts, page, table
+from jax_mlm.presets import PRESETS
+from jax_mlm.progress import duration
+from jax_mlm.run import write_atomically
+from jax_mlm.samples import percent
+from jax_mlm.summary import Checkpoint, Summary, checkpoints, flat, summarise
+
+REPORT_FILE = "report.html"
+SHOWN = 8
+"""Evaluations shown of each sample, at even distances; the first and the last are among them."""
+OTHER = "training"
+"""What the options that belong to no part of the configuration are called."""
+
+
+def write_report(run: Path) -> None:
+    """Writes the page anew from what the run directory holds."""
+    summary = summarise(run)
+    write_atomically(run / REPORT_FILE, report(summary, checkpoints(summary)))
+
+
+def report(summary: Summary, saved: Sequence[Checkpoint]) -> str:
+    """The page of a run."""
+    name = summary.run.resolve().name
+    parts = [
+        f"<h1>{escape(name)}</h1>",
+        f'<p class="quiet">{escape(_subtitle(summary))}</p>',
+        f'<div class="cards">{"".join(_cards(summary))}</div>',
+        f'<h2>Curves</h2><div class="charts">{"".join(_figures(summary))}</div>',
+    ]
+    if summary.samples:
+        note = "Held-out sentences, one word hidden; the same at every evaluation. Green: the hidden word itself."
+        if not summary.facts["config"]["data"]:
+            note = "The one sentence that was learned by heart, one word hidden: nothing here is held out."
+        parts.append(f'<h2>What it thinks</h2><p class="quiet">{note}</p>{_samples(summary.samples)}')
+    parts += ["<h2>Checkpoints</h2>", _checkpoints(saved), "<h2>Configuration</h2>", _configuration(summary)]
+    parts += ["<h2>Environment</h2>", _environment(summary)]
+    return page(f"{name} · jax_mlm", "\n".join(parts))
+
+
+def _subtitle(summary: Summary) -> str:
+    config = summary.facts["config"]
+    model = config["model"]
+    shape = f"{model['family']}, {model['layers']} layers of {model['width']}, vocabulary {model['vocab_size']:,}"
+    state = "finished" if summary.final else "so far"
+    return f"preset {config['preset']} · {shape} · {state}: {summary.steps:,} steps in {duration(summary.seconds)}"
+
+
+def _cards(summary: Summary) -> list[str]:
+    out = []
+    held_out = "validation" if summary.facts["config"]["data"] else "the sentence itself"
+    measured = summary.final or summary.best
+    if measured:
+        which = "all of it, at the end" if summary.final else f"best so far, step {measured['step']:,}"
+        out += [
+            card(f"{held_out}: loss", f"{measured['loss']:.4f}", which),
+            card("masked accuracy", f"{measured['accuracy']:.1%}", "15 % masks, 80/10/10"),
+            card("perplexity", _perplexity(measured["loss"])),
+        ]
+    if summary.final and summary.best:
+        out.append(card("best validation", f"{summary.best['loss']:.4f}", f"at step {summary.best['step']:,}"))
+    if summary.tokens is not None:
+        out.append(card("tokens trained on", f"{summary.tokens:,}"))
+    rate = card("tokens a second", f"{summary.tokens_per_second:,.0f}")
+    used = sorted(line["mfu"] for line in summary.train if "mfu" in line)
+    return [*out, rate, *([card("MFU", f"{used[len(used) // 2]:.1%}")] if used else [])]
+
+
+def _perplexity(loss: float) -> str:
+    return f"{math.exp(loss):,.2f}" if loss < 50 else "∞"
+
+
+def _figures(summary: Summary) -> list[str]:
+    def both(key: str) -> list[Series]:
+        raw = summary.curve(summary.train, key)
+        valid = summary.curve(summary.valid, key)
+        return [
+            Series("each line", raw, 0, "faint"),
+            Series("train", smoothed(raw)),
+            Series("valid", valid, 1, "dots"),
+        ]
+
+    out = [
+        figure("loss, nats a masked token", both("loss"), "step"),
+        figure("masked accuracy", both("accuracy"), "step"),
+        figure(
+            "learning rate",
+            [Series("peak rate × schedule", summary.curve(summary.train, "lr"), 2)],
+            "step",
+            from_zero=True,
+        ),
+        figure(
+            "tokens a second",
+            [Series("speed", summary.curve(summary.train, "tokens_per_second"), 3)],
+            "step",
+            from_zero=True,
+        ),
+    ]
+    rates = summary.curve(summary.train, "mask_rate")
+    if len({round(rate, 6) for _, rate in rates}) > 1:
+        out.append(figure("mask rate", [Series("share of tokens hidden", rates, 4)], "step", from_zero=True))
+    return out
+
+
+def _samples(evaluations: Sequence[dict[str, Any]]) -> str:
+    count = min(SHOWN, len(evaluations))
+    shown = [evaluations[i * (len(evaluations) - 1) // max(count - 1, 1)] for i in range(count)]
+    cards = []
+    for number, sample in enumerate(evaluations[-1]["samples"]):
+        rows = "".join(
+            f"<tr><th>{evaluation['step']:,}</th><td>{_candidates(evaluation['samples'][number])}</td></tr>"
+            for evaluation in shown
+        )
+        before, after = sample["split"]
+        text = f"{escape(before)}<mark>{escape(sample['right'])}</mark>{escape(after)}"
+        head = "<thead><tr><th>step</th><td class=quiet>likeliest words</td></tr></thead>"
+        cards.append(
+            f'<div class="card"><div>{text}</div><table class="answers">{head}<tbody>{rows}</tbody></table></div>'
+        )
+    return f'<div class="samples">{"".join(cards)}</div>'
+
+
+def _candidates(sample: dict[str, Any]) -> str:
+    words = []
+    for candidate in sample["candidates"]:
+        right = " right" if candidate["token"] == sample["right"] else ""
+        text = f"{escape(candidate['token'])} {escape(percent(candidate['probability']))}"
+        words.append(f'<span class="word{right}" style="--p:{100 * candidate["probability"]:.1f}%">{text}</span>')
+    return " ".join(words)
+
+
+def _checkpoints(saved: Sequence[Checkpoint]) -> str:
+    if not saved:
+        return '<p class="quiet">none yet</p>'
+    best = min((c.loss for c in saved if c.loss is not None), default=None)
+    rows = []
+    for c in saved:
+        marks = [*(["best"] if c.loss is not None and c.loss == best else []), *(["newest"] if c is saved[-1] else [])]
+        loss = "not measured" if c.loss is None else f"{c.loss:.4f}"
+        rows.append((f"step {c.step:,}", loss, f"{c.size / 1e6:.1f} MB", ", ".join(marks)))
+    return table(("checkpoint", "validation loss", "size", ""), rows)
+
+
+def _configuration(summary: Summary) -> str:
+    config = summary.facts["config"]
+    preset = to_json(PRESETS[config["preset"]]) if config["preset"] in PRESETS else None
+    groups = {OTHER: {k: v for k, v in config.items() if not isinstance(v, dict)}}
+    groups |= {name: values for name, values in config.items() if isinstance(values, dict)}
+    usual = flat(preset) if preset else None
+    parts = ['<p class="quiet">Marked: what differs from the preset.</p>' if usual else ""]
+    for name, values in groups.items():
+        parts.append(f"<details><summary>{escape(name)}</summary>{facts(flat(values), usual)}</details>")
+    return "".join(parts)
+
+
+def _environment(summary: Summary) -> str:
+    body = summary.facts
+    parts = {"versions": body.get("versions", {}), "device": body.get("device", {}), "data": body.get("data", {})}
+    return "".join(
+        f"<details><summary>{escape(name)}</summary>{facts(values)}</details>"
+        for name, values in parts.items()
+        if values
+    )

@@ -1,0 +1,113 @@
+"""A run in figures, from its directory alone: what the report and the comparison show."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jax_mlm.checkpoint import FOLDER
+from jax_mlm.errors import UserError
+from jax_mlm.run import METRICS_FILE, read_metrics, read_run_file, read_samples
+
+Axis = Literal["step", "tokens", "seconds"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One run: what it was asked for, and what came of it."""
+
+    run: Path
+    facts: dict[str, Any]
+    """`run.json`."""
+    train: list[dict[str, Any]]
+    valid: list[dict[str, Any]]
+    final: dict[str, Any] | None
+    """The measurement on all of the validation text; None until the run has ended."""
+    samples: list[dict[str, Any]]
+
+    @property
+    def steps(self) -> int:
+        return max((line["step"] for line in (*self.train, *self.valid)), default=0)
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens trained on; None for runs from before they were counted."""
+        return sum(line["tokens"] for line in self.train) if all("tokens" in line for line in self.train) else None
+
+    @property
+    def seconds(self) -> float:
+        return max((line["seconds"] for line in (*self.train, *filter(None, [self.final]))), default=0.0)
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The validation with the lowest loss."""
+        return min(self.valid, key=lambda line: line["loss"], default=None)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The median over the lines: neither the first steps nor a pause count."""
+        rates = sorted(line["tokens_per_second"] for line in self.train)
+        return rates[len(rates) // 2] if rates else 0.0
+
+    def curve(self, lines: Sequence[dict[str, Any]], key: str, axis: Axis = "step") -> list[tuple[float, float]]:
+        """(x, y) of each line that has the key, placed by its step, or by the tokens or seconds until then."""
+        place: dict[int, float] = {line["step"]: line["step"] for line in lines}
+        if axis != "step":
+            amounts = [line["seconds"] if axis == "seconds" else line.get("tokens", 0) for line in self.train]
+            sums = amounts if axis == "seconds" else itertools.accumulate(amounts)
+            place = dict(zip((line["step"] for line in self.train), sums, strict=True))
+        return [(place[line["step"]], line[key]) for line in lines if key in line and line["step"] in place]
+
+
+def summarise(run: Path) -> Summary:
+    """Reads a run directory.
+
+    Raises:
+        UserError: it is none, or nothing was trained in it.
+    """
+    facts = read_run_file(run)
+    if not (run / METRICS_FILE).is_file():
+        raise UserError(f"{run} has no {METRICS_FILE}: nothing was trained there")
+    lines = read_metrics(run)
+    of = {kind: [line for line in lines if line["kind"] == kind] for kind in ("train", "valid", "final")}
+    return Summary(run, facts, of["train"], of["valid"], of["final"][-1] if of["final"] else None, read_samples(run))
+
+
+def flat(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration's options by the names they have on the command line."""
+    out: dict[str, Any] = {}
+    for name, value in config.items():
+        out |= flat(value) if isinstance(value, dict) else {f"--{name.replace('_', '-')}": value}
+    return out
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk."""
+
+    step: int
+    size: int
+    """Bytes."""
+    loss: float | None
+    """Validation loss, where it was measured."""
+
+
+def checkpoints(summary: Summary) -> list[Checkpoint]:
+    """The finished checkpoints, in order of their steps."""
+    losses = {line["step"]: line["loss"] for line in summary.valid}
+    folder = summary.run / FOLDER
+    found = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    return [Checkpoint(step, _size(folder / str(step)), losses.get(step)) for step in found]
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:  # a checkpoint that is being replaced beside us
+            continue
+    return total
