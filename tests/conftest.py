@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,4 +75,45 @@ def sentence_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
         for precision in (FP32, INT8):
             tokenizer = train_tokenizer([SENTENCE], "word", 16)
             convert.write_bundle(folder / precision.name, model, randomised(model), tokenizer, precision, origin)
-    return {name: folder / name for name in ("fp32", "int8")}
+        convert.write_bundle(
+            folder / "attention", model, randomised(model), tokenizer, INT8, origin, with_attention=True
+        )
+    return {name: folder / name for name in ("fp32", "int8", "attention")}
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A real Chromium that reaches nothing beyond this machine: $JAX_MLM_CHROMIUM, or one on the path."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright to drive a browser")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = os.environ.get("JAX_MLM_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("no Chromium on the path; point $JAX_MLM_CHROMIUM at one")
+    only_here = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", only_here])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[[Path], str]]:
+    """Serves folders as `python -m http.server` does, until the module's end; gives each one's address."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(folder: Path) -> str:
+        class Handler(SimpleHTTPRequestHandler):
+            def __init__(self, *given: Any) -> None:
+                super().__init__(*given, directory=str(folder))
+
+            def log_message(self, *_: Any) -> None:
+                """Nothing on the tests' stderr."""
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

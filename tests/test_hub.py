@@ -6,10 +6,11 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -29,6 +30,9 @@ from test_graph import CONFIGS, MODERN, randomised
 from tokenizers import Tokenizer
 
 from jax_mlm.tokenizer import train_tokenizer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 HERE = Path(__file__).parent
 SHAPES = ((1, 1, 1), (2, 7, 1), (1, 18, 18), (3, 18, 5), (5, 33, 2), (2, 48, 30))
@@ -235,3 +239,37 @@ def test_transformers_js_and_wasm_load_it_unchanged(bundle: Path) -> None:
         real = np.array(feeds["attention_mask"], bool)
         logits = np.array(found["wasm"][name]).reshape(expected.shape)
         np.testing.assert_allclose(logits[real], expected[real], atol=tolerance)
+
+
+IN_A_BROWSER = """async (texts) => {
+  const { pipeline, env } = await import('/modules/@huggingface/transformers/dist/transformers.min.js');
+  Object.assign(env, { allowRemoteModels: false, allowLocalModels: true, localModelPath: '/' });
+  Object.assign(env.backends.onnx.wasm, { wasmPaths: '/modules/onnxruntime-web/dist/', numThreads: 1 });
+  const answers = {};
+  for (const dtype of ['fp32', 'q8']) {
+    const fill = await pipeline('fill-mask', 'bundle', { dtype, device: 'wasm' });
+    const found = await fill(texts, { top_k: 5 });
+    answers[dtype] = found.map((candidates) => candidates.map(({ token, score }) => [token, score]));
+  }
+  return answers;
+}"""
+
+
+def test_transformers_js_loads_it_unchanged_in_chromium(
+    bundle: Path, chromium: Browser, serve: Callable[[Path], str], tmp_path: Path
+) -> None:
+    modules = os.environ.get("JAX_MLM_NODE_MODULES")
+    if not modules or not (Path(modules) / "@huggingface" / "transformers").is_dir():
+        pytest.skip("needs JAX_MLM_NODE_MODULES: a node_modules folder with @huggingface/transformers")
+    (tmp_path / "bundle").symlink_to(bundle)
+    (tmp_path / "modules").symlink_to(Path(modules).resolve())
+    (tmp_path / "index.html").write_text("<!doctype html><title>empty</title>")
+    address = serve(tmp_path)
+    page = chromium.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    check_answers(page.evaluate(IN_A_BROWSER, TEXTS), bundle)
+    page.close()
+    assert {f"{address}/bundle/{name}" for name in (HUB_GRAPH, HUB_QUANTIZED)} <= set(asked)
+    assert all(url.startswith((address, "blob:", "data:")) for url in asked), "everything comes from here"
