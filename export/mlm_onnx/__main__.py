@@ -58,6 +58,10 @@ def _declare_convert(parser: argparse.ArgumentParser) -> None:
         "--calibrate", type=Path, metavar="FILE", help="text on which to measure what int8 costs, and to keep it small"
     )
     parser.add_argument("--reduce-range", action="store_true", help="7-bit weights: int8 for processors without VNNI")
+    parser.add_argument("--with-attention", action="store_true", help="also what each token attends to, for the demo")
+    parser.add_argument(
+        "--example", action="append", default=[], metavar="TEXT", help="a sentence that pages offer to try; repeatable"
+    )
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -74,6 +78,8 @@ def _convert(options: argparse.Namespace) -> None:
         options.calibrate,
         options.reduce_range,
         options.web_runtime,
+        options.with_attention,
+        options.example,
     )
     size = sum(facts["size"] for facts in manifest["files"].values())
     parity, origin = manifest["parity"], manifest["origin"]
@@ -83,6 +89,7 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"largest difference from JAX: {parity['fp32']['max_difference']:.1e} in float32 logits")
     if manifest["dtype"] == "int8":
         print(_int8(parity["int8"]))
+        print(_saturation(manifest["int8"]))
     if calibration := parity.get("calibration"):
         print(_calibration(calibration))
     if options.layout == "web":
@@ -222,6 +229,7 @@ def _print_info(path: Path, bundle: Bundle) -> None:
     print(f"parity    largest difference from JAX {parity['fp32']['max_difference']:.1e} in float32 logits")
     if manifest["dtype"] == "int8":
         print(f"          {_int8(parity['int8'])}")
+        print(f"          {_saturation(manifest['int8'])}")
     if calibration := parity.get("calibration"):
         print(f"          {_calibration(calibration)}")
     for name, graph in manifest["graphs"].items():
@@ -293,6 +301,16 @@ def _int8(parity: Mapping[str, float]) -> str:
     share = parity["rms_difference"] / max(parity["logit_std"], 1e-9)
     changed = 1 - parity["top1_agreement"]
     return f"int8 changes logits by {share:.1%} of their spread, and {changed:.1%} of the first answers to random texts"
+
+
+def _saturation(int8: Mapping[str, Any]) -> str:
+    """What the bundle asks of a processor, and what one without it makes of the answers."""
+    if (facts := int8.get("saturation")) is None:
+        return "7-bit weights: right on every processor"
+    changed = 1 - facts["top1_agreement"]
+    line = f"without VNNI {facts['pairs']:.2%} of the sums of two products are cut off, which changes {changed:.1%} of "
+    line += f"the first answers ({facts['tokens']} tokens, {facts['on']})"
+    return f"{line}; for such processors convert with --reduce-range" if facts["matters"] else line
 
 
 def _calibration(facts: Mapping[str, Any]) -> str:

@@ -31,6 +31,8 @@ HUB_GRAPH, HUB_QUANTIZED = "onnx/model.onnx", "onnx/model_quantized.onnx"
 REQUIRED = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, FAST_GRAPH, FAST_DATA)
 
 MANIFEST_BYTES = 4 << 20
+EXAMPLES, EXAMPLE_CHARACTERS = 8, 400
+"""Sentences that a bundle offers to try, and the longest."""
 LARGEST = {"max_length": 1 << 16, "max_characters": 1 << 24, "max_texts": 1 << 20, "max_top_k": 1 << 24}
 """A manifest may lower these, not exceed them."""
 
@@ -78,6 +80,12 @@ class Bundle:
 
     def file(self, name: str) -> Path:
         return self.path / name
+
+    def examples(self) -> tuple[str, ...]:
+        """Sentences to try; what is not one in the manifest is left out."""
+        found = self.manifest.get("examples")
+        texts = [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+        return tuple(text for text in texts[:EXAMPLES] if text.strip() and len(text) <= EXAMPLE_CHARACTERS)
 
 
 # ---- reading -------------------------------------------------------------------------------------

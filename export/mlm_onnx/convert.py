@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,14 +17,16 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jax_mlm.checkpoint import best_step, load_params
-from jax_mlm.config import ModelConfig
+from jax_mlm.config import SENTENCE, ModelConfig
 from jax_mlm.hf_config import hf_config
 from jax_mlm.hf_tokenizer import hf_tokenizer_config
-from jax_mlm.run import TOKENIZER_FILE, read_run
+from jax_mlm.run import TOKENIZER_FILE, read_run, read_run_file
 from jax_mlm.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
-from mlm_onnx import bundle
+from mlm_onnx import bundle, saturation
+from mlm_onnx.attention_export import jax_attention, write_attention
 from mlm_onnx.bundle import BundleError
-from mlm_onnx.calibrate import calibrate
+from mlm_onnx.calibrate import calibrate, queries
+from mlm_onnx.examples import examples_for
 from mlm_onnx.graph import FP32, Precision, embed_graph, fill_mask_graph
 from mlm_onnx.hub import hub_files, write_hub
 from mlm_onnx.parity import (
@@ -53,6 +55,8 @@ def convert(
     calibration: Path | None = None,
     reduce_range: bool = False,
     web_runtime: Path | None = None,
+    with_attention: bool = False,
+    examples: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes the bundle of a run's best checkpoint and returns its manifest.
 
@@ -61,6 +65,8 @@ def convert(
             matrices stay in float32.
         reduce_range: 7-bit encoder weights, for processors without VNNI.
         web_runtime: for the layout "web", a node_modules folder instead of what npm fetches.
+        with_attention: also a graph of what each token attends to.
+        examples: sentences that pages offer to try, instead of the usual ones.
 
     Raises:
         UserError: `run` is no run directory, or holds no checkpoint.
@@ -82,8 +88,20 @@ def convert(
     runtime = find_runtime(web_runtime) if layout == "web" else {}
     step, params = load_params(run, best_step(run))
     origin = {"run": run.resolve().name, "preset": config.preset, "step": step, "versions": versions()}
+    memorised = None if config.data or "imported_from" in read_run_file(run).get("data", {}) else SENTENCE
     return write_bundle(
-        out, model, params, tokenizer, PRECISIONS[dtype], origin, layout, calibration, reduce_range, runtime
+        out,
+        model,
+        params,
+        tokenizer,
+        PRECISIONS[dtype],
+        {**origin, **({"memorised": memorised} if memorised else {})},
+        layout,
+        calibration,
+        reduce_range,
+        runtime,
+        with_attention,
+        examples_for(tokenizer, vocabulary, examples, memorised),
     )
 
 
@@ -98,6 +116,8 @@ def write_bundle(
     calibration: Path | None = None,
     reduce_range: bool = False,
     runtime: Mapping[str, bytes] | None = None,
+    with_attention: bool = False,
+    examples: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Builds, compares and writes; returns the manifest."""
     if bad := [name for name, array in _leaves(params) if not np.isfinite(array).all()]:
@@ -116,7 +136,8 @@ def write_bundle(
         graph_file = folder / bundle.FAST_GRAPH
         graph_file.parent.mkdir()
         (reference, embed), shapes = jax_sides(model, params), parity_shapes(model.max_length)
-        parities, embeddings = {}, {}
+        attend = jax_attention(model, params) if with_attention else None
+        parities, embeddings, attention = {}, {}, {}
         for step in dict.fromkeys((FP32, precision)):  # int8 too is built on a graph that is right in float32
             fill_mask_graph(model, params, step).write(graph_file)
             parities[step.name] = compare(reference, onnx_forward(graph_file), vocabulary.size, shapes)
@@ -125,7 +146,15 @@ def write_bundle(
             found = onnx_embed(folder / bundle.EMBED_GRAPH)
             embeddings[step.name] = compare_embeddings(embed, found, vocabulary.size, shapes)
             check(step, embeddings[step.name])
+            if attend is not None:
+                attention[step.name] = write_attention(folder, model, params, step, attend, vocabulary.size)
+        saturated = {}
+        if precision is not FP32 and not reduce_range:
+            on, texts = _texts(model, tokenizer, vocabulary, calibration)
+            saturated = {"saturation": {"on": on, **saturation.measure(model, params, precision, texts)}}
         graphs, hub_parity = [bundle.FAST_GRAPH, bundle.EMBED_GRAPH], {}
+        if attention:
+            graphs.append(bundle.ATTENTION_GRAPH)
         if layout == "hub":
             hub_parity = {"hub": write_hub(folder, model, params, vocabulary.size, precision.name, adjust)}
             graphs += hub_files(precision.name)
@@ -138,7 +167,7 @@ def write_bundle(
         used = set(tokenizer.get_vocab(with_added_tokens=True).values())
         facts = {
             "dtype": precision.name,
-            **({} if precision is FP32 else {"int8": assumptions(reduce_range)}),
+            **({} if precision is FP32 else {"int8": {**assumptions(reduce_range), **saturated}}),
             "vocab_size": model.vocab_size,
             "tokens": {
                 **{
@@ -156,9 +185,11 @@ def write_bundle(
                 "shapes": [list(shape) for shape in shapes],
                 **{name: asdict(parity) for name, parity in parities.items()},
                 "embeddings": {name: asdict(parity) for name, parity in embeddings.items()},
+                **({"attention": attention} if attention else {}),
                 **hub_parity,
                 **calibrated,
             },
+            "examples": list(examples),
             "origin": dict(origin),
         }
         bundle.seal(folder, facts)
@@ -187,8 +218,20 @@ def ports(graph_file: Path) -> dict[str, Any]:
 def assumptions(reduce_range: bool) -> dict[str, Any]:
     """What int8 asks of a processor: products of 8-bit weights, added in pairs, need more than 16 bits."""
     exact = "nothing: the sum of two products of an encoder matrix fits into 16 bits"
-    usual = "VNNI or Arm's dot product; with AVX2 or AVX-512 alone sums can saturate (--reduce-range avoids it)"
+    usual = "VNNI or Arm's dot product; with AVX2 or AVX-512 alone sums saturate, unless the weights have 7 bits"
+    usual += " (--reduce-range) or onnxruntime is asked for exact, slower kernels, as FillMask does on Linux"
     return {"weight_bits": 7 if reduce_range else 8, "assumes": exact if reduce_range else usual}
+
+
+def _texts(
+    model: ModelConfig, tokenizer: Tokenizer, vocabulary: Vocabulary, calibration: Path | None
+) -> tuple[str, list[np.ndarray]]:
+    """Real text where some was given, or random tokens; and which of them."""
+    if calibration is not None:
+        asked = queries(calibration, tokenizer, vocabulary, model.max_length)
+        return calibration.name, [ids[0] for ids, _, _ in asked[: saturation.TEXTS]]
+    rng, length = np.random.default_rng(0), min(saturation.TOKENS, model.max_length)
+    return "random tokens", list(rng.integers(0, vocabulary.size, (saturation.TEXTS, length)))
 
 
 def versions() -> dict[str, str]:
