@@ -106,6 +106,14 @@ def test_lists_keep_their_order_and_their_answers(fill: FillMask) -> None:
     assert fill([]) == []
 
 
+def test_a_target_says_its_rank_among_all_tokens(fill: FillMask) -> None:
+    every = fill("This [MASK] a", top_k=13)["masks"][0]["candidates"]
+    for place, candidate in enumerate(every, 1):
+        target = fill("This [MASK] a", targets=[candidate["token"]])["masks"][0]["candidates"][0]
+        assert target == {**candidate, "rank": place}
+    assert "rank" not in every[0]
+
+
 def test_targets(fill: FillMask) -> None:
     everything = {c["token"]: c["probability"] for c in fill("This [MASK] a", top_k=13)["masks"][0]["candidates"]}
     chosen = fill("This [MASK] a", targets=["words", "model", "words"])["masks"][0]["candidates"]
@@ -249,7 +257,7 @@ def test_fill_prints_a_table_or_json(words: Path, capsys: pytest.CaptureFixture[
     assert "Thís" in printed
     assert set(answer) == {"text", "masks"}
     assert set(answer["masks"][0]) == {"position", "start", "end", "candidates"}
-    assert set(answer["masks"][0]["candidates"][0]) == {"token", "id", "probability", "text"}
+    assert set(answer["masks"][0]["candidates"][0]) == {"token", "id", "probability", "text", "rank"}
     assert len(answer["masks"][0]["candidates"]) == 2
 
 

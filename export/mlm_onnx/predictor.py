@@ -78,7 +78,8 @@ class FillMask:
 
         Args:
             top_k: how many; 5 when not given, or all of the targets.
-            targets: consider only these words; probabilities are still over the whole vocabulary.
+            targets: consider only these words; probabilities are still over the whole vocabulary, and each candidate
+                gains its "rank" among all tokens, 1 being the likeliest.
             joint: also fill all masks together, by a beam over fill orders, re-scored after each filled mask. The
                 answer gains "pseudo_joint": [{"tokens", "ids", "order", "logprob", "text"}], as `mlm_onnx.joint` says.
             first_piece: a target that is not one token stands for its first piece; the candidate says so in
@@ -209,6 +210,8 @@ class FillMask:
         for id in self._best(logprobs, k, wanted):
             filled = self._pieces.fill(query.text, start, end, int(id))
             candidate = {"token": self._pieces.shown(int(id)), "id": int(id), "probability": math.exp(logprobs[id])}
+            if wanted is not None:
+                candidate["rank"] = 1 + int((np.delete(logprobs, self._never) > logprobs[id]).sum())
             candidates.append({**candidate, **self._said(int(id), wanted), "text": filled})
         return {**self._where(query, mask), "candidates": candidates}
 
