@@ -124,8 +124,8 @@ class Graph:
         path.write_bytes(self._model(tensors).SerializeToString())
         onnx.checker.check_model(str(path))
 
-    def write_single(self, path: Path) -> None:
-        """Writes graph and weights as one file.
+    def model(self) -> onnx.ModelProto:
+        """Graph and weights in memory.
 
         Raises:
             ValueError: the weights are larger than a protobuf message may be.
@@ -135,7 +135,15 @@ class Graph:
             raise ValueError(f"{size / 1e9:.1f} GB of weights do not fit into one ONNX file (2.1 GB)")
         model = self._model([numpy_helper.from_array(array, name) for name, array in self._weights.items()])
         onnx.checker.check_model(model)
-        path.write_bytes(model.SerializeToString())
+        return model
+
+    def write_single(self, path: Path) -> None:
+        """Writes graph and weights as one file.
+
+        Raises:
+            ValueError: as `model`.
+        """
+        path.write_bytes(self.model().SerializeToString())
 
     def _model(self, tensors: Sequence[TensorProto]) -> onnx.ModelProto:
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, tensors)
