@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlm_onnx import bundle
+from mlm_onnx import FillMask, bundle
+from mlm_onnx.__main__ import main
 from mlm_onnx.bundle import BundleError, check_target, new_bundle, open_bundle, seal
 
 ORIGIN = {"run": "test", "preset": "sentence", "step": 7, "versions": {}}
@@ -67,6 +68,21 @@ def test_every_changed_byte_is_noticed(copy: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(BundleError, match="missing"):
         open_bundle(copy)
+
+
+def test_a_query_reads_only_what_it_answers_from(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The sizes of all files are checked, the hashes of those that are opened; `info` checks everything."""
+    (copy / "onnx").mkdir()
+    (copy / "onnx" / "model.onnx").write_bytes(b"as it was")
+    facts = json.loads((copy / "manifest.json").read_text())
+    seal(copy, {name: value for name, value in facts.items() if name not in ("kind", "format", "task", "files")})
+    (copy / "onnx" / "model.onnx").write_bytes(b"as it is!")
+    assert FillMask(copy, threads=1)("This [MASK] a")["masks"]
+    assert main(["info", str(copy)]) == 2
+    assert "onnx/model.onnx does not match its SHA-256" in capsys.readouterr().err
+    (copy / "onnx" / "model.onnx").write_bytes(b"longer than it was")
+    with pytest.raises(BundleError, match="has 18 bytes, not 9"):
+        FillMask(copy)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from typing import Any
 
 import onnx
 import pytest
-from mlm_onnx.bundle import FAST_DATA, FAST_GRAPH, REQUIRED, TOKENIZER, BundleError, open_bundle
+from mlm_onnx import FillMask
+from mlm_onnx.bundle import EMBED_GRAPH, FAST_DATA, FAST_GRAPH, REQUIRED, TOKENIZER, BundleError, open_bundle
 
 Files = dict[str, bytes]
 SECONDS = 20
@@ -30,6 +31,9 @@ SECONDS = 20
 MEGABYTES = 1500
 """The process may grow to, over all of them."""
 TEXT = "This [MASK] creates a super [MASK]"
+LISTED = (*REQUIRED, EMBED_GRAPH)
+OPENED = {TOKENIZER, FAST_GRAPH, FAST_DATA}
+"""What FillMask reads before it answers; the graph for embeddings waits until it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +42,24 @@ class Mutation:
     files: Files
     """Those that are different."""
     refused: bool = False
-    """It must be refused before onnxruntime opens anything, whatever its hashes say."""
+    """It must be refused before onnxruntime opens it, whatever its hashes say."""
     manifest: Callable[[dict[str, Any]], object] = lambda manifest: None
 
 
 def read(bundle: Path) -> Files:
-    return {name: (bundle / name).read_bytes() for name in REQUIRED}
+    return {name: (bundle / name).read_bytes() for name in LISTED}
 
 
 def mutations(files: Files, seed: int = 0) -> Iterator[Mutation]:
     rng = random.Random(seed)
-    for name in REQUIRED:
+    for name in LISTED:
         whole = files[name]
         for keep in (0, 1, len(whole) // 3, len(whole) - 1):
             yield Mutation(f"{name} cut to {keep}", {name: whole[:keep]})
-        for other in REQUIRED:
+        for other in LISTED:
             if other > name:
                 yield Mutation(f"{name} and {other} swapped", {name: files[other], other: whole})
-    for name, count in ((FAST_GRAPH, 120), (TOKENIZER, 60), (FAST_DATA, 10)):
+    for name, count in ((FAST_GRAPH, 120), (EMBED_GRAPH, 40), (TOKENIZER, 60), (FAST_DATA, 10)):
         for _ in range(count):
             damaged, place, bit = bytearray(files[name]), rng.randrange(len(files[name])), rng.randrange(8)
             damaged[place] ^= 1 << bit
@@ -69,10 +73,12 @@ def mutations(files: Files, seed: int = 0) -> Iterator[Mutation]:
 def hostile_graphs(files: Files) -> Iterator[Mutation]:
     """What a graph could be made to say, one thing at a time."""
 
-    def change(name: str, edit: Callable[[onnx.ModelProto], object], refused: bool = True) -> Mutation:
-        model = onnx.ModelProto.FromString(files[FAST_GRAPH])
+    def change(
+        name: str, edit: Callable[[onnx.ModelProto], object], refused: bool = True, file: str = FAST_GRAPH
+    ) -> Mutation:
+        model = onnx.ModelProto.FromString(files[file])
         edit(model)
-        return Mutation(name, {FAST_GRAPH: model.SerializeToString()}, refused)
+        return Mutation(name, {file: model.SerializeToString()}, refused)
 
     def first(model: onnx.ModelProto, key: str, value: str) -> None:
         stored = next(each for each in model.graph.initializer if each.external_data)
@@ -84,6 +90,9 @@ def hostile_graphs(files: Files) -> Iterator[Mutation]:
         "*/_ORT_MEM_ADDR_/*", "fill_mask.onnx.data\0", "FILL_MASK.ONNX.DATA", "link.data", "../config.json",
     ):  # fmt: skip
         yield change(f"external data at {path!r}", lambda m, path=path: first(m, "location", path))
+    for path in ("../outside.bin", "/etc/passwd", "link.data"):
+        yield change(f"embeddings at {path!r}", lambda m, path=path: first(m, "location", path), file=EMBED_GRAPH)
+    yield change("embeddings by a loop", lambda m: m.graph.node.add(op_type="Loop"), file=EMBED_GRAPH)
     for key in ("offset", "length"):
         for value in (
             "-1",
@@ -221,7 +230,7 @@ def write(source: Path, target: Path, mutation: Mutation, seal: bool) -> Path:
     if not target.exists():
         shutil.copytree(source, target)
         (target / "fast" / "link.data").symlink_to(target.parent / "outside.bin")
-    for name in REQUIRED:
+    for name in LISTED:
         content = mutation.files[name] if name in mutation.files else (source / name).read_bytes()
         if (target / name).read_bytes() != content:
             (target / name).write_bytes(content)
@@ -239,7 +248,8 @@ def write(source: Path, target: Path, mutation: Mutation, seal: bool) -> Path:
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 def test_damaged_bundles_are_refused(sentence_bundles: dict[str, Path], dtype: str, tmp_path: Path) -> None:
-    source, count = sentence_bundles[dtype], 0
+    """All of them by the full check, and by FillMask those that touch what it reads."""
+    source, count, opened = sentence_bundles[dtype], 0, 0
     for mutation in mutations(read(source)):
         if mutation.files and any(content != (source / name).read_bytes() for name, content in mutation.files.items()):
             write(source, tmp_path / "b", mutation, seal=False)
@@ -247,7 +257,12 @@ def test_damaged_bundles_are_refused(sentence_bundles: dict[str, Path], dtype: s
                 open_bundle(tmp_path / "b")
             assert "\n" not in str(caught.value), mutation.name
             count += 1
-    assert count >= 200
+            if OPENED & set(mutation.files):
+                with pytest.raises(BundleError):
+                    FillMask(tmp_path / "b", threads=1)
+                opened += 1
+    assert count >= 250
+    assert opened >= 200
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
@@ -270,7 +285,7 @@ def test_hostile_bundles_do_no_harm(sentence_bundles: dict[str, Path], dtype: st
 def main(source: Path, folder: Path) -> None:
     """Opens and asks each; a line for each says how it went; what is not as it should be raises."""
     import onnxruntime as ort
-    from mlm_onnx import FillMask, engine
+    from mlm_onnx import engine
 
     opened: list[str] = []
 
@@ -291,6 +306,7 @@ def main(source: Path, folder: Path) -> None:
             json.dumps(fill(TEXT, joint=True, top_k=2), allow_nan=False)
             json.dumps(fill.score("This model creates a super"), allow_nan=False)
             json.dumps(fill.explain(TEXT), allow_nan=False)
+            json.dumps(fill.embed(TEXT).tolist(), allow_nan=False)
             fill("This model " * 100 + "[MASK]")
         except ValueError as error:
             outcome = f"{type(error).__name__}: {error}"
@@ -299,7 +315,8 @@ def main(source: Path, folder: Path) -> None:
         assert outcome.split(":")[0] in ("answered", "BundleError", "QueryError"), f"{mutation.name}: {outcome}"
         if mutation.refused:
             assert outcome.startswith("BundleError"), f"{mutation.name}: {outcome}"
-            assert not opened, f"{mutation.name}: onnxruntime opened {opened}"
+            wrong = {str(target / name) for name in mutation.files}
+            assert not wrong & set(opened), f"{mutation.name}: onnxruntime opened {opened}"
         print(json.dumps([mutation.name, outcome]), flush=True)
     print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, flush=True)
 

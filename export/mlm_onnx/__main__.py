@@ -305,8 +305,9 @@ def _int8(parity: Mapping[str, float]) -> str:
 
 def _saturation(int8: Mapping[str, Any]) -> str:
     """What the bundle asks of a processor, and what one without it makes of the answers."""
-    if (facts := int8.get("saturation")) is None:
+    if int8["weight_bits"] < 8:
         return "7-bit weights: right on every processor"
+    facts = int8["saturation"]
     changed = 1 - facts["top1_agreement"]
     line = f"without VNNI {facts['pairs']:.2%} of the sums of two products are cut off, which changes {changed:.1%} of "
     line += f"the first answers ({facts['tokens']} tokens, {facts['on']})"
