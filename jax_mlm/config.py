@@ -231,6 +231,8 @@ class TrainConfig:
     """Steps between validations; 0 makes about ten of them."""
     eval_rows: int = 512
     """Rows of the validation set used while training; 0 uses all of it."""
+    multi_host: bool = False
+    """Join the other hosts that run this command, as a TPU pod, Slurm or Open MPI tell of them."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"

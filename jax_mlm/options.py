@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 
+from jax_mlm import hosts
 from jax_mlm.config import TrainConfig
 from jax_mlm.console import nearest
 from jax_mlm.errors import UserError
@@ -21,7 +22,9 @@ EXAMPLES = """examples:
   python -m jax_mlm.train --data my-text/ --budget 30m        your own text, half an hour
   python -m jax_mlm.train --resume --out runs/tiny            go on with a run"""
 
-FREE_ON_RESUME = {"steps", "budget", "resume", "out", "eval_every", "eval_rows", "log_every", "track", "dtype"}
+FREE_ON_RESUME = {
+    *("steps", "budget", "resume", "out", "eval_every", "eval_rows", "log_every", "track", "dtype", "multi_host"),
+}
 """Fields that may differ from those a run began with."""
 
 
@@ -37,6 +40,7 @@ def option(argv: Sequence[str], name: str) -> str | None:
 
 def defaults(argv: Sequence[str]) -> TrainConfig:
     """The defaults that options are read over: those of the run to resume, or of the preset."""
+    hosts.join("--multi-host" in argv)  # before any device is looked at
     out, preset = option(argv, "out"), option(argv, "preset")
     if "--resume" in argv and out and (Path(out) / RUN_FILE).is_file():
         return replace(read_run(Path(out)), resume=True, out=out)
@@ -44,7 +48,8 @@ def defaults(argv: Sequence[str]) -> TrainConfig:
         if option(argv, "data") is None:
             return PRESETS["sentence"]
         preset = "tiny" if jax.default_backend() == "cpu" else "small"
-        print(f"--data without --preset: taking {preset} for {jax.default_backend()}", file=sys.stderr)
+        if hosts.is_first():
+            print(f"--data without --preset: taking {preset} for {jax.default_backend()}", file=sys.stderr)
     if preset not in PRESETS:
         raise UserError(
             f"--preset {preset} is unknown: choose from {', '.join(PRESETS)}.{nearest(preset, list(PRESETS))}"

@@ -15,21 +15,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax_mlm.errors import UserError
 
 
-def initialize() -> None:
-    """Joins the other hosts when the environment says that there are any (JAX_COORDINATOR_ADDRESS, or a TPU pod)."""
-    if os.environ.get("JAX_COORDINATOR_ADDRESS") or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize()
-
-
 def make_mesh(batch: int, accumulate: int) -> Mesh:
-    """One axis, `data`, over all devices; a microbatch must divide evenly over them."""
+    """One axis, `data`, over all devices, host by host; a microbatch must divide evenly over them."""
     devices = jax.devices()
     if (batch // accumulate) % len(devices):
         raise UserError(
             f"--batch {batch} in {accumulate} microbatches does not divide over {len(devices)} devices: "
             f"make it a multiple of {accumulate * len(devices)}"
         )
-    return Mesh(np.array(devices), ("data",))
+    return Mesh(np.array(sorted(devices, key=lambda device: (device.process_index, device.id))), ("data",))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -40,6 +34,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def by_row(mesh: Mesh) -> NamedSharding:
     """The first axis spread over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def make_copier(mesh: Mesh) -> Callable[[Any], Any]:
+    """`copy(x)`: a value that all hosts have → a copy on every device; `jax.device_put` compares them at each call."""
+    sharding = replicated(mesh)
+    return lambda x: jax.make_array_from_process_local_data(sharding, x)
 
 
 def make_placer(mesh: Mesh) -> Callable[[Any], Any]:

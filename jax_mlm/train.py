@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_mlm import sharding
+from jax_mlm import hosts, sharding
 from jax_mlm.checkpoint import open_checkpoints, restore, save
 from jax_mlm.config import SENTENCE, TrainConfig
 from jax_mlm.console import run_command, stop_request
@@ -64,8 +64,8 @@ def train(config: TrainConfig, progress: Progress) -> Path:
         KeyboardInterrupt: asked to stop; the state is saved.
     """
     # ---- where, on what, from what ----------------------------------------------------------------------------------
-    sharding.initialize()
-    run = choose_directory(config)
+    run = hosts.together(lambda: choose_directory(config))
+    hosts.agree("options", f"{run} {config}")
     check_tracker(config.track)
     budget = parse_budget(config.budget) if config.budget else None
     if budget is None and config.steps < 1:
@@ -74,7 +74,8 @@ def train(config: TrainConfig, progress: Progress) -> Path:
     print(sharding.describe_devices(), file=sys.stderr)
     sharding.warn_of_unused_accelerator()
     jax.config.update("jax_compilation_cache_dir", str(compile_cache(config)))
-    data = open_dataset(config, run)
+    data = hosts.together(lambda: open_dataset(config, run))
+    hosts.agree("text", str(data.fingerprints))
     config, length, vocabulary = data.config, data.config.corpus.length, data.vocabulary
 
     # ---- functions --------------------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ def train(config: TrainConfig, progress: Progress) -> Path:
     train_step = make_train_step(forward, tx, schedule, config.mask, vocabulary, length, step_key, config.accumulate)
     eval_step = make_eval_step(forward, EVAL_MASK, vocabulary, length, jax.random.key(EVAL_SEED))
     place, shard = sharding.make_placer(mesh), (jax.process_index(), jax.process_count())
-    everywhere = sharding.replicated(mesh)
+    everywhere, copy = sharding.replicated(mesh), sharding.make_copier(mesh)
 
     # ---- state ------------------------------------------------------------------------------------------------------
     state = jax.jit(lambda k: init_state(init_params(config.model, k), tx), out_shardings=everywhere)(init_key)
@@ -93,9 +94,10 @@ def train(config: TrainConfig, progress: Progress) -> Path:
     meta: dict[str, Any] = {"step": 0, "elapsed": 0.0, "horizon": 0}
     if config.resume:
         state, meta = restore(manager, state) or (state, meta)
-    else:
+    elif hosts.is_first():
         write_atomically(run / TOKENIZER_FILE, data.tokenizer.to_str(pretty=True))
-    write_run(run, config, sharding.device_facts(), {"files": list(config.data), **data.fingerprints})
+    if hosts.is_first():
+        write_run(run, config, sharding.device_facts(), {"files": list(config.data), **data.fingerprints})
     first = done = int(meta["step"])
 
     # ---- compilation, before the clock starts -----------------------------------------------------------------------
@@ -105,15 +107,12 @@ def train(config: TrainConfig, progress: Progress) -> Path:
         flops = train_flops(config.model, tokens, tokens * length, config.batch * slots(config.mask, length))
         return place(batch), tokens, flops
 
-    def horizon_array(horizon: int) -> Any:
-        return jax.device_put(np.int32(horizon), everywhere)
-
     eval_batch = config.batch // config.accumulate
     example = place(batch_of(data.valid, np.arange(eval_batch // shard[1])))
     progress.say("compiling")
     began = time.perf_counter()
     jitted = jax.jit(train_step, donate_argnums=0, out_shardings=everywhere)
-    compiled_step = compile_step(jitted.lower(state, make_batch(first)[0], horizon_array(1)))
+    compiled_step = compile_step(jitted.lower(state, make_batch(first)[0], copy(np.int32(1))))
     compiled_eval = compile_step(jax.jit(eval_step, out_shardings=everywhere).lower(state.params, example))
     samples = choose_samples(data.valid, data.tokenizer)
     answer = compile_samples(forward, state.params, samples, data.valid, data.tokenizer, everywhere)
@@ -123,7 +122,9 @@ def train(config: TrainConfig, progress: Progress) -> Path:
         return evaluate_rows(compiled_eval, state.params, data.valid, indices, eval_batch, place, shard)
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
-    log = MetricsLog(run, first if config.resume else None, open_tracker(config.track, run, config))
+    log: Any = hosts.Nobody()
+    if hosts.is_first():
+        log = MetricsLog(run, first if config.resume else None, open_tracker(config.track, run, config))
     progress.say(
         f"{sum(x.size for x in jax.tree.leaves(state.params)):,} parameters, {len(data.train):,} rows of {length} "
         f"tokens to train on, {len(data.valid):,} to validate; compiled in {compile_seconds:.1f} s; run directory {run}"
@@ -138,12 +139,12 @@ def train(config: TrainConfig, progress: Progress) -> Path:
         progress.evaluated(done, pace.horizon, result.loss, result.accuracy, answers)
         return result
 
-    meter = Meter(peak * jax.device_count() if peak else None)
+    stop, meter = hosts.Vote(mesh), Meter(peak * jax.device_count() if peak else None)
     pace = Pace(config.steps, budget, config.eval_every, meta, len(data.valid) / len(subset))
     with stop_request() as stop_asked, prefetch(make_batch, itertools.count(first)) as batches:
-        while done < pace.horizon and not stop_asked():
+        while done < pace.horizon and not stop(stop_asked()):
             batch, tokens, flops = next(batches)
-            state, metrics = compiled_step(state, batch, horizon_array(pace.horizon))
+            state, metrics = compiled_step(state, batch, copy(np.int32(pace.horizon)))
             meter.add(metrics, tokens, flops)
             done += 1
             evaluating = pace.evaluation_due(done)
@@ -158,8 +159,7 @@ def train(config: TrainConfig, progress: Progress) -> Path:
                 with pace.evaluating():
                     result = evaluate()
                     save(manager, state, pace.meta(done), result.loss)
-                    write_plots(run)
-                    write_report(run)
+                    draw(run)
                 meter.restart()
         stopped = done < pace.horizon
 
@@ -173,12 +173,11 @@ def train(config: TrainConfig, progress: Progress) -> Path:
             save(manager, state, pace.meta(done), result.loss)
         result += validate(others)
         log.write("final", done, {"loss": result.loss, "accuracy": result.accuracy, "seconds": pace.elapsed()})
-        write_plots(run)
     manager.wait_until_finished()
     manager.close()
     log.close()
     progress.close()
-    write_report(run)
+    draw(run)
     if stopped:
         raise KeyboardInterrupt(f"saved step {done}; continue with: python -m jax_mlm.train --resume --out {run}")
     if data.held_out:
@@ -188,6 +187,13 @@ def train(config: TrainConfig, progress: Progress) -> Path:
         print("This is one sentence, learned by heart: there is no held-out text, so no measure of anything beyond.")
         print("For a model of your own text: python -m jax_mlm.train --data FILE")
     return run
+
+
+def draw(run: Path) -> None:
+    """Writes the plots and the report page, on one host."""
+    if hosts.is_first():
+        write_plots(run)
+        write_report(run)
 
 
 def scheduled(config: TrainConfig, schedule: Any, done: int, pace: Pace) -> dict[str, float]:
@@ -206,10 +212,12 @@ def check_finite(loss: float, step: int, run: Path) -> None:
 def main(config: TrainConfig) -> None:
     """Trains, and says what to type next; the last line on stdout is the run directory."""
     check_resumed(config)
-    with Progress() as progress:
-        run = train(config, progress)
-    print_next(run, bool(config.data))
-    print(run)
+    hosts.join(config.multi_host)
+    with hosts.first_speaks():
+        with Progress() as progress:
+            run = train(config, progress)
+        print_next(run, bool(config.data))
+        print(run)
 
 
 if __name__ == "__main__":
