@@ -36,9 +36,9 @@ from mlm_onnx.parity import (
     jax_sides,
     onnx_embed,
     onnx_forward,
-    open_session,
     parity_shapes,
 )
+from mlm_onnx.ports import ports
 from mlm_onnx.quantize import INT8, adjusted
 from mlm_onnx.web import find_runtime, write_page
 
@@ -179,7 +179,7 @@ def write_bundle(
                 "unused": [id for id in range(model.vocab_size) if id not in used],
             },
             "limits": limits(model, vocabulary),
-            "graphs": {name: ports(folder / name) for name in graphs},
+            "graphs": {name: ports(folder, name) for name in graphs},
             "parity": {
                 "reference": "jax_mlm.model, float32, CPU, random tokens",
                 "shapes": [list(shape) for shape in shapes],
@@ -202,17 +202,6 @@ def write_bundle(
 def limits(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
     asked = bundle.Limits(max_length=model.max_length, max_top_k=vocabulary.size)
     return {name: getattr(asked, name) for name in bundle.LARGEST}
-
-
-def ports(graph_file: Path) -> dict[str, Any]:
-    """Inputs and outputs of a graph as onnxruntime sees them."""
-    session = open_session(graph_file)
-
-    def facts(ports: Any) -> list[dict[str, Any]]:
-        names = {"tensor(int64)": "int64", "tensor(float)": "float32"}
-        return [{"name": port.name, "dtype": names[port.type], "shape": port.shape} for port in ports]
-
-    return {"inputs": facts(session.get_inputs()), "outputs": facts(session.get_outputs())}
 
 
 def assumptions(reduce_range: bool) -> dict[str, Any]:
