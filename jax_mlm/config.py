@@ -210,7 +210,11 @@ class TrainConfig:
     valid: tuple[str, ...] = ()
     """Text to validate on; without it a part of the data is held out."""
     tokenizer: str = ""
-    """A tokenizer.json to use; without it one is trained on the data."""
+    """A tokenizer.json to use; without it one is trained on the data, or that of --init is taken."""
+    init: str = ""
+    """Continue from the weights of a run or of a Hugging Face directory, with a fresh optimizer."""
+    add_tokens: tuple[str, ...] = ()
+    """Words to add to the tokenizer of --init, or files of them, one a line; their embeddings are learned."""
     out: str = ""
     """The run directory; empty takes the first free runs/PRESET, runs/PRESET-2, …"""
     steps: int = 0
@@ -245,6 +249,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.accumulate < 1 or self.batch < 1 or self.batch % self.accumulate:
             raise ValueError(f"--batch {self.batch} is not a multiple of --accumulate {self.accumulate}")
+        if self.add_tokens and (self.tokenizer or not self.init):
+            raise ValueError("--add-tokens adds to the tokenizer of --init: give --init, and no --tokenizer")
         if self.steps and self.budget:
             raise ValueError("--steps and --budget exclude each other: give one of them")
         if self.log_every < 1:

@@ -55,8 +55,8 @@ def _options(kind: type) -> list[str]:
 
 def _in_one_line(box: str) -> str:
     """The text of tyro's framed message, up to its first rule."""
-    lines = []
-    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
+    lines, rows = [], re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
+    for line in rows if re.search(r"[╭┏]", box) else rows[2:]:  # without a frame, a title and a rule stand first
         text = line.strip(" │┃|")
         if re.fullmatch(r"[─━-]{4,}", text) and lines:
             break

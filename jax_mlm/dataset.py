@@ -82,8 +82,15 @@ def _new_tokenizer(files: Sequence[Path], corpus: DataConfig, say: Callable[[str
         return trained(error.reachable)
 
 
-def open_dataset(config: TrainConfig, run: Path, say: Callable[[str], None] | None = None) -> Dataset:
-    """Reads, tokenises and packs the text; a resumed run uses its own tokenizer.
+def open_dataset(
+    config: TrainConfig,
+    run: Path,
+    say: Callable[[str], None] | None = None,
+    given: Tokenizer | None = None,
+) -> Dataset:
+    """Reads, tokenises and packs the text with the `given` tokenizer (that of --init), --tokenizer, or a new one.
+
+    A resumed run uses its own.
 
     Raises:
         UserError: missing, empty or unreadable text, or a vocabulary larger than the text supports.
@@ -95,6 +102,8 @@ def open_dataset(config: TrainConfig, run: Path, say: Callable[[str], None] | No
 
     if config.resume:
         tokenizer_path = run / TOKENIZER_FILE
+    elif given is not None:
+        tokenizer_path = _store_tokenizer(given, cache)
     elif config.tokenizer:
         tokenizer_path = Path(config.tokenizer)
     else:

@@ -23,7 +23,7 @@ from jax_mlm.errors import UserError
 from jax_mlm.hf_config import check_expressible, from_hf, hf_config, known_family
 from jax_mlm.hf_names import family_of
 from jax_mlm.hf_tokenizer import hf_tokenizer, hf_tokenizer_config, read_json
-from jax_mlm.hf_weights import WEIGHTS, at_offset, is_tied, open_tensors, read_params, write_params
+from jax_mlm.hf_weights import WEIGHTS, Tensors, at_offset, is_tied, open_tensors, read_params, write_params
 from jax_mlm.run import METRICS_FILE, TOKENIZER_FILE, read_metrics, read_run, read_run_file, write_run
 from jax_mlm.tokenizer import NAMES, Vocabulary, load_tokenizer, vocabulary_of
 
@@ -39,8 +39,8 @@ class Imported:
     """What the user should know of: tensors not used, embeddings without a token."""
 
 
-def read_hf(folder: Path, family: str | None = None, tokenizer: Path | None = None) -> Imported:
-    """Reads config.json, the safetensors and the tokenizer of a directory.
+def open_hf(folder: Path, family: str | None = None) -> tuple[Tensors, ModelConfig, list[str]]:
+    """The tensors of a directory, the model that they and config.json describe, and a remark where the two differ.
 
     Raises:
         UserError: something is missing, broken, contradictory or not supported.
@@ -58,10 +58,15 @@ def read_hf(folder: Path, family: str | None = None, tokenizer: Path | None = No
         model = from_hf(values, known_family(named))
     except ValueError as error:  # a UserError, or a contradiction that ModelConfig noticed
         raise UserError(f"{folder}/config.json: {error}") from None
-    remarks = []
-    if is_tied(tensors, model) != model.tied:
-        model = replace(model, tied=False)
-        remarks.append("config.json says that table and decoder are tied, two different ones are stored: kept apart")
+    if is_tied(tensors, model) == model.tied:
+        return tensors, model, []
+    remark = "config.json says that table and decoder are tied, two different ones are stored: kept apart"
+    return tensors, replace(model, tied=False), [remark]
+
+
+def read_hf(folder: Path, family: str | None = None, tokenizer: Path | None = None) -> Imported:
+    """Reads config.json, the safetensors and the tokenizer of a directory; a UserError as in `open_hf`."""
+    tensors, model, remarks = open_hf(folder, family)
     params = read_params(tensors, model)
     if unused := tensors.unused():
         remarks.append(f"not used: {', '.join(unused)}")
@@ -145,6 +150,8 @@ def model_card(folder: Path, run: Path, config: TrainConfig, params: Mapping[str
     files = [f"- `{name}`" for name in data.get("files", [])]
     if data.get("imported_from"):
         files = [f"- none here: imported from `{data['imported_from']}`"]
+    if data.get("init"):
+        files.append(f"- before that, the data of `{data['init']['from']}`, from whose weights this training began")
     measured = ""
     if (run / METRICS_FILE).is_file():
         at = [line for line in read_metrics(run) if line["step"] == step and line["kind"] in ("valid", "final")]

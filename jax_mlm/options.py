@@ -14,13 +14,16 @@ from jax_mlm import hosts
 from jax_mlm.config import TrainConfig
 from jax_mlm.console import nearest
 from jax_mlm.errors import UserError
+from jax_mlm.initial import continued
 from jax_mlm.presets import PRESETS
 from jax_mlm.run import RUN_FILE, read_run
 
 EXAMPLES = """examples:
   python -m jax_mlm.train                                     the founding sentence, in seconds
   python -m jax_mlm.train --data my-text/ --budget 30m        your own text, half an hour
-  python -m jax_mlm.train --resume --out runs/tiny            go on with a run"""
+  python -m jax_mlm.train --resume --out runs/tiny            go on with a run
+  python -m jax_mlm.train --init bert-base/ --data my-text/ --add-tokens words.txt
+                                                              from weights that are there already"""
 
 FREE_ON_RESUME = {
     *("steps", "budget", "resume", "out", "eval_every", "eval_rows", "log_every", "track", "dtype", "multi_host"),
@@ -41,11 +44,13 @@ def option(argv: Sequence[str], name: str) -> str | None:
 def defaults(argv: Sequence[str]) -> TrainConfig:
     """The defaults that options are read over: those of the run to resume, or of the preset."""
     hosts.join("--multi-host" in argv)  # before any device is looked at
-    out, preset = option(argv, "out"), option(argv, "preset")
+    out, preset, init = option(argv, "out"), option(argv, "preset"), option(argv, "init")
     if "--resume" in argv and out and (Path(out) / RUN_FILE).is_file():
         return replace(read_run(Path(out)), resume=True, out=out)
     if preset is None:
         if option(argv, "data") is None:
+            if init is not None:
+                raise UserError("--init needs --data: the text to go on with")
             return PRESETS["sentence"]
         preset = "tiny" if jax.default_backend() == "cpu" else "small"
         if hosts.is_first():
@@ -54,7 +59,8 @@ def defaults(argv: Sequence[str]) -> TrainConfig:
         raise UserError(
             f"--preset {preset} is unknown: choose from {', '.join(PRESETS)}.{nearest(preset, list(PRESETS))}"
         )
-    return replace(PRESETS[preset], steps=0) if option(argv, "budget") is not None else PRESETS[preset]
+    chosen = replace(PRESETS[preset], steps=0) if option(argv, "budget") is not None else PRESETS[preset]
+    return chosen if init is None else continued(chosen, Path(init))
 
 
 def check_resumed(config: TrainConfig) -> None:

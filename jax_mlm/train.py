@@ -24,6 +24,7 @@ from jax_mlm.errors import UserError
 from jax_mlm.evaluate import EVAL_MASK, EVAL_SEED, Result, evaluate_rows, spread
 from jax_mlm.flops import peak_flops, train_flops
 from jax_mlm.horizon import Pace, parse_budget
+from jax_mlm.initial import origin_of, start_from
 from jax_mlm.masking import rate_at, slots
 from jax_mlm.meter import Meter
 from jax_mlm.model import init_params, make_forward
@@ -36,7 +37,7 @@ from jax_mlm.report import write_plots
 from jax_mlm.report_page import write_report
 from jax_mlm.run import TOKENIZER_FILE, MetricsLog, choose_directory, write_atomically, write_run
 from jax_mlm.samples import choose_samples, compile_samples, to_json
-from jax_mlm.step import compile_step, init_state, make_eval_step, make_train_step
+from jax_mlm.step import TrainState, compile_step, init_state, make_eval_step, make_train_step
 from jax_mlm.trackers import check_tracker, open_tracker
 
 
@@ -74,7 +75,8 @@ def train(config: TrainConfig, progress: Progress) -> Path:
     print(sharding.describe_devices(), file=sys.stderr)
     sharding.warn_of_unused_accelerator()
     jax.config.update("jax_compilation_cache_dir", str(compile_cache(config)))
-    data = hosts.together(lambda: open_dataset(config, run))
+    config, start = hosts.together(lambda: start_from(config)) if config.init and not config.resume else (config, None)
+    data = hosts.together(lambda: open_dataset(config, run, given=start.tokenizer if start else None))
     hosts.agree("text", str(data.fingerprints))
     config, length, vocabulary = data.config, data.config.corpus.length, data.vocabulary
 
@@ -88,16 +90,26 @@ def train(config: TrainConfig, progress: Progress) -> Path:
     everywhere, copy = sharding.replicated(mesh), sharding.make_copier(mesh)
 
     # ---- state ------------------------------------------------------------------------------------------------------
-    state = jax.jit(lambda k: init_state(init_params(config.model, k), tx), out_shardings=everywhere)(init_key)
+    def first_state(key: Any, params: Any) -> TrainState:
+        return init_state(init_params(config.model, key) if params is None else params, tx)
+
+    state = jax.jit(first_state, out_shardings=everywhere)(init_key, start.params if start else None)
     run.mkdir(parents=True, exist_ok=True)
     manager = open_checkpoints(run)
     meta: dict[str, Any] = {"step": 0, "elapsed": 0.0, "horizon": 0}
     if config.resume:
-        state, meta = restore(manager, state) or (state, meta)
+        restored = restore(manager, state)
+        if restored is None and config.init:
+            raise UserError(f"{run} has lost its checkpoints, and with them the weights of --init: begin a new run")
+        state, meta = restored or (state, meta)
     elif hosts.is_first():
         write_atomically(run / TOKENIZER_FILE, data.tokenizer.to_str(pretty=True))
+    if start is not None:  # --resume never needs the weights that this began with
+        save(manager, state, meta, None)
+        manager.wait_until_finished()
     if hosts.is_first():
-        write_run(run, config, sharding.device_facts(), {"files": list(config.data), **data.fingerprints})
+        facts = {"files": list(config.data), **data.fingerprints, **origin_of(run, start)}
+        write_run(run, config, sharding.device_facts(), facts)
     first = done = int(meta["step"])
 
     # ---- compilation, before the clock starts -----------------------------------------------------------------------
