@@ -16,10 +16,10 @@ const MOST_MASKS = 32;
 /** What a person can mend: its message is shown as it is. */
 export class Problem extends Error {}
 
-async function fetched(path, options) {
-  const response = await fetch(new URL(path, ROOT), options).catch(() => null);
-  if (!response) throw new Problem(`The server does not answer for ${path}: is it still running?`);
-  if (!response.ok) throw new Problem(`The server has no ${path} (${response.status}): copy the whole folder.`);
+async function fetched(name, version, options) {
+  const response = await fetch(new URL(name + version, ROOT), options).catch(() => null);
+  if (!response) throw new Problem(`The server does not answer for ${name}: is it still running?`);
+  if (!response.ok) throw new Problem(`The server has no ${name} (${response.status}): copy the whole folder.`);
   return response;
 }
 
@@ -27,7 +27,7 @@ async function fetched(path, options) {
 async function download(manifest, name, arrived) {
   const { size, sha256 } = manifest.files[name] ?? {};
   if (size === undefined) throw new Problem(`The manifest does not list ${name}: convert again.`);
-  const response = await fetched(`${name}?${sha256.slice(0, 16)}`); // a cache may hold the file of an older bundle
+  const response = await fetched(name, `?${sha256.slice(0, 16)}`); // a cache may hold the file of an older bundle
   const bytes = new Uint8Array(size);
   const reader = response.body.getReader();
   let at = 0;
@@ -42,7 +42,7 @@ async function download(manifest, name, arrived) {
 
 /** Downloads everything; `progress(fraction)` is called on the way. */
 export async function open(progress) {
-  const manifest = await (await fetched('manifest.json', { cache: 'no-cache' })).json();
+  const manifest = await (await fetched('manifest.json', '', { cache: 'no-cache' })).json();
   const names = [RUNTIME, TOKENIZER, TOKENIZER_CONFIG, GRAPH, DATA];
   const total = names.reduce((sum, name) => sum + (manifest.files[name]?.size ?? 0), 0);
   let loaded = 0;

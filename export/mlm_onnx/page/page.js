@@ -1,5 +1,5 @@
 // What people see: a sentence, its words as buttons, the answers. The model runs in worker.js.
-const FALLBACK = 'The weather was so good that we went to the beach.';
+const HIDDEN_AT_FIRST = 2;
 const MOST_CHARACTERS = 20000;
 const MOST_COUNT = 50;
 const TYPING_PAUSE = 200;
@@ -238,25 +238,26 @@ function show() {
 function start(example) {
   state.text = example;
   const words = wordsOf(example);
-  state.hidden = new Set(words.some(({ masked }) => masked) ? [] : [Math.min(2, words.length - 1)]);
+  const whole = words.length > 1 && !words.some(({ masked }) => masked);
+  state.hidden = new Set(whole ? [Math.min(HIDDEN_AT_FIRST, words.length - 1)] : []);
   show();
 }
 
 function begin(given) {
   facts = given;
   find('loading').hidden = true;
-  const examples = facts.examples.length ? facts.examples : [FALLBACK];
+  const { dtype, origin, bytes, longest, examples } = facts;
   find('examples').replaceChildren(...examples.map((example) => element('option', { textContent: example, value: example })));
   find('examples-row').hidden = examples.length < 2;
-  const { dtype, origin, bytes, longest } = facts;
   find('about').textContent =
     `Model of run ${origin.run}, step ${origin.step}: ${dtype}, ${(bytes / 1e6).toFixed(bytes < 1e6 ? 2 : 0)} MB, ` +
     `reads ${longest} tokens at once. Confidence is the model's probability among all of its vocabulary, ` +
-    'which is not how often it is right.';
+    'which is not how often it is right.' +
+    (origin.preset === 'sentence' ? ' It learned one sentence by heart and knows nothing else.' : '');
   find('words-label').lastElementChild.textContent = `click those to hide, or write ${facts.mask}`;
   document.body.dataset.ready = 'true';
   if (readHash()) show();
-  else start(examples[0]);
+  else start(examples[0] ?? '');
 }
 
 let typing;
