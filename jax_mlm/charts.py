@@ -35,9 +35,13 @@ def chart(
     drawn = [s for s in drawn if s.points]
     if not drawn:
         return '<p class="quiet">nothing measured yet</p>'
+    if x_unit == "time":
+        size, name = time_unit(max(x for s in drawn for x, _ in s.points))
+        drawn = [s._replace(points=[(x / size, y) for x, y in s.points]) for s in drawn]
+        x_label = f"{x_label}, {name}"
     xs, ys = zip(*(p for s in drawn for p in s.points), strict=True)
     x_ticks, y_ticks = ticks(min(0.0, *xs), max(xs)), ticks(min(0.0, *ys) if from_zero else min(ys), max(ys))
-    x0, x1 = x_ticks[0], max(x_ticks[-1] if x_unit == "number" else max(xs), max(xs))
+    x0, x1 = x_ticks[0], max(xs)
     y0, y1 = y_ticks[0], y_ticks[-1]
 
     def x_at(x: float) -> float:
@@ -50,11 +54,8 @@ def chart(
     for y in y_ticks:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(y):.1f}" y2="{y_at(y):.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y_at(y) + 3.5:.1f}" text-anchor="end">{number(y)}</text>')
-    for x in x_ticks:
-        if x <= x1:
-            parts.append(
-                f'<text x="{x_at(x):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_x_text(x, x_unit)}</text>'
-            )
+    for x in (x for x in x_ticks if x <= x1):
+        parts.append(f'<text x="{x_at(x):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{number(x)}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
     for s in drawn:
@@ -65,7 +66,7 @@ def chart(
         if s.style == "dots" or len(s.points) == 1:
             parts += [
                 f'<circle cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="3" style="fill:{colour}">'
-                f"<title>{escape(s.name)}: {y:.4g} at {_x_text(x, x_unit)}</title></circle>"
+                f"<title>{escape(s.name)}: {y:.4g} at {number(round(x, 3))}</title></circle>"
                 for x, y in s.points
             ]
     return "".join([*parts, "</svg>"])
@@ -125,9 +126,9 @@ def number(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _x_text(value: float, unit: Unit) -> str:
-    if unit == "number":
-        return number(value)
-    if value < 120:
-        return f"{value:.3g} s"
-    return f"{value / 60:.3g} min" if value < 7200 else f"{value / 3600:.3g} h"
+def time_unit(seconds: float) -> tuple[float, str]:
+    """What to count a time of this length in."""
+    for size, name in ((3600.0, "hours"), (60.0, "minutes")):
+        if seconds > 2 * size:
+            return size, name
+    return 1.0, "seconds"

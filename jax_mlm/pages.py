@@ -46,14 +46,18 @@ polyline.faint { opacity: .3; stroke-width: 1; } polyline.dots { stroke-width: 1
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .35rem .8rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child > * { border-bottom: 0; } thead th { color: var(--quiet); font-weight: 500; white-space: nowrap; }
-tbody th { font-weight: 500; }
+tbody th { font-weight: 500; white-space: nowrap; }
 .facts td, .facts th { overflow-wrap: anywhere; min-width: 7rem; } .changed { background: var(--mark); }
 mark { background: var(--mark); color: inherit; border-radius: .25rem; padding: 0 .25em; font-weight: 600; }
-.answers { margin-top: .5rem; } .answers th, .answers td { padding: .2rem .5rem .2rem 0; border: 0; }
-.answers th { color: var(--quiet); font-weight: 400; text-align: right; white-space: nowrap; width: 1%; }
-.word { display: inline-block; max-width: 100%; padding: 0 .4em; border-radius: .25rem; overflow: hidden;
-  text-overflow: ellipsis; background: linear-gradient(var(--bar), var(--bar)) 0 / var(--p) 100% no-repeat; }
-.word.right { color: var(--good); font-weight: 600; }
+.answers { margin-top: .5rem; table-layout: fixed; } .answers th, .answers td { padding: .15rem .4rem; border: 0; }
+.answers th { color: var(--quiet); font-weight: 400; text-align: right; width: 4.2rem; padding-left: 0; }
+.answers thead td { color: var(--quiet); } .answers td:last-child { width: 5.6rem; text-align: right;
+  padding-right: 0; }
+.word { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; border-left: 2px solid var(--card) !important;
+  background: linear-gradient(var(--bar), var(--bar)) 0 / var(--p) 100% no-repeat; }
+.word.right { color: var(--good); font-weight: 600; } small { font-size: .85em; color: var(--quiet); }
+@media (max-width: 30rem) { .answers th { width: 2.8rem; } .answers td:last-child { width: 3.4rem; }
+  .word small { display: block; } }
 details { padding: .5rem .9rem; margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; }
 details .facts { margin: .4rem 0; }
 """

@@ -41,7 +41,7 @@ def report(summary: Summary, saved: Sequence[Checkpoint]) -> str:
     ]
     if summary.samples:
         note = "Held-out sentences, one word hidden; the same at every evaluation. Green: the hidden word itself."
-        if not summary.facts["config"]["data"]:
+        if not summary.config["data"]:
             note = "The one sentence that was learned by heart, one word hidden: nothing here is held out."
         parts.append(f'<h2>What it thinks</h2><p class="quiet">{note}</p>{_samples(summary.samples)}')
     parts += ["<h2>Checkpoints</h2>", _checkpoints(saved), "<h2>Configuration</h2>", _configuration(summary)]
@@ -50,7 +50,7 @@ def report(summary: Summary, saved: Sequence[Checkpoint]) -> str:
 
 
 def _subtitle(summary: Summary) -> str:
-    config = summary.facts["config"]
+    config = summary.config
     model = config["model"]
     shape = f"{model['family']}, {model['layers']} layers of {model['width']}, vocabulary {model['vocab_size']:,}"
     state = "finished" if summary.final else "so far"
@@ -59,12 +59,12 @@ def _subtitle(summary: Summary) -> str:
 
 def _cards(summary: Summary) -> list[str]:
     out = []
-    held_out = "validation" if summary.facts["config"]["data"] else "the sentence itself"
+    loss = "validation loss" if summary.config["data"] else "loss on the sentence"
     measured = summary.final or summary.best
     if measured:
         which = "all of it, at the end" if summary.final else f"best so far, step {measured['step']:,}"
         out += [
-            card(f"{held_out}: loss", f"{measured['loss']:.4f}", which),
+            card(loss, f"{measured['loss']:.4f}", which),
             card("masked accuracy", f"{measured['accuracy']:.1%}", "15 % masks, 80/10/10"),
             card("perplexity", _perplexity(measured["loss"])),
         ]
@@ -119,12 +119,13 @@ def _samples(evaluations: Sequence[dict[str, Any]]) -> str:
     cards = []
     for number, sample in enumerate(evaluations[-1]["samples"]):
         rows = "".join(
-            f"<tr><th>{evaluation['step']:,}</th><td>{_candidates(evaluation['samples'][number])}</td></tr>"
+            f"<tr><th>{evaluation['step']:,}</th>{_candidates(evaluation['samples'][number])}</tr>"
             for evaluation in shown
         )
         before, after = sample["split"]
         text = f"{escape(before)}<mark>{escape(sample['right'])}</mark>{escape(after)}"
-        head = "<thead><tr><th>step</th><td class=quiet>likeliest words</td></tr></thead>"
+        most = len(sample["candidates"])
+        head = f"<thead><tr><th>step</th><td colspan={most}>likeliest words</td><td>hidden</td></tr></thead>"
         cards.append(
             f'<div class="card"><div>{text}</div><table class="answers">{head}<tbody>{rows}</tbody></table></div>'
         )
@@ -132,12 +133,14 @@ def _samples(evaluations: Sequence[dict[str, Any]]) -> str:
 
 
 def _candidates(sample: dict[str, Any]) -> str:
-    words = []
+    """Cells: the likeliest words, with confidences as bars, and that of the hidden word."""
+    cells = []
     for candidate in sample["candidates"]:
         right = " right" if candidate["token"] == sample["right"] else ""
-        text = f"{escape(candidate['token'])} {escape(percent(candidate['probability']))}"
-        words.append(f'<span class="word{right}" style="--p:{100 * candidate["probability"]:.1f}%">{text}</span>')
-    return " ".join(words)
+        share = f"--p:{100 * candidate['probability']:.1f}%"
+        text = f"{escape(candidate['token'])} <small>{escape(percent(candidate['probability']))}</small>"
+        cells.append(f'<td class="word{right}" style="{share}">{text}</td>')
+    return "".join([*cells, f'<td class="share">{escape(percent(sample["probability"]))}</td>'])
 
 
 def _checkpoints(saved: Sequence[Checkpoint]) -> str:
@@ -153,7 +156,7 @@ def _checkpoints(saved: Sequence[Checkpoint]) -> str:
 
 
 def _configuration(summary: Summary) -> str:
-    config = summary.facts["config"]
+    config = summary.config
     preset = to_json(PRESETS[config["preset"]]) if config["preset"] in PRESETS else None
     groups = {OTHER: {k: v for k, v in config.items() if not isinstance(v, dict)}}
     groups |= {name: values for name, values in config.items() if isinstance(values, dict)}

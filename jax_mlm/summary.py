@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jax_mlm.checkpoint import FOLDER
+from jax_mlm.config import to_json
 from jax_mlm.errors import UserError
-from jax_mlm.run import METRICS_FILE, read_metrics, read_run_file, read_samples
+from jax_mlm.run import METRICS_FILE, read_metrics, read_run, read_run_file, read_samples
 
 Axis = Literal["step", "tokens", "seconds"]
 
@@ -22,6 +23,8 @@ class Summary:
     run: Path
     facts: dict[str, Any]
     """`run.json`."""
+    config: dict[str, Any]
+    """Its configuration, options that are newer than the run filled in."""
     train: list[dict[str, Any]]
     valid: list[dict[str, Any]]
     final: dict[str, Any] | None
@@ -73,7 +76,10 @@ def summarise(run: Path) -> Summary:
         raise UserError(f"{run} has no {METRICS_FILE}: nothing was trained there")
     lines = read_metrics(run)
     of = {kind: [line for line in lines if line["kind"] == kind] for kind in ("train", "valid", "final")}
-    return Summary(run, facts, of["train"], of["valid"], of["final"][-1] if of["final"] else None, read_samples(run))
+    config = to_json(read_run(run))
+    return Summary(
+        run, facts, config, of["train"], of["valid"], of["final"][-1] if of["final"] else None, read_samples(run)
+    )
 
 
 def flat(config: dict[str, Any]) -> dict[str, Any]:

@@ -153,6 +153,7 @@ def train(config: TrainConfig, progress: Progress) -> Path:
 
     stop, meter = hosts.Vote(mesh), Meter(peak * jax.device_count() if peak else None)
     pace = Pace(config.steps, budget, config.eval_every, meta, len(data.valid) / len(subset))
+    measured = -1
     with stop_request() as stop_asked, prefetch(make_batch, itertools.count(first)) as batches:
         while done < pace.horizon and not stop(stop_asked()):
             batch, tokens, flops = next(batches)
@@ -169,7 +170,7 @@ def train(config: TrainConfig, progress: Progress) -> Path:
                 check_finite(figures["loss"], done, run)
             if evaluating:
                 with pace.evaluating():
-                    result = evaluate()
+                    result, measured = evaluate(), done
                     save(manager, state, pace.meta(done), result.loss)
                     draw(run)
                 meter.restart()
@@ -180,7 +181,8 @@ def train(config: TrainConfig, progress: Progress) -> Path:
         if manager.latest_step() != done:
             save(manager, state, pace.meta(done), None)
     else:
-        result = evaluate()
+        if measured != done:  # a budget may end at a validation
+            result = evaluate()
         if manager.latest_step() != done:
             save(manager, state, pace.meta(done), result.loss)
         result += validate(others)

@@ -1,5 +1,6 @@
 """Charts: round ticks that hold the data, thinning that keeps the ends, and nothing but what is finite."""
 
+import itertools
 import re
 from xml.etree import ElementTree
 
@@ -16,7 +17,7 @@ def test_ticks_are_few_even_and_hold_the_data(low, high):
     assert at[0] <= low
     assert at[-1] >= high
     assert 2 <= len(at) <= 8
-    gaps = [b - a for a, b in zip(at, at[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(at)]
     assert max(gaps) == pytest.approx(min(gaps))
     assert len({number(x) for x in at}) == len(at), "each has a text of its own"
 

@@ -16,7 +16,7 @@ from jax_mlm.config import SENTENCE
 from jax_mlm.model import make_forward
 from jax_mlm.predictions import predict_each
 from jax_mlm.presets import PRESETS
-from jax_mlm.run import read_metrics, read_run
+from jax_mlm.run import read_metrics, read_run, read_samples
 from jax_mlm.tokenizer import load_tokenizer, vocabulary_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +83,15 @@ def test_own_text_learns_beyond_the_unigram_baseline(environment, text, tmp_path
     assert final["loss"] < 0.85 * baseline
     lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
     assert lines[-1]["lr"] < 0.05 * max(line["lr"] for line in lines), "the learning rate has decayed"
+    assert f"{final['loss']:.4f}" in (tmp_path / "run" / "report.html").read_text()
+    evaluations = read_samples(tmp_path / "run")
+    valid = [line["step"] for line in read_metrics(tmp_path / "run") if line["kind"] == "valid"]
+    assert [evaluation["step"] for evaluation in evaluations] == valid
+    asked = [[(s["text"], s["right"]) for s in evaluation["samples"]] for evaluation in evaluations]
+    assert len(asked[0]) == 4
+    assert asked == [asked[0]] * len(asked), "the same sentences at every evaluation"
+    sure = [sum(s["probability"] for s in evaluation["samples"]) for evaluation in evaluations]
+    assert sure[-1] > sure[0], "it learns them, and one sees it"
 
 
 def same_params(a: Path, b: Path) -> bool:
@@ -115,6 +124,7 @@ def test_killed_and_resumed_is_bitwise_the_same(environment, text, tmp_path, how
     assert len(steps) == len(set(steps)), "no line twice"
     finals = [[line for line in read_metrics(run) if line["kind"] == "final"] for run in (whole, parts)]
     assert finals[0][0]["loss"] == finals[1][0]["loss"]
+    assert read_samples(parts) == read_samples(whole)
 
 
 def test_a_budget_is_kept(environment, text, tmp_path):
