@@ -81,6 +81,20 @@ def sentence_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     return {name: folder / name for name in ("fp32", "int8", "attention")}
 
 
+@pytest.fixture(scope="session")
+def web_runtime() -> dict[str, bytes]:
+    """What the page runs on: from the cache, else from npm."""
+    from mlm_onnx import web
+    from mlm_onnx.bundle import BundleError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("npm_config_fetch_retries", "0")
+        try:
+            return web.find_runtime()
+        except BundleError as error:
+            pytest.skip(str(error))
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """A real Chromium that reaches nothing beyond this machine: $JAX_MLM_CHROMIUM, or one on the path."""

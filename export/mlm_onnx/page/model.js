@@ -177,8 +177,7 @@ class Model {
   rank(logits, id) {
     let ahead = 0;
     for (let other = 0; other < logits.length; other++) {
-      const before = logits[other] > logits[id] || (logits[other] === logits[id] && other < id);
-      if (before && !this.never.has(other)) ahead++;
+      if (logits[other] > logits[id] && !this.never.has(other)) ahead++;
     }
     return ahead + 1;
   }
