@@ -18,14 +18,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from machine import command, floor_ms, processor, shortened
+from random_models import SHAPES, shaped, texts, write_hugging_face
+
+if TYPE_CHECKING:
+    from jax_mlm.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+FAST_DATA = "fast/fill_mask.onnx.data"
 WORKER = Path(__file__).with_name("latency_sides.py")
 SIDES = {
     "ours int8": ("ours", "int8"),
@@ -35,90 +41,46 @@ SIDES = {
     "torch pipeline": ("torch", "hf"),
 }
 """Name → (side of latency_sides.py, folder that it reads)."""
+REFERENCE = "ours fp32"
+"""Whose first answers the others' are compared with; where it is left out, the first side's."""
 LENGTHS = {"short": 18, "long": 128}
 """Tokens of a text, special tokens included."""
 BATCHES = {1: 20, 8: 3, 32: 1}
 """Texts at once → times in a turn."""
-SHAPES = ("bert-base", "small")
 
 
 # ---- the same model for everybody ----------------------------------------------------------------
 
 
-def prepare(folder: Path, shape: str, model: Path | None, peer_python: str | None) -> list[str]:
-    """Writes a Hugging Face directory, our two bundles and optimum's export; returns what is missing, and why."""
-    import jax
-    from mlm_onnx.convert import write_bundle
-    from mlm_onnx.graph import FP32
-    from mlm_onnx.hf_config import hf_config, hf_tokenizer_config
-    from mlm_onnx.quantize import INT8
+def prepare(
+    folder: Path, shape: str, dtypes: Sequence[str], model: Path | None, peer_python: str | None
+) -> tuple[ModelConfig, list[str]]:
+    """Writes a Hugging Face directory, our bundles and optimum's export.
+
+    Returns:
+        The model's configuration; and what is missing, and why.
+    """
+    from mlm_onnx.convert import PRECISIONS, write_bundle
 
     from jax_mlm.hf import read_hf
-    from jax_mlm.hf_weights import WEIGHTS, write_params
-    from jax_mlm.model import init_params
-    from jax_mlm.presets import PRESETS
 
     hf = folder / "hf"
     if model is not None:
         hf.symlink_to(model.resolve())
     else:
-        config = replace(PRESETS["bert-base"].model, vocab_size=30_522)
-        if shape == "small":
-            config = replace(config, width=256, layers=4, heads=4, ff_width=1024, vocab_size=8192)
-        hf.mkdir()
-        tokenizer = made_up_words(config.vocab_size)
-        tokenizer.save(str(hf / "tokenizer.json"))
-        special = {role: f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
-        write_params(hf / WEIGHTS, jax.device_get(init_params(config, jax.random.key(0))), config)
-        for name, values in (
-            ("config.json", hf_config(config, 0, 2, 3)),
-            ("tokenizer_config.json", hf_tokenizer_config(special, config.max_length, config.token_types)),
-        ):
-            (hf / name).write_text(json.dumps(values))
+        write_hugging_face(hf, shaped(shape))
     read = read_hf(hf)
     origin = {"run": "benchmark", "preset": shape, "step": 0, "versions": {}}
-    for precision in (FP32, INT8):
-        write_bundle(folder / precision.name, read.model, read.params, read.tokenizer, precision, origin)
+    for dtype in dtypes:
+        write_bundle(folder / dtype, read.model, read.params, read.tokenizer, PRECISIONS[dtype], origin)
     if peer_python is None:
-        return ["peers: no --peer-python"]
+        return read.model, ["peers: no --peer-python"]
     done = subprocess.run(
         [peer_python, str(WORKER), "export", str(hf), str(folder / "export")], capture_output=True, text=True
     )
-    return [] if done.returncode == 0 else [f"optimum's export: {(done.stderr.splitlines() or ['?'])[-1]}"]
-
-
-def made_up_words(size: int) -> Any:
-    """A WordPiece tokenizer whose words w0, w1, … are a token each."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = [*special, *(f"w{i}" for i in range(size - len(special)))]
-    tokenizer = Tokenizer(models.WordPiece({word: id for id, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.add_special_tokens(special)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
-    return tokenizer
-
-
-def texts(tokenizer_file: Path, tokens: int, count: int) -> list[str]:
-    """Texts of exactly that many tokens, each with one mask: random whole words of the vocabulary."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    mask = next(word for word in ("[MASK]", "<mask>") if tokenizer.token_to_id(word) is not None)
-    framed = len(tokenizer.encode(mask).ids) - 1
-    single = [
-        word
-        for word in sorted(tokenizer.get_vocab(with_added_tokens=False))
-        if word.isalnum() and len(tokenizer.encode(f"{word} {word}", add_special_tokens=False).ids) == 2
-    ][:20_000]
-    rng, made = np.random.default_rng(tokens), []
-    while len(made) < count:
-        words = [str(word) for word in rng.choice(single, tokens - framed)]
-        words[rng.integers(len(words))] = mask
-        assert len(tokenizer.encode(" ".join(words)).ids) == tokens
-        made.append(" ".join(words))
-    return made
+    if done.returncode == 0:
+        return read.model, []
+    return read.model, [f"optimum's export: {shortened((done.stderr.splitlines() or ['?'])[-1])}"]
 
 
 # ---- processes ----------------------------------------------------------------------------------
@@ -132,6 +94,13 @@ def launch(side: str, folder: Path, threads: int, python: str, *rest: str) -> su
         [python, str(WORKER), side, str(folder), str(threads), *rest],
         env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE if rest else None, text=True,
     )  # fmt: skip
+
+
+def machine(threads: int) -> dict[str, float]:
+    """What the machine does at best, measured in a process that has as many cores as the sides."""
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "export"), str(ROOT)])}
+    line = [sys.executable, str(ROOT / "benchmarks" / "machine.py"), str(threads)]
+    return json.loads(subprocess.run(line, env=env, capture_output=True, text=True, check=True).stdout)
 
 
 def ask(process: subprocess.Popen[str], question: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +132,8 @@ def cold(side: str, folder: Path, threads: int, python: str, text: str) -> float
 def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="latency-", dir=options.scratch) as name:
         folder = Path(name)
-        left_out = prepare(folder, shape, options.model, options.peer_python)
+        config, left_out = prepare(folder, shape, options.dtype, options.model, options.peer_python)
+        best = machine(options.threads)
         work = {
             (kind, batch): texts(folder / "hf" / "tokenizer.json", tokens, batch)
             for kind, tokens in LENGTHS.items()
@@ -180,7 +150,7 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
                 running[title] = process
             else:
                 process.wait()
-                left_out.append(f"{title}: it does not start with {pythons[title]}")
+                left_out.append(f"{title}: it does not start")
         seconds: dict[Any, list[float]] = {}
         tops: dict[Any, list[int]] = {}
         starts: dict[str, list[float]] = {title: [] for title in running}
@@ -197,12 +167,14 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
                 once = cold(side, folder / files, options.threads, pythons[title], work["short", 1][0])
                 if turn >= 0 or options.turns == 1:
                     starts[title].append(once)
-        rows = {}
+        rows: dict[str, Any] = {}
+        reference = REFERENCE if REFERENCE in running else next(iter(running))
         for title, process in running.items():
             facts = ask(process, {})
             process.stdin.close()  # type: ignore[union-attr]
             process.wait()
-            artifact = sum(f.stat().st_size for f in (folder / SIDES[title][1]).rglob("*") if f.is_file())
+            side, files = SIDES[title]
+            artifact = sum(f.stat().st_size for f in (folder / files).rglob("*") if f.is_file())
             rows[title] = {
                 "latency_ms": {kind: percentiles(seconds[title, (kind, 1)]) for kind in LENGTHS},
                 "texts_per_second": {
@@ -214,17 +186,23 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
                 "artifact_bytes": artifact,
                 "installed_bytes": facts["installed"]["bytes"],
                 "versions": facts["installed"]["versions"],
-                "same_first_answer_as_ours_fp32": agreement(tops, title, work),
+                "same_first_answer": agreement(tops, title, reference, work),
             }
-    return {"shape": shape, "tokens": LENGTHS, "threads": options.threads, "sides": rows, "left_out": left_out}
+            if side == "ours":
+                weights = (folder / files / FAST_DATA).stat().st_size
+                rows[title]["floor_ms"] = {
+                    kind: floor_ms(config, tokens, files, weights, best) for kind, tokens in LENGTHS.items()
+                }
+    facts = {"shape": shape, "tokens": LENGTHS, "threads": options.threads, "machine": best}
+    return {**facts, "sides": rows, "left_out": left_out}
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
     return {f"p{p}": float(np.percentile(seconds, p)) * 1e3 for p in (50, 90, 99)}
 
 
-def agreement(tops: dict[Any, list[int]], title: str, work: dict[Any, list[str]]) -> float:
-    pairs = [pair for key in work for pair in zip(tops[title, key], tops["ours fp32", key], strict=True)]
+def agreement(tops: dict[Any, list[int]], title: str, reference: str, work: dict[Any, list[str]]) -> float:
+    pairs = [pair for key in work for pair in zip(tops[title, key], tops[reference, key], strict=True)]
     return sum(a == b for a, b in pairs) / len(pairs)
 
 
@@ -241,14 +219,28 @@ def table(result: dict[str, Any]) -> str:
         cells += ["/".join(f"{rate:.0f}" for rate in row["texts_per_second"][kind].values()) for kind in LENGTHS]
         cells += [f"{row['cold_start_s']:.2f}", f"{row['resident_bytes']['now'] / 1e6:.0f}"]
         cells += [f"{row[key] / 1e6:.0f}" for key in ("artifact_bytes", "installed_bytes")]
-        cells += [f"{row['same_first_answer_as_ours_fp32']:.0%}"]
+        cells += [f"{row['same_first_answer']:.0%}"]
         lines.append(f"{title:32}" + "".join(f"{c:>{width}}" for c, width in zip(cells, widths, strict=True)))
-    base = result["sides"]["ours int8"]
+    ours = [title for title in result["sides"] if title.startswith("ours")]
     for title, row in result["sides"].items():
-        if not title.startswith("ours"):
-            short, long = (row["latency_ms"][k]["p50"] / base["latency_ms"][k]["p50"] for k in LENGTHS)
-            start = row["cold_start_s"] / base["cold_start_s"]
-            lines.append(f"{title} / ours int8: {short:.1f}× short, {long:.1f}× long, {start:.1f}× cold start")
+        for base in ours if title not in ours else ():
+            mine = result["sides"][base]
+            short, long = (row["latency_ms"][k]["p50"] / mine["latency_ms"][k]["p50"] for k in LENGTHS)
+            start = row["cold_start_s"] / mine["cold_start_s"]
+            lines.append(f"{title} / {base}: {short:.1f}× short, {long:.1f}× long, {start:.1f}× cold start")
+    best = result["machine"]
+    lines.append(
+        f"this machine at best: {best['bytes_per_second'] / 1e9:.0f} GB/s from memory, "
+        f"{best['int8_operations_per_second'] / 1e9:.0f} Gop/s in int8, "
+        f"{best['fp32_operations_per_second'] / 1e9:.0f} in float32"
+    )
+    for title in ours:
+        for kind, floor in result["sides"][title]["floor_ms"].items():
+            took = result["sides"][title]["latency_ms"][kind]["p50"]
+            lines.append(
+                f"{title}, {kind}: {took:.1f} ms is {took / floor['floor']:.1f}× the floor of {floor['floor']:.1f} ms "
+                f"(weights read {floor['reading']:.1f} ms, products {floor['computing']:.1f} ms)"
+            )
     return "\n".join([*lines, *(f"left out: {line}" for line in result["left_out"])])
 
 
@@ -275,15 +267,10 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
     figure.savefig(file, dpi=130)
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} × {names[0]}" if names else f"{os.cpu_count()} cores"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["bert-base", "small"])
+    parser.add_argument("--dtype", nargs="+", choices=("int8", "fp32"), default=["int8", "fp32"], help="of our bundles")
     parser.add_argument("--model", type=Path, help="a Hugging Face directory instead of random weights")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
@@ -296,7 +283,7 @@ def main() -> None:
         results.append(measure(shape, options))
         print(table(results[-1]), flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    body = {"command": "python " + " ".join(sys.argv), "processor": processor(), "turns": options.turns}
+    body = {"command": command(sys.argv), "processor": processor(), "turns": options.turns}
     options.out.write_text(json.dumps({**body, "results": results}, indent=1) + "\n")
     plot(results, options.out.with_suffix(".png"))
 

@@ -6,19 +6,22 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import latency  # noqa: E402
+import machine  # noqa: E402
+import random_models  # noqa: E402
 
 
 def test_texts_have_the_length_they_say(tmp_path: Path) -> None:
-    tokenizer = latency.made_up_words(500)
+    tokenizer = random_models.made_up_words(500)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    made = latency.texts(tmp_path / "tokenizer.json", 18, 3)
-    assert made == latency.texts(tmp_path / "tokenizer.json", 18, 3)
+    made = random_models.texts(tmp_path / "tokenizer.json", 18, 3)
+    assert made == random_models.texts(tmp_path / "tokenizer.json", 18, 3)
     assert len(set(made)) == 3
     for text in made:
         encoded = tokenizer.encode(text)
@@ -31,6 +34,30 @@ def test_percentiles_by_hand() -> None:
     assert latency.percentiles([0.001] * 98 + [0.002, 0.003]) == pytest.approx({"p50": 1, "p90": 1, "p99": 2.01})
 
 
+def test_the_floor_by_hand() -> None:
+    """One layer of width 2, feed-forward 3, vocabulary 5, of two tokens, one of them asked."""
+    config = SimpleNamespace(width=2, ff_width=3, gated=False, layers=1, embedding_width=None, vocab_size=5)
+    machine_facts = {"bytes_per_second": 1e3, "int8_operations_per_second": 1e3, "fp32_operations_per_second": 1e3}
+    found = machine.floor_ms(config, 2, "int8", 100, machine_facts)
+    keys_values, query_out, feed_forward, head, table = 2 * 2 * (2 * 2), 2 * (2 * 2), 2 * (2 * 3), 2 * 2, 5 * 2
+    attention = 2 * 2 * 2  # scores and mixing: 2 · width · tokens · asked
+    products = keys_values + query_out + feed_forward + head + table + attention
+    assert found == pytest.approx({"reading": 100, "computing": 2 * products, "floor": 2 * products})
+    assert machine.floor_ms(config, 2, "int8", 1000, machine_facts)["floor"] == 1000
+
+
+def test_records_say_nothing_of_where_they_were_made() -> None:
+    line = [
+        "/home/me/jax/benchmarks/latency.py",
+        "--peer-python",
+        "/home/me/peers/bin/python",
+        "--out=/x/y.json",
+        "a/b",
+    ]
+    assert machine.command(line) == "python benchmarks/latency.py --peer-python python --out=y.json a/b"
+    assert machine.shortened("File '/usr/lib/x.py': no /tmp/z, 1/2") == "File 'x.py': no z, 1/2"
+
+
 @pytest.mark.slow
 def test_without_peers_it_measures_ours_and_says_so(tmp_path: Path) -> None:
     out = tmp_path / "latency.json"
@@ -38,7 +65,10 @@ def test_without_peers_it_measures_ours_and_says_so(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "left out: peers" in done.stdout
+    assert str(tmp_path) not in out.read_text()
     sides = json.loads(out.read_text())["results"][0]["sides"]
+    assert "× the floor of" in done.stdout
+    assert sides["ours int8"]["floor_ms"]["short"]["reading"] < sides["ours fp32"]["floor_ms"]["short"]["reading"]
     assert set(sides) == {"ours int8", "ours fp32"}
     assert sides["ours int8"]["artifact_bytes"] < 0.3 * sides["ours fp32"]["artifact_bytes"]
     assert out.with_suffix(".png").stat().st_size > 10_000
