@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
 
 import numpy as np
@@ -108,21 +108,38 @@ def open_page(chromium: Browser, serve: Callable[[Path], str]) -> Iterator[Calla
         assert all(url.startswith((driven.address, "data:")) for url in driven.requests)
 
 
-def differences(driven: Driven, fill: FillMask, text: str, hidden: Sequence[int]) -> list[float]:
-    """Of the first candidate's probability at each mask; its token must be the same, and the sentence filled in too."""
+class Beside(NamedTuple):
+    """The page's answer at one mask beside Python's."""
+
+    difference: float
+    """The largest of a candidate's probability."""
+    same: bool
+    """The first candidate is."""
+    lead: float
+    """Of Python's first candidate over its second: within rounding they may change places."""
+
+
+def beside(driven: Driven, fill: FillMask, text: str, hidden: Sequence[int]) -> list[Beside]:
+    """Asks both; where one word is hidden, the sentence filled in must be the same too."""
     found = driven.ask(text, hidden)
     assert len(found) == len(hidden), driven.text("status")
-    asked = driven.text("masked")
-    expected = fill(asked, top_k=3)["masks"]
-    measured = []
-    for theirs, mask in zip(found, expected, strict=True):
-        ours = [(candidate["id"], candidate["probability"]) for candidate in mask["candidates"]]
-        if ours[0][1] - ours[1][1] > 1e-3:  # those closer may change places when rounded differently
-            assert theirs[0][0] == ours[0][0], (asked, theirs, ours)
-        measured += [abs(p - q) for (_, p), (_, q) in zip(theirs, ours, strict=True)]
-    if len(hidden) == 1 and found[0][0][0] == expected[0]["candidates"][0]["id"]:
-        assert driven.text("filled") == expected[0]["candidates"][0]["text"]
-    return measured
+    some = min(50, fill.bundle.vocab_size - len(fill.bundle.special.never))
+    masks = fill(driven.text("masked"), top_k=some)["masks"]
+    compared = []
+    for theirs, mask in zip(found, masks, strict=True):
+        ours = {candidate["id"]: candidate["probability"] for candidate in mask["candidates"]}
+        first, second, *_ = ours.values()
+        difference = max(abs(probability - ours[id]) for id, probability in theirs)
+        compared.append(Beside(difference, theirs[0][0] == next(iter(ours)), first - second))
+    if len(hidden) == 1 and compared[0].same:
+        assert driven.text("filled") == masks[0]["candidates"][0]["text"]
+    return compared
+
+
+def check(compared: Sequence[Beside], tolerance: float) -> None:
+    worst = max(each.difference for each in compared)
+    assert worst <= tolerance
+    assert all(each.same or each.lead <= 2 * worst for each in compared)
 
 
 # ---- the same answers ------------------------------------------------------------------------------
@@ -157,14 +174,14 @@ def test_float32_answers_are_pythons(kind: str, made: Any, open_page: Callable[.
     path = made(kind, FP32)
     driven, fill = open_page(path), FillMask(path)
     for text, hidden in [*zip(TEXTS, HIDDEN, strict=True), (LONG, (3, 60, 115))]:
-        assert max(differences(driven, fill, text, hidden)) <= FP32_TOLERANCE
+        check(beside(driven, fill, text, hidden), FP32_TOLERANCE)
 
 
 def test_int8_answers_are_near_pythons(made: Any, open_page: Callable[..., Driven]) -> None:
     path = made("wordpiece", INT8)
     driven, fill = open_page(path), FillMask(path)
     for text, hidden in zip(TEXTS, HIDDEN, strict=True):
-        assert max(differences(driven, fill, text, hidden)) <= INT8_TOLERANCE
+        check(beside(driven, fill, text, hidden), INT8_TOLERANCE)
 
 
 def test_the_hidden_words_rank_is_pythons(made: Any, open_page: Callable[..., Driven]) -> None:
@@ -201,7 +218,6 @@ def test_a_real_checkpoint(
     node_modules: Path,
     tmp_path: Path,
     open_page: Callable[..., Driven],
-    record_property: Callable[[str, Any], None],
 ) -> None:
     run(environment, "jax_mlm.hf", "import", shared_data / "weights" / "bert-tiny-english", tmp_path / "run")
     lines = (shared_data / "wikitext-2" / "wiki.valid.tokens").read_text(encoding="utf-8").splitlines()
@@ -212,10 +228,10 @@ def test_a_real_checkpoint(
         options = ("--dtype", dtype, "--for", "web", "--web-runtime", node_modules)
         run(environment, "mlm_onnx", "convert", tmp_path / "run", tmp_path / dtype, *options)
         driven, fill = open_page(tmp_path / dtype), FillMask(tmp_path / dtype)
-        worst = max(max(differences(driven, fill, *query)) for query in queries)
-        record_property(dtype, worst)
-        print(f"{dtype}: largest difference of a probability from Python's {worst:.1e}")
-        assert worst <= tolerance
+        compared = [each for query in queries for each in beside(driven, fill, *query)]
+        check(compared, tolerance)
+        worst, same = max(each.difference for each in compared), sum(each.same for each in compared)
+        print(f"{dtype}: probabilities differ by {worst:.1e} at most, {same} of {len(compared)} first answers agree")
 
 
 # ---- what people do ----------------------------------------------------------------------------------
