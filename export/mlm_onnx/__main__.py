@@ -1,4 +1,4 @@
-"""`python -m mlm_onnx convert|fill|explain|score|embed|info`: strings in, one clear line out when something fails."""
+"""`python -m mlm_onnx COMMAND`: strings in, one clear line out when something is wrong."""
 
 from __future__ import annotations
 
@@ -201,6 +201,24 @@ def _embed(options: argparse.Namespace) -> None:
     print(*(f"{number:.6g}" for number in numbers))
 
 
+def _declare_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `convert` wrote")
+    parser.add_argument("--port", type=_at_least_one, default=7860, help="where the page is served (default: 7860)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 shows the page to the network too (default: this machine alone)"
+    )
+    parser.add_argument("--threads", type=_at_least_one, help="threads to compute with (default: the cores, up to 4)")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    try:
+        from mlm_onnx.demo import serve
+    except ModuleNotFoundError as error:
+        needed = (error.name or "").split(".")[0]
+        raise UsageError(f"demo needs {needed}, which is not installed: pip install 'mlm-onnx[demo]'") from None
+    serve(options.bundle, options.host, options.port, options.threads)
+
+
 def _declare_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `convert` wrote")
     parser.add_argument("--json", action="store_true", help="print the manifest")
@@ -274,6 +292,12 @@ COMMANDS: Mapping[str, Command] = {
         (f'{PROG} embed bundle "This model creates a super"', f'{PROG} embed bundle "a good day" --json'),
         _declare_embed,
         _embed,
+    ),
+    "demo": Command(
+        "a page to try a bundle in the browser, with an explanation of each answer",
+        (f"{PROG} demo bundle", f"{PROG} demo bundle --port 8080"),
+        _declare_demo,
+        _demo,
     ),
     "info": Command(
         "what a bundle holds, checked",

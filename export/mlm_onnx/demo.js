@@ -1,0 +1,41 @@
+// Runs once for each part of the page. `element` is the part, `trigger` tells Python.
+// Words: a toolbar, so that Tab enters it once and the arrow keys move inside (WAI-ARIA's toolbar pattern).
+const chips = () => [...element.querySelectorAll('.chip')];
+let current = 0;
+
+function enter(place) {
+  const all = chips();
+  if (!all.length) return;
+  current = Math.max(0, Math.min(place, all.length - 1));
+  all.forEach((chip, at) => { chip.tabIndex = at === current ? 0 : -1; });
+}
+
+element.addEventListener('click', (event) => {
+  const chip = event.target.closest('.chip');
+  if (!chip) return;
+  enter(Number(chip.dataset.place));
+  if (chip.getAttribute('aria-disabled') === 'true') return;
+  chip.setAttribute('aria-pressed', String(chip.getAttribute('aria-pressed') !== 'true'));
+  const pressed = chips().filter((each) => each.getAttribute('aria-pressed') === 'true');
+  trigger('click', { hidden: pressed.map((each) => Number(each.dataset.place)) });
+});
+
+element.addEventListener('keydown', (event) => {
+  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity }[event.key];
+  if (!step || !event.target.closest('.chip')) return;
+  event.preventDefault();
+  enter(current + step);
+  chips()[current].focus();
+});
+
+// The address says what the page shows, so that it can be passed on.
+function keep() {
+  const answer = element.querySelector('[data-query]');
+  if (!answer) return;
+  const address = new URL(window.location);
+  new URLSearchParams(answer.dataset.query).forEach((value, name) => address.searchParams.set(name, value));
+  window.history.replaceState(null, '', address);
+}
+
+watch('value', () => { enter(current); keep(); });
+enter(0);
