@@ -24,8 +24,8 @@ LARGEST_SINGLE = (1 << 31) - (1 << 22)
 class Graph:
     """Nodes and weights of one graph; each method returns the name of its result."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, opset: int = OPSET) -> None:
+        self.name, self.opset = name, opset
         self._nodes: list[onnx.NodeProto] = []
         self._weights: dict[str, np.ndarray] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -147,7 +147,8 @@ class Graph:
 
     def _model(self, tensors: Sequence[TensorProto]) -> onnx.ModelProto:
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, tensors)
-        opsets = [helper.make_opsetid("", OPSET)]
+        opsets = [helper.make_opsetid("", self.opset)]
+        ir = max(IR, helper.find_min_ir_version_for(opsets[:1]))
         if any(node.domain == CONTRIB for node in self._nodes):
             opsets.append(helper.make_opsetid(CONTRIB, 1))
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR, producer_name="mlm-onnx")
+        return helper.make_model(graph, opset_imports=opsets, ir_version=ir, producer_name="mlm-onnx")
