@@ -185,8 +185,11 @@ class OptimConfig:
     decay: float = 0.3
     """Part of the steps that the learning rate falls to zero over (wsd)."""
     beta1: float = 0.9
+    """Weight of the past in AdamW's mean of the gradients."""
     beta2: float = 0.98
+    """The same in its mean of their squares."""
     adam_eps: float = 1e-8
+    """Added to the root of that mean."""
     weight_decay: float = 0.01
     """Decoupled, on matrices only: no norms, no biases."""
     clip: float = 1.0
@@ -201,7 +204,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that determines a run, beside the bytes of the data."""
+    """Pretrains a masked language model: everything that determines a run, beside the bytes of the data."""
 
     preset: str = "sentence"
     """Named set of defaults: sentence, tiny, small, base, large, bert-base."""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import difflib
 import io
 import re
 import signal
 import sys
-import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -17,40 +14,28 @@ from typing import Any, TypeVar
 import tyro
 
 from jax_mlm.errors import UserError
+from jax_mlm.help import Groups, check, options_of, render
+from jax_mlm.run import package_version
 
 T = TypeVar("T")
+HELP = {"-h", "--help", "--help-all"}
 
 
-def nearest(word: str, choices: Sequence[str]) -> str:
-    """' Did you mean X?' where one is close, else nothing."""
-    close = difflib.get_close_matches(word, choices, 1)
-    return f" Did you mean {close[0]}?" if close else ""
-
-
-def parse(prog: str, kind: type[T], argv: Sequence[str], examples: str, default: T | None = None) -> T:
-    """Options → a config of class `kind`; --help exits with 0, a bad option is a UserError of one line."""
+def parse(prog: str, kind: type[T], argv: Sequence[str], default: T | None = None) -> T:
+    """Options → a config of class `kind`; a bad option is a UserError of one line."""
+    check(prog, options_of(kind, default), argv)
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
-    description = f"{(kind.__doc__ or '').strip()}\n\n{examples}"
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                kind, args=list(argv), prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,), **kwargs
-            )
+            return tyro.cli(kind, args=list(argv), prog=prog, config=(tyro.conf.OmitArgPrefixes,), **kwargs)
     except SystemExit as stop:
         if not stop.code:
             raise
         line = _in_one_line(said.getvalue())
-        unknown = re.search(r"Unrecognized options: (--[\w-]+)", line)
-        raise UserError(line + (nearest(unknown[1], _options(kind)) if unknown else "")) from None
-
-
-def _options(kind: type) -> list[str]:
-    """The options that the fields of a config make, nested ones too."""
-    names = []
-    for name, hint in typing.get_type_hints(kind).items():
-        names += _options(hint) if dataclasses.is_dataclass(hint) else [f"--{name.replace('_', '-')}"]
-    return names
+        if stray := re.match(r"Unrecognized options: (.+)", line):
+            line = f"{stray[1]} belongs to no option ({prog} --help lists them)"
+        raise UserError(line) from None
 
 
 def _in_one_line(box: str) -> str:
@@ -72,12 +57,22 @@ def run_command(
     examples: str,
     argv: Sequence[str] | None = None,
     default: Callable[[Sequence[str]], T] | None = None,
+    groups: Groups | None = None,
 ) -> int:
-    """Parses, runs, and turns a user's mistake into one line on stderr and exit code 2."""
+    """Parses, runs, and turns a user's mistake into one line on stderr and exit code 2.
+
+    `default` makes the defaults from the raw arguments; `groups` are what --help shows where not all is shown.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        config = parse(prog, kind, argv, examples, default(argv) if default else None)
-        main(config)
+        if "--version" in argv:
+            print(f"jax_mlm {package_version('jax-mlm')}, jax {package_version('jax')}")
+            return 0
+        base = default(argv) if default else None
+        if asked := HELP & set(argv):
+            print(render(prog, kind, examples, base, groups, everything="--help-all" in asked))
+            return 0
+        main(parse(prog, kind, argv, base))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

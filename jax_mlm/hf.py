@@ -20,6 +20,7 @@ from jax_mlm.checkpoint import best_step, load_params, open_checkpoints, save
 from jax_mlm.config import DataConfig, ModelConfig, TrainConfig
 from jax_mlm.console import run_command
 from jax_mlm.errors import UserError
+from jax_mlm.help import nearest
 from jax_mlm.hf_config import check_expressible, from_hf, hf_config, known_family
 from jax_mlm.hf_names import family_of
 from jax_mlm.hf_tokenizer import hf_tokenizer, hf_tokenizer_config, read_json
@@ -296,10 +297,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_command("python -m jax_mlm.hf import", ImportConfig, import_command, IMPORT_EXAMPLES, rest)
         case ["export", *rest]:
             return run_command("python -m jax_mlm.hf export", ExportConfig, export_command, EXPORT_EXAMPLES, rest)
-        case ["-h" | "--help", *_]:
+        case [] | ["-h" | "--help", *_]:
             print(USAGE)
             return 0
-    print(f"error: {argv[0] if argv else 'nothing'} given, where import or export was expected", file=sys.stderr)
+    close = nearest(argv[0], ["import", "export"]) or " Give import or export."
+    print(f"error: {argv[0]} is no command of jax_mlm.hf.{close}", file=sys.stderr)
     return 2
 
 

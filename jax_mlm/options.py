@@ -12,8 +12,8 @@ import jax
 
 from jax_mlm import hosts
 from jax_mlm.config import TrainConfig
-from jax_mlm.console import nearest
 from jax_mlm.errors import UserError
+from jax_mlm.help import nearest
 from jax_mlm.initial import continued
 from jax_mlm.presets import PRESETS
 from jax_mlm.run import RUN_FILE, read_run
@@ -24,6 +24,14 @@ EXAMPLES = """examples:
   python -m jax_mlm.train --resume --out runs/tiny            go on with a run
   python -m jax_mlm.train --init bert-base/ --data my-text/ --add-tokens words.txt
                                                               from weights that are there already"""
+
+GROUPS = {
+    "text": ("data", "valid", "tokenizer", "tokenizer_kind", "tokenizer_size", "document", "length"),
+    "how long, and where to": ("steps", "budget", "eval_every", "out", "resume", "track"),
+    "model": ("preset", "init", "layers", "width", "heads"),
+    "training": ("batch", "accumulate", "lr", "optimizer", "schedule", "mask_rule", "mask_rate", "seed", "dtype"),
+}
+"""What --help shows, by field; --help-all shows the others too."""
 
 FREE_ON_RESUME = {
     *("steps", "budget", "resume", "out", "eval_every", "eval_rows", "log_every", "track", "dtype", "multi_host"),

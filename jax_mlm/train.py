@@ -29,7 +29,7 @@ from jax_mlm.masking import rate_at, slots
 from jax_mlm.meter import Meter
 from jax_mlm.model import init_params, make_forward
 from jax_mlm.optim import make_optimizer, make_schedule
-from jax_mlm.options import EXAMPLES, check_resumed, defaults
+from jax_mlm.options import EXAMPLES, GROUPS, check_resumed, defaults
 from jax_mlm.outcome import print_next, print_result
 from jax_mlm.predictions import predict_each, print_predictions, to_host
 from jax_mlm.progress import Progress
@@ -235,4 +235,4 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("python -m jax_mlm.train", TrainConfig, main, EXAMPLES, default=defaults))
+    sys.exit(run_command("python -m jax_mlm.train", TrainConfig, main, EXAMPLES, default=defaults, groups=GROUPS))

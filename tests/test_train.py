@@ -1,6 +1,5 @@
 """The command: the founding sentence, real text, an exact resume, and bad input."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from jax_mlm.checkpoint import load_params
 from jax_mlm.config import SENTENCE
 from jax_mlm.model import make_forward
 from jax_mlm.predictions import predict_each
-from jax_mlm.presets import PRESETS
 from jax_mlm.run import read_metrics, read_run, read_samples
 from jax_mlm.tokenizer import load_tokenizer, vocabulary_of
 
@@ -176,12 +174,3 @@ def test_bad_options_name_the_option(environment, arguments, named):
     assert done.returncode == 2
     assert named in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_help_shows_examples_and_every_field(environment):
-    done = command(environment, "--help")
-    assert done.returncode == 0
-    assert "examples:" in done.stdout
-    fields = json.loads(json.dumps([*vars(PRESETS["tiny"].model), *vars(PRESETS["tiny"].optim), "steps", "budget"]))
-    for name in fields:
-        assert f"--{name.replace('_', '-')}" in done.stdout
