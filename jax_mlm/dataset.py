@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 from jax_mlm.config import SENTENCE, DataConfig, TrainConfig
 from jax_mlm.corpus import TokenFiles, prepare
 from jax_mlm.data import Rows, pack_rows, split_documents
-from jax_mlm.run import TOKENIZER_FILE, write_atomically
+from jax_mlm.errors import UserError
+from jax_mlm.run import TOKENIZER_FILE, make_folder, write_atomically
 from jax_mlm.sources import documents, expand
 from jax_mlm.tokenizer import (
     Vocabulary,
@@ -52,7 +53,7 @@ def _store_tokenizer(tokenizer: Tokenizer, cache: Path) -> Path:
     """Keeps it in the cache under the hash of its content: no run directory exists before the data are read."""
     text = tokenizer.to_str(pretty=True)
     path = cache / "tokenizers" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, "--cache")
     if not path.exists():
         write_atomically(path, text)
     return path
@@ -61,7 +62,7 @@ def _store_tokenizer(tokenizer: Tokenizer, cache: Path) -> Path:
 def _sentence_file(cache: Path) -> Path:
     path = cache / "sentence.txt"
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
+        make_folder(cache, "--cache")
         write_atomically(path, SENTENCE + "\n")
     return path
 
@@ -79,6 +80,11 @@ def _new_tokenizer(files: Sequence[Path], corpus: DataConfig, say: Callable[[str
     try:
         return trained(corpus.tokenizer_limit)
     except VocabularyTooLarge as error:
+        if not error.reachable:
+            kind = corpus.tokenizer_kind
+            raise UserError(
+                f"--data: too little text for a {kind} tokenizer: give more, or --tokenizer-kind word"
+            ) from error
         return trained(error.reachable)
 
 

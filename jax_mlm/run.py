@@ -44,6 +44,14 @@ def choose_directory(config: TrainConfig) -> Path:
     return run
 
 
+def make_folder(folder: Path, option: str) -> None:
+    """Makes it, and those above it; a UserError names the option where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option} {folder}: cannot be written ({error.strerror})") from error
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Writes beside the file and renames: a reader, or a kill, never sees half of it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")

@@ -35,7 +35,7 @@ from jax_mlm.predictions import predict_each, print_predictions, to_host
 from jax_mlm.progress import Progress
 from jax_mlm.report import write_plots
 from jax_mlm.report_page import write_report
-from jax_mlm.run import TOKENIZER_FILE, MetricsLog, choose_directory, write_atomically, write_run
+from jax_mlm.run import TOKENIZER_FILE, MetricsLog, choose_directory, make_folder, write_atomically, write_run
 from jax_mlm.samples import choose_samples, compile_samples, to_json
 from jax_mlm.step import TrainState, compile_step, init_state, make_eval_step, make_train_step
 from jax_mlm.trackers import check_tracker, open_tracker
@@ -94,7 +94,7 @@ def train(config: TrainConfig, progress: Progress) -> Path:
         return init_state(init_params(config.model, key) if params is None else params, tx)
 
     state = jax.jit(first_state, out_shardings=everywhere)(init_key, start.params if start else None)
-    run.mkdir(parents=True, exist_ok=True)
+    hosts.together(lambda: make_folder(run, "--out"))
     manager = open_checkpoints(run)
     meta: dict[str, Any] = {"step": 0, "elapsed": 0.0, "horizon": 0}
     if config.resume:

@@ -145,6 +145,7 @@ def test_bad_input_is_one_line_and_exit_2(environment, text, tmp_path):
     broken = tmp_path / "broken.txt"
     broken.write_bytes(b"good line\nbad \xff byte\n")
     (tmp_path / "empty.txt").touch()
+    (few := tmp_path / "few.txt").write_text("two words\nmore")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "precious.txt").write_text("mine")
     out = ["--out", tmp_path / "run"]
@@ -157,6 +158,9 @@ def test_bad_input_is_one_line_and_exit_2(environment, text, tmp_path):
         (["--data", text, "--out", tmp_path / "taken"], "--resume"),
         (["--data", text, "--budget", "soon"], "--budget"),
         (["--resume", "--out", tmp_path / "none"], "no run directory"),
+        (["--out", broken / "run", "--steps", 1], "--out"),
+        (["--data", text, "--cache", broken / "cache"], "--cache"),
+        (["--data", few], "--tokenizer-kind word"),
     ]
     for arguments, named in cases:
         line = one_line(command(environment, *(arguments if "--out" in arguments else [*arguments, *out])))
