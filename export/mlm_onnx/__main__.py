@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+from mlm_onnx.command_line import PROG, Command, UsageError, at_least_one, command_map, read, versions
 
 if TYPE_CHECKING:
     from mlm_onnx.bundle import Bundle
-
-PROG = "python -m mlm_onnx"
-
-
-@dataclass(frozen=True)
-class Command:
-    """A subcommand: its line in the map, two examples, its options, and what it does."""
-
-    summary: str
-    examples: tuple[str, str]
-    declare: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
-
-
-class UsageError(ValueError):
-    """A command line that cannot be understood."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
 
 # ---- commands ------------------------------------------------------------------------------------
 
@@ -51,15 +29,16 @@ def _declare_convert(parser: argparse.ArgumentParser) -> None:
     layouts = {"choices": ("predictor", "hub", "web"), "default": "predictor", "dest": "layout"}
     said = "predictor: for FillMask (default); hub: also for optimum and transformers.js; web: also a page for browsers"
     parser.add_argument("--for", **layouts, help=said)
-    parser.add_argument(
+    int8, pages = parser.add_argument_group("int8"), parser.add_argument_group("pages and demo")
+    pages.add_argument(
         "--web-runtime", type=Path, metavar="DIR", help="node_modules with what --for web otherwise fetches with npm"
     )
-    parser.add_argument(
+    int8.add_argument(
         "--calibrate", type=Path, metavar="FILE", help="text on which to measure what int8 costs, and to keep it small"
     )
-    parser.add_argument("--reduce-range", action="store_true", help="7-bit weights: int8 for processors without VNNI")
-    parser.add_argument("--with-attention", action="store_true", help="also what each token attends to, for the demo")
-    parser.add_argument(
+    int8.add_argument("--reduce-range", action="store_true", help="7-bit weights: int8 for processors without VNNI")
+    pages.add_argument("--with-attention", action="store_true", help="also what each token attends to, for the demo")
+    pages.add_argument(
         "--example", action="append", default=[], metavar="TEXT", help="a sentence that pages offer to try; repeatable"
     )
 
@@ -102,12 +81,12 @@ def _declare_query(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `convert` wrote")
     parser.add_argument("text", metavar="TEXT", help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--threads", type=_at_least_one, help="threads to compute with (default: the cores, up to 4)")
+    parser.add_argument("--threads", type=at_least_one, help="threads to compute with (default: the cores, up to 4)")
 
 
 def _declare_fill(parser: argparse.ArgumentParser) -> None:
     _declare_query(parser, "a text with the model's mask token where a word is missing")
-    parser.add_argument("--top-k", type=_at_least_one, metavar="N", help="candidates for each mask (default: 5)")
+    parser.add_argument("--top-k", type=at_least_one, metavar="N", help="candidates for each mask (default: 5)")
     parser.add_argument("--targets", metavar="A,B", help="consider only these words")
     _declare_first_piece(parser)
     parser.add_argument(
@@ -203,11 +182,11 @@ def _embed(options: argparse.Namespace) -> None:
 
 def _declare_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `convert` wrote")
-    parser.add_argument("--port", type=_at_least_one, default=7860, help="where the page is served (default: 7860)")
+    parser.add_argument("--port", type=at_least_one, default=7860, help="where the page is served (default: 7860)")
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 shows the page to the network too (default: this machine alone)"
     )
-    parser.add_argument("--threads", type=_at_least_one, help="threads to compute with (default: the cores, up to 4)")
+    parser.add_argument("--threads", type=at_least_one, help="threads to compute with (default: the cores, up to 4)")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -294,7 +273,7 @@ COMMANDS: Mapping[str, Command] = {
         _embed,
     ),
     "demo": Command(
-        "a page to try a bundle in the browser, with an explanation of each answer",
+        "a page to try a bundle in, which explains each answer",
         (f"{PROG} demo bundle", f"{PROG} demo bundle --port 8080"),
         _declare_demo,
         _demo,
@@ -309,16 +288,6 @@ COMMANDS: Mapping[str, Command] = {
 
 
 # ---- parts ---------------------------------------------------------------------------------------
-
-
-def _at_least_one(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
 
 
 def _int8(parity: Mapping[str, float]) -> str:
@@ -357,37 +326,6 @@ def _bytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
-def _map() -> str:
-    lines = [f"usage: {PROG} COMMAND …", "", "commands:"]
-    lines += [f"  {name:<8}  {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join([*lines, "", f"{PROG} COMMAND --help shows its options and examples"])
-
-
-def _nearest(word: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, choices, 1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _parse(name: str, argv: Sequence[str]) -> argparse.Namespace:
-    command = COMMANDS[name]
-    parser = _Parser(
-        prog=f"{PROG} {name}",
-        description=command.summary.capitalize() + ".",
-        epilog="examples:\n  " + "\n  ".join(command.examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    command.declare(parser)
-    known = [option for action in parser._actions for option in action.option_strings]
-    for word in argv:
-        if word == "--":
-            break
-        if word.startswith("--") and word.split("=")[0] not in known:
-            option = word.split("=")[0]
-            raise UsageError(f"unknown option {option}{_nearest(option, known) or f' (see {parser.prog} --help)'}")
-    return parser.parse_args(argv)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit status: 0, or 2 after one line on stderr."""
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -396,13 +334,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         if not argv or argv[0] in ("-h", "--help"):
-            print(_map())
-        elif argv[0] not in COMMANDS:
-            raise UsageError(
-                f"unknown command {argv[0]}{_nearest(argv[0], list(COMMANDS)) or f': choose {_choices()}'}"
-            )
+            print(command_map(COMMANDS))
+        elif argv[0] == "--version":
+            print(versions())
         else:
-            options = _parse(argv[0], argv[1:])
+            options = read(COMMANDS, argv[0], argv[1:])
             COMMANDS[argv[0]].run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe has gone: nobody is left to tell
@@ -415,10 +351,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
-
-
-def _choices() -> str:
-    return ", ".join(COMMANDS)
 
 
 if __name__ == "__main__":
