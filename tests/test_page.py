@@ -308,6 +308,22 @@ def test_typing_keeps_the_words_that_stay(sentence: Path, open_page: Callable[..
     assert "At [MASK]" in driven.text("answers")
 
 
+def test_what_is_typed_while_the_model_loads_stays(sentence: Path, chromium: Browser, serve: Any) -> None:
+    page, held = chromium.new_page(), []
+    page.route("**/fast/fill_mask.onnx.data*", lambda route: held.append(route))
+    page.goto(serve(sentence))
+    page.get_by_text(re.compile("Loading the model: [1-9][0-9]* %")).wait_for()
+    page.fill("#sentence", "This model creates")
+    assert page.is_disabled("#count")
+    while not held:
+        page.wait_for_timeout(20)
+    held[0].continue_()
+    page.wait_for_selector("#results[aria-busy=false]", state="attached")
+    assert page.text_content("#masked") == "This model [MASK]"
+    assert page.is_enabled("#count")
+    page.close()
+
+
 BAD: Sequence[tuple[str, Sequence[int], str]] = (
     ("", (), "Write a sentence first."),
     ("This model creates", (), "Click a word to hide it."),

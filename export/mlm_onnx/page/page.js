@@ -246,6 +246,7 @@ function start(example) {
 function begin(given) {
   facts = given;
   find('loading').hidden = true;
+  find('controls').disabled = false;
   const { dtype, origin, bytes, longest, examples } = facts;
   find('examples').replaceChildren(...examples.map((example) => element('option', { textContent: example, value: example })));
   find('examples-row').hidden = examples.length < 2;
@@ -257,7 +258,7 @@ function begin(given) {
   find('words-label').lastElementChild.textContent = `click those to hide, or write ${facts.mask}`;
   document.body.dataset.ready = 'true';
   if (readHash()) show();
-  else start(examples[0] ?? '');
+  else start(find('sentence').value || (examples[0] ?? '')); // what was typed while it loaded stays
 }
 
 let typing;
