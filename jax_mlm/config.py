@@ -122,6 +122,8 @@ class DataConfig:
     """Largest vocabulary taken when --tokenizer-size is 0."""
     lowercase: bool = False
     """Lower-case the text in the tokenizer trained on the data."""
+    special_tokens: Literal["bert", "roberta"] = "bert"
+    """Its special tokens: [PAD] [UNK] [CLS] [SEP] [MASK], or <s> <pad> </s> <unk> <mask>, in this order."""
     text_field: str = "text"
     """The field of JSON lines, or the column of Parquet, that holds the text."""
     document: Literal["line", "blank", "file"] = "line"
@@ -172,10 +174,10 @@ class MaskConfig:
 class OptimConfig:
     """The optimizer and its schedule."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
+    optimizer: Literal["adamw", "muon", "lamb"] = "adamw"
+    """AdamW; Muon for the hidden matrices and AdamW for the rest; or LAMB, for very large batches."""
     lr: float = 2e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW and LAMB."""
     muon_lr: float = 0.02
     """Peak learning rate of Muon's matrices."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
@@ -207,7 +209,8 @@ class TrainConfig:
     """Pretrains a masked language model: everything that determines a run, beside the bytes of the data."""
 
     preset: str = "sentence"
-    """Named set of defaults: sentence, tiny, small, base, large, bert-base."""
+    """Named set of defaults: sentence, tiny, small, base, large, or the recipe of a paper: bert-base, bert-large,
+    roberta-base, roberta-large, albert-base, albert-large, distilbert-base, modernbert-base, modernbert-large."""
     data: tuple[str, ...] = ()
     """Text to train on: files, folders or globs (.txt, .jsonl, .parquet, compressed or not)."""
     valid: tuple[str, ...] = ()

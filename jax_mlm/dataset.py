@@ -73,7 +73,7 @@ def _new_tokenizer(files: Sequence[Path], corpus: DataConfig, say: Callable[[str
     def trained(size: int) -> Tokenizer:
         say(f"training a {corpus.tokenizer_kind} tokenizer of {size} tokens")
         texts = documents(files, corpus.document, corpus.text_field)
-        return train_tokenizer(texts, corpus.tokenizer_kind, size, corpus.lowercase)
+        return train_tokenizer(texts, corpus.tokenizer_kind, size, corpus.lowercase, corpus.special_tokens)
 
     if corpus.tokenizer_size:
         return trained(corpus.tokenizer_size)

@@ -89,7 +89,7 @@ def start_from(
     source = Path(config.init)
     start = read_initial(source)
     check_shape(config.model, start.model, source)
-    for name in ("tokenizer_kind", "tokenizer_size", "tokenizer_limit", "lowercase"):
+    for name in ("tokenizer_kind", "tokenizer_size", "tokenizer_limit", "lowercase", "special_tokens"):
         if getattr(config.corpus, name) != getattr(PRESETS[config.preset].corpus, name):
             raise UserError(
                 f"--{name.replace('_', '-')} is for a tokenizer trained on the data, but --init {source} brings its "

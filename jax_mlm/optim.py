@@ -67,6 +67,16 @@ def _adamw(config: OptimConfig) -> optax.GradientTransformation:
     )
 
 
+def _lamb(config: OptimConfig) -> optax.GradientTransformation:
+    """Adam's direction, in each matrix as long as the matrix itself (You et al. 2019): for very large batches."""
+    return optax.chain(
+        optax.scale_by_adam(config.beta1, config.beta2, config.adam_eps),
+        optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
+        optax.masked(optax.scale_by_trust_ratio(), is_matrix),
+        optax.scale(-config.lr),
+    )
+
+
 def _muon(config: OptimConfig) -> optax.GradientTransformation:
     """Momentum, orthogonalised (Jordan et al. 2024), scaled to the root mean square of Adam's updates."""
     flat = lambda params: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), params)  # noqa: E731
@@ -83,6 +93,8 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     match config.optimizer:
         case "adamw":
             chain = _adamw(config)
+        case "lamb":
+            chain = _lamb(config)
         case "muon":
             kinds = lambda params: jax.tree.map(lambda h: "muon" if h else "adamw", is_hidden_matrix(params))  # noqa: E731
             chain = optax.partition({"muon": _muon(config), "adamw": _adamw(config)}, kinds)

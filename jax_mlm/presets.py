@@ -1,11 +1,18 @@
-"""Named sets of defaults: shapes and recipes of our own, and those that the papers of the five families give."""
+"""Named sets of defaults: shapes and recipes of our own, and those that the papers of the five families give.
+
+Where a paper's batch is larger than a device holds, it is computed in microbatches; give --batch and --accumulate for
+another one. Vocabularies are rounded up to a multiple of 64.
+"""
 
 from __future__ import annotations
 
 import types
 from collections.abc import Mapping
+from dataclasses import replace
 
-from jax_mlm.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from jax_mlm.config import DataConfig, MaskConfig, ModelConfig, OptimConfig, TrainConfig
+
+# ---- shapes --------------------------------------------------------------------------------------
 
 
 def _bert(width: int, layers: int, heads: int) -> ModelConfig:
@@ -30,6 +37,58 @@ def _bert(width: int, layers: int, heads: int) -> ModelConfig:
         attention_dropout=0.1,
     )
 
+
+def _roberta(width: int, layers: int, heads: int) -> ModelConfig:
+    """RoBERTa (Liu et al. 2019): positions count from behind the padding's id, which is 1."""
+    shape = _bert(width, layers, heads)
+    return replace(shape, family="roberta", token_types=1, norm_eps=1e-5, position_offset=2)
+
+
+def _albert(width: int, layers: int, heads: int) -> ModelConfig:
+    """ALBERT (Lan et al. 2019), version 2: a narrow table, one set of parameters for all layers, no dropout."""
+    shape = _bert(width, layers, heads)
+    return replace(
+        shape,
+        family="albert",
+        embedding_width=128,
+        layer_groups=1,
+        activation="gelu_tanh",
+        dropout=0.0,
+        attention_dropout=0.0,
+    )
+
+
+def _modernbert(width: int, layers: int, heads: int, ff_width: int) -> ModelConfig:
+    """ModernBERT (Warner et al. 2024): every third layer attends globally, the others to 128 tokens; tied, biasless."""
+    return ModelConfig(
+        width=width,
+        layers=layers,
+        heads=heads,
+        ff_width=ff_width,
+        max_length=8192,
+        global_every=3,
+        local_window=128,
+        rope_theta=160_000.0,
+    )
+
+
+# ---- recipes -------------------------------------------------------------------------------------
+
+_BERT_TEXT = DataConfig(length=512, tokenizer_limit=30_528, lowercase=True)
+_ROBERTA_TEXT = DataConfig(
+    length=512, tokenizer_kind="bpe", tokenizer_limit=50_304, special_tokens="roberta", pack="plain"
+)
+_ALBERT_TEXT = DataConfig(length=512, tokenizer_kind="unigram", tokenizer_limit=30_016, lowercase=True)
+_MODERNBERT_TEXT = DataConfig(length=1024, tokenizer_kind="bpe", tokenizer_limit=50_368)
+
+_BERT_OPTIM = OptimConfig(lr=1e-4, schedule="linear", warmup=0.01, beta2=0.999, adam_eps=1e-6)
+_ROBERTA_OPTIM = OptimConfig(lr=6e-4, schedule="linear", warmup=0.048, adam_eps=1e-6, clip=0.0)
+_ALBERT_OPTIM = OptimConfig("lamb", lr=1.76e-3, schedule="linear", warmup=0.025, beta2=0.999, adam_eps=1e-6)
+_DISTILBERT_OPTIM = OptimConfig(lr=5e-4, schedule="linear", warmup=0.05, adam_eps=1e-6, weight_decay=0.0, clip=5.0)
+_MODERNBERT_OPTIM = OptimConfig(lr=8e-4, warmup=0.002, decay=0.03, adam_eps=1e-6, weight_decay=1e-5)
+
+_NGRAMS = MaskConfig(mask_rule="span", span_mean=1.8, span_max=3)
+"""ALBERT hides n-grams of up to three, in proportion to 1/n: 55, 27 and 18 %; this draws 56, 25 and 19 %."""
 
 PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType(
     {
@@ -75,8 +134,86 @@ PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType(
             steps=1_000_000,
             batch=256,
             model=_bert(768, 12, 12),
-            corpus=DataConfig(length=512, tokenizer_limit=30_528, lowercase=True),
-            optim=OptimConfig(lr=1e-4, schedule="linear", warmup=0.01, beta2=0.999, adam_eps=1e-6),
+            corpus=_BERT_TEXT,
+            optim=_BERT_OPTIM,
+        ),
+        "bert-large": TrainConfig(
+            preset="bert-large",
+            steps=1_000_000,
+            batch=256,
+            accumulate=4,
+            model=_bert(1024, 24, 16),
+            corpus=_BERT_TEXT,
+            optim=_BERT_OPTIM,
+        ),
+        "roberta-base": TrainConfig(
+            preset="roberta-base",
+            steps=500_000,
+            batch=8192,
+            accumulate=64,
+            model=_roberta(768, 12, 12),
+            corpus=_ROBERTA_TEXT,
+            optim=_ROBERTA_OPTIM,
+        ),
+        "roberta-large": TrainConfig(
+            preset="roberta-large",
+            steps=500_000,
+            batch=8192,
+            accumulate=128,
+            model=_roberta(1024, 24, 16),
+            corpus=_ROBERTA_TEXT,
+            optim=replace(_ROBERTA_OPTIM, lr=4e-4, warmup=0.06),
+        ),
+        "albert-base": TrainConfig(
+            preset="albert-base",
+            steps=125_000,
+            batch=4096,
+            accumulate=32,
+            model=_albert(768, 12, 12),
+            corpus=_ALBERT_TEXT,
+            mask=_NGRAMS,
+            optim=_ALBERT_OPTIM,
+        ),
+        "albert-large": TrainConfig(
+            preset="albert-large",
+            steps=125_000,
+            batch=4096,
+            accumulate=64,
+            model=_albert(1024, 24, 16),
+            corpus=_ALBERT_TEXT,
+            mask=_NGRAMS,
+            optim=_ALBERT_OPTIM,
+        ),
+        # Three times over BERT's text (Sanh et al. 2019); made to be trained with --distil.
+        "distilbert-base": TrainConfig(
+            preset="distilbert-base",
+            steps=6_000,
+            batch=4096,
+            accumulate=32,
+            model=replace(_bert(768, 6, 12), family="distilbert", token_types=0),
+            corpus=_BERT_TEXT,
+            optim=_DISTILBERT_OPTIM,
+        ),
+        # 1.7 trillion tokens in rows of 1024; theta and length are those after its last phases.
+        "modernbert-base": TrainConfig(
+            preset="modernbert-base",
+            steps=364_000,
+            batch=4608,
+            accumulate=72,
+            model=_modernbert(768, 22, 12, 1152),
+            corpus=_MODERNBERT_TEXT,
+            mask=MaskConfig(mask_rate=0.3),
+            optim=_MODERNBERT_OPTIM,
+        ),
+        "modernbert-large": TrainConfig(
+            preset="modernbert-large",
+            steps=340_000,
+            batch=4928,
+            accumulate=154,
+            model=_modernbert(1024, 28, 16, 2624),
+            corpus=_MODERNBERT_TEXT,
+            mask=MaskConfig(mask_rate=0.3),
+            optim=replace(_MODERNBERT_OPTIM, lr=5e-4),
         ),
     }
 )

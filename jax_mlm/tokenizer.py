@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from jax_mlm.errors import UserError
 
 Kind = Literal["wordpiece", "bpe", "unigram", "word"]
+SpecialNames = Literal["bert", "roberta"]
+SPECIAL: Mapping[str, tuple[str, ...]] = {
+    "bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
+}
+"""The special tokens of a new tokenizer, in the order of their ids: RoBERTa's positions count from its padding's."""
 SAMPLE = 1 << 27
 """Characters that a tokenizer learns from: more changes the vocabulary little, and memory stays bounded."""
 SAMPLE_UNIGRAM = 1 << 24
@@ -106,7 +111,9 @@ def padded_size(size: int, kind: str) -> int:
     return size if kind == "word" else -(-size // 64) * 64
 
 
-def train_tokenizer(texts: Iterable[str], kind: Kind, size: int, lowercase: bool = False) -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str], kind: Kind, size: int, lowercase: bool = False, special: SpecialNames = "bert"
+) -> Tokenizer:
     """Learns a vocabulary of exactly `padded_size(size, kind)` entries; the same texts give the same tokenizer."""
     size = padded_size(size, kind)
     learn: Callable[..., Tokenizer] = {
@@ -118,7 +125,7 @@ def train_tokenizer(texts: Iterable[str], kind: Kind, size: int, lowercase: bool
     sample = evenly(map(_without_unknown, texts), SAMPLE_UNIGRAM if kind == "unigram" else SAMPLE)
     if not any(text.strip() for text in sample):
         raise UserError("--data holds no text to train a tokenizer on")
-    tokenizer = learn(sample, size, lowercase)
+    tokenizer = learn(sample, size, lowercase, SPECIAL[special])
     reached = tokenizer.get_vocab_size(with_added_tokens=True)
     if reached < size:
         raise VocabularyTooLarge(size, reached if kind == "word" else reached // 64 * 64)
@@ -147,24 +154,26 @@ def _without_unknown(text: str) -> str:
     return text.replace(f" {LITERAL_UNKNOWN}", "").replace(LITERAL_UNKNOWN, "") if LITERAL_UNKNOWN in text else text
 
 
-def _specials(*names: str, space_before: bool = False) -> list[AddedToken]:
-    """Special tokens; [UNK] is matched after normalisation, which is where the literal `<unk>` becomes it."""
-    token = partial(AddedToken, special=True)
-    own = {"[UNK]": token("[UNK]", normalized=True, lstrip=space_before)}
-    own["[MASK]"] = token("[MASK]", normalized=False, lstrip=space_before)
-    return [own.get(name) or token(name, normalized=False) for name in names]
+def _named(names: Sequence[str], role: str) -> str:
+    return next(name for name in names if name in NAMES[role])
 
 
-FRAMED = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+def _specials(names: Sequence[str], space_before: bool = False) -> list[AddedToken]:
+    """Special tokens; the unknown one is matched after normalisation, which may have written it for `<unk>`."""
+    unk, mask = _named(names, "unk"), _named(names, "mask")
+    return [
+        AddedToken(name, special=True, normalized=name == unk, lstrip=space_before and name in (unk, mask))
+        for name in names
+    ]
 
 
-def _train_words(sample: list[str], size: int, lowercase: bool) -> Tokenizer:
+def _train_words(sample: list[str], size: int, lowercase: bool, special: Sequence[str]) -> Tokenizer:
     """The most frequent whitespace-separated words, the earlier first among equals."""
-    names = ("[PAD]", "[UNK]", "[MASK]")
+    names = tuple(_named(special, role) for role in ("pad", "unk", "mask"))
     counts = Counter(word for text in sample for word in (text.lower() if lowercase else text).split())
     words = [word for word, _ in counts.most_common() if word not in names]  # a stable sort: first seen first
     entries = [*names, *words][: max(size, len(names) + 1)]
-    tokenizer = Tokenizer(models.WordLevel({word: id for id, word in enumerate(entries)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordLevel({word: id for id, word in enumerate(entries)}, unk_token=names[1]))
     if lowercase:
         tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -172,26 +181,26 @@ def _train_words(sample: list[str], size: int, lowercase: bool) -> Tokenizer:
     return tokenizer
 
 
-def _train_wordpiece(sample: list[str], size: int, lowercase: bool) -> Tokenizer:
+def _train_wordpiece(sample: list[str], size: int, lowercase: bool, special: Sequence[str]) -> Tokenizer:
     """BERT's normaliser and pre-tokeniser.
 
     The trainer numbers the pieces ##c of one character in the order of a hash table, and breaks ties by number. Given
     as special tokens they are numbered by us, so that two trainings agree; `_train` takes that mark off again.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece(unk_token=_named(special, "unk")))
     normalizer = normalizers.BertNormalizer(strip_accents=lowercase, lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    characters, inner = _characters(sample, normalizer, tokenizer.pre_tokenizer, min(1000, (size - len(FRAMED)) // 2))
+    characters, inner = _characters(sample, normalizer, tokenizer.pre_tokenizer, min(1000, (size - len(special)) // 2))
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         min_frequency=2,
-        special_tokens=[*_specials(*FRAMED), *("##" + character for character in inner)],
+        special_tokens=[*_specials(special), *("##" + character for character in inner)],
         initial_alphabet=characters,
         limit_alphabet=len(characters),
         show_progress=False,
     )
-    return _train(tokenizer, [normalizer], trainer, sample)
+    return _train(tokenizer, [normalizer], trainer, sample, special)
 
 
 def _characters(
@@ -210,67 +219,71 @@ def _characters(
     return kept, [character for character in kept if character in inner]
 
 
-def _train_bpe(sample: list[str], size: int, lowercase: bool) -> Tokenizer:
+def _train_bpe(sample: list[str], size: int, lowercase: bool, special: Sequence[str]) -> Tokenizer:
     """GPT-2's and RoBERTa's byte-level pieces: no text is unknown."""
-    smallest = padded_size(256 + len(FRAMED), "bpe")
+    smallest = padded_size(256 + len(special), "bpe")
     if size < smallest:
         raise UserError(f"--tokenizer-size {size}: byte-level bpe needs at least {smallest}")
-    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.BPE(unk_token=_named(special, "unk")))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         min_frequency=2,
-        special_tokens=_specials(*FRAMED, space_before=True),
+        special_tokens=_specials(special, space_before=True),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    return _train(tokenizer, [normalizers.NFC(), *_lower(lowercase)], trainer, sample)
+    return _train(tokenizer, [normalizers.NFC(), *_lower(lowercase)], trainer, sample, special)
 
 
-def _train_unigram(sample: list[str], size: int, lowercase: bool) -> Tokenizer:
+def _train_unigram(sample: list[str], size: int, lowercase: bool, special: Sequence[str]) -> Tokenizer:
     """SentencePiece's unigram model over words that carry the space before them."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
     trainer = trainers.UnigramTrainer(
         vocab_size=size,
-        special_tokens=_specials(*FRAMED, space_before=True),
-        unk_token="[UNK]",
+        special_tokens=_specials(special, space_before=True),
+        unk_token=_named(special, "unk"),
         show_progress=False,
     )
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
-    return _train(tokenizer, [normalizers.NFKC(), spaces, *_lower(lowercase)], trainer, sample)
+    return _train(tokenizer, [normalizers.NFKC(), spaces, *_lower(lowercase)], trainer, sample, special)
 
 
 def _lower(lowercase: bool) -> list[normalizers.Normalizer]:
     return [normalizers.Lowercase()] if lowercase else []
 
 
-def _train(tokenizer: Tokenizer, normalizer: list, trainer: trainers.Trainer, sample: list[str]) -> Tokenizer:
-    """Trains without, then adds, what only matters later: the literal unknown token and the frame [CLS] … [SEP]."""
+def _train(
+    tokenizer: Tokenizer, normalizer: list, trainer: trainers.Trainer, sample: list[str], special: Sequence[str]
+) -> Tokenizer:
+    """Trains without, then adds, what only matters later: the literal unknown token and the frame around a text."""
     tokenizer.normalizer = normalizers.Sequence(normalizer)
     tokenizer.train_from_iterator(_batches(sample), trainer)
+    unk, cls, sep = (_named(special, role) for role in ("unk", "cls", "sep"))
     # Last, so that neither it nor the [UNK] it writes is lower-cased; a lower-cased [UNK] is mended on the way.
-    unknown = normalizers.Replace(Regex(rf"{LITERAL_UNKNOWN}|\[unk\]"), "[UNK]")
+    unknown = normalizers.Replace(Regex(rf"{LITERAL_UNKNOWN}|\[unk\]"), unk)
     tokenizer.normalizer = normalizers.Sequence([*normalizer, unknown])
-    frame = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
+    frame = [(name, tokenizer.token_to_id(name)) for name in (cls, sep)]
+    pair = f"{cls} $A {sep} {sep} $B {sep}" if cls == "<s>" else f"{cls} $A {sep} $B:1 {sep}:1"
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{cls} $A {sep}", pair=pair, special_tokens=frame)
     content = json.loads(tokenizer.to_str())
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in FRAMED]
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in special]
     if content["model"]["type"] == "Unigram":
-        content["model"]["vocab"] = _settled(content["model"]["vocab"])
+        content["model"]["vocab"] = _settled(content["model"]["vocab"], len(special))
     # Added tokens are matched through the normaliser that was there when they were added: read everything anew.
     return Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
 
 
-def _settled(pieces: list[list]) -> list[tuple[str, float]]:
+def _settled(pieces: list[list], specials: int) -> list[tuple[str, float]]:
     """Unigram's pieces in an order that no hash table decides.
 
     Its sums agree up to the last digits, and the characters that only complete the alphabet get the lowest scores, one
     a little below the other, at random.
     """
-    frame, learned = pieces[: len(FRAMED)], pieces[len(FRAMED) :]
+    frame, learned = pieces[:specials], pieces[specials:]
     ranked = sorted(((round(score, 6), piece) for piece, score in learned), key=lambda entry: (-entry[0], entry[1]))
     end = len(ranked)
     while end and len(ranked[end - 1][1]) == 1:

@@ -70,3 +70,13 @@ def test_clipping_bounds_the_gradient():
     first_moment = next(s for s in jax.tree.leaves(seen, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")).mu
     norm = np.sqrt(sum(float(jnp.square(x).sum()) for x in jax.tree.leaves(first_moment)))
     assert norm == pytest.approx(0.1, rel=1e-3), "(1 − β₁) of a gradient of norm 1"
+
+
+def test_lamb_moves_each_matrix_by_a_part_of_its_length():
+    params = {"dense": {"kernel": jnp.full((3, 4), 2.0), "bias": jnp.ones(4)}}
+    tx = make_optimizer(OptimConfig("lamb", lr=0.01, clip=0.0, weight_decay=0.0))
+    grads = jax.tree.map(lambda x: jnp.arange(1.0, 1 + x.size).reshape(x.shape), params)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    length = jnp.linalg.norm(updates["dense"]["kernel"]) / jnp.linalg.norm(params["dense"]["kernel"])
+    assert float(length) == pytest.approx(0.01, rel=1e-5)
+    np.testing.assert_allclose(updates["dense"]["bias"], -0.01, rtol=1e-5)  # Adam's first step: no trust ratio there

@@ -266,6 +266,25 @@ def test_our_presets_load_as_modernbert(preset: str, tmp_path: Path) -> None:
     assert [(answer["token_str"], answer["sequence"]) for answer in filled] == [("words", "This words creates")]
 
 
+def test_the_special_tokens_of_roberta_load_as_theirs(shared_data: Path, tmp_path: Path) -> None:
+    lines = (shared_data / "sst2" / "train.tsv").read_text(encoding="utf-8").splitlines()[:2000]
+    tokenizer = train_tokenizer(lines, "bpe", 512, special="roberta")
+    model = replace(ROBERTA, vocab_size=512)
+    export_hf(save_run(tmp_path / "run", model, randomised(model), tokenizer), tmp_path / "hf")
+    loaded, read = load(tmp_path / "hf"), transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert (read.mask_token, read.pad_token_id, read.cls_token, read.sep_token) == ("<mask>", 1, "<s>", "</s>")
+    assert read("a good film", "or a bad one")["input_ids"].count(read.sep_token_id) == 3
+    batch = read(["a <mask> film", "a good film, or a bad one"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        wanted = loaded(**batch).logits.numpy()
+    tokens, seen = batch["input_ids"].numpy().astype(np.int32), batch["attention_mask"].numpy().astype(np.int32)
+    at = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    got = np.asarray(make_forward(model)(randomised(model), Inputs(tokens, seen, at), at))
+    assert np.abs(got - wanted)[seen.astype(bool)].max() <= LOGITS
+    answers = transformers.pipeline("fill-mask", model=str(tmp_path / "hf"))("a <mask> film")
+    assert all(answer["sequence"].startswith("a") and answer["sequence"].endswith(" film") for answer in answers)
+
+
 def test_vocab_txt_is_read_as_they_read_it(shared_data: Path, tmp_path: Path) -> None:
     whole = Tokenizer.from_file(str(shared_data / "weights" / "bert-tiny-english" / "tokenizer.json"))
     vocab = sorted(whole.get_vocab(), key=whole.get_vocab().get)

@@ -158,3 +158,19 @@ def test_data_modules_do_not_import_jax() -> None:
     heavy = "{'jax', 'pyarrow', 'zstandard', 'rich'} & set(sys.modules)"
     code = f"import sys, jax_mlm.data, jax_mlm.corpus; sys.exit(str({heavy}) if {heavy} else 0)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "word"])
+def test_the_special_tokens_of_roberta(kind: str) -> None:
+    tokenizer = train_tokenizer(made_text(500), kind, 200 if kind == "word" else 384, special="roberta")
+    v = vocabulary_of(tokenizer)
+    assert {"<mask>", "<pad>", "<unk>"} <= set(tokenizer.get_vocab())
+    assert "[MASK]" not in tokenizer.get_vocab()
+    assert tokenizer.encode("a <unk>").ids.count(v.unk) >= 1
+    if kind != "word":
+        names = [tokenizer.id_to_token(id) for id in range(5)]
+        assert names == ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        assert (v.pad, v.mask, v.special) == (1, 4, (0, 1, 2, 3, 4))
+        assert tokenizer.encode("bade", "bade").tokens.count("</s>") == 3
+    masked = tokenizer.encode("bade <mask> tuso", add_special_tokens=False)
+    assert masked.ids.count(v.mask) == 1
