@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import uuid
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,15 +103,18 @@ class _Trackio:
     def __init__(self, run: Path, config: TrainConfig) -> None:
         import trackio
 
-        self._run: Any = trackio.init(
-            project=PROJECT, name=f"{run.name}-{_known_as(run)}", resume="allow", config=to_json(config)
-        )
+        name = f"{run.name}-{_known_as(run)}"
+        with redirect_stdout(sys.stderr):  # it greets
+            self._run: Any = trackio.init(project=PROJECT, name=name, resume="allow", config=to_json(config))
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         self._run.log(dict(figures), step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        import trackio
+
+        with redirect_stdout(sys.stderr):
+            trackio.finish()  # the module's: the run's own would be finished again at exit, with a line on stdout
 
 
 def _known_as(run: Path) -> str:

@@ -1,6 +1,12 @@
 """Trackers: they get the figures of metrics.jsonl, and an absent one is a clear line."""
 
 import importlib.util
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -44,7 +50,10 @@ def test_wandb_offline_holds_the_same_figures_and_the_run_goes_on_under_its_name
     files = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2
     assert all(first.strip() in path.name for path in files)
-    assert all(b"valid/loss" in path.read_bytes() for path in files)
+    until = time.monotonic() + 20  # its own process writes them, and may end after ours was told so
+    while not all(b"valid/loss" in path.read_bytes() for path in files):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_wandb_without_an_account_is_one_line_with_the_remedy(tmp_path, monkeypatch):
@@ -55,3 +64,34 @@ def test_wandb_without_an_account_is_one_line_with_the_remedy(tmp_path, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match="WANDB_MODE=offline"):
         check_tracker("wandb")
+
+
+TRACKIO = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from jax_mlm.presets import PRESETS
+from jax_mlm.run import MetricsLog
+from jax_mlm.trackers import open_tracker
+
+run = Path(sys.argv[1])
+for resume_after, step in ((None, 7), (7, 14)):
+    log = MetricsLog(run, resume_after, open_tracker("trackio", run, replace(PRESETS["tiny"], track="trackio")))
+    log.write("valid", step, {"loss": step / 2})
+    log.close()
+"""
+
+
+def test_trackio_holds_the_same_figures_and_says_nothing_on_stdout(tmp_path):
+    pytest.importorskip("trackio", reason="the extra trackio is not installed")
+    (tmp_path / "run").mkdir()
+    offline = {"TRACKIO_DIR": str(tmp_path / "store"), "HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, **offline, "PYTHONPATH": os.pathsep.join(sys.path)}
+    line = [sys.executable, "-c", TRACKIO, str(tmp_path / "run")]
+    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    stored = sqlite3.connect(tmp_path / "store" / "jax-mlm.db")
+    rows = stored.execute("select run_name, step, metrics from metrics order by step").fetchall()
+    stored.close()
+    assert [(step, json.loads(metrics)["valid/loss"]) for _, step, metrics in rows] == [(7, 3.5), (14, 7.0)]
+    assert len({name for name, _, _ in rows}) == 1, "a resumed run goes on under its name"
