@@ -32,8 +32,11 @@ element.addEventListener('keydown', (event) => {
 function keep() {
   const answer = element.querySelector('[data-query]');
   if (!answer) return;
-  const address = new URL(window.location);
-  new URLSearchParams(answer.dataset.query).forEach((value, name) => address.searchParams.set(name, value));
+  const address = new URL(window.location), query = answer.dataset.query;
+  new URLSearchParams(query).forEach((value, name) => {
+    if (query.length <= 8000) address.searchParams.set(name, value);
+    else address.searchParams.delete(name); // longer ones are no address that servers take
+  });
   window.history.replaceState(null, '', address);
 }
 

@@ -28,6 +28,8 @@ FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "mon
 """Of the system: Gradio's own would be fetched from the network."""
 SHOWN = 60
 """Characters of an example on its button."""
+AT_ONCE = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
+"""How every handler is called: without a queue, which would cost more time than most answers take."""
 NO_ATTENTION = "This bundle carries no attention: `convert --with-attention` makes one that does."
 
 
@@ -39,6 +41,8 @@ class Session:
     words: tuple[Word, ...] = ()
     hidden: tuple[int, ...] = ()
     query: str = ""
+    explained: str | None = None
+    """The query whose explanation is made, or shown."""
     looking: bool = False
     """The attention is unfolded."""
 
@@ -65,8 +69,13 @@ class Demo:
             text, hidden = (self.examples[0], (2,)) if self.examples else ("", ())
         return (text, top_k, *self.answer(session, text, hidden, top_k))
 
-    def write(self, session: Session, text: str, top_k: int) -> tuple[Any, ...]:
-        """The sentence was changed: words stay hidden where the same word is still in that place."""
+    def write(self, session: Session, text: str, top_k: int) -> Any:
+        """The sentence was changed: words stay hidden where the same word is still in that place.
+
+        Nothing happens where it was a handler that changed it.
+        """
+        if text == session.text:
+            return gr.skip()
         try:
             words = self.facts.words(text)
         except QueryError:  # `answer` says what is wrong
@@ -88,7 +97,7 @@ class Demo:
 
     def answer(self, session: Session, text: str, hidden: Sequence[int], top_k: int) -> tuple[str, str, str]:
         """(words, answers, reasons to come)."""
-        session.text, session.words, session.hidden = text, (), ()
+        session.text, session.words, session.hidden, session.explained = text, (), (), None
         session.query, words = page.to_query(text, hidden, top_k), ""
         if not text.strip():
             return words, page.problem("type a sentence first", session.query), ""
@@ -107,6 +116,9 @@ class Demo:
     def explain(self, session: Session) -> Any:
         """What the answers hang on; nothing where the page has moved on meanwhile."""
         query, shown = session.query, ""
+        if session.explained == query:
+            return gr.skip()
+        session.explained = query
         try:
             asked = self.facts.ask(session.text, session.hidden, top_k=2)
         except QueryError:  # `answer` has said why
@@ -145,8 +157,6 @@ class Demo:
 
 def build(demo: Demo) -> gr.Blocks:
     """The page of one bundle."""
-    quick = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
-    slow = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 2}
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
         session = gr.State(Session())
         gr.Markdown(f"# {TITLE}\n{LEAD}")
@@ -166,17 +176,17 @@ def build(demo: Demo) -> gr.Blocks:
 
         shown, asked = [words, answers, why], [session, text, top_k]
         asks = [
-            blocks.load(demo.start, session, [text, top_k, *shown], **quick),
-            text.input(demo.write, asked, shown, **quick),
-            words.click(demo.press, asked, shown, **quick),
-            top_k.input(demo.again, asked, shown, **quick),
+            blocks.load(demo.start, session, [text, top_k, *shown], **AT_ONCE),
+            text.change(demo.write, asked, shown, **AT_ONCE),  # Gradio's `input` says nothing of what is pasted
+            words.click(demo.press, asked, shown, **AT_ONCE),
+            top_k.input(demo.again, asked, shown, **AT_ONCE),
         ]
         for button, example in choices:
-            asks.append(button.click(demo.choose, [session, example, top_k], [text, *shown], **quick))
+            asks.append(button.click(demo.choose, [session, example, top_k], [text, *shown], **AT_ONCE))
         for ask in asks:
-            ask.then(demo.explain, session, why, **slow)
+            ask.then(demo.explain, session, why, **AT_ONCE)
             if demo.attention is not None:
-                ask.then(demo.look, [session, layer, head], heat, **slow)
+                ask.then(demo.look, [session, layer, head], heat, **AT_ONCE)
     return blocks
 
 
@@ -201,11 +211,10 @@ def _attention(demo: Demo, session: gr.State) -> tuple[gr.Slider | None, gr.Slid
             layer = gr.Slider(1, layers, layers, step=1, precision=0, label="Layer", visible=layers > 1)
             head = gr.Slider(0, heads, 0, step=1, precision=0, label="Head (0: the mean of all)")
         heat = _html("heat")
-        one = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
-        part.expand(demo.unfold, [session, layer, head], heat, **one)
-        part.collapse(demo.fold, session, None, **one)
+        part.expand(demo.unfold, [session, layer, head], heat, **AT_ONCE)
+        part.collapse(demo.fold, session, None, **AT_ONCE)
         for slider in (layer, head):
-            slider.input(demo.look, [session, layer, head], heat, **one)
+            slider.input(demo.look, [session, layer, head], heat, **AT_ONCE)
     return layer, head, heat
 
 
