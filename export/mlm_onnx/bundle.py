@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -259,6 +257,9 @@ def check_target(path: Path) -> None:
 @contextmanager
 def new_bundle(path: Path) -> Iterator[Path]:
     """A folder to fill; it takes its place at `path` when the block ends well, and vanishes when it does not."""
+    import shutil
+    import tempfile  # a query starts faster without
+
     check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

@@ -7,7 +7,6 @@ import difflib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 PROG = "python -m mlm_onnx"
@@ -42,6 +41,7 @@ def command_map(commands: Mapping[str, Command]) -> str:
 
 def versions() -> str:
     """One line: this distribution and what it computes with."""
+    from importlib.metadata import PackageNotFoundError, version  # a query starts faster without
 
     def installed(name: str) -> str:
         try:
