@@ -78,7 +78,7 @@ def figure(title: str, series: Sequence[Series], x_label: str, x_unit: Unit = "n
     dash = [" dashed" if s.colour >= COLOURS else "" for s in named]
     legend = "".join(
         f'<span><i class="swatch{d}" style="--c:var(--c{s.colour % COLOURS})"></i>{escape(s.name)} '
-        f"<b>{s.points[-1][1]:.4g}</b></span>"
+        f"<b>{number(float(f'{s.points[-1][1]:.4g}'))}</b></span>"
         for s, d in zip(named, dash, strict=True)
     )
     drawing = chart(series, x_label, title, x_unit, from_zero)

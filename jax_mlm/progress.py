@@ -86,7 +86,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line that stays, above the panel."""
         if self._live is not None:
-            self._console.print(text, markup=False, soft_wrap=True)
+            self._console.print(text, markup=False)
         else:
             print(text, file=sys.stderr, flush=True)
 
@@ -137,7 +137,7 @@ def samples_table(answers: Sequence[Answer], width: int) -> Table:
     """One line for each sample: the words around the gap, and the likeliest ones, the right one in green."""
     table = Table.grid(padding=(0, 2), expand=False)
     best = min(3 if width >= 90 else 2 if width >= 60 else 1, max((len(a.candidates) for a in answers), default=0))
-    room = max(width - 20 * best - 2, 16)
+    room = max(width - 18 * best - 2, 16)
     for _ in range(1 + best):
         table.add_column(no_wrap=True, overflow="ellipsis")
     for answer in answers:

@@ -63,3 +63,28 @@ def test_steps_are_kept_and_validated_ten_times():
     assert pace.horizon == 95
     assert [done for done in range(1, 96) if pace.evaluation_due(done)] == [10, 20, 30, 40, 50, 60, 70, 80, 90]
     assert [done for done in range(1, 96) if Pace(95, None, 40, START, 1.0).evaluation_due(done)] == [40, 80]
+
+
+@pytest.mark.parametrize("options", [(200, None, 0), (205, None, 30), (50, None, 70)])
+def test_the_next_validation_that_is_told_is_the_next_that_happens(options):
+    pace = Pace(*options, START, 1.0, clock=lambda: 0.0)
+    due = [done for done in range(1, pace.horizon) if pace.evaluation_due(done)] + [pace.horizon]
+    for done in range(pace.horizon):
+        assert pace.next_evaluation(done) == next(step for step in due if step > done)
+
+
+def test_under_a_budget_the_next_validation_lies_ahead_and_is_told_right_when_the_pace_is_steady():
+    now = [0.0]
+    pace = Pace(0, 300.0, 0, START, 1.0, clock=lambda: now[0])
+    told, happened, done = None, [], 0
+    while done < pace.horizon:
+        now[0] += 0.5
+        done += 1
+        pace.measure(done)
+        if pace.evaluation_due(done):
+            with pace.evaluating():
+                happened.append((told, done))
+        assert done < pace.next_evaluation(done) <= pace.horizon or done == pace.horizon
+        told = pace.next_evaluation(done)
+    assert len(happened) == 9
+    assert all(abs(told - step) <= 1 for told, step in happened[1:])

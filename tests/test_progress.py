@@ -13,10 +13,12 @@ import pytest
 from test_train import ROOT
 
 from jax_mlm.progress import Smooth, at_terminal, clipped, duration, gapped, spark
+from jax_mlm.run import read_samples
 from jax_mlm.samples import Answer
 
 SCENE = """
 from jax_mlm.progress import Progress
+from jax_mlm.run import read_samples
 from jax_mlm.samples import Answer
 
 answers = [Answer("the red [MASK] sees apples", "fox", 0.5, (("fox", 0.5), ("dog", 0.2)), ("the red ", " sees apples"))]
@@ -37,13 +39,13 @@ def scene(**environment) -> subprocess.CompletedProcess:
     )
 
 
-def seen_at_terminal(columns: int) -> str:
-    """The scene in a pseudo-terminal: all that it was sent."""
+def seen_at_terminal(columns: int, *line: str, **environment: str) -> tuple[str, str]:
+    """What a command sends to a pseudo-terminal that is its stderr, and what it writes on stdout."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "CI": ""}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "CI": "", **environment}
     env = {name: value for name, value in env.items() if name not in {"COLUMNS", "NO_COLOR"}}
-    process = subprocess.Popen([sys.executable, "-c", SCENE], env=env, stderr=theirs, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, *line], env=env, stderr=theirs, stdout=subprocess.PIPE, text=True)
     os.close(theirs)
     sent = b""
     while True:
@@ -55,8 +57,9 @@ def seen_at_terminal(columns: int) -> str:
             break
         sent += block
     os.close(ours)
-    assert process.wait(timeout=60) == 0
-    return sent.decode()
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, sent.decode()
+    return sent.decode(), printed
 
 
 def test_a_pipe_gets_plain_lines():
@@ -73,7 +76,7 @@ def test_a_pipe_gets_plain_lines():
 
 @pytest.mark.parametrize("columns", [60, 200])
 def test_a_terminal_gets_a_panel_that_fits(columns):
-    sent = seen_at_terminal(columns)
+    sent, _ = seen_at_terminal(columns, "-c", SCENE)
     assert "╭" in sent
     assert "\x1b[?25l" in sent
     assert sent.rstrip().endswith("\x1b[?25h"), "the cursor is given back"
@@ -82,6 +85,18 @@ def test_a_terminal_gets_a_panel_that_fits(columns):
     for shown in ("step 30 of 40", "75%", "tokens/s", "valid loss 7.500", "[fox]", "fox 50%"):
         assert shown in plain, shown
     assert "step 20/40  valid loss 7.5000" in plain, "the line that stays"
+
+
+def test_training_at_a_terminal_shows_the_panel_and_keeps_stdout_for_results(environment, tmp_path):
+    run = tmp_path / "run"
+    line = ["-m", "jax_mlm.train", "--steps", "20", "--eval-every", "10", "--out", str(run)]
+    sent, printed = seen_at_terminal(100, *line, **environment)
+    for shown in ("╭", "step 20 of 20", "[creates]", "valid loss", "step 10/20"):
+        assert shown in sent, shown
+    assert sent.rstrip().endswith("\x1b[?25h")
+    assert printed.splitlines()[-1] == str(run)
+    assert "\x1b" not in printed
+    assert [evaluation["step"] for evaluation in read_samples(run)] == [10, 20]
 
 
 @pytest.mark.parametrize(("environment", "watched"), [({}, True), ({"TERM": "dumb"}, False), ({"CI": "true"}, False)])

@@ -172,3 +172,35 @@ def test_an_empty_or_cut_metrics_file_still_gives_a_report(tmp_path, broken):
     (run / "metrics.jsonl").write_text(broken)
     write_report(run)
     assert "nothing measured yet" in checked((run / REPORT_FILE).read_text())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_the_pages_fit_a_telephone_and_nothing_is_asked_of_anybody(tmp_path, chromium, scheme, capsys):
+    paths = [
+        make_run(tmp_path / f"a-run-with-quite-a-long-name-{n}", lr=n / 1000, word="wordwithoutend" * 3) for n in (1, 2)
+    ]
+    write_report(paths[0])
+    assert call(capsys, *paths, "--out", tmp_path / "both.html")[0] == 0
+    asked: list = []
+    said: list = []
+    for width in (375, 1280):
+        page = chromium.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        page.on("request", asked.append)
+        page.on("console", said.append)
+        page.on("pageerror", said.append)
+        for file in (paths[0] / REPORT_FILE, tmp_path / "both.html"):
+            asked.clear()
+            page.goto(file.as_uri())
+            assert [request.url for request in asked if not request.url.startswith("data:")] == [file.as_uri()]
+            for details in page.query_selector_all("details"):
+                details.evaluate("d => d.open = true")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, file
+            ink, paper = page.evaluate(
+                "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+            )
+            brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
+            assert abs(brightness[0] - brightness[1]) > 450, "it can be read"
+            assert (brightness[1] < 200) == (scheme == "dark")
+            assert page.query_selector("polyline").evaluate("p => getComputedStyle(p).stroke") not in ("", "none")
+        assert not said
+        page.close()
