@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -266,7 +267,10 @@ def test_score_and_info_print(words: Path, capsys: pytest.CaptureFixture[str]) -
     assert set(json.loads(capsys.readouterr().out)) == {"text", "score", "perplexity", "tokens"}
     assert main(["score", str(words), "This model"]) == 0
     assert main(["info", str(words)]) == 0
-    assert "fast/fill_mask.onnx: input_ids int64[batch, sequence]" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    if Path("/proc/self/status").exists():
+        assert re.search(r"^memory +[\d.]+ MB resident", printed, re.MULTILINE)
+    assert "fast/fill_mask.onnx: input_ids int64[batch, sequence]" in printed
     assert main(["info", str(words), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == 1
 
@@ -275,7 +279,7 @@ def test_score_and_info_print(words: Path, capsys: pytest.CaptureFixture[str]) -
     ("argv", "said"),
     [
         (["fil"], "did you mean fill?"),
-        (["xyzzy"], "choose convert, fill, explain, score, embed, info"),
+        (["xyzzy"], "choose convert, fill, explain, score, embed, demo, info"),
         (["fill"], "required"),
         (["fill", "BUNDLE", "a [MASK]", "--top_k", "3"], "did you mean --top-k?"),
         (["fill", "BUNDLE", "a [MASK]", "--top-k", "0"], "--top-k: must be at least 1"),

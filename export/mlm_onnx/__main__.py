@@ -229,10 +229,27 @@ def _print_info(path: Path, bundle: Bundle) -> None:
         print(f"          {_saturation(manifest['int8'])}")
     if calibration := parity.get("calibration"):
         print(f"          {_calibration(calibration)}")
+    if memory := _memory(path):
+        print(f"memory    {memory}")
     for name, graph in manifest["graphs"].items():
         print(f"graph     {name}: {_ports(graph['inputs'])} → {_ports(graph['outputs'])}")
     for name, facts in manifest["files"].items():
         print(f"file      {name}  {_bytes(facts['size'])}")
+
+
+def _memory(path: Path) -> str:
+    """What this process holds in memory once it has answered from the bundle; on Linux, else nothing."""
+    from mlm_onnx.predictor import FillMask
+
+    fill = FillMask(path)
+    fill(f"a {fill.mask_token}", top_k=1)
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return ""
+    facts = dict(line.split(":", 1) for line in lines)
+    resident, mapped = (int(facts[name].split()[0]) * 1024 for name in ("VmRSS", "RssFile"))
+    return f"{_bytes(resident)} resident after an answer, of which {_bytes(mapped)} are mapped files"
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -279,7 +296,7 @@ COMMANDS: Mapping[str, Command] = {
         _demo,
     ),
     "info": Command(
-        "what a bundle holds, checked",
+        "what a bundle holds, all of its files checked",
         (f"{PROG} info bundle", f"{PROG} info bundle --json"),
         _declare_info,
         _info,
