@@ -174,6 +174,15 @@ def test_an_empty_or_cut_metrics_file_still_gives_a_report(tmp_path, broken):
     assert "nothing measured yet" in checked((run / REPORT_FILE).read_text())
 
 
+def listen(page) -> tuple[list[str], list[str]]:
+    """What a browser's page will ask for, and what it will complain of."""
+    asked, said = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    return asked, said
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser_the_pages_fit_a_telephone_and_nothing_is_asked_of_anybody(tmp_path, chromium, scheme, capsys):
     paths = [
@@ -181,17 +190,13 @@ def test_in_a_browser_the_pages_fit_a_telephone_and_nothing_is_asked_of_anybody(
     ]
     write_report(paths[0])
     assert call(capsys, *paths, "--out", tmp_path / "both.html")[0] == 0
-    asked: list = []
-    said: list = []
     for width in (375, 1280):
         page = chromium.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        page.on("request", asked.append)
-        page.on("console", said.append)
-        page.on("pageerror", said.append)
+        asked, said = listen(page)
         for file in (paths[0] / REPORT_FILE, tmp_path / "both.html"):
             asked.clear()
             page.goto(file.as_uri())
-            assert [request.url for request in asked if not request.url.startswith("data:")] == [file.as_uri()]
+            assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
             for details in page.query_selector_all("details"):
                 details.evaluate("d => d.open = true")
             assert page.evaluate("document.documentElement.scrollWidth") <= width, file
