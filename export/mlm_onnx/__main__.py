@@ -26,8 +26,9 @@ def _declare_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("int8", "fp32"), default="int8", help="how weights are stored (default: int8)"
     )
-    layouts = {"choices": ("predictor", "hub", "web"), "default": "predictor", "dest": "layout"}
-    said = "predictor: for FillMask (default); hub: also for optimum and transformers.js; web: also a page for browsers"
+    layouts = {"choices": ("predictor", "hub", "web", "space"), "default": "predictor", "dest": "layout"}
+    said = "predictor: for FillMask (default); hub: also for optimum and transformers.js; web: also a page "
+    said += "for browsers; space: the demo as a hosted Space"
     parser.add_argument("--for", **layouts, help=said)
     int8, pages = parser.add_argument_group("int8"), parser.add_argument_group("pages and demo")
     pages.add_argument(
@@ -71,7 +72,9 @@ def _convert(options: argparse.Namespace) -> None:
         print(_saturation(manifest["int8"]))
     if calibration := parity.get("calibration"):
         print(_calibration(calibration))
-    if options.layout == "web":
+    if options.layout == "space":
+        print(f"next: python {options.bundle / 'app.py'}, or push {options.bundle} to a Space")
+    elif options.layout == "web":
         print(f"next: python -m http.server --directory {options.bundle}, then open http://localhost:8000")
     else:
         print(f'next: {PROG} fill {options.bundle} "text with {manifest["tokens"]["mask"]["text"]}"')

@@ -40,11 +40,12 @@ from mlm_onnx.parity import (
 )
 from mlm_onnx.ports import ports
 from mlm_onnx.quantize import INT8, adjusted
+from mlm_onnx.space import check_space, write_space
 from mlm_onnx.web import find_runtime, write_page
 
 PRECISIONS = {"int8": INT8, "fp32": FP32}
 PACKAGES = ("mlm-onnx", "jax-mlm", "jax", "onnx", "onnxruntime", "tokenizers", "numpy")
-Layout = Literal["predictor", "hub", "web"]
+Layout = Literal["predictor", "hub", "web", "space"]
 
 
 def convert(
@@ -65,7 +66,7 @@ def convert(
             matrices stay in float32.
         reduce_range: 7-bit encoder weights, for processors without VNNI.
         web_runtime: for the layout "web", a node_modules folder instead of what npm fetches.
-        with_attention: also a graph of what each token attends to.
+        with_attention: also a graph of what each token attends to; a Space has it always.
         examples: sentences that pages offer to try, instead of the usual ones.
 
     Raises:
@@ -76,7 +77,8 @@ def convert(
         raise BundleError(f"{'--calibrate' if calibration else '--reduce-range'} is about int8: leave out --dtype fp32")
     if web_runtime is not None and layout != "web":
         raise BundleError("--web-runtime is about the page: add --for web")
-    bundle.check_target(out)
+    folder = check_space(out) if layout == "space" else out
+    bundle.check_target(folder)
     config = read_run(run)
     tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     vocabulary = vocabulary_of(tokenizer)
@@ -89,8 +91,8 @@ def convert(
     step, params = load_params(run, best_step(run))
     origin = {"run": run.resolve().name, "preset": config.preset, "step": step, "versions": versions()}
     memorised = None if config.data or "imported_from" in read_run_file(run).get("data", {}) else SENTENCE
-    return write_bundle(
-        out,
+    manifest = write_bundle(
+        folder,
         model,
         params,
         tokenizer,
@@ -100,9 +102,12 @@ def convert(
         calibration,
         reduce_range,
         runtime,
-        with_attention,
+        with_attention or layout == "space",
         examples_for(tokenizer, vocabulary, examples, memorised),
     )
+    if layout == "space":
+        write_space(out, manifest)
+    return manifest
 
 
 def write_bundle(
