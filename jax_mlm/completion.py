@@ -22,7 +22,7 @@ CONFIGS = {
 
 SCRIPT = """# completion of jax_mlm's commands for bash; for zsh: autoload -U bashcompinit && bashcompinit, then this
 _jax_mlm() {{
-  local words=("${{COMP_WORDS[@]:1:COMP_CWORD-1}}") current="${{COMP_WORDS[COMP_CWORD]}}" command choices=""
+  local words=("${{COMP_WORDS[@]:1:$((COMP_CWORD - 1))}}") current="${{COMP_WORDS[COMP_CWORD]}}" command choices=""
   [[ "${{words[0]}}" == -m ]] || return
   case "${{words[1]}}" in
     jax_mlm) command="${{words[2]}}"; words=("${{words[@]:3}}") ;;

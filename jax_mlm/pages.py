@@ -56,8 +56,8 @@ mark { background: var(--mark); color: inherit; border-radius: .25rem; padding: 
 .word { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; border-left: 2px solid var(--card) !important;
   background: linear-gradient(var(--bar), var(--bar)) 0 / var(--p) 100% no-repeat; }
 .word.right { color: var(--good); font-weight: 600; } small { font-size: .85em; color: var(--quiet); }
-@media (max-width: 30rem) { .answers th { width: 2.8rem; } .answers td:last-child { width: 3.9rem; }
-  .word small { display: block; } }
+@media (max-width: 30rem) { th, td { padding: .35rem .5rem; } .answers th { width: 2.8rem; }
+  .answers td:last-child { width: 3.9rem; } .word small { display: block; } }
 details { padding: .5rem .9rem; margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; }
 details .facts { margin: .4rem 0; }
 """

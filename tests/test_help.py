@@ -152,7 +152,7 @@ def test_the_map_is_there_at_once_and_leads_to_the_commands():
         ("python -m jax_mlm.tr", "jax_mlm.train"),
         ("python -m jax_mlm ", "train evaluate compare hf"),
         ("python -m jax_mlm.train --opt", "--optimizer"),
-        ("python3 -m jax_mlm train --optimizer ", "adamw muon"),
+        ("python3 -m jax_mlm train --norm ", "layer rms"),
         ("python -m jax_mlm.train --preset t", "tiny"),
         ("python -m jax_mlm.hf import a b --fam", "--family"),
         ("python -m jax_mlm.train --data ", ""),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,7 @@ from jax_mlm.presets import PRESETS
 from jax_mlm.report import write_plots
 from jax_mlm.report_page import REPORT_FILE, write_report
 from jax_mlm.run import MetricsLog, read_metrics, write_run
+from jax_mlm.summary import checkpoints, summarise
 
 
 def make_run(run: Path, lr: float = 2e-3, until: int = 60, final: bool = True, word: str = "fox") -> Path:
@@ -172,6 +174,34 @@ def test_an_empty_or_cut_metrics_file_still_gives_a_report(tmp_path, broken):
     (run / "metrics.jsonl").write_text(broken)
     write_report(run)
     assert "nothing measured yet" in checked((run / REPORT_FILE).read_text())
+
+
+def test_a_checkpoint_that_is_replaced_while_the_report_is_written_does_no_harm(tmp_path):
+    run = make_run(tmp_path / "run")
+    for step in range(20, 61, 20):
+        for part in "abc":
+            (run / "checkpoints" / str(step) / part).mkdir(parents=True)
+            (run / "checkpoints" / str(step) / part / "data").write_bytes(bytes(100))
+    summary, stop = summarise(run), threading.Event()
+
+    def replace_them() -> None:
+        while not stop.is_set():
+            for step in (20, 40, 60):
+                for part in "abc":
+                    folder = run / "checkpoints" / str(step) / part
+                    (folder / "data").unlink()
+                    folder.rmdir()
+                    folder.mkdir()
+                    (folder / "data").write_bytes(bytes(100))
+
+    other = threading.Thread(target=replace_them)
+    other.start()
+    try:
+        sizes = {c.size for _ in range(200) for c in checkpoints(summary)}
+    finally:
+        stop.set()
+        other.join()
+    assert sizes <= set(range(0, 301, 100))
 
 
 def listen(page) -> tuple[list[str], list[str]]:
