@@ -205,6 +205,29 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class DistilConfig:
+    """Learning from a larger model; the weights are those of DistilBERT."""
+
+    distil: str = ""
+    """The teacher: a run or a Hugging Face directory, whose probabilities and hidden states are learned too."""
+    distil_soft: float = 5.0
+    """Weight of the teacher's softened probabilities at the hidden tokens."""
+    distil_mlm: float = 2.0
+    """Weight of the hidden tokens themselves."""
+    distil_cosine: float = 1.0
+    """Weight of the angle between the last hidden states, where both models have one width."""
+    distil_temperature: float = 2.0
+    """What both models' logits are divided by before their probabilities are compared."""
+
+    def __post_init__(self) -> None:
+        weights = (self.distil_soft, self.distil_mlm, self.distil_cosine)
+        if min(weights) < 0 or not sum(weights):
+            raise ValueError("--distil-soft, --distil-mlm and --distil-cosine must not be negative, nor all be 0")
+        if self.distil_temperature <= 0:
+            raise ValueError(f"--distil-temperature must be above 0, not {self.distil_temperature}")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Pretrains a masked language model: everything that determines a run, beside the bytes of the data."""
 
@@ -251,6 +274,7 @@ class TrainConfig:
     corpus: DataConfig = field(default_factory=DataConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
 
     def __post_init__(self) -> None:
         if self.accumulate < 1 or self.batch < 1 or self.batch % self.accumulate:

@@ -119,6 +119,8 @@ def open_dataset(
     if not config.model.vocab_size:
         kind = "word" if config.preset == "sentence" else corpus.tokenizer_kind
         config = replace(config, model=replace(config.model, vocab_size=padded_size(vocabulary.size, kind)))
+    elif config.model.vocab_size < vocabulary.size:
+        raise UserError(f"--vocab-size {config.model.vocab_size} is less than the tokenizer's {vocabulary.size} tokens")
 
     def rows(files: TokenFiles, chosen: np.ndarray | None = None) -> Rows:
         return pack_rows(files, vocabulary, corpus.length, corpus.pack, chosen)

@@ -153,6 +153,8 @@ def model_card(folder: Path, run: Path, config: TrainConfig, params: Mapping[str
         files = [f"- none here: imported from `{data['imported_from']}`"]
     if data.get("init"):
         files.append(f"- before that, the data of `{data['init']['from']}`, from whose weights this training began")
+    if data.get("teacher"):
+        files.append(f"- and what `{data['teacher']['from']}`, its teacher, had learned")
     measured = ""
     if (run / METRICS_FILE).is_file():
         at = [line for line in read_metrics(run) if line["step"] == step and line["kind"] in ("valid", "final")]

@@ -28,10 +28,10 @@ FREE = {"vocab_size", "max_length", "dropout", "attention_dropout", "init_std"}
 
 @dataclass(frozen=True)
 class Initial:
-    """A model to continue: its shape, its parameters (float32, numpy) and its tokenizer."""
+    """A model to continue: its shape, its parameters (float32, numpy; None: random ones) and its tokenizer."""
 
     model: ModelConfig
-    params: dict[str, Any]
+    params: dict[str, Any] | None
     tokenizer: Tokenizer
     origin: dict[str, Any] = field(default_factory=dict)
     """Where it was read: `from` a folder, and the `step` of a run."""
@@ -89,12 +89,7 @@ def start_from(
     source = Path(config.init)
     start = read_initial(source)
     check_shape(config.model, start.model, source)
-    for name in ("tokenizer_kind", "tokenizer_size", "tokenizer_limit", "lowercase", "special_tokens"):
-        if getattr(config.corpus, name) != getattr(PRESETS[config.preset].corpus, name):
-            raise UserError(
-                f"--{name.replace('_', '-')} is for a tokenizer trained on the data, but --init {source} brings its "
-                "own: leave it out (--add-tokens adds words)"
-            )
+    refuse_new_tokenizer(config, f"--init {source}")
     before = vocabulary_of(start.tokenizer).size
     if config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer)
@@ -117,9 +112,19 @@ def start_from(
 def origin_of(run: Path, start: Initial | None) -> dict[str, Any]:
     """What `run.json` says of the weights that a run began with; a resumed run keeps it."""
     if start is not None:
-        return {"init": start.origin}
+        return {"init": start.origin} if start.params is not None else {}
     before = read_run_file(run).get("data", {}) if (run / RUN_FILE).is_file() else {}
     return {"init": before["init"]} if "init" in before else {}
+
+
+def refuse_new_tokenizer(config: TrainConfig, brings: str) -> None:
+    """Refuses an option of a tokenizer to be trained, where `brings` names what brings one."""
+    for name in ("tokenizer_kind", "tokenizer_size", "tokenizer_limit", "lowercase", "special_tokens"):
+        if getattr(config.corpus, name) != getattr(PRESETS[config.preset].corpus, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} is for a tokenizer trained on the data, but {brings} brings its own: "
+                "leave it out"
+            )
 
 
 def check_shape(asked: ModelConfig, start: ModelConfig, source: Path) -> None:

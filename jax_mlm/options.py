@@ -12,6 +12,7 @@ import jax
 
 from jax_mlm import hosts
 from jax_mlm.config import TrainConfig
+from jax_mlm.distil import student_defaults
 from jax_mlm.errors import UserError
 from jax_mlm.help import nearest
 from jax_mlm.initial import continued
@@ -23,12 +24,13 @@ EXAMPLES = """examples:
   python -m jax_mlm.train --data my-text/ --budget 30m        your own text, half an hour
   python -m jax_mlm.train --resume --out runs/tiny            go on with a run
   python -m jax_mlm.train --init bert-base/ --data my-text/ --add-tokens words.txt
-                                                              from weights that are there already"""
+                                                              from weights that are there already
+  python -m jax_mlm.train --distil runs/base --data my-text/  a model of half the layers, taught by a larger one"""
 
 GROUPS = {
     "text": ("data", "valid", "tokenizer", "tokenizer_kind", "tokenizer_size", "document", "length"),
     "how long, and where to": ("steps", "budget", "eval_every", "out", "resume", "track"),
-    "model": ("preset", "init", "layers", "width", "heads"),
+    "model": ("preset", "init", "distil", "layers", "width", "heads"),
     "training": ("batch", "accumulate", "lr", "optimizer", "schedule", "mask_rule", "mask_rate", "seed", "dtype"),
 }
 """What --help shows, by field; --help-all shows the others too."""
@@ -52,13 +54,13 @@ def option(argv: Sequence[str], name: str) -> str | None:
 def defaults(argv: Sequence[str]) -> TrainConfig:
     """The defaults that options are read over: those of the run to resume, or of the preset."""
     hosts.join("--multi-host" in argv)  # before any device is looked at
-    out, preset, init = option(argv, "out"), option(argv, "preset"), option(argv, "init")
+    out, preset, init, teacher = (option(argv, name) for name in ("out", "preset", "init", "distil"))
     if "--resume" in argv and out and (Path(out) / RUN_FILE).is_file():
         return replace(read_run(Path(out)), resume=True, out=out)
     if preset is None:
         if option(argv, "data") is None:
-            if init is not None:
-                raise UserError("--init needs --data: the text to go on with")
+            if init is not None or teacher is not None:
+                raise UserError(f"--{'init' if init is not None else 'distil'} needs --data: the text to learn from")
             return PRESETS["sentence"]
         preset = "tiny" if jax.default_backend() == "cpu" else "small"
         if hosts.is_first():
@@ -68,7 +70,9 @@ def defaults(argv: Sequence[str]) -> TrainConfig:
             f"--preset {preset} is unknown: choose from {', '.join(PRESETS)}.{nearest(preset, list(PRESETS))}"
         )
     chosen = replace(PRESETS[preset], steps=0) if option(argv, "budget") is not None else PRESETS[preset]
-    return chosen if init is None else continued(chosen, Path(init))
+    if init is not None:
+        return continued(chosen, Path(init))
+    return chosen if teacher is None else student_defaults(chosen, Path(teacher), option(argv, "preset") is not None)
 
 
 def check_resumed(config: TrainConfig) -> None:

@@ -19,6 +19,12 @@ from jax_mlm.optim import Schedule
 from jax_mlm.tokenizer import Vocabulary
 
 Forward = Callable[..., Array]
+Objective = Callable[..., tuple[Array, Metrics]]
+"""(params, fixed params, targets a token, batch, masked rows, dropout keys) → what to minimise, and the metrics.
+
+Both are sums over targets; a mean over tokens becomes one when it is multiplied by the targets a token, a number of the
+whole batch.
+"""
 TrainStep = Callable[["TrainState", Batch, Int[Array, ""]], tuple["TrainState", Metrics]]
 
 
@@ -53,24 +59,32 @@ def make_train_step(
     length: int,
     key: Key[Array, ""],
     accumulate: int = 1,
+    objective: Objective | None = None,
 ) -> TrainStep:
     """`train_step(state, batch, horizon)` → the next state, and the metrics of this batch before the update.
 
-    The gradient is that of Σloss / Σcount over the whole batch, in whatever number of microbatches it is computed.
+    The gradient is that of Σloss / Σcount over the whole batch, in whatever number of microbatches it is computed. An
+    `objective` takes the loss's place; parameters that it needs and that do not learn are the step's last argument.
     """
     mask = make_mask(mask_config, vocabulary, length)
 
-    def value_and_grad(params: Params, batch: Batch, masked: Masked, drop_keys: Array) -> tuple[Metrics, Params]:
-        def loss_sum(params: Params) -> tuple[Array, Metrics]:
-            metrics = batch_metrics(forward, params, batch, masked, drop_keys)
-            return metrics.loss_sum, metrics
+    def masked_lm(params: Params, _: Any, __: Array, *part: Any) -> tuple[Array, Metrics]:
+        metrics = batch_metrics(forward, params, *part)
+        return metrics.loss_sum, metrics
 
-        grads, metrics = jax.grad(loss_sum, has_aux=True)(params)
-        return metrics, grads
+    gradient = jax.grad(objective or masked_lm, has_aux=True)
 
-    def train_step(state: TrainState, batch: Batch, horizon: Int[Array, ""]) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, horizon: Int[Array, ""], fixed: Params | None = None
+    ) -> tuple[TrainState, Metrics]:
         keys = jax.vmap(jax.random.split)(row_keys(key, state.step, batch.rows))
         masked = mask(keys[:, 0], batch.tokens, batch.words, rate_at(mask_config, state.step, horizon))
+        per_token = masked.weights.sum() / jnp.maximum((batch.segments > 0).sum(), 1)
+
+        def value_and_grad(params: Params, *part: Any) -> tuple[Metrics, Params]:
+            grads, metrics = gradient(params, fixed, per_token, *part)
+            return metrics, grads
+
         parts = (batch, masked, keys[:, 1])
         if accumulate == 1:
             metrics, grads = value_and_grad(state.params, *parts)

@@ -20,11 +20,12 @@ from jax_mlm.config import SENTENCE, TrainConfig
 from jax_mlm.console import run_command, stop_request
 from jax_mlm.data import batch_at, batch_of, prefetch
 from jax_mlm.dataset import cache_folder, open_dataset
+from jax_mlm.distil import begin, make_objective
 from jax_mlm.errors import UserError
 from jax_mlm.evaluate import EVAL_MASK, EVAL_SEED, Result, evaluate_rows, spread
 from jax_mlm.flops import peak_flops, train_flops
 from jax_mlm.horizon import Pace, parse_budget
-from jax_mlm.initial import origin_of, start_from
+from jax_mlm.initial import origin_of
 from jax_mlm.masking import rate_at, slots
 from jax_mlm.meter import Meter
 from jax_mlm.model import init_params, make_forward
@@ -75,7 +76,7 @@ def train(config: TrainConfig, progress: Progress) -> Path:
     print(sharding.describe_devices(), file=sys.stderr)
     sharding.warn_of_unused_accelerator()
     jax.config.update("jax_compilation_cache_dir", str(compile_cache(config)))
-    config, start = hosts.together(lambda: start_from(config)) if config.init and not config.resume else (config, None)
+    config, start, teacher = hosts.together(lambda: begin(config, run))
     data = hosts.together(lambda: open_dataset(config, run, given=start.tokenizer if start else None))
     hosts.agree("text", str(data.fingerprints))
     config, length, vocabulary = data.config, data.config.corpus.length, data.vocabulary
@@ -84,7 +85,10 @@ def train(config: TrainConfig, progress: Progress) -> Path:
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     forward = make_forward(config.model, compute_dtype(config))
     tx, schedule = make_optimizer(config.optim), make_schedule(config.optim)
-    train_step = make_train_step(forward, tx, schedule, config.mask, vocabulary, length, step_key, config.accumulate)
+    objective = make_objective(config.distil, config.model, teacher.model, compute_dtype(config)) if teacher else None
+    train_step = make_train_step(
+        forward, tx, schedule, config.mask, vocabulary, length, step_key, config.accumulate, objective
+    )
     eval_step = make_eval_step(forward, EVAL_MASK, vocabulary, length, jax.random.key(EVAL_SEED))
     place, shard = sharding.make_placer(mesh), (jax.process_index(), jax.process_count())
     everywhere, copy = sharding.replicated(mesh), sharding.make_copier(mesh)
@@ -99,8 +103,8 @@ def train(config: TrainConfig, progress: Progress) -> Path:
     meta: dict[str, Any] = {"step": 0, "elapsed": 0.0, "horizon": 0}
     if config.resume:
         restored = restore(manager, state)
-        if restored is None and config.init:
-            raise UserError(f"{run} has lost its checkpoints, and with them the weights of --init: begin a new run")
+        if restored is None and (config.init or teacher):
+            raise UserError(f"{run} has lost its checkpoints, and with them the weights it began with: begin a new run")
         state, meta = restored or (state, meta)
     elif hosts.is_first():
         write_atomically(run / TOKENIZER_FILE, data.tokenizer.to_str(pretty=True))
@@ -108,7 +112,8 @@ def train(config: TrainConfig, progress: Progress) -> Path:
         save(manager, state, meta, None)
         manager.wait_until_finished()
     if hosts.is_first():
-        facts = {"files": list(config.data), **data.fingerprints, **origin_of(run, start)}
+        taught = {"teacher": teacher.origin} if teacher else {}
+        facts = {"files": list(config.data), **data.fingerprints, **origin_of(run, start), **taught}
         write_run(run, config, sharding.device_facts(), facts)
     first = done = int(meta["step"])
 
@@ -116,15 +121,18 @@ def train(config: TrainConfig, progress: Progress) -> Path:
     def make_batch(step: int) -> tuple[Any, int, float]:
         batch = batch_at(data.train, step, config.seed, config.batch, shard)
         tokens = int((batch.segments > 0).sum()) * shard[1]
-        flops = train_flops(config.model, tokens, tokens * length, config.batch * slots(config.mask, length))
+        work = (tokens, tokens * length, config.batch * slots(config.mask, length))
+        flops = train_flops(config.model, *work) + (train_flops(teacher.model, *work) / 3 if teacher else 0.0)
         return place(batch), tokens, flops
+
+    fixed = jax.tree.map(copy, (teacher.params,)) if teacher else ()
 
     eval_batch = config.batch // config.accumulate
     example = place(batch_of(data.valid, np.arange(eval_batch // shard[1])))
     progress.say("compiling")
     began = time.perf_counter()
     jitted = jax.jit(train_step, donate_argnums=0, out_shardings=everywhere)
-    compiled_step = compile_step(jitted.lower(state, make_batch(first)[0], copy(np.int32(1))))
+    compiled_step = compile_step(jitted.lower(state, make_batch(first)[0], copy(np.int32(1)), *fixed))
     compiled_eval = compile_step(jax.jit(eval_step, out_shardings=everywhere).lower(state.params, example))
     samples = choose_samples(data.valid, data.tokenizer)
     answer = compile_samples(forward, state.params, samples, data.valid, data.tokenizer, everywhere)
@@ -157,7 +165,7 @@ def train(config: TrainConfig, progress: Progress) -> Path:
     with stop_request() as stop_asked, prefetch(make_batch, itertools.count(first)) as batches:
         while done < pace.horizon and not stop(stop_asked()):
             batch, tokens, flops = next(batches)
-            state, metrics = compiled_step(state, batch, copy(np.int32(pace.horizon)))
+            state, metrics = compiled_step(state, batch, copy(np.int32(pace.horizon)), *fixed)
             meter.add(metrics, tokens, flops)
             done += 1
             evaluating = pace.evaluation_due(done)
