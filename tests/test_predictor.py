@@ -183,12 +183,14 @@ def test_framed_tokenizers_answer(kind: str, tmp_path: Path, monkeypatch: pytest
         (("a [MASK] " * 1025,), "1025 masks; the limit is 1024"),
         (("a" * 1_000_001,), "1000001 characters"),
         (("a [MASK] \ud800",), "UTF-8"),
-        (("a [MASK]", 0), "top_k must be at least 1"),
-        (("a [MASK]", True), "top_k must be at least 1"),
+        (("a [MASK]", 0), "top_k must be a whole number of at least 1"),
+        (("a [MASK]", True), "top_k must be a whole number of at least 1"),
         (("a [MASK]", 14), "more than the 13"),
         (("a [MASK]", 5, ["cat"]), "'cat' is not one token"),
         (("a [MASK]", 5, ["[PAD]"]), "not one token"),
         (("a [MASK]", 5, []), "targets is empty"),
+        (("a [MASK]", 5, 3), "targets must be words, not int"),
+        ((["a [MASK]", "a"],), r"text 1 \(from 0\): the text holds no mask"),
         (("a [MASK]", 5, [3]), "target must be a str, not int"),
         (("a [MASK]", 5, ["\ud800"]), "UTF-8"),
         (("a [MASK]", 5, [""]), "'' is not one token"),
@@ -208,6 +210,8 @@ def test_bad_scores_are_one_line(fill: FillMask) -> None:
     for text, said in (("a [MASK]", "may not hold"), ("", "empty"), ("zzz", "nothing to score")):
         with pytest.raises(QueryError, match=said):
             fill.score(text)
+        with pytest.raises(QueryError, match=rf"^text 1 \(from 0\): .*{said}"):
+            fill.score(["a", text])
 
 
 # ---- processes and threads --------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mlm_onnx import FillMask, QueryError
 from mlm_onnx.__main__ import main
-from mlm_onnx.bundle import TOKENIZER, Limits, Special
+from mlm_onnx.bundle import MANIFEST, TOKENIZER, Limits, Special, seal
 from mlm_onnx.explain import words_of
 from mlm_onnx.joint import fill_jointly
 from mlm_onnx.windows import Reader
@@ -39,9 +39,11 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
     for kind in KINDS:
         folder, tokenizer = tmp_path_factory.mktemp(kind), piecewise(kind)
         tokenizer.save(str(folder / TOKENIZER))
+        seal(folder, {})
         special = Special("[MASK]", tokenizer.token_to_id("[MASK]"), tokenizer.token_to_id("[PAD]"), ())
         bundle = SimpleNamespace(
             path=folder,
+            manifest=json.loads((folder / MANIFEST).read_text()),
             file=folder.joinpath,
             special=special,
             limits=Limits(20, 5),

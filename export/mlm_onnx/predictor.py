@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -94,7 +94,7 @@ class FillMask:
         choices = every if wanted is None else len(wanted)
         k = min(self._check_top_k(top_k, every), choices)
         k = choices if wanted is not None and top_k is None else k
-        queries = [self._reader.masked(each) for each in texts]
+        queries = self._read(texts, self._reader.masked)
         for query in queries:
             self._check_size(query, k, joint)
         masks: list[list[Answer]] = [[{}] * len(query.at) for query in queries]
@@ -119,7 +119,7 @@ class FillMask:
         Returns:
             {"text", "score", "perplexity", "tokens": [{"token", "logprob"}]}; special and unknown tokens do not count.
         """
-        answers = [self._score(each) for each in self._texts(text)]
+        answers = [self._score(each) for each in self._read(self._texts(text), self._whole)]
         return answers[0] if isinstance(text, str) else answers
 
     @overload
@@ -140,7 +140,7 @@ class FillMask:
         """
         texts = self._texts(text)
         wanted = None if target is None else self._target_ids([target], first_piece)
-        queries = [self._reader.masked(each) for each in texts]
+        queries = self._read(texts, self._reader.masked)
         for query in queries:
             self._check_size(query, 1, True)
         answers = [self._explain(query, wanted) for query in queries]
@@ -157,7 +157,7 @@ class FillMask:
             [D] of a text, [N, D] of several, in float32.
         """
         texts = self._texts(text)
-        read = [self._reader.encode(each) for each in texts]
+        read = self._read(texts, self._reader.encode)
         parts = [(which, ids) for which, each in enumerate(read) for ids in self._reader.parts(each)]
         sums = np.zeros((len(texts), self._engine.embedding_width()), np.float32)
         tokens = np.zeros((len(texts), 1), np.float32)
@@ -177,14 +177,17 @@ class FillMask:
         for index, logits in self._engine.logits([row for _, _, row in rows]):
             yield rows[index][0], rows[index][1], log_softmax(logits)
 
-    def _score(self, text: str) -> Answer:
+    def _whole(self, text: str) -> Text:
         read = self._reader.encode(text)
-        hidden = self.bundle.special.mask_id
-        if (read.ids == hidden).any():
+        if (read.ids == self.bundle.special.mask_id).any():
             raise QueryError(f"a text to score is whole: it may not hold {self.mask_token}")
-        counted = np.flatnonzero(~np.isin(read.ids, self._never))
-        if not len(counted):
+        if np.isin(read.ids, self._never).all():
             raise QueryError("none of the text's words are in the model's vocabulary: nothing to score")
+        return read
+
+    def _score(self, read: Text) -> Answer:
+        hidden = self.bundle.special.mask_id
+        counted = np.flatnonzero(~np.isin(read.ids, self._never))
         logprobs = np.zeros(len(counted))
         for start in range(0, len(counted), SCORED_AT_ONCE):
             rows = []
@@ -201,7 +204,7 @@ class FillMask:
         ]
         total = float(logprobs.sum())
         perplexity = math.exp(min(-total / len(counted), 700))  # the largest that a float holds
-        return {"text": text, "score": total, "perplexity": perplexity, "tokens": tokens}
+        return {"text": read.text, "score": total, "perplexity": perplexity, "tokens": tokens}
 
     def _mask(
         self, query: Text, mask: int, logprobs: np.ndarray, k: int, wanted: Mapping[int, list[str]] | None
@@ -301,11 +304,24 @@ class FillMask:
                 raise QueryError(f"a text must be a str, not {type(each).__name__}")
         return texts
 
+    @staticmethod
+    def _read(texts: Sequence[str], read: Callable[[str], Text]) -> list[Text]:
+        """All of them, before any is answered; says which of several is not what it should be."""
+        found = []
+        for index, text in enumerate(texts):
+            try:
+                found.append(read(text))
+            except QueryError as error:
+                which = f"text {index} (from 0): " if len(texts) > 1 else ""
+                raise QueryError(f"{which}{error}") from None
+        return found
+
     def _check_top_k(self, top_k: int | None, choices: int) -> int:
         if top_k is None:
             return min(5, choices)
-        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-            raise QueryError(f"top_k must be at least 1, not {top_k!r}")
+        if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
+            raise QueryError(f"top_k must be a whole number of at least 1, not {top_k!r}")
+        top_k = int(top_k)
         most = min(choices, self.bundle.limits.max_top_k)
         if top_k > most:
             raise QueryError(f"top_k {top_k} is more than the {most} tokens there are to choose from")
@@ -326,6 +342,8 @@ class FillMask:
 
     def _target_ids(self, targets: Sequence[str], first_piece: bool) -> dict[int, list[str]]:
         """Id → the targets of which it is only the first piece."""
+        if not isinstance(targets, Iterable):
+            raise QueryError(f"targets must be words, not {type(targets).__name__}")
         words = [targets] if isinstance(targets, str) else list(targets)
         if not words:
             raise QueryError("targets is empty: name at least one word")
