@@ -19,8 +19,9 @@ from test_predictor import MODEL, piecewise
 ROOT = Path(__file__).resolve().parent.parent
 VARIABLE = {"graphs": "NAME", "files": "NAME", "versions": "PACKAGE", "accuracy": "DTYPE"}
 """Objects whose keys are values."""
-RARELY = {"parity.calibration.before_keeping", "origin.memorised"}
-"""Only where int8 cost too much, and only of runs that know a sentence by heart."""
+WEB = {f"parity.web.DTYPE.{name}" for name in ("max_difference", "rms_difference", "logit_std", "top1_agreement")}
+RARELY = {"parity.calibration.before_keeping", "origin.memorised", *WEB}
+"""Only where int8 cost too much, of runs that know a sentence by heart, and in bundles with a page."""
 
 
 def fields(value: Any, path: str = "", parent: str = "") -> Iterator[str]:

@@ -16,7 +16,9 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 from mlm_onnx import FillMask, convert, web
+from mlm_onnx.bundle import FAST_GRAPH, WEB_GRAPH, open_bundle
 from mlm_onnx.graph import FP32, Precision
+from mlm_onnx.onnx_check import check_onnx
 from mlm_onnx.quantize import INT8
 from test_bundle import ORIGIN
 from test_graph import CONFIGS, randomised
@@ -203,6 +205,17 @@ def test_a_hidden_word_of_several_pieces_has_no_rank(made: Any, open_page: Calla
     assert re.fullmatch(
         r"“relationships” is no single token here \(r\S*( ##\w+)+\), so it cannot be one answer\.", said
     )
+
+
+def test_the_int8_graph_for_wasm_stores_no_weight_again(made: Any) -> None:
+    path = made("wordpiece", INT8)
+    manifest = open_bundle(path).manifest
+    sizes = {file.name: file.stat().st_size for file in (path / "fast").iterdir()}
+    check_onnx(path / WEB_GRAPH, sizes)
+    assert sizes["fill_mask_web.onnx"] < sizes["fill_mask.onnx"] + 2000
+    assert manifest["parity"]["web"]["int8"]["rms_difference"] < 0.1 * manifest["parity"]["web"]["int8"]["logit_std"]
+    assert manifest["graphs"][WEB_GRAPH]["outputs"] == manifest["graphs"][FAST_GRAPH]["outputs"]
+    assert WEB_GRAPH not in open_bundle(made("wordpiece", FP32)).manifest["files"]
 
 
 def run(environment: dict[str, str], *words: Any) -> str:

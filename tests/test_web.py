@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlm_onnx import web
 from mlm_onnx.__main__ import main
 from mlm_onnx.bundle import BundleError
+from mlm_onnx.graph import fill_mask_graph
+from mlm_onnx.parity import onnx_forward
+from mlm_onnx.quantize import INT8, INT8_WEB
+from test_graph import CONFIGS, randomised
 
 
 def test_the_page_carries_its_parts_and_asks_nobody_else(web_runtime: dict[str, bytes], tmp_path: Path) -> None:
@@ -25,6 +31,21 @@ def test_the_page_carries_its_parts_and_asks_nobody_else(web_runtime: dict[str, 
     assert not [name for name, text in own.items() if re.search("https?:", text)]
     loaded = {found for text in own.values() for found in re.findall(r"""['"](?:\./|web/)([\w.]+)['"]""", text)}
     assert {"page.js", "page.css", "model.js", "ort.js", "ort.wasm"} <= loaded <= names
+
+
+@pytest.mark.parametrize("name", ["modernbert-local", "bert", "untied"])
+def test_the_int8_graph_for_wasm_computes_what_the_fast_one_does(name: str, tmp_path: Path) -> None:
+    config = replace(CONFIGS[name], width=48)  # three blocks a row of the table
+    params = randomised(config)
+    fill_mask_graph(config, params, INT8).write(tmp_path / "fast.onnx")
+    fill_mask_graph(config, params, INT8_WEB).write_sharing(tmp_path / "web.onnx", tmp_path / "fast.onnx")
+    fast, wasm = onnx_forward(tmp_path / "fast.onnx"), onnx_forward(tmp_path / "web.onnx")
+    rng = np.random.default_rng(0)
+    for rows, length, masks in ((1, 1, 1), (1, 18, 1), (3, 18, 5), (2, 48, 30)):
+        ids, at = rng.integers(0, 96, (rows, length)), rng.integers(0, length, (rows, masks))
+        expected = fast(ids, at)
+        assert expected.std() > 1
+        np.testing.assert_allclose(wasm(ids, at), expected, atol=1e-4)
 
 
 def test_npm_is_not_needed_twice(

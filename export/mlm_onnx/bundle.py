@@ -24,6 +24,8 @@ EMBED_GRAPH = "fast/embed.onnx"
 """Its weights are those of the fill-mask graph, in the same file."""
 ATTENTION_GRAPH = "fast/attention.onnx"
 """Only in bundles made `--with-attention`; its weights are in FAST_DATA."""
+WEB_GRAPH = "fast/fill_mask_web.onnx"
+"""Only in int8 bundles made `--for web`: FAST_GRAPH as WASM computes it fastest, on the same weights."""
 HUB_GRAPH, HUB_QUANTIZED = "onnx/model.onnx", "onnx/model_quantized.onnx"
 """Only in bundles made `--for hub`: names that optimum and transformers.js look for."""
 REQUIRED = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, FAST_GRAPH, FAST_DATA)

@@ -39,7 +39,7 @@ from mlm_onnx.parity import (
     parity_shapes,
 )
 from mlm_onnx.ports import ports
-from mlm_onnx.quantize import INT8, adjusted
+from mlm_onnx.quantize import INT8, INT8_WEB, adjusted
 from mlm_onnx.space import check_space, write_space
 from mlm_onnx.web import find_runtime, write_page
 
@@ -163,8 +163,16 @@ def write_bundle(
         if layout == "hub":
             hub_parity = {"hub": write_hub(folder, model, params, vocabulary.size, precision.name, adjust)}
             graphs += hub_files(precision.name)
+        web_parity = {}
         if layout == "web":
             write_page(folder, runtime or find_runtime())
+        if layout == "web" and precision is not FP32:
+            web, file = adjust(INT8_WEB), folder / bundle.WEB_GRAPH
+            fill_mask_graph(model, params, web).write_sharing(file, graph_file)
+            parity = compare(reference, onnx_forward(file), vocabulary.size, shapes)
+            check(web, parity)
+            web_parity = {"web": {web.name: asdict(parity)}}
+            graphs.append(bundle.WEB_GRAPH)
         text = {role: _text(tokenizer, getattr(vocabulary, role)) for role in ("mask", "pad", "unk", "cls", "sep")}
         (folder / bundle.TOKENIZER).write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
         _write_json(folder / bundle.CONFIG, hf_config(model, vocabulary.pad, vocabulary.cls, vocabulary.sep))
@@ -192,6 +200,7 @@ def write_bundle(
                 "embeddings": {name: asdict(parity) for name, parity in embeddings.items()},
                 **({"attention": attention} if attention else {}),
                 **hub_parity,
+                **web_parity,
                 **calibrated,
             },
             "examples": list(examples),

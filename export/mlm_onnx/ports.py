@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlm_onnx.bundle import ATTENTION_GRAPH, EMBED_GRAPH, FAST_GRAPH, HUB_GRAPH, HUB_QUANTIZED
+from mlm_onnx.bundle import ATTENTION_GRAPH, EMBED_GRAPH, FAST_GRAPH, HUB_GRAPH, HUB_QUANTIZED, WEB_GRAPH
 from mlm_onnx.parity import open_session
 
 ROWS = "ids of a text's tokens, framed by special tokens as tokenizer.json does; rows of one length, none padded"
@@ -17,12 +17,14 @@ HUB = {
     "token_type_ids": "0 in the first segment of a row, 1 in the second",
     "logits": "unnormalised logarithms of the probability of each token of the vocabulary, at every position",
 }
+FILL_MASK = {
+    "input_ids": ROWS,
+    "positions": "where in its row each asked mask is, from 0",
+    "logits": "unnormalised logarithms of the probability of each token of the vocabulary, at each asked position",
+}
 MEANINGS: Mapping[str, Mapping[str, str]] = {
-    FAST_GRAPH: {
-        "input_ids": ROWS,
-        "positions": "where in its row each asked mask is, from 0",
-        "logits": "unnormalised logarithms of the probability of each token of the vocabulary, at each asked position",
-    },
+    FAST_GRAPH: FILL_MASK,
+    WEB_GRAPH: FILL_MASK,
     EMBED_GRAPH: {
         "input_ids": ROWS,
         "embedding": "mean over a row, special tokens included, of the last hidden states (after the final norm)",

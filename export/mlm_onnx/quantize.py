@@ -22,6 +22,8 @@ REDUCED = 63
 """Largest weight in 7 bits."""
 ZERO = 128
 """Of the table's unsigned bytes."""
+ROUNDER = 1.5 * 2**23
+"""Added to a float32 and taken away again, it leaves the nearest whole number: ONNX's Round is no part of a bundle."""
 
 
 def quantize_columns(kernel: np.ndarray, largest: int = 127) -> tuple[np.ndarray, np.ndarray]:
@@ -74,6 +76,29 @@ def project_int8(g: Graph, x: str, name: str, table: np.ndarray) -> str:
     return g.op("MatMulNBits", x, values, scale, domain=CONTRIB, **facts)
 
 
+def project_web(g: Graph, x: str, name: str, table: np.ndarray) -> str:
+    """What `project_int8` computes from the same stored table, in operators that WASM is fast at.
+
+    There, MatMulNBits would make the whole table float32 again at each run. As there, each block of each position's
+    activations has a scale of its own, so that the answers are the same; blocks are multiplied as integers.
+    """
+    block = block_size(table.shape[1])
+    if block is None:
+        return FP32.project(g, x, name, table)
+    values, scale = _stored(g, name, table, block)
+    values = g.op("Transpose", values, perm=[1, 2, 0])  # once, when the session starts
+    scale = g.op("Unsqueeze", g.op("Transpose", scale, perm=[1, 0]), g.ints(1))
+    blocks = g.op("Transpose", g.op("Reshape", x, g.ints(0, table.shape[1] // block, block)), perm=[1, 0, 2])
+    largest = g.op("Max", g.op("ReduceMax", g.op("Abs", blocks), g.ints(2)), g.scalar(1e-30))
+    step = g.op("Mul", largest, g.scalar(1 / 127))
+    rounded = g.op("Add", g.op("Div", blocks, step), g.scalar(ROUNDER + ZERO))
+    quantised = g.op("Cast", g.op("Sub", rounded, g.scalar(ROUNDER)), to=g.type(np.uint8))
+    middle = g.weight(f"{name}.zero", np.array(ZERO, np.uint8))
+    product = g.op("MatMulInteger", quantised, values, middle, middle)
+    product = g.op("Mul", g.op("Mul", g.op("Cast", product, to=g.type(np.float32)), scale), step)
+    return g.op("ReduceSum", product, g.ints(0), keepdims=0)
+
+
 def linear_hub(g: Graph, x: str, name: str, kernel: np.ndarray, bias: np.ndarray | None, largest: int = 127) -> str:
     values, scale = quantize_columns(kernel, largest)
     y = _multiply(g, x, g.weight(f"{name}.kernel.int8", values), g.weight(f"{name}.kernel.scale", scale))
@@ -121,6 +146,8 @@ INT8_HUB = Precision("int8", linear_hub, lookup_hub, project_hub)
 """For loaders that are not ours, onnxruntime-web among them: QInt8 as transformers.js's own script has it (here one
 scale a column, or a row of the table), no contrib operators. The transposed table is made when the session starts."""
 INT8 = Precision("int8", linear_int8, lookup_int8, project_int8)
+INT8_WEB = Precision("int8", linear_int8, lookup_int8, project_web)
+"""On the weights that INT8 stores, for onnxruntime's WASM."""
 
 
 def _scale(magnitude: np.ndarray, largest: int = 127) -> np.ndarray:
