@@ -184,7 +184,10 @@ def test_quantised_values_by_hand() -> None:
     assert [block_size(width) for width in (768, 320, 48, 24, 7)] == [128, 64, 16, None, None]
 
 
-@pytest.mark.parametrize("name", ["modernbert-local", "every-bias", "untied", "bert", "albert", "albert-two-groups"])
+@pytest.mark.parametrize(
+    "name",
+    ["modernbert-local", "every-bias", "untied", "bert", "roberta", "distilbert", "albert", "albert-two-groups"],
+)
 def test_int8_logits_stay_close(name: str, run: Any) -> None:
     config = CONFIGS[name]
     parity = compare(reference(name), run(config, randomised(config), INT8), config.vocab_size, SHAPES)

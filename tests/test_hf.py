@@ -207,6 +207,24 @@ def test_bundles_of_real_checkpoints_give_the_same_top5(real: Any, tmp_path: Pat
             assert mask["candidates"][0]["token"] == recorded["published_fill"][row]
 
 
+def test_int8_bundles_of_real_checkpoints_keep_tokens_and_most_answers(real: Any, tmp_path: Path) -> None:
+    name, folder, run = real
+    parity = convert(run, tmp_path / "bundle", "int8")["parity"]
+    assert parity["fp32"]["max_difference"] <= 1e-4
+    assert parity["int8"]["top1_agreement"] >= 0.85, "on random tokens, of which the model is least sure"
+    recorded = json.loads((folder / "reference.json").read_text())
+    texts = {
+        "bert-tiny-english": lambda: [*recorded, *TEXTS],
+        "albert-reactions": lambda: [answer["text"] for answer in recorded],
+        "roberta-antibody": lambda: [recorded["masked"].replace("*", "<mask>"), "QVQLX"],
+    }[name]()
+    original, bundled = (Tokenizer.from_file(str(path / "tokenizer.json")) for path in (folder, tmp_path / "bundle"))
+    original.no_truncation()
+    original.no_padding()
+    for text in texts:
+        assert bundled.encode(text).ids == original.encode(text).ids
+
+
 # ---- the five families ---------------------------------------------------------------------------
 
 
