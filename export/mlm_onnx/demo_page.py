@@ -118,7 +118,7 @@ def _card(asked: Asked, index: int) -> str:
     )
     hidden = "" if word.mask else f" <span class='quiet'>hidden: {escape(word.text)}</span>"
     return (
-        f"<section class='card'><h3>Word {place + 1} of {len(asked.words)}{hidden}</h3>"
+        f"<section class='card'><h2>Word {place + 1} of {len(asked.words)}{hidden}</h2>"
         f"{position}<ol>{rows}</ol></section>"
     )
 
