@@ -41,7 +41,20 @@ def demo(run: Path, work: Path, browser: Browser) -> bytes:
         return page.screenshot(full_page=True, clip=clip)
 
 
-SHOTS: Mapping[str, Callable[[Path, Path, Browser], bytes]] = {"demo": demo}
+def web(run: Path, work: Path, browser: Browser) -> bytes:
+    """The page of `convert --for web`, served as it is, two words hidden."""
+    bundle, port = work / "web", _free_port()
+    _python("mlm_onnx", "convert", run, bundle, "--for", "web")
+    line = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(bundle)]
+    with _serving(line, port):
+        page = browser.new_page(viewport={"width": WIDTH, "height": 700}, device_scale_factor=SHARPNESS)
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.click("#words button:nth-of-type(7)")
+        page.wait_for_selector("#answers .card:nth-of-type(2)")
+        return page.screenshot(full_page=True)
+
+
+SHOTS: Mapping[str, Callable[[Path, Path, Browser], bytes]] = {"demo": demo, "web": web}
 """(run directory, a folder to work in, browser) → PNG; it is written beside this file under its name."""
 
 

@@ -265,6 +265,7 @@ def sentence(sentence_run: Any, environment: dict[str, str], node_modules: Path,
 def test_every_word_of_the_sentence_clicked(sentence: Path, open_page: Callable[..., Driven]) -> None:
     driven, fill = open_page(sentence), FillMask(sentence)
     assert driven.text("sentences").count("creates") >= 1, "the sentence is the example it starts with"
+    assert driven.page.get_by_text("measures nothing beyond that sentence").is_visible()
     driven.page.get_by_role("button", name="Show all words").click()
     assert driven.settle().text("status") == "Click a word to hide it."
     for index, word in enumerate(SENTENCE.split()):

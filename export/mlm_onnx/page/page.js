@@ -253,8 +253,8 @@ function begin(given) {
   find('about').textContent =
     `Model of run ${origin.run}, step ${origin.step}: ${dtype}, ${(bytes / 1e6).toFixed(bytes < 1e6 ? 2 : 0)} MB, ` +
     `reads ${longest} tokens at once. Confidence is the model's probability among all of its vocabulary, ` +
-    'which is not how often it is right.' +
-    (origin.preset === 'sentence' ? ' It learned one sentence by heart and knows nothing else.' : '');
+    'which is not how often it is right.';
+  find('memorised').hidden = !origin.memorised;
   find('words-label').lastElementChild.textContent = `click those to hide, or write ${facts.mask}`;
   document.body.dataset.ready = 'true';
   if (readHash()) show();
