@@ -54,7 +54,10 @@ def open_hf(folder: Path, family: str | None = None) -> tuple[Tensors, ModelConf
     tensors = open_tensors(folder)
     named = family or values.get("model_type") or family_of(tensors.files)
     if named is None:
-        raise UserError(f"{folder}/config.json has no model_type, and the names of its tensors fit none: give --family")
+        raise UserError(
+            f"{folder}/config.json has no model_type, and the names of its tensors fit none: "
+            "python -m jax_mlm.hf import takes --family"
+        )
     try:
         model = from_hf(values, known_family(named))
     except ValueError as error:  # a UserError, or a contradiction that ModelConfig noticed
@@ -85,7 +88,7 @@ def _compare_sizes(folder: Path, model: ModelConfig, vocabulary: Vocabulary) -> 
     if vocabulary.size > model.vocab_size:
         raise UserError(
             f"{folder}: the tokenizer has {vocabulary.size} tokens, the embedding only {model.vocab_size}: "
-            "they do not belong together (--tokenizer FILE takes another one)"
+            "they do not belong together (python -m jax_mlm.hf import takes another one with --tokenizer FILE)"
         )
     if vocabulary.size == model.vocab_size:
         return []
@@ -150,11 +153,11 @@ def model_card(folder: Path, run: Path, config: TrainConfig, params: Mapping[str
     data = facts.get("data", {})
     files = [f"- `{name}`" for name in data.get("files", [])]
     if data.get("imported_from"):
-        files = [f"- none here: imported from `{data['imported_from']}`"]
+        files = [f"- none here: imported from `{Path(data['imported_from']).name}`"]
     if data.get("init"):
-        files.append(f"- before that, the data of `{data['init']['from']}`, from whose weights this training began")
+        files.append(f"- those of `{Path(data['init']['from']).name}`, with whose weights this training began")
     if data.get("teacher"):
-        files.append(f"- and what `{data['teacher']['from']}`, its teacher, had learned")
+        files.append(f"- those of `{Path(data['teacher']['from']).name}`, which taught this model")
     measured = ""
     if (run / METRICS_FILE).is_file():
         at = [line for line in read_metrics(run) if line["step"] == step and line["kind"] in ("valid", "final")]

@@ -111,7 +111,7 @@ def known_family(name: str) -> Family:
             return family
     raise UserError(
         f"the model type {name!r} is not supported: choose from {', '.join(FAMILIES)} "
-        "(--family NAME reads it as one of them)"
+        "(python -m jax_mlm.hf import --family NAME reads it as one of them)"
     )
 
 

@@ -48,7 +48,7 @@ def hf_tokenizer(folder: Path) -> Tokenizer:
     else:
         raise UserError(
             f"{folder} holds no tokenizer (tokenizer.json, vocab.txt, vocab.json with merges.txt, or spiece.model): "
-            "give one with --tokenizer FILE"
+            "python -m jax_mlm.hf import takes one with --tokenizer FILE"
         )
     _add_specials(tokenizer, folder, options)
     return tokenizer

@@ -19,14 +19,14 @@ from test_step import BATCH, LENGTH, VOCABULARY, batch, difference
 from jax_mlm.checkpoint import load_params
 from jax_mlm.config import SENTENCE, DistilConfig, MaskConfig, ModelConfig, OptimConfig
 from jax_mlm.distil import cosine_distance, make_objective, soft_targets, student_defaults, student_params
-from jax_mlm.hf import export_hf
+from jax_mlm.hf import export_hf, read_hf
 from jax_mlm.hf_config import FAMILIES
 from jax_mlm.initial import Initial
 from jax_mlm.masking import make_mask, row_keys
 from jax_mlm.model import make_forward
 from jax_mlm.optim import make_optimizer, make_schedule
 from jax_mlm.presets import PRESETS
-from jax_mlm.run import read_metrics, read_run, read_run_file
+from jax_mlm.run import read_metrics, read_run_file
 from jax_mlm.step import init_state, make_train_step
 from jax_mlm.tokenizer import train_tokenizer
 
@@ -184,7 +184,9 @@ def test_a_short_run_learns_resumes_and_says_what_does_not_fit(
     facts = read_run_file(tmp_path / "whole")["data"]
     assert facts["teacher"] == facts["init"]
     assert facts["teacher"]["from"] == str(tmp_path / "teacher")
-    assert read_run(tmp_path / "whole").model.family == "distilbert"
+    export_hf(tmp_path / "whole", tmp_path / "student")
+    assert read_hf(tmp_path / "student").model.family == "distilbert"
+    assert "those of `teacher`, which taught this model" in (tmp_path / "student" / "README.md").read_text()
 
     assert train_line(*options, "--steps", 3, "--out", tmp_path / "parts") == 0
     assert train_line("--resume", "--steps", 6, "--out", tmp_path / "parts") == 0
