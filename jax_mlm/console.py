@@ -23,7 +23,8 @@ HELP = {"-h", "--help", "--help-all"}
 
 def parse(prog: str, kind: type[T], argv: Sequence[str], default: T | None = None) -> T:
     """Options → a config of class `kind`; a bad option is a UserError of one line."""
-    check(prog, options_of(kind, default), argv)
+    options = options_of(kind, default)
+    check(prog, options, argv)
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
     said = io.StringIO()
     try:
@@ -35,6 +36,9 @@ def parse(prog: str, kind: type[T], argv: Sequence[str], default: T | None = Non
         line = _in_one_line(said.getvalue())
         if stray := re.match(r"Unrecognized options: (.+)", line):
             line = f"{stray[1]} belongs to no option ({prog} --help lists them)"
+        if missing := [o for o in options if o.positional and re.search(rf"Missing from .*: .*\b{o.name}\b", line)]:
+            text = missing[0].text.rstrip(".")
+            line = f"{missing[0].name} is missing: {text[0].lower()}{text[1:]} (see {prog} --help)"
         raise UserError(line) from None
 
 

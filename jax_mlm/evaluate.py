@@ -138,7 +138,7 @@ def pseudo_log_likelihood(
 class EvaluateConfig:
     """Evaluates a run on text it has not seen: loss, accuracy and perplexity at fixed masks."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     data: tuple[str, ...] = field(default_factory=tuple)
     """Text to evaluate on: files, folders or globs."""

@@ -100,6 +100,20 @@ def test_what_is_wrong_and_what_to_write_instead(argv, said):
         console.parse("python -m x", TrainConfig, argv)
 
 
+@pytest.mark.parametrize(
+    ("name", "argv", "missing"),
+    [
+        ("evaluate", ["--json"], "RUN is missing: the run directory \\(see"),
+        ("hf import", [], "HF_DIR is missing"),
+        ("hf import", ["model"], "RUN is missing: the run directory to write"),
+        ("hf export", ["run"], "HF_DIR is missing"),
+    ],
+)
+def test_what_is_missing_is_named(name, argv, missing):
+    with pytest.raises(UserError, match=missing):
+        console.parse(f"python -m jax_mlm.{name}", COMMANDS[name][0], argv)
+
+
 def test_right_command_lines_are_left_alone():
     argv = ["--mask-rate-end", "-1", "--data", "a", "b", "--eval_every=7", "--no-gated", "--resume", "--lr", "1e-3"]
     config = console.parse("x", TrainConfig, argv)
