@@ -253,7 +253,7 @@ def test_ctrl_c_ends_it_and_a_taken_port_is_one_line(
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert f"--port {port}" in err
-        assert "choose another" in err
+        assert "in use; choose another --port" in err
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=20) == 130
         assert server.stdout.read().splitlines() == [f"http://127.0.0.1:{port}  (Ctrl-C ends it)", "stopped"]
@@ -270,6 +270,20 @@ def test_without_gradio_demo_says_what_to_install(tmp_path: Path, environment: d
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "pip install 'mlm-onnx[demo]'" in done.stderr
+
+
+@needs_gradio
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--port", "99999"], "they end at 65535"), (["--host", "no.such.host.invalid"], "--host no.such")],
+)
+def test_an_address_that_is_none(
+    options: list[str], said: str, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", str(bundle), *options]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
 
 
 @needs_gradio

@@ -30,6 +30,7 @@ SHOWN = 60
 """Characters of an example on its button."""
 AT_ONCE = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
 """How every handler is called: without a queue, which would cost more time than most answers take."""
+LARGEST_PORT = 65_535
 NO_ATTENTION = "This bundle carries no attention: `convert --with-attention` makes one that does."
 
 
@@ -236,7 +237,7 @@ def serve(path: Path, host: str, port: int, threads: int | None = None) -> None:
 
     Raises:
         BundleError: when the folder is no sound bundle.
-        PortError: when the port cannot be had.
+        AddressError: when the port cannot be had.
     """
     import uvicorn
     from fastapi import FastAPI
@@ -250,19 +251,25 @@ def serve(path: Path, host: str, port: int, threads: int | None = None) -> None:
         uvicorn.Server(config).run(sockets=[listening])
 
 
-class PortError(OSError):
-    """The port is taken or may not be used."""
+class AddressError(ValueError):
+    """A port or a host at which the page cannot be served."""
 
 
 def _bind(host: str, port: int) -> socket.socket:
     """Taken before anything is loaded, so that a wrong port is said at once."""
+    if port > LARGEST_PORT:
+        raise AddressError(f"--port {port} is no port: they end at {LARGEST_PORT}")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise AddressError(f"--host {host} is no address of this machine: {error.strerror}") from None
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
     except OSError as error:
-        raise PortError(f"--port {port} cannot be used: {error.strerror or error}; choose another one") from None
+        listening.close()
+        raise AddressError(f"--host {host} --port {port}: {error.strerror}; choose another --port") from None
     return listening
 
 
