@@ -155,13 +155,11 @@ def overlay(called: Sequence[str], runs: Sequence[Summary], kind: str, key: str,
     """The same curve of every run."""
     out = []
     for number, (name, run) in enumerate(zip(called, runs, strict=True)):
-        points = run.curve(run.valid if kind == "valid" else run.train, key, axis)
-        out.append(Series(name, points if kind == "valid" else smoothed(points), number, _style(kind)))
+        if kind == "valid":
+            out.append(Series(name, run.curve(run.valid, key, axis), number, "dots"))
+        else:
+            out.append(Series(name, smoothed(run.curve(run.train, key, axis)), number))
     return out
-
-
-def _style(kind: str) -> Any:
-    return "dots" if kind == "valid" else "line"
 
 
 def write_picture(path: Path, called: Sequence[str], runs: Sequence[Summary]) -> None:
