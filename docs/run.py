@@ -1,7 +1,7 @@
 """Runs the commands of a page and writes what they print below them: `python docs/run.py PAGE…`.
 
-In a fence ```console, a line that begins with `$ ` is a command (`> ` continues it), and what follows is its output, as it
-goes to stdout. All commands of a page run in one empty folder. `--check` changes nothing and ends with 1 where the output
+In a fence ```console, a line that begins with `$ ` is a command (`> ` continues it), and what follows is what it prints
+on stdout. All commands of a page run in one empty folder. `--check` changes nothing and ends with 1 where the output
 has changed in more than its numbers; a fence ```console varies may change in its words too.
 """
 
@@ -83,7 +83,7 @@ def differences(before: str, now: str) -> list[str]:
         shapes = [[" ".join(NUMBER.sub("0", line).split()) for line in part.body.splitlines()] for part in (old, new)]
         if shapes[0] != shapes[1]:
             changed += difflib.unified_diff(
-                *(part.body.splitlines() for part in (old, new)), "page", "now", "", "", 0, ""
+                old.body.splitlines(), new.body.splitlines(), "page", "now", n=0, lineterm=""
             )
     return changed
 

@@ -1,11 +1,255 @@
-"""What the README and docs/ say is so: files, tests, commands and their output."""
+"""What the README and docs/ say is so: files, tests, and every command.
+
+The commands of `bash` fences run in one folder for each page, on made-up text, in this order, with these changes:
+`--budget TIME` becomes three steps, and training on `--data` is of a small model. A word behind `bash` says what else
+a fence needs: of those in `READ_ONLY` only the options are read, a server is asked for its page and ended, and what
+installs is left to .ci/run. Pages with output (`console`) are run again by docs/run.py.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import os
 import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+READ_ONLY = {"needs-accelerator", "needs-pod", "needs-npm", "needs-peers"}
+REMARKS = {*READ_ONLY, "serves", "install", "varies", "slow"}
+SMALL = "--layers 1 --width 32 --heads 2 --ff-width 32 --length 32 --batch 8 --eval-rows 8 --tokenizer-limit 512"
+INSTALLS = re.compile(r"pip install|^python -m pytest$|^ruff ", re.M)
+
+
+@pytest.fixture(scope="module")
+def runner() -> ModuleType:
+    """docs/run.py."""
+    spec = importlib.util.spec_from_file_location("run_docs", ROOT / "docs" / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["run_docs"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def lines(body: str) -> list[str]:
+    """The commands of a shell block; a loop is one command."""
+    joined = body.replace("\\\n", " ")
+    if re.search(r"^for ", joined, re.M):
+        return [joined]
+    return [line for line in joined.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def ours(command: str) -> list[list[str]]:
+    """The modules that a command runs, with their arguments: [["jax_mlm.train", "--data", …]]."""
+    command = command.replace("\\\n", " ")
+    inner = re.findall(r'--command="([^"]+)"', command)
+    found = []
+    for text in inner or [command]:
+        for part in re.split(r"[;&|]+|(?<=\s)do\s|\$ ", re.sub(r"[<>]+ ?\S+", "", text.replace("done", ""))):
+            words = shlex.split(part, comments=True)
+            for at, word in enumerate(words):
+                if word == "-m" and at and words[at - 1].endswith("python"):
+                    found.append(words[at + 1 :])
+    return [each for each in found if each[0].split(".")[0] in ("jax_mlm", "mlm_onnx")]
+
+
+def read(module: str, argv: list[str]) -> None:
+    """Reads the options as the command would, and runs nothing."""
+    from mlm_onnx import __main__ as answers
+
+    from jax_mlm import compare, evaluate, hf
+    from jax_mlm.config import TrainConfig
+    from jax_mlm.console import parse
+    from jax_mlm.options import option
+    from jax_mlm.presets import PRESETS
+
+    match module, argv:
+        case "jax_mlm.train", _:
+            preset = PRESETS[option(argv, "preset") or "tiny"]
+            parse(module, TrainConfig, argv, replace(preset, steps=0) if "--budget" in argv else preset)
+        case "jax_mlm.evaluate", _:
+            parse(module, evaluate.EvaluateConfig, argv)
+        case "jax_mlm.compare", _:
+            parse(module, compare.CompareConfig, argv)
+        case "jax_mlm.hf", ["import" | "export" as which, *rest]:
+            parse(module, hf.ImportConfig if which == "import" else hf.ExportConfig, rest)
+        case "mlm_onnx", [name, *rest]:
+            answers.read(answers.COMMANDS, name, rest)
+        case "jax_mlm" | "mlm_onnx" | "jax_mlm.hf", []:
+            pass
+        case _:
+            raise AssertionError(f"the pages show {module} {argv}: read its options here")
+
+
+def shown(page: Path, runner: ModuleType) -> Iterator[tuple[Any, str]]:
+    """Each shell command of a page, with its fence."""
+    for fence in runner.fences(page.read_text()):
+        if fence.info[:1] == ("bash",):
+            yield from ((fence, line) for line in lines(fence.body))
+        if fence.info[:1] == ("console",):
+            yield from ((fence, command) for command, _ in runner.commands(fence.body))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_has_options_that_exist(page: Path, runner: ModuleType) -> None:
+    for fence in runner.fences(page.read_text()):
+        assert fence.info[:1] in [(), ("bash",), ("console",), ("python",), ("diff",), ("json",)], fence.info
+        assert set(fence.info[1:]) <= REMARKS, fence.info
+        assert fence.info or not re.search("^python -m ", fence.body, re.M), f"which no test looks at: {fence.body}"
+    for _, command in shown(page, runner):
+        for module, *argv in ours(command):
+            read(module, argv)
+    for module, options in re.findall(r"`python -m ((?:jax_mlm|mlm_onnx)[\w.]*)([^`]*)`", page.read_text()):
+        for option in re.findall(r"(?<= )--[\w-]+", options):
+            assert option in HELP(module, options.split()), f"`python -m {module}{options}`"
+
+
+def HELP(module: str, words: list[str]) -> str:
+    """Every option of a command, as its help lists them."""
+    command = words[:1] if module in ("mlm_onnx", "jax_mlm.hf") and words and not words[0].startswith("-") else []
+    flag = "--help" if module in ("mlm_onnx", "jax_mlm.hf") else "--help-all"
+    line = [sys.executable, "-m", module, *command, flag]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + "--help --help-all"
+
+
+# ---- running them --------------------------------------------------------------------------------
+
+
+def shortened(command: str) -> str:
+    """The command with little to do, as this file's docstring says."""
+    command = re.sub(r"--budget \S+", "--steps 3", command)
+    if "jax_mlm.train" in command and "--data" in command:
+        small = "--batch 8 --length 32 --eval-rows 8" if "--init" in command else SMALL
+        command = re.sub(r"jax_mlm\.train", f"jax_mlm.train {small}", command)
+        for option in re.findall(r"--[\w-]+", small):  # what the page asks for is replaced, not asked for twice
+            head, tail = command.split(small, 1)
+            command = head + small + re.sub(rf" {option} \S+", "", tail)
+        command = re.sub(r"--steps (?!3\b)\d+", "--steps 3", command)
+    return command
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, environment: dict[str, str], sentence_run: Any) -> Path:
+    """A folder with the files that the pages speak of, and the founding sentence trained."""
+    lines = [f"line {i} says that {i * 7 % 13} birds and {i * 5 % 11} fish met near the old bridge" for i in range(200)]
+    (tmp_path / "my-text").mkdir()
+    (tmp_path / "my-text" / "a.txt").write_text("\n\n".join(lines))
+    (tmp_path / "held-out.txt").write_text("\n".join(lines[:40]))
+    (tmp_path / "words.txt").write_text("bridge\nfish\n")
+    shutil.copytree(sentence_run.path, tmp_path / "runs" / "sentence")
+    return tmp_path
+
+
+def with_python(environment: dict[str, str]) -> dict[str, str]:
+    """`python` is the one that runs the tests."""
+    return {**environment, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
+
+
+def run(command: str, folder: Path, environment: dict[str, str]) -> None:
+    line, env = ["bash", "-euo", "pipefail", "-c", command], with_python(environment)
+    done = subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def answers_http(command: str, folder: Path, environment: dict[str, str]) -> None:
+    """Starts a server, reads its page, ends it."""
+    port = 7860 if "demo" in command else 8000
+    line = ["bash", "-c", f"exec {command}"]
+    process = subprocess.Popen(
+        line, cwd=folder, env=with_python(environment), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        for _ in range(600):
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5) as page:
+                    assert page.status == 200
+                return
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.1)
+        raise AssertionError(f"{command} shows no page")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+
+
+def run_page(page: Path, runner: ModuleType, folder: Path, environment: dict[str, str], slow: bool) -> None:
+    """Runs the commands of a page: those of fences marked slow, or all others."""
+    trained = "python -m jax_mlm.train --out runs/sentence"  # the fixture's, without --out
+    for fence in runner.fences(page.read_text()):
+        remarks = set(fence.info[1:])
+        if (
+            fence.info[:1] == ("python",) and not slow and "sys.argv" not in fence.body
+        ):  # that script is test_bundle_docs.py's
+            (folder / "script.py").write_text(fence.body)
+            run("python script.py", folder, environment)
+        if fence.info[:1] != ("bash",) or remarks & {*READ_ONLY, "install"} or ("slow" in remarks) != slow:
+            continue
+        for command in lines(fence.body):
+            if command == trained or INSTALLS.search(command):
+                continue
+            if "serves" in remarks:
+                if "demo" not in command or importlib.util.find_spec("gradio"):
+                    answers_http(command, folder, environment)
+                continue
+            run(shortened(command), folder, environment)
+
+
+def test_the_commands_of_the_readme_run(runner: ModuleType, scratch: Path, environment: dict[str, str]) -> None:
+    run_page(ROOT / "README.md", runner, scratch, environment, slow=False)
+
+
+@pytest.fixture
+def with_bert(scratch: Path, environment: dict[str, str]) -> Path:
+    """Also Hugging Face directories of a BERT."""
+    small = SMALL.replace("--layers 1", "--layers 2")
+    run(
+        f"python -m jax_mlm.train --preset bert-base --data my-text/ {small} --steps 1 --out runs/b",
+        scratch,
+        environment,
+    )
+    for name in ("bert-base", "bert-base-uncased"):
+        run(f"python -m jax_mlm.hf export runs/b {name}/", scratch, environment)
+    return scratch
+
+
+@pytest.mark.slow
+def test_the_slow_commands_of_the_readme_run(runner: ModuleType, with_bert: Path, environment: dict[str, str]) -> None:
+    run_page(ROOT / "README.md", runner, with_bert, environment, slow=True)
+
+
+@pytest.mark.slow
+def test_the_recipes_run(runner: ModuleType, with_bert: Path, environment: dict[str, str]) -> None:
+    run_page(ROOT / "docs" / "recipes.md", runner, with_bert, environment, slow=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["how-masked-language-models-work"])
+def test_the_output_that_pages_show_is_what_comes_out(name: str, environment: dict[str, str]) -> None:
+    line = [sys.executable, "docs/run.py", "--check", f"docs/{name}.md"]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---- names ---------------------------------------------------------------------------------------
 
 
 def test_the_contract_names_tests_that_exist() -> None:
@@ -13,3 +257,23 @@ def test_the_contract_names_tests_that_exist() -> None:
     assert len(named) >= 20
     for file, test in named:
         assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {test}"
+
+
+def test_the_file_tree_names_every_module_and_nothing_else() -> None:
+    tree = (ROOT / "README.md").read_text().split("## Where things are")[1].split("```")[1]
+    folder, named = "", {}
+    for line in tree.splitlines():
+        if match := re.match(r"(\S+/) ", line):
+            folder = match[1]
+            named.setdefault(folder, set())
+        named.setdefault(folder, set()).update(re.findall(r"(?<![\w/])(\w+\.py)\b", line))
+    for folder in ("jax_mlm/", "export/mlm_onnx/"):
+        there = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
+        assert named[folder] - {"__init__.py"} == there, folder
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
