@@ -1,5 +1,6 @@
 """Sample sentences: the same at every call, whole words of the text, never special tokens, answered as by one query."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -65,9 +66,11 @@ def test_one_sentence_gives_different_gaps_and_numbers_alone_still_give_some(tmp
 def test_answers_are_those_of_one_query_each_and_nothing_compiles_again(tmp_path, caplog):
     rows, tokenizer = made(tmp_path, "wordpiece")
     vocabulary = rows.vocabulary
-    model = ModelConfig(vocab_size=256, width=32, layers=2, heads=2, ff_width=48, max_length=64)
+    model = ModelConfig(vocab_size=256, width=32, layers=1, heads=2, ff_width=48, max_length=64)
     forward = make_forward(model)
-    params = jax.tree.map(lambda x: 8 * x if x.ndim == 2 else x, init_params(model, jax.random.key(1)))
+    params = jax.tree.map(
+        lambda x: 8 * x if x.ndim == 2 else x, jax.jit(partial(init_params, model))(jax.random.key(1))
+    )
     samples = choose_samples(rows, tokenizer)
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with jax.log_compiles():
@@ -78,13 +81,16 @@ def test_answers_are_those_of_one_query_each_and_nothing_compiles_again(tmp_path
         assert answer(params) == answers
         assert "Compiling" not in caplog.text
     assert [a.text for a in answers] == [s.text for s in samples]
+    query = jax.jit(forward)
     for sample, given in zip(samples, answers, strict=True):
-        ids = np.array([[vocabulary.cls, *sample.ids, vocabulary.sep]], np.int32)
+        ids = np.full((1, 40), vocabulary.pad, np.int32)  # alone, and with another padding
+        framed = [vocabulary.cls, *sample.ids, vocabulary.sep]
+        ids[0, : len(framed)] = framed
         at = np.array([[1 + sample.at]])
         assert tokenizer.decode([ids[0, at[0, 0]]]) == given.right
         ids[0, at] = vocabulary.mask
-        inputs = Inputs(ids, np.ones_like(ids), np.arange(ids.shape[1], dtype=np.int32)[None])
-        likely = np.asarray(jax.nn.softmax(forward(params, inputs, at)[0, 0, : vocabulary.size]))
+        inputs = Inputs(ids, (np.arange(40) < len(framed)).astype(np.int32)[None], np.arange(40, dtype=np.int32)[None])
+        likely = np.asarray(jax.nn.softmax(query(params, inputs, at)[0, 0, : vocabulary.size]))
         assert [p for _, p in given.candidates] == pytest.approx(sorted(likely)[: -TOP_K - 1 : -1], rel=1e-4)
         assert given.probability == pytest.approx(likely[sample.ids[sample.at]], rel=1e-4)
         assert f"right: {sample.right}" in describe_answer(given)
