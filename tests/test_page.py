@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 from mlm_onnx import FillMask, convert, web
-from mlm_onnx.bundle import FAST_GRAPH, WEB_GRAPH, open_bundle
+from mlm_onnx.bundle import FAST_GRAPH, WEB_GRAPH, open_bundle, seal
 from mlm_onnx.graph import FP32, Precision
 from mlm_onnx.onnx_check import check_onnx
 from mlm_onnx.quantize import INT8
@@ -309,6 +309,22 @@ def test_the_address_carries_what_is_shown(sentence: Path, open_page: Callable[.
     again = open_page(sentence, driven.page.evaluate("location.hash"))
     assert again.answers() == first
     assert again.page.input_value("#sentence") == "This model creates a super word"
+
+
+def test_examples_can_be_chosen(made: Any, tmp_path: Path, open_page: Callable[..., Driven]) -> None:
+    path, examples = Path(shutil.copytree(made("wordpiece", FP32), tmp_path / "b")), ["one two three four", "five six"]
+    manifest = open_bundle(path).manifest
+    seal(path, {**manifest, "examples": examples})
+    driven = open_page(path)
+    chosen = driven.page.get_by_role("combobox", name="Examples")
+    assert chosen.input_value() == examples[0]
+    assert driven.text("masked") == "one two [MASK] four"
+    chosen.select_option(examples[1])
+    assert driven.settle().text("masked") == "five [MASK]"
+    driven.page.fill("#sentence", "seven eight")
+    assert driven.settle().text("status") == "Click a word to hide it."
+    assert chosen.input_value() == "", "so that any can be chosen"
+    assert open_page(made("bpe", FP32)).text("status") == "Write a sentence first.", "no examples"
 
 
 def test_typing_keeps_the_words_that_stay(sentence: Path, open_page: Callable[..., Driven]) -> None:

@@ -78,6 +78,7 @@ function showWords() {
     return chip;
   });
   find('words').replaceChildren(...chips);
+  find('examples').value = facts.examples.includes(state.text) ? state.text : '';
 }
 
 /** Arrow keys go from word to word, so that Tab passes a long sentence in one step. */
@@ -248,7 +249,8 @@ function begin(given) {
   find('loading').hidden = true;
   find('controls').disabled = false;
   const { dtype, origin, bytes, longest, examples } = facts;
-  find('examples').replaceChildren(...examples.map((example) => element('option', { textContent: example, value: example })));
+  const option = (value, textContent) => element('option', { value, textContent });
+  find('examples').replaceChildren(option('', 'Choose one …'), ...examples.map((example) => option(example, example)));
   find('examples-row').hidden = examples.length < 2;
   find('about').textContent =
     `Model of run ${origin.run}, step ${origin.step}: ${dtype}, ${(bytes / 1e6).toFixed(bytes < 1e6 ? 2 : 0)} MB, ` +
@@ -269,7 +271,7 @@ find('sentence').oninput = ({ target }) => {
   clearTimeout(typing);
   typing = setTimeout(ask, TYPING_PAUSE);
 };
-find('examples').onchange = ({ target }) => start(target.value);
+find('examples').onchange = ({ target }) => target.value && start(target.value);
 find('count').onchange = ({ target }) => {
   state.count = atMost(target.value);
   target.value = state.count;
