@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mlm_onnx import FillMask, QueryError, demo_page
+from mlm_onnx import FillMask, QueryError, convert, demo_page
 from mlm_onnx.attention import AttentionReader
 from mlm_onnx.bundle import EXAMPLES, BundleError, open_bundle
 from mlm_onnx.examples import PLAIN, examples_for
 from mlm_onnx.facts import MOST_WORDS, Facts, filled_in, strength
+from mlm_onnx.graph import FP32
 from mlm_onnx.heatmap import png
+from test_bundle import ORIGIN
+from test_graph import randomised
+from test_predictor import MODEL, piecewise
 
 from jax_mlm.config import SENTENCE
 from jax_mlm.tokenizer import train_tokenizer, vocabulary_of
@@ -70,6 +75,32 @@ def test_reasons_are_the_predictors(facts: Facts) -> None:
             assert why.together.instead == candidates[0]["token"]
             assert why.together.probability == next(c["probability"] for c in candidates if c["token"] == why.token)
     assert any(why.together for why in facts.why(asked)), "random weights hang on several words"
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_words_of_several_pieces(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words stay words, whatever their pieces; each is said to be where it is, and the sentence is filled in alike."""
+    tokenizer = piecewise(kind)
+    model = replace(MODEL, vocab_size=tokenizer.get_vocab_size())
+    monkeypatch.setattr(convert, "parity_shapes", lambda length: ((1, 7, 2),))  # the others are test_convert's
+    convert.write_bundle(tmp_path / "b", model, randomised(model), tokenizer, FP32, ORIGIN)
+    facts = Facts(FillMask(tmp_path / "b"))
+    text = "The cat, terdobanumi, was playing in the garden."
+    words = facts.words(text)
+    apart = text if kind == "unigram" else text.replace(",", " ,").replace(".", " .")  # Unigram splits at spaces alone
+    assert [word.text for word in words] == apart.split()
+    long = next(place for place, word in enumerate(words) if word.text.startswith("terdo"))
+    garden = max(place for place, word in enumerate(words) if word.text.startswith("garden"))
+    for hidden in ([long], [garden]):
+        asked = facts.ask(text, hidden, 2)
+        assert "".join(part for part, _ in filled_in(asked)) == asked.masks[0]["candidates"][0]["text"]
+    asked = facts.ask(text, [0, long], 2)
+    first, second = facts.why(asked)
+    assert second.rank is None
+    assert len(second.original.ids) > 1
+    for why in (first, second):
+        assert [each.place for each in why.influences] == [at for at in range(len(words)) if at not in (0, long)]
+        assert all(words[each.place].text == each.word for each in why.influences)
 
 
 @pytest.mark.parametrize(
