@@ -243,6 +243,39 @@ def brightness(colour: str) -> float:
 
 
 @needs_gradio
+def test_a_bundle_without_attention_says_so(sentence_bundles: dict[str, Path]) -> None:
+    from mlm_onnx.demo import Demo, build
+
+    said = str(build(Demo(FillMask(sentence_bundles["int8"], 1))).get_config_file())
+    assert "carries no attention" in said
+    assert "learned it by heart" not in said, "this one has random weights"
+
+
+@needs_gradio
+def test_an_explanation_that_comes_too_late_is_dropped(
+    sentence_bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gradio as gr
+    from mlm_onnx.demo import Demo, Session
+
+    demo, session = Demo(FillMask(sentence_bundles["int8"], 1)), Session()
+    why = demo.facts.why
+    demo.answer(session, SENTENCE, [2], 3)
+    assert "Word 3" in demo.explain(session)
+    assert demo.explain(session) == gr.skip(), "it is shown already"
+
+    def slowly(asked: Any) -> Any:
+        demo.answer(session, SENTENCE, [4], 3)
+        return why(asked)
+
+    demo.answer(session, SENTENCE, [3], 3)
+    monkeypatch.setattr(demo.facts, "why", slowly)
+    assert demo.explain(session) == gr.skip()
+    monkeypatch.undo()
+    assert "Word 5" in demo.explain(session)
+
+
+@needs_gradio
 def test_ctrl_c_ends_it_and_a_taken_port_is_one_line(
     bundle: Path, environment: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
