@@ -57,6 +57,18 @@ def sums_saturate(processor: Path = PROCESSOR) -> bool:
     return flags is not None and not EXACT_SUMS & set(flags)
 
 
+def as_written() -> ort.SessionOptions:
+    """Options for the graphs in `fast/`: they are written as they should run, so nothing is looked for in them.
+
+    That halves the start of a small session, and what onnxruntime would fuse runs no faster
+    (benchmarks/graph_variants.py).
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    return options
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Over the last axis, in float32, as the model's whole vocabulary sees it."""
     shifted = logits - logits.max(-1, keepdims=True)
@@ -112,12 +124,12 @@ class Session:
 
     def _open(self) -> ort.InferenceSession:
         verify(self.bundle, self.graph)
-        options = ort.SessionOptions()
+        options = as_written()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if self.bundle.manifest.get("dtype") == "int8" and sums_saturate():
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL  # one of them does it:
             options.add_session_config_entry("session.x64quantprecision", "1")  # exact kernels, though slower
         path = self.bundle.file(self.graph)
         try:

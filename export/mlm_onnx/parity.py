@@ -15,6 +15,7 @@ import onnxruntime as ort
 from jax_mlm.config import ModelConfig
 from jax_mlm.model import Encoder, Inputs
 from mlm_onnx.bundle import BundleError
+from mlm_onnx.engine import as_written
 from mlm_onnx.graph import Precision
 
 TOLERANCE = 1e-4
@@ -137,12 +138,12 @@ def _grown(array: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def onnx_forward(graph_file: Path) -> Forward:
-    session = open_session(graph_file)
+    session = open_session(graph_file, as_written())
     return lambda ids, at: session.run(None, {"input_ids": ids, "positions": at})[0]
 
 
 def onnx_embed(graph_file: Path) -> Embed:
-    session = open_session(graph_file)
+    session = open_session(graph_file, as_written())
     return lambda ids, at: session.run(None, {"input_ids": ids})[0]
 
 
@@ -157,8 +158,9 @@ def onnx_padded(graph_file: Path) -> PaddedForward:
     return run
 
 
-def open_session(graph_file: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
+def open_session(graph_file: Path, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
+    """By default with onnxruntime's own settings, which is what those who load the files in `onnx/` have."""
+    options = options or ort.SessionOptions()
     options.log_severity_level = 4
     return ort.InferenceSession(str(graph_file), options, providers=["CPUExecutionProvider"])
 
