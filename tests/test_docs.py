@@ -22,6 +22,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,8 +32,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 READ_ONLY = {"needs-accelerator", "needs-pod", "needs-npm", "needs-peers"}
-REMARKS = {*READ_ONLY, "serves", "install", "varies", "slow"}
-SMALL = "--layers 1 --width 32 --heads 2 --ff-width 32 --length 32 --batch 8 --eval-rows 8 --tokenizer-limit 512"
+REMARKS = {*READ_ONLY, "serves", "install", "varies", "slow", "extended"}
+FEW = "--batch 8 --accumulate 1 --length 32 --eval-rows 8"
+SMALL = f"--layers 1 --width 32 --heads 2 --ff-width 32 --tokenizer-limit 512 {FEW}"
+IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "node_modules")
 INSTALLS = re.compile(r"pip install|^python -m pytest$|^ruff ", re.M)
 
 
@@ -101,7 +104,7 @@ def read(module: str, argv: list[str]) -> None:
 def shown(page: Path, runner: ModuleType) -> Iterator[tuple[Any, str]]:
     """Each shell command of a page, with its fence."""
     for fence in runner.fences(page.read_text()):
-        if fence.info[:1] == ("bash",):
+        if fence.info[:1] == ("bash",) and "extended" not in fence.info:
             yield from ((fence, line) for line in lines(fence.body))
         if fence.info[:1] == ("console",):
             yield from ((fence, command) for command, _ in runner.commands(fence.body))
@@ -117,18 +120,18 @@ def test_every_command_has_options_that_exist(page: Path, runner: ModuleType) ->
         for module, *argv in ours(command):
             read(module, argv)
     for module, options in re.findall(r"`python -m ((?:jax_mlm|mlm_onnx)[\w.]*)([^`]*)`", page.read_text()):
+        first = options.split()[0] if module in ("mlm_onnx", "jax_mlm.hf") and options.strip() else ""
         for option in re.findall(r"(?<= )--[\w-]+", options):
-            assert option in HELP(module, options.split()), f"`python -m {module}{options}`"
+            assert option in all_options(module, first), f"`python -m {module}{options}`"
 
 
-def HELP(module: str, words: list[str]) -> str:
-    """Every option of a command, as its help lists them."""
-    command = words[:1] if module in ("mlm_onnx", "jax_mlm.hf") and words and not words[0].startswith("-") else []
-    flag = "--help" if module in ("mlm_onnx", "jax_mlm.hf") else "--help-all"
-    line = [sys.executable, "-m", module, *command, flag]
+@cache
+def all_options(module: str, command: str) -> str:
+    """Every option, as the help lists them."""
+    line = [sys.executable, "-m", module, *command.split(), "--help" if command else "--help-all"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout + "--help --help-all"
+    return done.stdout + "--help --help-all --version"
 
 
 # ---- running them --------------------------------------------------------------------------------
@@ -138,7 +141,8 @@ def shortened(command: str) -> str:
     """The command with little to do, as this file's docstring says."""
     command = re.sub(r"--budget \S+", "--steps 3", command)
     if "jax_mlm.train" in command and "--data" in command:
-        small = "--batch 8 --length 32 --eval-rows 8" if "--init" in command else SMALL
+        small = FEW if "--init" in command else SMALL
+        small += "" if "--steps" in command else " --steps 3"
         command = re.sub(r"jax_mlm\.train", f"jax_mlm.train {small}", command)
         for option in re.findall(r"--[\w-]+", small):  # what the page asks for is replaced, not asked for twice
             head, tail = command.split(small, 1)
@@ -153,7 +157,7 @@ def scratch(tmp_path: Path, environment: dict[str, str], sentence_run: Any) -> P
     lines = [f"line {i} says that {i * 7 % 13} birds and {i * 5 % 11} fish met near the old bridge" for i in range(200)]
     (tmp_path / "my-text").mkdir()
     (tmp_path / "my-text" / "a.txt").write_text("\n\n".join(lines))
-    (tmp_path / "held-out.txt").write_text("\n".join(lines[:40]))
+    (tmp_path / "held-out.txt").write_text("\n\n".join(lines[:40]))
     (tmp_path / "words.txt").write_text("bridge\nfish\n")
     shutil.copytree(sentence_run.path, tmp_path / "runs" / "sentence")
     return tmp_path
@@ -239,6 +243,40 @@ def test_the_slow_commands_of_the_readme_run(runner: ModuleType, with_bert: Path
 @pytest.mark.slow
 def test_the_recipes_run(runner: ModuleType, with_bert: Path, environment: dict[str, str]) -> None:
     run_page(ROOT / "docs" / "recipes.md", runner, with_bert, environment, slow=False)
+
+
+@pytest.fixture
+def extended(tmp_path: Path, runner: ModuleType) -> Path:
+    """A copy of the project with every change of docs/extending.md made."""
+    for part in ("jax_mlm", "export/mlm_onnx", "tests", "README.md", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, tmp_path / part, **({"ignore": IGNORED} if copy is shutil.copytree else {}))
+    changes = [
+        fence.body for fence in runner.fences((ROOT / "docs/extending.md").read_text()) if fence.info == ("diff",)
+    ]
+    assert len(changes) == 4
+    for change in changes:
+        line = ["git", "apply", "-"]
+        done = subprocess.run(line, cwd=tmp_path, input=change, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{done.stderr}{change}"
+    return tmp_path
+
+
+def test_what_extending_adds_is_there(extended: Path, environment: dict[str, str]) -> None:
+    here = {**environment, "PYTHONPATH": f"{extended}{os.pathsep}{extended / 'export'}"}
+    for module, new in (("jax_mlm.train", ["relu2", "pair", "lion"]), ("mlm_onnx", ["states"])):
+        line = [sys.executable, "-m", module, *(["convert", "--help"] if module == "mlm_onnx" else ["--help-all"])]
+        done = subprocess.run(line, cwd=extended, env=here, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert all(word in done.stdout for word in new), done.stdout
+
+
+@pytest.mark.slow
+def test_what_extending_adds_works(extended: Path, runner: ModuleType, environment: dict[str, str]) -> None:
+    here = {**environment, "PYTHONPATH": f"{extended}{os.pathsep}{extended / 'export'}"}
+    for fence in runner.fences((ROOT / "docs" / "extending.md").read_text()):
+        for command in lines(fence.body) if "extended" in fence.info else ():
+            run(command, extended, here)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Masking: the law of the count, uniform marginals, the 80/10/10 split, whole words, and what is never touched."""
 
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jax_mlm.tokenizer import Vocabulary
 
 VOCABULARY = Vocabulary(size=100, pad=0, mask=4, unk=1, cls=2, sep=3, special=(0, 1, 2, 3, 4))
 LENGTH, ROWS = 64, 16_384
+RULES = get_args(get_type_hints(MaskConfig)["mask_rule"])
 
 
 def rows(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +43,7 @@ def chosen(result) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("rule", ["token", "whole-word", "span"])
+@pytest.mark.parametrize("rule", RULES)
 def test_special_tokens_and_padding_are_never_targets_nor_replacements(rule):
     tokens, _, result = masked(MaskConfig(mask_rule=rule, mask_rate=0.5))
     special = np.isin(tokens, VOCABULARY.special)
@@ -53,7 +55,7 @@ def test_special_tokens_and_padding_are_never_targets_nor_replacements(rule):
     assert not np.isin(result.targets[result.weights > 0], VOCABULARY.special).any()
 
 
-@pytest.mark.parametrize("rule", ["token", "whole-word", "span"])
+@pytest.mark.parametrize("rule", RULES)
 def test_slots_hold_the_original_tokens_and_the_others_are_untouched(rule):
     tokens, _, result = masked(MaskConfig(mask_rule=rule))
     row, slot = np.nonzero(result.weights)
@@ -75,7 +77,7 @@ def test_token_count_is_the_floor_or_ceiling_with_the_exact_mean(rate):
     assert abs(fractional.mean() - 6.4) < 5 * 0.49 / np.sqrt(ROWS)
 
 
-@pytest.mark.parametrize("rule", ["token", "whole-word", "span"])
+@pytest.mark.parametrize("rule", RULES)
 def test_marginals_are_uniform_over_eligible_tokens(rule):
     tokens, _, result = masked(MaskConfig(mask_rule=rule))
     eligible = ~np.isin(tokens[0], VOCABULARY.special)
