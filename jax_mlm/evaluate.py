@@ -196,7 +196,7 @@ def score_documents(config: EvaluateConfig, run: TrainConfig, params: Params) ->
 def main(config: EvaluateConfig) -> None:
     """Prints the figures of one run on one text."""
     if not config.data:
-        raise UserError("--data is missing: the text to evaluate on")
+        raise UserError("the run or --data is missing: python -m jax_mlm.evaluate RUN --data FILE")
     run = read_run(config.run)
     step = best_step(config.run) if config.checkpoint == "best" else None
     step, params = load_params(config.run, step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from jax_mlm.data import token_counts
 from jax_mlm.dataset import Dataset
 from jax_mlm.evaluate import Result
 from jax_mlm.loss import unigram_baseline
+from jax_mlm.predictions import Prediction, print_predictions
+from jax_mlm.run import read_samples
 
 
 def print_result(data: Dataset, result: Result) -> None:
@@ -25,9 +28,21 @@ def print_result(data: Dataset, result: Result) -> None:
     print(f"  unigram baseline   loss {loss:.4f}   accuracy {accuracy:.4f}")
 
 
+def print_sentence(predictions: list[Prediction]) -> None:
+    """Prints the founding sentence's table, and says what it measures."""
+    print_predictions(predictions)
+    wrong = sum(not prediction.right for prediction in predictions)
+    learned = "learned by heart" if not wrong else f"not learned yet ({wrong} words are wrong: more --steps help)"
+    print(f"This is one sentence, {learned}: there is no held-out text, so no measure of anything beyond.")
+    print("For a model of your own text: python -m jax_mlm.train --data FILE")
+
+
 def print_next(run: Path, own_text: bool) -> None:
-    """Prints the commands that turn the run into answers."""
-    query = "… [MASK] …" if own_text else SENTENCE.replace("creates", "[MASK]")
+    """Prints the commands that turn the run into answers, with a sentence of its own text to ask."""
+    shown = read_samples(run)[-1:] if own_text else []
+    query = next(
+        (sample["text"] for line in shown for sample in line["samples"]), SENTENCE.replace("creates", "[MASK]")
+    )
     print("next:")
-    print(f"  python -m mlm_onnx convert {run} bundles/{run.name}")
-    print(f'  python -m mlm_onnx fill bundles/{run.name} "{query}"')
+    print(f"  python -m mlm_onnx convert {quote(str(run))} {quote(f'bundles/{run.name}')}")
+    print(f"  python -m mlm_onnx fill {quote(f'bundles/{run.name}')} {quote(query)}")

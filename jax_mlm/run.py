@@ -7,14 +7,12 @@ import itertools
 import json
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from jax_mlm.config import TrainConfig, from_json, to_json
 from jax_mlm.errors import UserError
-
-if TYPE_CHECKING:
-    from jax_mlm.trackers import Tracker
 
 RUN_FILE, TOKENIZER_FILE = "run.json", "tokenizer.json"
 METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
@@ -96,6 +94,14 @@ def read_run(run: Path) -> TrainConfig:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{Path(run) / RUN_FILE} is not a configuration of this version: {error}") from None
+
+
+class Tracker(Protocol):
+    """Takes figures under names like train/loss."""
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class MetricsLog:

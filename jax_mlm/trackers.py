@@ -9,25 +9,17 @@ import uuid
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from jax_mlm.config import TrainConfig, to_json
 from jax_mlm.errors import UserError
-from jax_mlm.run import write_atomically
+from jax_mlm.run import Tracker, write_atomically
 
 PROJECT = "jax-mlm"
 MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
 """Value of --track → the module it needs; the extra that installs it has the value's name."""
 ID_FILE = "tracker-id"
 """Holds the name under which a tracker knows the run, so that a resumed run goes on there."""
-
-
-class Tracker(Protocol):
-    """Takes figures under names like train/loss."""
-
-    def write(self, step: int, figures: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def check_tracker(name: str) -> None:

@@ -31,8 +31,8 @@ from jax_mlm.meter import Meter
 from jax_mlm.model import init_params, make_forward
 from jax_mlm.optim import make_optimizer, make_schedule
 from jax_mlm.options import EXAMPLES, GROUPS, check_resumed, defaults
-from jax_mlm.outcome import print_next, print_result
-from jax_mlm.predictions import predict_each, print_predictions, to_host
+from jax_mlm.outcome import print_next, print_result, print_sentence
+from jax_mlm.predictions import predict_each, to_host
 from jax_mlm.progress import Progress
 from jax_mlm.report import write_plots
 from jax_mlm.report_page import write_report
@@ -205,9 +205,7 @@ def train(config: TrainConfig, progress: Progress) -> Path:
     if data.held_out:
         print_result(data, result)
     else:
-        print_predictions(predict_each(forward, to_host(state.params), data.tokenizer, vocabulary, SENTENCE))
-        print("This is one sentence, learned by heart: there is no held-out text, so no measure of anything beyond.")
-        print("For a model of your own text: python -m jax_mlm.train --data FILE")
+        print_sentence(predict_each(forward, to_host(state.params), data.tokenizer, vocabulary, SENTENCE))
     return run
 
 
