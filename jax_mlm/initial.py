@@ -131,7 +131,8 @@ def check_shape(asked: ModelConfig, start: ModelConfig, source: Path) -> None:
     """Refuses an option that the weights contradict, by its name."""
     for name in (f.name for f in dataclasses.fields(ModelConfig)):
         mine, theirs = getattr(asked, name), getattr(start, name)
-        option = f"--{name.replace('_', '-')} {mine}"
+        word = name.replace("_", "-")
+        option = f"--{'' if mine else 'no-'}{word}" if isinstance(mine, bool) else f"--{word} {mine}"
         if name not in FREE and mine != theirs:
             raise UserError(f"{option} contradicts the weights of --init {source}, where it is {theirs}: leave it out")
         if name in ("vocab_size", "max_length") and mine < theirs:

@@ -46,7 +46,7 @@ def train_line(*arguments: Any) -> int:
 def started(*arguments: Any) -> tuple[TrainConfig, Initial]:
     """What such a command begins with, without training."""
     argv = [str(word) for word in arguments]
-    return start_from(parse("train", TrainConfig, argv, EXAMPLES, defaults(argv)))
+    return start_from(parse("train", TrainConfig, argv, defaults(argv)))
 
 
 def soft(model: ModelConfig) -> dict[str, Any]:
@@ -163,6 +163,7 @@ def test_what_contradicts_the_weights_is_one_line(text: Path, tokenizer: Any, tm
     cases = [
         (["--width", 32], "--width 32 contradicts"),
         (["--position-offset", 0], "--position-offset 0 contradicts"),
+        (["--gated"], "--gated contradicts"),
         (["--max-length", 16], "--max-length 16 is less than the 32"),
         (["--vocab-size", 64], "--vocab-size 64 is less than the 128"),
         (["--length", 64], "--length 64 exceeds --max-length 32"),

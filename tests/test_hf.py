@@ -256,7 +256,7 @@ def test_every_family_survives_the_way_out_and_in(
     assert all(word in card for word in ("a.txt", "step 7", "licence", 'model="hf"', family))
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("base", "large", "bert-base")])
+@pytest.mark.parametrize("name", ["sentence", "tiny", "small"])
 def test_our_presets_are_models_of_a_known_type(name: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
     model = replace(PRESETS[name].model, vocab_size=64)
     params = randomised(model)
@@ -267,7 +267,8 @@ def test_our_presets_are_models_of_a_known_type(name: str, tmp_path: Path, token
 
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_every_preset_can_be_exported(name: str) -> None:
-    check_expressible(replace(PRESETS[name].model, vocab_size=64), 0)
+    model = replace(PRESETS[name].model, vocab_size=64)
+    check_expressible(model, max(0, model.position_offset - 1))
 
 
 def test_roberta_positions_follow_the_padding_token(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -588,6 +589,6 @@ def test_targets_in_use_and_unknown_commands(make_folder: Any, capsys: Any, tmp_
     assert main(["export", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
     assert "is no run directory" in capsys.readouterr().err
     assert main(["push"]) == 2
-    assert main([]) == 2
+    assert main([]) == 0
     assert main(["--help"]) == 0
     assert "jax_mlm.hf import HF_DIR RUN" in capsys.readouterr().out
