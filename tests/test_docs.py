@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import random
 import re
 import shlex
 import shutil
@@ -34,7 +35,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 READ_ONLY = {"needs-accelerator", "needs-pod", "needs-npm", "needs-peers"}
 REMARKS = {*READ_ONLY, "serves", "install", "varies", "slow", "extended"}
 FEW = "--batch 8 --accumulate 1 --length 32 --eval-rows 8"
-SMALL = f"--layers 1 --width 32 --heads 2 --ff-width 32 --tokenizer-limit 512 {FEW}"
+SMALL = f"--layers 2 --width 32 --heads 2 --ff-width 32 --tokenizer-limit 512 {FEW}"
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "node_modules")
 INSTALLS = re.compile(r"pip install|^python -m pytest$|^ruff ", re.M)
 
@@ -141,7 +142,10 @@ def shortened(command: str) -> str:
     """The command with little to do, as this file's docstring says."""
     command = re.sub(r"--budget \S+", "--steps 3", command)
     if "jax_mlm.train" in command and "--data" in command:
-        small = FEW if "--init" in command else SMALL
+        own = "--init" in command or ("--distil" in command and "--preset" not in command)  # a shape of its own
+        small = FEW if own else SMALL
+        if re.search("--(distil|tokenizer) ", command):  # a tokenizer of its own
+            small = small.replace("--tokenizer-limit 512 ", "")
         small += "" if "--steps" in command else " --steps 3"
         command = re.sub(r"jax_mlm\.train", f"jax_mlm.train {small}", command)
         for option in re.findall(r"--[\w-]+", small):  # what the page asks for is replaced, not asked for twice
@@ -154,11 +158,13 @@ def shortened(command: str) -> str:
 @pytest.fixture
 def scratch(tmp_path: Path, environment: dict[str, str], sentence_run: Any) -> Path:
     """A folder with the files that the pages speak of, and the founding sentence trained."""
-    lines = [f"line {i} says that {i * 7 % 13} birds and {i * 5 % 11} fish met near the old bridge" for i in range(200)]
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghilmnoprstu", k=draw.randint(2, 9))) for _ in range(400)]
+    lines = [" ".join(["text", "with", *draw.choices(words, k=12)]) for _ in range(200)]
     (tmp_path / "my-text").mkdir()
     (tmp_path / "my-text" / "a.txt").write_text("\n\n".join(lines))
     (tmp_path / "held-out.txt").write_text("\n\n".join(lines[:40]))
-    (tmp_path / "words.txt").write_text("bridge\nfish\n")
+    (tmp_path / "words.txt").write_text("bridge\nfishes\n")
     shutil.copytree(sentence_run.path, tmp_path / "runs" / "sentence")
     return tmp_path
 
@@ -224,14 +230,13 @@ def test_the_commands_of_the_readme_run(runner: ModuleType, scratch: Path, envir
 @pytest.fixture
 def with_bert(scratch: Path, environment: dict[str, str]) -> Path:
     """Also Hugging Face directories of a BERT."""
-    small = SMALL.replace("--layers 1", "--layers 2")
     run(
-        f"python -m jax_mlm.train --preset bert-base --data my-text/ {small} --steps 1 --out runs/b",
+        f"python -m jax_mlm.train --preset bert-base --data my-text/ {SMALL} --steps 1 --out runs/of-bert",
         scratch,
         environment,
     )
     for name in ("bert-base", "bert-base-uncased"):
-        run(f"python -m jax_mlm.hf export runs/b {name}/", scratch, environment)
+        run(f"python -m jax_mlm.hf export runs/of-bert {name}/", scratch, environment)
     return scratch
 
 
