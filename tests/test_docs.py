@@ -189,7 +189,7 @@ def answers_http(command: str, folder: Path, environment: dict[str, str]) -> Non
     )
     try:
         for _ in range(600):
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5) as page:
                     assert page.status == 200
                 return
