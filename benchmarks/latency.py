@@ -251,7 +251,10 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(results), len(LENGTHS), figsize=(11, 2.6 * len(results)), squeeze=False)
+    size = (11, 2.6 * len(results))
+    figure, axes = plt.subplots(
+        len(results), len(LENGTHS), figsize=size, squeeze=False, sharey="row", layout="constrained"
+    )
     for line, result in zip(axes, results, strict=True):
         for axis, (kind, tokens) in zip(line, LENGTHS.items(), strict=True):
             names = list(result["sides"])[::-1]
@@ -260,10 +263,11 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
             axis.barh(names, [ms["p50"] for ms in found], color=colours)
             axis.scatter([ms["p90"] for ms in found], names, marker="|", color="black")
             for name, ms in zip(names, found, strict=True):
-                axis.text(max(ms.values()), name, f"  {ms['p50']:.1f}", va="center", fontsize=8)
+                axis.text(max(ms["p50"], ms["p90"]), name, f"  {ms['p50']:.1f}", va="center", fontsize=8)
             axis.set(title=f"{result['shape']}, {tokens} tokens", xlabel="ms for one text (median; | p90)")
-            axis.margins(x=0.15)
-    figure.tight_layout()
+            axis.set_xlim(0, 1.2 * max(ms["p90"] for ms in found))
+            axis.tick_params(length=0, axis="y")
+            axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=130)
 
 
