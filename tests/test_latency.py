@@ -72,3 +72,12 @@ def test_without_peers_it_measures_ours_and_says_so(tmp_path: Path) -> None:
     assert set(sides) == {"ours int8", "ours fp32"}
     assert sides["ours int8"]["artifact_bytes"] < 0.3 * sides["ours fp32"]["artifact_bytes"]
     assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_operators_make_up_what_a_query_takes(tmp_path: Path) -> None:
+    import operators
+
+    for title, found in operators.measure("tiny", tmp_path).items():
+        within = sum(found.values()) - found["session"]
+        assert 0 < within <= found["session"], title
+        assert ("DynamicQuantizeMatMul" in found) == ("int8" in title)
