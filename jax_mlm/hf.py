@@ -165,7 +165,8 @@ def model_card(folder: Path, run: Path, config: TrainConfig, params: Mapping[str
             on = "Held-out loss" if data.get("files") else "Loss on the training text itself (nothing was held out)"
             measured = f"\n\n{on} {at[-1]['loss']:.4f} nats, accuracy {at[-1]['accuracy']:.4f}, at 15 % masks."
     return f"""---
-license: other # TODO: the licence under which you publish this model
+license: other
+license_name: not-chosen-yet
 library_name: transformers
 pipeline_tag: fill-mask
 mask_token: "{mask}"
@@ -199,7 +200,8 @@ Trained with jax_mlm (preset `{config.preset}`, seed {config.seed}); these are t
 
 ## Licence
 
-TODO: say under which licence you publish this model, and under which ones its training data came.
+Not chosen yet. Before this model is published, its owner says here, and in the first lines of this file, under which
+licence it is, and under which ones its training data came.
 """
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import random
 import re
@@ -174,10 +175,12 @@ def with_python(environment: dict[str, str]) -> dict[str, str]:
     return {**environment, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
 
 
-def run(command: str, folder: Path, environment: dict[str, str]) -> None:
+def run(command: str, folder: Path, environment: dict[str, str]) -> str:
+    """What the command prints; it must end well."""
     line, env = ["bash", "-euo", "pipefail", "-c", command], with_python(environment)
     done = subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
 def answers_http(command: str, folder: Path, environment: dict[str, str]) -> None:
@@ -201,8 +204,9 @@ def answers_http(command: str, folder: Path, environment: dict[str, str]) -> Non
         process.communicate(timeout=30)
 
 
-def run_page(page: Path, runner: ModuleType, folder: Path, environment: dict[str, str], slow: bool) -> None:
-    """Runs the commands of a page: those of fences marked slow, or all others."""
+def run_page(page: Path, runner: ModuleType, folder: Path, environment: dict[str, str], slow: bool) -> dict[str, str]:
+    """Runs the commands of a page, those of fences marked slow or all others: command → what it printed."""
+    printed = {}
     trained = "python -m jax_mlm.train --out runs/sentence"  # the fixture's, without --out
     for fence in runner.fences(page.read_text()):
         remarks = set(fence.info[1:])
@@ -220,11 +224,19 @@ def run_page(page: Path, runner: ModuleType, folder: Path, environment: dict[str
                 if "demo" not in command or importlib.util.find_spec("gradio"):
                     answers_http(command, folder, environment)
                 continue
-            run(shortened(command), folder, environment)
+            printed[command] = run(shortened(command), folder, environment)
+    return printed
 
 
 def test_the_commands_of_the_readme_run(runner: ModuleType, scratch: Path, environment: dict[str, str]) -> None:
-    run_page(ROOT / "README.md", runner, scratch, environment, slow=False)
+    printed = run_page(ROOT / "README.md", runner, scratch, environment, slow=False)
+    (answer,) = (text for command, text in printed.items() if "fill bundles/sentence" in command)
+    first = answer.splitlines()[1].split()
+    assert first[0] == "creates"
+    assert float(first[1].rstrip("%")) >= 98
+    (asked,) = (text for command, text in printed.items() if "fill bundles/mine" in command)
+    assert len(asked.splitlines()) == 6, "the sentence filled in, and five candidates"
+    assert (scratch / "runs" / "tiny" / "report.html").is_file()
 
 
 @pytest.fixture
@@ -242,12 +254,20 @@ def with_bert(scratch: Path, environment: dict[str, str]) -> Path:
 
 @pytest.mark.slow
 def test_the_slow_commands_of_the_readme_run(runner: ModuleType, with_bert: Path, environment: dict[str, str]) -> None:
-    run_page(ROOT / "README.md", runner, with_bert, environment, slow=True)
+    printed = run_page(ROOT / "README.md", runner, with_bert, environment, slow=True)
+    for word in ("--preset roberta-base", "--init", "--distil", "hf export"):
+        assert any(word in command for command in printed), word
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md"):
+        assert (with_bert / "my-model" / name).is_file(), name
 
 
 @pytest.mark.slow
 def test_the_recipes_run(runner: ModuleType, with_bert: Path, environment: dict[str, str]) -> None:
-    run_page(ROOT / "docs" / "recipes.md", runner, with_bert, environment, slow=False)
+    printed = run_page(ROOT / "docs" / "recipes.md", runner, with_bert, environment, slow=False)
+    trained = {name for command in printed for name in re.findall(r"--out (runs/[\w-]+)", command)}
+    assert len(trained) >= 6
+    for name in trained:
+        assert list((with_bert / name / "checkpoints").iterdir()), name
 
 
 @pytest.fixture
@@ -279,9 +299,23 @@ def test_what_extending_adds_is_there(extended: Path, environment: dict[str, str
 @pytest.mark.slow
 def test_what_extending_adds_works(extended: Path, runner: ModuleType, environment: dict[str, str]) -> None:
     here = {**environment, "PYTHONPATH": f"{extended}{os.pathsep}{extended / 'export'}"}
+    printed = {}
     for fence in runner.fences((ROOT / "docs" / "extending.md").read_text()):
         for command in lines(fence.body) if "extended" in fence.info else ():
-            run(command, extended, here)
+            printed[command] = run(command, extended, here)
+    for name, part, field, value in (
+        ("relu2", "model", "activation", "relu2"),
+        ("pair", "mask", "mask_rule", "pair"),
+        ("lion", "optim", "optimizer", "lion"),
+    ):
+        folder = extended / "runs" / name
+        assert json.loads((folder / "run.json").read_text())["config"][part][field] == value
+        final = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+        assert final["kind"] == "final"
+        assert final["accuracy"] > 0.5, f"{name}: the sentence is learned"
+    graphs = json.loads((extended / "bundles" / "states" / "manifest.json").read_text())["graphs"]
+    assert any("states" in graph for graph in graphs), list(graphs)
+    assert any("states" in text for command, text in printed.items() if " info " in command)
 
 
 @pytest.mark.slow
