@@ -40,11 +40,14 @@ def scene(**environment) -> subprocess.CompletedProcess:
 
 
 def seen_at_terminal(columns: int, *line: str, **environment: str) -> tuple[str, str]:
-    """What a command sends to a pseudo-terminal that is its stderr, and what it writes on stdout."""
+    """What a command sends to a pseudo-terminal that is its stderr, and what it writes on stdout.
+
+    The terminal is the one described here, whatever the tests themselves run in: CI, or a dumb terminal.
+    """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "CI": "", **environment}
-    env = {name: value for name, value in env.items() if name not in {"COLUMNS", "NO_COLOR"}}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment, "TERM": "xterm-256color"}
+    env = {name: value for name, value in env.items() if name not in {"CI", "COLUMNS", "LINES", "NO_COLOR"}}
     process = subprocess.Popen([sys.executable, *line], env=env, stderr=theirs, stdout=subprocess.PIPE, text=True)
     os.close(theirs)
     sent = b""
