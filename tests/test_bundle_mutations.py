@@ -162,11 +162,19 @@ def hostile_graphs(files: Files) -> Iterator[Mutation]:
     yield change("cast to text", lambda m: _attribute(m, "Cast", "to", 8), False)
     for axis in (-9, 9, 1 << 20):
         yield change(f"softmax over {axis}", lambda m, a=axis: _attribute(m, "Softmax", "axis", a), False)
-    for name in ("N", "K", "bits", "block_size", "accuracy_level", "gather_axis", "quantize_axis"):
-        for value in (-1, 0, 1, 2, 3, 8, 16, 64, 1 << 20, 1 << 40, (1 << 63) - 1):
+    names = ("N", "K", "bits", "block_size", "accuracy_level", "gather_axis", "quantize_axis")
+    for name in (*names, "q_num_heads", "kv_num_heads", "num_heads"):
+        for value in (-1, 0, 1, 2, 3, 8, 16, 64, 1 << 20, 1 << 32, 1 << 40, (1 << 32) + 4, (1 << 63) - 1):
             model = onnx.ModelProto.FromString(files[FAST_GRAPH])
             if _attribute(model, None, name, value):
                 yield Mutation(f"{name} = {value}", {FAST_GRAPH: model.SerializeToString()})
+    for name in ("q_num_heads", "kv_num_heads"):
+        yield change(f"no {name}", lambda m, n=name: [_forget(node, n) for node in m.graph.node])
+    for kind, name in (("Attention", "is_causal"), ("Attention", "softcap"), ("RotaryEmbedding", "interleaved")):
+        yield change(f"{kind} with {name}", lambda m, k=kind, n=name: _turned(m, k).attribute.add(name=n, type=2, i=1))
+    yield change("position ids", lambda m: _turned(m, "RotaryEmbedding").input.append("input_ids"))
+    yield change("past keys", lambda m: _turned(m, "Attention").input.extend(["", "input_ids"]))
+    yield change("queries alone", lambda m: _turned(m, "Attention").input.pop())
     whole = files[FAST_GRAPH]
     yield Mutation("two graphs", {FAST_GRAPH: whole + whole}, refused=True)
     yield Mutation("a field without end", {FAST_GRAPH: whole + b"\x3a\xff\xff\xff\xff\x0f"}, refused=True)
@@ -179,6 +187,22 @@ def _attribute(model: onnx.ModelProto, kind: str | None, name: str, value: int) 
     for attribute in found:
         attribute.i = value
     return bool(found)
+
+
+def _forget(node: onnx.NodeProto, name: str) -> None:
+    kept = [attribute for attribute in node.attribute if attribute.name != name]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def _turned(model: onnx.ModelProto, kind: str) -> onnx.NodeProto:
+    """A node of that kind: the first one of attention, made into it."""
+    node = next(node for node in model.graph.node if node.op_type == "Attention")
+    if node.op_type != kind:
+        node.op_type = kind
+        del node.attribute[:]
+        node.attribute.add(name="num_heads", type=onnx.AttributeProto.INT, i=4)
+    return node
 
 
 def hostile_tokenizers(files: Files) -> Iterator[Mutation]:

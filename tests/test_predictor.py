@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from mlm_onnx import FillMask, QueryError
 from mlm_onnx.__main__ import COMMANDS, main
 from mlm_onnx.convert import write_bundle
-from mlm_onnx.engine import log_softmax, top
+from mlm_onnx.engine import log_softmax, side_by_side, top
 from mlm_onnx.graph import FP32
 from mlm_onnx.parity import jax_forward
 from mlm_onnx.pieces import Pieces
@@ -223,6 +224,48 @@ def test_threads_share_one(words: Path) -> None:
     expected = [fill(text) for text in texts]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(fill, texts)) == expected
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_several_texts_are_answered_as_each_alone_whatever_the_threads(
+    sentence_bundles: dict[str, Path], dtype: str
+) -> None:
+    texts = [" ".join(SENTENCE.split()[:n]) + " [MASK]" for n in range(1, 13)] * 3
+    alone = [FillMask(sentence_bundles[dtype], threads=1)(text) for text in texts]
+    together = FillMask(sentence_bundles[dtype], threads=3)(texts)
+    for one, other in zip(alone, together, strict=True):
+        a, b = ([c["probability"] for c in answer["masks"][0]["candidates"]] for answer in (one, other))
+        assert a == b if dtype == "int8" else a == pytest.approx(b, abs=1e-5)
+
+
+def test_work_side_by_side_keeps_its_order_and_runs_little_ahead() -> None:
+    done: list[int] = []
+
+    def run(item: int) -> int:
+        time.sleep(0.002 * (item % 3))
+        done.append(item)
+        return -item
+
+    found = side_by_side(run, range(40), 3)
+    assert next(found) == 0
+    time.sleep(0.05)
+    assert len(done) <= 2 * 3 + 1, "what nobody has taken yet would pile up"
+    assert list(found) == [-item for item in range(1, 40)]
+    assert sorted(done) == list(range(40))
+
+
+def test_work_side_by_side_that_fails_says_so_and_stops() -> None:
+    begun: list[int] = []
+
+    def run(item: int) -> int:
+        begun.append(item)
+        if item == 2:
+            raise QueryError("no")
+        return item
+
+    with pytest.raises(QueryError, match="no"):
+        list(side_by_side(run, range(1000), 2))
+    assert len(begun) < 20
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

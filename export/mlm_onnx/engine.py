@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnxruntime as ort
 
-from mlm_onnx.bundle import EMBED_GRAPH, FAST_GRAPH, Bundle, BundleError, verify
+from mlm_onnx.bundle import EMBED_GRAPH, FAST_DATA, FAST_GRAPH, Bundle, BundleError, verify
 
 TOKENS_A_RUN = 2048
 """Rows of one length run together up to this many tokens: more gain nothing on a CPU."""
 LOGITS_A_RUN = 1 << 25
 """… and up to this many logits (128 MB)."""
 LARGEST_LOGIT = 1e9
+FEWER_BYTES = 1 << 23
+"""Of weights: with so few, a query is answered sooner by one thread than by several that wait for each other."""
 INTEGERS, FLOATS = "tensor(int64)", "tensor(float)"
 FILL_PORTS = {"input_ids": INTEGERS, "positions": INTEGERS, "logits": FLOATS}
 EMBED_PORTS = {"input_ids": INTEGERS, "embedding": FLOATS}
@@ -27,6 +31,12 @@ EMBED_PORTS = {"input_ids": INTEGERS, "embedding": FLOATS}
 PROCESSOR = Path("/proc/cpuinfo")
 EXACT_SUMS = frozenset(("avx512_vnni", "avx_vnni", "amx_int8"))
 """Of x86: what adds products of 8-bit numbers in 32 bits."""
+
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,26 @@ def default_threads() -> int:
     except AttributeError:
         cores = os.cpu_count() or 1
     return max(1, min(4, cores))
+
+
+def side_by_side(run: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
+    """run(item) of each, in order, several at once; no more results wait to be taken than threads run."""
+    if threads == 1 or len(items) == 1:
+        yield from map(run, items)
+        return
+    from concurrent.futures import ThreadPoolExecutor  # slow to import: one text does not wait for it
+
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(min(threads, len(items)), "mlm_onnx")
+    try:
+        for item in items:
+            if len(waiting) == 2 * threads:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(run, item))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def sums_saturate(processor: Path = PROCESSOR) -> bool:
@@ -164,12 +194,13 @@ if hasattr(os, "register_at_fork"):
 
 
 class Engine:
-    """Runs the fast graphs of a bundle on rows that are alike, unpadded."""
+    """Runs the fast graphs of a bundle on rows that are alike, unpadded; several runs at once on its threads."""
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.bundle, self.threads = bundle, threads
-        self._fill = Session(bundle, FAST_GRAPH, FILL_PORTS, threads)
-        self._embed = Session(bundle, EMBED_GRAPH, EMBED_PORTS, threads)
+        a_run = 1 if bundle.manifest["files"][FAST_DATA]["size"] < FEWER_BYTES else threads
+        self._fill = Session(bundle, FAST_GRAPH, FILL_PORTS, a_run)
+        self._embed = Session(bundle, EMBED_GRAPH, EMBED_PORTS, a_run)
         self._fill.opened()
 
     def positions_a_row(self) -> int:
@@ -178,10 +209,14 @@ class Engine:
 
     def logits(self, rows: Sequence[Row]) -> Iterator[tuple[int, np.ndarray]]:
         """(index, logits [P, V]) of each row, in any order; rows alike in length and P run together, unpadded."""
-        for chosen in self._alike([(len(row.ids), len(row.at)) for row in rows]):
+
+        def run(chosen: list[int]) -> np.ndarray:
             ids = np.stack([rows[index].ids for index in chosen])
             at = np.stack([rows[index].at for index in chosen])
-            found = self._fill.run((*at.shape, self.bundle.vocab_size), input_ids=ids, positions=at)
+            return self._fill.run((*at.shape, self.bundle.vocab_size), input_ids=ids, positions=at)
+
+        alike = list(self._alike([(len(row.ids), len(row.at)) for row in rows]))
+        for chosen, found in zip(alike, side_by_side(run, alike, self.threads), strict=True):
             yield from zip(chosen, found, strict=True)
 
     def embedding_width(self) -> int:
@@ -193,9 +228,14 @@ class Engine:
 
     def embeddings(self, rows: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
         """(index, mean hidden state [D]) of each row of ids, in any order."""
-        for chosen in self._alike([(len(ids), 0) for ids in rows]):
-            ids = np.stack([rows[index] for index in chosen])
-            yield from zip(chosen, self._embed.run((len(ids), self.embedding_width()), input_ids=ids), strict=True)
+        width = self.embedding_width()
+
+        def run(chosen: list[int]) -> np.ndarray:
+            return self._embed.run((len(chosen), width), input_ids=np.stack([rows[index] for index in chosen]))
+
+        alike = list(self._alike([(len(ids), 0) for ids in rows]))
+        for chosen, found in zip(alike, side_by_side(run, alike, self.threads), strict=True):
+            yield from zip(chosen, found, strict=True)
 
     def _alike(self, shapes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
         """Indices of rows of one (length, positions) that are run together."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlm_onnx.onnx_file import Graph
+from mlm_onnx.onnx_file import FUSED_OPSET, Graph
 
 if TYPE_CHECKING:
     from jax_mlm.config import ModelConfig
@@ -70,10 +70,10 @@ FP32_HUB = Precision("fp32", linear_fp32, lookup_fp32, project_all_fp32)
 
 def fill_mask_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32) -> Graph:
     """The predictor's graph: input_ids [B, S], positions [B, P] → logits [B, P, V] there. Rows need no padding."""
-    g = Graph("fill_mask")
+    g = Graph("fill_mask", FUSED_OPSET)
     ids = g.input("input_ids", np.int64, ("batch", "sequence"))
     at = g.input("positions", np.int64, ("batch", "masks"))
-    encoder = _Encoder(g, config, params, precision, ids)
+    encoder = _Encoder(g, config, params, precision, ids, fused=True)
     x = encoder.hidden(at=at, apart=True)
     g.output("logits", encoder.vocabulary(x, at), np.float32, ("batch", "masks", config.vocab_size))
     return g
@@ -85,9 +85,9 @@ def embed_graph(config: ModelConfig, params: Mapping[str, Any], precision: Preci
     Special tokens count, and the final norm is applied where the model has one: sentence-transformers makes the same
     of the same model by mean pooling. Its weights are those of `fill_mask_graph`, under the same names.
     """
-    g = Graph("embed")
+    g = Graph("embed", FUSED_OPSET)
     ids = g.input("input_ids", np.int64, ("batch", "sequence"))
-    encoder = _Encoder(g, config, params, precision, ids)
+    encoder = _Encoder(g, config, params, precision, ids, fused=True)
     x = encoder.hidden(apart=True)
     x = encoder.norm(x, "final_norm") if config.norm_first else x
     g.output("embedding", g.op("ReduceMean", x, g.ints(1), keepdims=0), np.float32, ("batch", config.width))
@@ -120,8 +120,9 @@ def attention_graph(config: ModelConfig, params: Mapping[str, Any], precision: P
     x = encoder.embed()
     for index in range(last):
         x = encoder.layer(x, index, None)
-    weights, _ = encoder.attend(x, last, None, last=True)
-    every = g.op("Concat", *encoder.attended, weights, axis=0)
+    q, k, _ = encoder.queries_keys_values(x, last, None, last=True)
+    weights = [*encoder.attended, encoder.attention_weights(q, k, config.window(last), None)]
+    every = g.op("Concat", *(g.op("Unsqueeze", layer, g.ints(0)) for layer in weights), axis=0)
     g.output("attention", every, np.float32, (config.layers, "batch", config.heads, "sequence", "sequence"))
     return g
 
@@ -129,7 +130,8 @@ def attention_graph(config: ModelConfig, params: Mapping[str, Any], precision: P
 class _Encoder:
     """Adds the encoder's nodes to a graph; a method stands for one module of `jax_mlm.model`.
 
-    Without `mask`, every token of a row sees all the others; without `types`, all are of type 0.
+    Without `mask`, every token of a row sees all the others; without `types`, all are of type 0. `fused` takes the
+    operators of FUSED_OPSET, which onnxruntime runs faster, and which other runtimes may not know yet.
     """
 
     def __init__(
@@ -141,15 +143,18 @@ class _Encoder:
         ids: str,
         mask: str | None = None,
         types: str | None = None,
+        fused: bool = False,
     ) -> None:
         self.g, self.c, self.params, self.precision, self.ids = g, c, params, precision, ids
+        self.fused = fused
         self.types = types
         self.padding = None if mask is None else g.op("Unsqueeze", g.op("Equal", mask, g.int(0)), g.ints(1, 2))
         self.length = g.op("Shape", ids, start=1, end=2)  # [S] as a vector of one element
         self.attended: list[str] = []
-        """Attention of each layer so far, [1, B, H, S, S]."""
+        """Attention of each layer so far, [B, H, S, S]."""
         self._places: str | None = None
         self._ropes: dict[tuple[float, str | None], tuple[str, str]] = {}
+        self._whole_ropes: dict[tuple[float, str | None], tuple[str, str]] = {}
         self._biases: dict[tuple[int | None, str | None], str | None] = {}
 
     # ---- parts -----------------------------------------------------------------------------------
@@ -178,7 +183,8 @@ class _Encoder:
         if c.norm == "layer":
             extra = () if bias is None else (g.weight(".".join((*path, "bias")), bias),)
             return g.op("LayerNormalization", x, weight, *extra, axis=-1, epsilon=c.norm_eps)
-        # onnxruntime knows this pattern and runs it as one kernel.
+        if self.fused:
+            return g.op("RMSNormalization", x, weight, axis=-1, epsilon=c.norm_eps)
         mean = g.op("ReduceMean", g.op("Pow", x, g.scalar(2.0)), g.ints(-1), keepdims=1)
         root = g.op("Sqrt", g.op("Add", mean, g.scalar(c.norm_eps)))
         return g.op("Mul", g.op("Div", x, root), weight)
@@ -208,24 +214,29 @@ class _Encoder:
         return self._places
 
     def rope(self, theta: float, at: str | None) -> tuple[str, str]:
-        """Cosine and signed sine: [S, K], or [B, 1, P, K] at some positions. x becomes x·cos + swap(x)·sin."""
-        if (theta, at) not in self._ropes:
+        """Cosine and sine of the angles of half a head, [B, S, K / 2], or [B, P, K / 2] at some positions."""
+        if (key := (theta, at)) not in self._ropes:
             g, K = self.g, self.c.head_width
             exponent = np.arange(0, K, 2, dtype=np.float32) / np.float32(K)
             frequency = (np.float32(1.0) / np.float32(theta) ** exponent).astype(np.float32)
-            both = np.concatenate([frequency, frequency])
-            sign = np.repeat(np.float32([-1, 1]), K // 2)
-            places = g.op("Cast", self.places() if at is None else at, to=g.type(np.float32))
-            places = g.op("Unsqueeze", places, g.ints(-1) if at is None else g.ints(1, -1))
-            angle = g.op("Mul", places, g.weight(f"rope.{theta:g}", both))
-            self._ropes[theta, at] = (g.op("Cos", angle), g.op("Mul", g.op("Sin", angle), g.weight("rope.sign", sign)))
-        return self._ropes[theta, at]
+            if at is None:  # the same in each row: [B, S] zeros, plus [S]
+                at = g.op("Add", g.op("Sub", self.ids, self.ids), self.places())
+            places = g.op("Unsqueeze", g.op("Cast", at, to=g.type(np.float32)), g.ints(-1))
+            angle = g.op("Mul", places, g.weight(f"rope.{theta:g}", frequency))
+            self._ropes[key] = (g.op("Cos", angle), g.op("Sin", angle))
+        return self._ropes[key]
 
-    def rotate(self, x: str, tables: tuple[str, str]) -> str:
+    def rotate(self, x: str, theta: float, at: str | None) -> str:
+        """RotaryEmbedding of [B, H, N, K], in operators of any opset: x·cos + swap(x)·sin, the sine signed."""
         g, half = self.g, self.c.head_width // 2
+        if (key := (theta, at)) not in self._whole_ropes:
+            cosine, sine = (g.op("Unsqueeze", table, g.ints(1)) for table in self.rope(theta, at))
+            sine = g.op("Concat", g.op("Mul", sine, g.scalar(-1.0)), sine, axis=-1)
+            self._whole_ropes[key] = (g.op("Concat", cosine, cosine, axis=-1), sine)
+        cosine, sine = self._whole_ropes[key]
         first, second = g.split(x, (half, half), axis=-1)
         swapped = g.op("Concat", second, first, axis=-1)
-        return g.op("Add", g.op("Mul", x, tables[0]), g.op("Mul", swapped, tables[1]))
+        return g.op("Add", g.op("Mul", x, cosine), g.op("Mul", swapped, sine))
 
     def score_bias(self, window: int | None, at: str | None) -> str | None:
         """Added to the scores, where some pairs may not attend: broadcasts to [B, H, S, S], or to [B, H, P, S]."""
@@ -262,52 +273,59 @@ class _Encoder:
         x = self.norm(x, "embedding_norm")
         return self.dense(x, "widen") if c.embedding_width else x
 
-    def attention_weights(self, x: str, layer: str, window: int | None, at: str | None, apart: bool) -> tuple[str, str]:
-        """Attention [1, B, H, S, S], or [1, B, H, P, S] with queries at some positions; values [1, B, H, S, K].
+    def queries_keys_values(self, x: str, index: int, at: str | None, last: bool) -> tuple[str, str, str]:
+        """Of one layer, [B, S, D] each; with `at`, queries at those positions only [B, P, D].
 
-        The axis of 3 (queries, keys, values) stays in front as a 1, which saves squeezing it away. `apart` gives the
-        queries a matrix of their own, where no other layer shares these weights.
+        In the last layer the queries have a matrix of their own, unless other layers share its weights.
         """
         g, c = self.g, self.c
-        D, H, K = c.width, c.heads, c.head_width
-        theta = c.rope_theta if window is None else c.rope_theta_local
-        rope = c.positions == "rope"
-        path = (layer, "attention", "qkv")
+        shared, D = self.shared(index), c.width
+        name = f"layer_{shared}"
+        x = self.norm(x, name, "attention_norm") if c.norm_first and shared else x
+        path = (name, "attention", "qkv")
+        if last and (not c.layer_groups or c.layer_groups == c.layers):
+            q = self.dense(x if at is None else self.take(x, at), *path, columns=slice(0, D), part=".query")
+            k, v = g.split(self.dense(x, *path, columns=slice(D, None), part=".key_value"), (D, D), axis=-1)
+            return q, k, v
+        q, k, v = g.split(self.dense(x, *path), (D, D, D), axis=-1)
+        return q if at is None else self.take(q, at), k, v
 
-        def heads(y: str, parts: int) -> str:
-            """[B, N, parts·D] → [parts, B, H, N, K]."""
-            return g.op("Transpose", g.op("Reshape", y, g.ints(0, 0, parts, H, K)), perm=[2, 0, 3, 1, 4])
+    def theta(self, window: int | None) -> float | None:
+        """RoPE's base in a layer of that window; None without RoPE."""
+        c = self.c
+        return None if c.positions != "rope" else c.rope_theta if window is None else c.rope_theta_local
 
-        def asked(y: str) -> str:
-            return y if at is None else self.take(y, at)
-
-        if at is None and not apart:
-            qk, v = g.split(heads(self.dense(x, *path), 3), (2, 1), axis=0)
-            qk = self.rotate(qk, self.rope(theta, None)) if rope else qk
-            q, k = g.split(qk, (1, 1), axis=0)
-        else:
-            if apart:
-                q = self.dense(asked(x), *path, columns=slice(0, D), part=".query")
-                kv = self.dense(x, *path, columns=slice(D, None), part=".key_value")
-            else:
-                q, kv = g.split(self.dense(x, *path), (D, 2 * D), axis=-1)
-                q = asked(q)
-            q = heads(q, 1)
-            k, v = g.split(heads(kv, 2), (1, 1), axis=0)
-            if rope:
-                q, k = self.rotate(q, self.rope(theta, at)), self.rotate(k, self.rope(theta, None))
-        q = g.op("Mul", q, g.scalar(K**-0.5))
-        scores = g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 2, 4, 3]))
+    def attention_weights(self, q: str, k: str, window: int | None, at: str | None) -> str:
+        """Attention [B, H, S, S], or [B, H, P, S] of queries at some positions."""
+        g = self.g
+        q, k = self.heads(q), self.heads(k)
+        if (theta := self.theta(window)) is not None:
+            q, k = self.rotate(q, theta, at), self.rotate(k, theta, None)
+        q = g.op("Mul", q, g.scalar(self.c.head_width**-0.5))
+        scores = g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2]))
         if (bias := self.score_bias(window, at)) is not None:
             scores = g.op("Add", scores, bias)
-        return g.op("Softmax", scores, axis=-1), v
+        return g.op("Softmax", scores, axis=-1)
 
-    def attention(self, weights: str, v: str, layer: str) -> str:
-        """The values, mixed by the attention, and the projection after it: [B, S, D], or [B, P, D]."""
-        g = self.g
-        mixed = g.op("MatMul", weights, v)
-        mixed = g.op("Reshape", g.op("Transpose", mixed, perm=[1, 3, 0, 2, 4]), g.ints(0, 0, self.c.width))
-        return self.dense(mixed, layer, "attention", "out")
+    def heads(self, y: str) -> str:
+        """[B, N, D] → [B, H, N, K]."""
+        g, c = self.g, self.c
+        return g.op("Transpose", g.op("Reshape", y, g.ints(0, 0, c.heads, c.head_width)), perm=[0, 2, 1, 3])
+
+    def attention(self, q: str, k: str, v: str, window: int | None, at: str | None) -> str:
+        """Values as the attention mixes them, [B, S, D] or [B, P, D]."""
+        g, c = self.g, self.c
+        if self.fused:
+            if (theta := self.theta(window)) is not None:
+                q = g.op("RotaryEmbedding", q, *self.rope(theta, at), num_heads=c.heads)
+                k = g.op("RotaryEmbedding", k, *self.rope(theta, None), num_heads=c.heads)
+            bias = self.score_bias(window, at)
+            heads = {"q_num_heads": c.heads, "kv_num_heads": c.heads}
+            return g.op("Attention", q, k, v, *([] if bias is None else [bias]), **heads)
+        weights = self.attention_weights(q, k, window, at)
+        self.attended.append(weights)
+        mixed = g.op("Transpose", g.op("MatMul", weights, self.heads(v)), perm=[0, 2, 1, 3])
+        return g.op("Reshape", mixed, g.ints(0, 0, c.width))
 
     def feed_forward(self, x: str, layer: str) -> str:
         h = self.dense(x, layer, "mlp", "up")
@@ -318,14 +336,6 @@ class _Encoder:
             h = self.activate(h, self.c.activation)
         return self.dense(h, layer, "mlp", "down")
 
-    def attend(self, x: str, index: int, at: str | None, last: bool) -> tuple[str, str]:
-        """Attention and values of one layer; in the last one the queries have a matrix of their own, where they can."""
-        c = self.c
-        shared = self.shared(index)
-        alone = not c.layer_groups or c.layer_groups == c.layers
-        h = self.norm(x, f"layer_{shared}", "attention_norm") if c.norm_first and shared else x
-        return self.attention_weights(h, f"layer_{shared}", c.window(index), at, last and alone)
-
     def shared(self, index: int) -> int:
         """Which set of layer parameters a layer has (ALBERT shares them)."""
         return index * self.c.layer_groups // self.c.layers if self.c.layer_groups else index
@@ -334,9 +344,8 @@ class _Encoder:
         """One encoder layer; with `at`, only its rows [B, P, D] at those positions."""
         g, c = self.g, self.c
         name = f"layer_{self.shared(index)}"
-        weights, values = self.attend(x, index, at, last)
-        self.attended.append(weights)
-        x = g.op("Add", x if at is None else self.take(x, at), self.attention(weights, values, name))
+        mixed = self.attention(*self.queries_keys_values(x, index, at, last), c.window(index), at)
+        x = g.op("Add", x if at is None else self.take(x, at), self.dense(mixed, name, "attention", "out"))
         if c.norm_first:
             return g.op("Add", x, self.feed_forward(self.norm(x, name, "mlp_norm"), name))
         x = self.norm(x, name, "attention_norm")

@@ -15,22 +15,26 @@ from pathlib import Path
 from mlm_onnx.protobuf import BYTES_FIELD, OnnxError, Wire
 
 COMPUTE = """
-Abs Add And Cast Clip Concat Constant Cos DequantizeLinear Div DynamicQuantizeLinear Equal Erf Exp Gather
-GatherND Gelu Gemm Greater Identity LayerNormalization Less MatMul MatMulInteger Max Min Mul Neg Not Or Pow
-QuantizeLinear RMSNormalization Range Reciprocal ReduceMax ReduceMean ReduceSum Relu Reshape Shape Sigmoid
-SimplifiedLayerNormalization Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where
+Abs Add Attention Cast Concat Cos Div DynamicQuantizeLinear Equal Gather GatherND Gelu Gemm Greater LayerNormalization
+MatMul MatMulInteger Max Mul Or Pow RMSNormalization Range ReduceMax ReduceMean ReduceSum Relu Reshape RotaryEmbedding
+Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Transpose Unsqueeze Where
 """
-CONTRIB = """
-Attention BiasGelu DynamicQuantizeMatMul EmbedLayerNormalization FastGelu FusedMatMul GatherBlockQuantized Gelu
-MatMulIntegerToFloat MatMulNBits MultiHeadAttention QuickGelu RotaryEmbedding SimplifiedLayerNormalization
-SkipLayerNormalization SkipSimplifiedLayerNormalization
-"""
+CONTRIB = "DynamicQuantizeMatMul GatherBlockQuantized MatMulNBits"
 OPERATORS: Mapping[str, frozenset[str]] = {
     "": frozenset(COMPUTE.split()),
     "ai.onnx": frozenset(COMPUTE.split()),
     "com.microsoft": frozenset(CONTRIB.split()),
 }
-"""Domain → operators: they compute on tensors, and touch neither files nor other code."""
+"""Domain → operators, those that `graph.py` writes: they compute on tensors, and touch neither files nor other code."""
+HEADS: Mapping[str, tuple[frozenset[str], range]] = {
+    "Attention": (frozenset({"q_num_heads", "kv_num_heads"}), range(3, 5)),
+    "RotaryEmbedding": (frozenset({"num_heads"}), range(3, 4)),
+}
+"""Operator → what each must say, all the same number of heads, and nothing else; how many inputs it may have.
+
+onnxruntime divides by these numbers, and reads where position ids, a fourth input of RotaryEmbedding, point.
+"""
+MOST_HEADS = 1 << 12
 
 BYTES = {1: 4, 2: 1, 3: 1, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}
 """Bytes of an element by TensorProto's data type."""
@@ -135,6 +139,8 @@ class _Walker(Wire):
         for node in nodes:
             if node.kind == "MatMulNBits":
                 _check_blocks(node, tensors)
+            elif node.kind in HEADS:
+                _check_heads(node)
 
     def node(self, at: int, end: int) -> _Node:
         node = _Node()
@@ -270,6 +276,15 @@ class _Walker(Wire):
                 for fact in self.fields(*self.inside(dim), frozenset({1, 2, 3}), "dimension"):
                     if fact[0] == 1 and not 0 <= self.number(fact) <= LARGEST_DIMENSION:
                         raise OnnxError("it promises an impossible dimension")
+
+
+def _check_heads(node: _Node) -> None:
+    names, inputs = HEADS[node.kind]
+    heads = {node.attributes.get(name) or 0 for name in names}
+    if set(node.attributes) != names or len(heads) != 1 or not 0 < min(heads) <= MOST_HEADS:
+        raise OnnxError(f"an operator {node.kind} in it has impossible attributes")
+    if len(node.inputs) not in inputs or not all(node.inputs):
+        raise OnnxError(f"an operator {node.kind} in it has {len(node.inputs)} inputs")
 
 
 def _check_blocks(node: _Node, tensors: Mapping[str, _Tensor]) -> None:

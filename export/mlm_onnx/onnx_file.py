@@ -12,6 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET, IR = 20, 10
 """Gelu needs opset 20; onnxruntime reads it since 1.17."""
+FUSED_OPSET = 23
+"""Attention and RotaryEmbedding need opset 23; onnxruntime has them since 1.23, and checks their inputs since 1.30."""
 CONTRIB = "com.microsoft"
 DATA_SUFFIX = ".data"
 INLINE_BELOW = 1024
