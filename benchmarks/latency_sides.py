@@ -1,7 +1,7 @@
 """The five ways to answer that `latency.py` compares: each a process of its own, in the Python that has its packages.
 
     python latency_sides.py SIDE FOLDER THREADS                  answers JSON lines {"texts", "repeat"} on stdin
-    python latency_sides.py SIDE FOLDER THREADS --first TEXT     prints one answer and ends: a cold start
+    python latency_sides.py SIDE FOLDER THREADS TEXT             prints one answer and ends: a cold start
     python latency_sides.py export HF_DIRECTORY OUT              optimum's own ONNX export
 
 Nothing is imported before it is needed: imports are part of a cold start.
@@ -131,10 +131,9 @@ def main():
     if side == "export":
         export(folder, threads)
         return
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
     answer = LOAD[side](folder, int(threads))
     if rest:
-        print("first", answer([rest[1]])[0], flush=True)
+        print("first", answer(rest)[0], flush=True)
         return
     print("ready", flush=True)
     for line in sys.stdin:

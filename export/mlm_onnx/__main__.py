@@ -14,6 +14,7 @@ from mlm_onnx.command_line import PROG, Command, UsageError, at_least_one, comma
 
 if TYPE_CHECKING:
     from mlm_onnx.bundle import Bundle
+    from mlm_onnx.predictor import FillMask
 
 # ---- commands ------------------------------------------------------------------------------------
 
@@ -103,11 +104,23 @@ def _declare_first_piece(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _fill(options: argparse.Namespace) -> None:
+def _load(options: argparse.Namespace) -> FillMask:
+    """The predictor, which lives as long as the options: answers are printed before it is taken apart.
+
+    The bundle is opened first: its weights are hashed while numpy and onnxruntime are imported.
+    """
+    from mlm_onnx.bundle import open_bundle
+
+    bundle = open_bundle(options.bundle, full=False, ahead=True)
     from mlm_onnx.predictor import FillMask
 
+    options.fill = FillMask(bundle, options.threads)
+    return options.fill
+
+
+def _fill(options: argparse.Namespace) -> None:
     targets = None if options.targets is None else [word for word in options.targets.split(",") if word.strip()]
-    answer = FillMask(options.bundle, options.threads)(
+    answer = _load(options)(
         options.text, top_k=options.top_k, targets=targets, joint=options.joint, first_piece=options.first_piece
     )
     if options.json:
@@ -137,9 +150,7 @@ def _declare_explain(parser: argparse.ArgumentParser) -> None:
 
 
 def _explain(options: argparse.Namespace) -> None:
-    from mlm_onnx.predictor import FillMask
-
-    fill = FillMask(options.bundle, options.threads)
+    fill = _load(options)
     answer = fill.explain(options.text, options.target, first_piece=options.first_piece)
     if options.json:
         _print_json(answer)
@@ -157,9 +168,7 @@ def _declare_score(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from mlm_onnx.predictor import FillMask
-
-    answer = FillMask(options.bundle, options.threads).score(options.text)
+    answer = _load(options).score(options.text)
     if options.json:
         _print_json(answer)
         return
@@ -174,9 +183,7 @@ def _declare_embed(parser: argparse.ArgumentParser) -> None:
 
 
 def _embed(options: argparse.Namespace) -> None:
-    from mlm_onnx.predictor import FillMask
-
-    numbers = FillMask(options.bundle, options.threads).embed(options.text).tolist()
+    numbers = _load(options).embed(options.text).tolist()
     if options.json:
         _print_json({"text": options.text, "embedding": numbers})
         return

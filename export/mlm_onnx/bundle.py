@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mlm_onnx.background import Begun
 from mlm_onnx.onnx_check import OnnxError, check_onnx
 
 FORMAT = 1
@@ -77,6 +79,8 @@ class Bundle:
     special: Special
     vocab_size: int
     """Logits at a position."""
+    digests: dict[str, Begun[str]] = field(default_factory=dict, compare=False, repr=False)
+    """SHA-256 of files that `open_bundle` has begun to read; the first `verify` of each takes it."""
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -91,12 +95,13 @@ class Bundle:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def open_bundle(path: str | os.PathLike[str], full: bool = True) -> Bundle:
+def open_bundle(path: str | os.PathLike[str], full: bool = True, ahead: bool = False) -> Bundle:
     """Checks the manifest, and of every file in it the place and the size.
 
     Args:
         full: also check all hashes and graphs at once. Without it, whoever opens a file calls `verify` just before, so
             that a query does not wait for files that it never reads.
+        ahead: begin to hash the weights, which `verify` then waits for: meanwhile much can be imported.
 
     Raises:
         BundleError: with one line that names the file and what is wrong with it.
@@ -127,6 +132,8 @@ def open_bundle(path: str | os.PathLike[str], full: bool = True) -> Bundle:
     if not mask:
         raise BundleError(f"{path / MANIFEST} names no mask token")
     bundle = Bundle(path, manifest, limits, Special(mask, mask_id, pad_id, never), vocab_size)
+    if ahead:
+        bundle.digests[FAST_DATA] = Begun(lambda: _sha256(located[FAST_DATA]))
     if full:
         verify(bundle, *files)
     return bundle
@@ -151,7 +158,8 @@ def verify(bundle: Bundle, *names: str) -> None:
         try:
             file = _locate(bundle.path, name)
             _check_size(file, files[name])
-            if _sha256(file) != files[name].get("sha256"):
+            begun = bundle.digests.pop(name, None)
+            if (_sha256(file) if begun is None else begun.result()) != files[name].get("sha256"):
                 raise BundleError(f"{file} does not match its SHA-256 in {MANIFEST}: it is damaged or was changed")
             if name.endswith(".onnx"):
                 waiting += _check_graph(bundle, name)
@@ -230,8 +238,12 @@ def _locate(root: Path, name: str) -> Path:
 
 
 def _sha256(file: Path) -> str:
+    """In one call, which leaves the interpreter lock to others from its beginning to its end."""
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        if not os.fstat(stream.fileno()).st_size:
+            return hashlib.sha256().hexdigest()
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return hashlib.sha256(content).hexdigest()
 
 
 # ---- writing -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import onnxruntime as ort
 
+from mlm_onnx.background import Begun
 from mlm_onnx.bundle import EMBED_GRAPH, FAST_DATA, FAST_GRAPH, Bundle, BundleError, verify
 
 TOKENS_A_RUN = 2048
@@ -201,7 +202,15 @@ class Engine:
         a_run = 1 if bundle.manifest["files"][FAST_DATA]["size"] < FEWER_BYTES else threads
         self._fill = Session(bundle, FAST_GRAPH, FILL_PORTS, a_run)
         self._embed = Session(bundle, EMBED_GRAPH, EMBED_PORTS, a_run)
-        self._fill.opened()
+        self._opening = Begun(self._fill.opened)
+
+    def wait(self) -> None:
+        """For the graph, which opens in the background.
+
+        Raises:
+            BundleError: it cannot be opened.
+        """
+        self._opening.result()
 
     def positions_a_row(self) -> int:
         """How many positions of one row may be asked together."""

@@ -33,12 +33,13 @@ class FillMask:
         BundleError: when the folder is no sound bundle.
     """
 
-    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str] | Bundle, threads: int | None = None) -> None:
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise QueryError(f"threads must be at least 1, not {threads!r}")
-        self.bundle: Bundle = open_bundle(path, full=False)
-        self._reader = Reader(self.bundle)
+        self.bundle = path if isinstance(path, Bundle) else open_bundle(path, full=False, ahead=True)
         self._engine = Engine(self.bundle, threads or default_threads())
+        self._reader = Reader(self.bundle)
+        self._engine.wait()
         self._pieces = Pieces(self._reader.tokenizer)
         self._never = np.array(sorted(set(self.bundle.special.never)), np.int64)
 
