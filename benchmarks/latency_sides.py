@@ -8,7 +8,6 @@ Nothing is imported before it is needed: imports are part of a cold start.
 """
 
 import json
-import os
 import sys
 import time
 

@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 from mlm_onnx import FillMask, bundle
 from mlm_onnx.__main__ import main
-from mlm_onnx.bundle import BundleError, check_target, new_bundle, open_bundle, seal
+from mlm_onnx.background import Begun
+from mlm_onnx.bundle import (
+    FAST_DATA,
+    FAST_GRAPH,
+    BundleError,
+    check_target,
+    new_bundle,
+    open_bundle,
+    seal,
+    verify,
+)
 
 ORIGIN = {"run": "test", "preset": "sentence", "step": 7, "versions": {}}
 
@@ -205,3 +215,23 @@ def test_only_a_bundle_of_ours_is_replaced(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no folder"):
         check_target(other / "thesis.txt")
     assert (other / "thesis.txt").read_text() == "mine"
+
+
+def test_weights_hashed_ahead_are_checked_as_well(copy: Path) -> None:
+    bundle = open_bundle(copy, full=False, ahead=True)
+    verify(bundle, FAST_GRAPH)
+    content = bytearray((copy / FAST_DATA).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / FAST_DATA).write_bytes(content)
+    for again in (bundle, open_bundle(copy, full=False, ahead=True)):  # what was hashed ahead counts once
+        with pytest.raises(BundleError, match=r"fill_mask\.onnx\.data does not match its SHA-256"):
+            verify(again, FAST_GRAPH)
+
+
+def test_what_a_thread_raises_is_raised_where_it_is_asked_for() -> None:
+    def fail() -> None:
+        raise BundleError("no")
+
+    assert Begun(lambda: 3).result() == 3
+    with pytest.raises(BundleError, match="no"):
+        Begun(fail).result()

@@ -204,7 +204,7 @@ def test_an_answer_loads_only_what_it_needs(bundle: Path) -> None:
     loaded = run("print(*sorted(name for name in sys.modules if name.startswith('mlm_onnx')))", bundle).split()
     assert loaded == [
         "mlm_onnx", *(f"mlm_onnx.{name}" for name in
-                      ("bundle", "engine", "onnx_check", "pieces", "predictor", "protobuf", "windows"))
+                      ("background", "bundle", "engine", "onnx_check", "pieces", "predictor", "protobuf", "windows"))
     ]  # fmt: skip
     listed = "import sys; had = {*sys.modules}; import mlm_onnx.__main__, mlm_onnx.bundle; print(*{*sys.modules} - had)"
     done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, timeout=60)

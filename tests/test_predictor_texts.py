@@ -8,13 +8,12 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from mlm_onnx import FillMask, QueryError
 from mlm_onnx.__main__ import main
-from mlm_onnx.bundle import MANIFEST, TOKENIZER, Limits, Special, seal
+from mlm_onnx.bundle import MANIFEST, TOKENIZER, Bundle, Limits, Special, seal
 from mlm_onnx.explain import words_of
 from mlm_onnx.joint import fill_jointly
 from mlm_onnx.windows import Reader
@@ -41,15 +40,8 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
         tokenizer.save(str(folder / TOKENIZER))
         seal(folder, {})
         special = Special("[MASK]", tokenizer.token_to_id("[MASK]"), tokenizer.token_to_id("[PAD]"), ())
-        bundle = SimpleNamespace(
-            path=folder,
-            manifest=json.loads((folder / MANIFEST).read_text()),
-            file=folder.joinpath,
-            special=special,
-            limits=Limits(20, 5),
-            vocab_size=tokenizer.get_vocab_size(),
-        )
-        found[kind] = Reader(bundle)  # type: ignore[arg-type]
+        manifest = json.loads((folder / MANIFEST).read_text())
+        found[kind] = Reader(Bundle(folder, manifest, Limits(20, 5), special, tokenizer.get_vocab_size()))
     return found
 
 
