@@ -92,15 +92,19 @@ def launch(side: str, folder: Path, threads: int, python: str, first: str = "") 
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     paths = [] if side != "ours" else [str(ROOT / "export"), str(ROOT)]
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [*paths, os.environ.get("PYTHONPATH")]))
-    cores = sorted(os.sched_getaffinity(0))[:threads]
     line = [str(WORKER), side, str(folder), str(threads), *([first] if first else [])]
     if first and side == "ours":
         line = ["-m", "mlm_onnx", "fill", str(folder), first, "--threads", str(threads)]
-    return subprocess.Popen(
-        [python, *line],
-        env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE if first else None, text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )  # fmt: skip
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[:threads])  # the child inherits it; setting it there takes a slow fork
+    try:
+        return subprocess.Popen(
+            [python, *line],
+            env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE if first else None,
+            text=True,
+        )  # fmt: skip
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def machine(threads: int) -> dict[str, float]:
