@@ -78,11 +78,11 @@ def _lamb(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def _muon(config: OptimConfig) -> optax.GradientTransformation:
-    """Momentum, orthogonalised (Jordan et al. 2024), scaled to the root mean square of Adam's updates."""
+    """Momentum, orthogonalised, and longer where a matrix [in, out] widens (Jordan et al. 2024: √max(1, out / in))."""
     flat = lambda params: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), params)  # noqa: E731
     return optax.chain(
         optax.contrib.scale_by_muon(weight_dimension_numbers=flat),
-        optax.stateless(lambda u, _: jax.tree.map(lambda x: x * max(1.0, x.shape[0] / x.shape[1]) ** 0.5, u)),
+        optax.stateless(lambda u, _: jax.tree.map(lambda x: x * max(1.0, x.shape[1] / x.shape[0]) ** 0.5, u)),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale(-config.muon_lr),
     )

@@ -61,6 +61,10 @@ def test_muon_takes_hidden_matrices_and_makes_them_nearly_orthogonal():
     singular = np.linalg.svd(np.asarray(updates["layer_0"]["attention"]["out"]["kernel"]), compute_uv=False)
     assert singular.min() > 0.4
     assert singular.max() < 1.4
+    up, down = (updates["layer_0"]["mlp"][name]["kernel"] for name in ("up", "down"))
+    assert up.shape == (16, 48), "it widens: its update is longer by the root of three"
+    assert 0.4 < np.linalg.svd(np.asarray(up), compute_uv=False).mean() / 3**0.5 < 1.4
+    assert 0.4 < np.linalg.svd(np.asarray(down), compute_uv=False).mean() < 1.4
 
 
 def test_clipping_bounds_the_gradient():

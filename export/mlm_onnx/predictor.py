@@ -29,6 +29,11 @@ class FillMask:
     Threads may share one; a process forked after loading opens its own session at its first query. In a text that is
     longer than the model's window, each mask is answered through a window around it, which its "window" names.
 
+    Args:
+        path: a bundle's folder, or what `open_bundle` made of it.
+        threads: to compute with (default: the cores, up to four). One text takes all of them where that is faster, a
+            small model's only one; several texts are answered side by side.
+
     Raises:
         BundleError: when the folder is no sound bundle.
     """
