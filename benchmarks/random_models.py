@@ -51,9 +51,9 @@ def write_hugging_face(folder: Path, config: ModelConfig) -> None:
     """Writes a directory that transformers loads: random weights, as a training would start with."""
     import jax
 
-    from jax_mlm.hf_config import hf_config
-    from jax_mlm.hf_tokenizer import hf_tokenizer_config
-    from jax_mlm.hf_weights import WEIGHTS, write_params
+    from jax_mlm.hf.config import hf_config
+    from jax_mlm.hf.tokenizer import hf_tokenizer_config
+    from jax_mlm.hf.weights import WEIGHTS, write_params
     from jax_mlm.model import init_params
 
     folder.mkdir()

@@ -14,12 +14,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jax_mlm.charts import Series, Unit, figure, smoothed
 from jax_mlm.console import run_command
 from jax_mlm.errors import UserError
-from jax_mlm.pages import page, table, text_of
+from jax_mlm.report.charts import Series, Unit, figure, smoothed
+from jax_mlm.report.html import page, table, text_of
+from jax_mlm.report.summary import Axis, Summary, flat, summarise
 from jax_mlm.run import write_atomically
-from jax_mlm.summary import Axis, Summary, flat, summarise
 
 INCIDENTAL = {"--out", "--resume", "--track", "--cache", "--workers", "--log-every"}
 """Options that change no figure: they are not listed as differences."""

@@ -15,8 +15,8 @@ CONFIGS = {
     "train": ("jax_mlm.config", "TrainConfig"),
     "evaluate": ("jax_mlm.evaluate", "EvaluateConfig"),
     "compare": ("jax_mlm.compare", "CompareConfig"),
-    "hf import": ("jax_mlm.hf", "ImportConfig"),
-    "hf export": ("jax_mlm.hf", "ExportConfig"),
+    "hf import": ("jax_mlm.hf.__main__", "ImportConfig"),
+    "hf export": ("jax_mlm.hf.__main__", "ExportConfig"),
 }
 """Command → where the class is whose fields are its options."""
 

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from jax_mlm.config import DistilConfig, ModelConfig, TrainConfig
 from jax_mlm.data import Batch
 from jax_mlm.errors import UserError
-from jax_mlm.hf_weights import at_offset, expected_shapes
+from jax_mlm.hf.weights import at_offset, expected_shapes
 from jax_mlm.initial import Initial, initial_model, read_initial, refuse_new_tokenizer, start_from
 from jax_mlm.loss import Metrics, masked_metrics
 from jax_mlm.masking import Masked

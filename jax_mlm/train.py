@@ -34,8 +34,8 @@ from jax_mlm.options import EXAMPLES, GROUPS, check_resumed, defaults
 from jax_mlm.outcome import print_next, print_result, print_sentence
 from jax_mlm.predictions import predict_each, to_host
 from jax_mlm.progress import Progress
-from jax_mlm.report import write_plots
-from jax_mlm.report_page import write_report
+from jax_mlm.report.page import write_report
+from jax_mlm.report.plots import write_plots
 from jax_mlm.run import TOKENIZER_FILE, MetricsLog, choose_directory, make_folder, write_atomically, write_run
 from jax_mlm.samples import choose_samples, compile_samples, to_json
 from jax_mlm.step import TrainState, compile_step, init_state, make_eval_step, make_train_step

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from jax_mlm.charts import COLOURS, Series, chart, figure, number, smoothed, thinned, ticks
+from jax_mlm.report.charts import COLOURS, Series, chart, figure, number, smoothed, thinned, ticks
 
 
 @pytest.mark.parametrize(

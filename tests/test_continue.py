@@ -22,7 +22,7 @@ from jax_mlm.console import parse, run_command
 from jax_mlm.corpus import prepare
 from jax_mlm.data import batch_at, pack_rows, split_documents
 from jax_mlm.hf import export_hf
-from jax_mlm.hf_config import FAMILIES
+from jax_mlm.hf.config import FAMILIES
 from jax_mlm.initial import Initial, start_from, with_words
 from jax_mlm.masking import make_mask, row_keys
 from jax_mlm.model import make_forward

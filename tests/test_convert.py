@@ -23,7 +23,7 @@ from test_graph import CONFIGS, randomised
 
 from jax_mlm.checkpoint import open_checkpoints, save
 from jax_mlm.config import SENTENCE, ModelConfig, with_vocabulary
-from jax_mlm.hf_config import hf_config
+from jax_mlm.hf.config import hf_config
 from jax_mlm.presets import PRESETS
 from jax_mlm.run import write_run
 from jax_mlm.tokenizer import train_tokenizer

@@ -20,7 +20,7 @@ from jax_mlm.checkpoint import load_params
 from jax_mlm.config import SENTENCE, DistilConfig, MaskConfig, ModelConfig, OptimConfig
 from jax_mlm.distil import cosine_distance, make_objective, soft_targets, student_defaults, student_params
 from jax_mlm.hf import export_hf, read_hf
-from jax_mlm.hf_config import FAMILIES
+from jax_mlm.hf.config import FAMILIES
 from jax_mlm.initial import Initial
 from jax_mlm.masking import make_mask, row_keys
 from jax_mlm.model import make_forward

@@ -79,9 +79,10 @@ def read(module: str, argv: list[str]) -> None:
     """Reads the options as the command would, and runs nothing."""
     from mlm_onnx import __main__ as answers
 
-    from jax_mlm import compare, evaluate, hf
+    from jax_mlm import compare, evaluate
     from jax_mlm.config import TrainConfig
     from jax_mlm.console import parse
+    from jax_mlm.hf import __main__ as commands
     from jax_mlm.options import option
     from jax_mlm.presets import PRESETS
 
@@ -94,7 +95,7 @@ def read(module: str, argv: list[str]) -> None:
         case "jax_mlm.compare", _:
             parse(module, compare.CompareConfig, argv)
         case "jax_mlm.hf", ["import" | "export" as which, *rest]:
-            parse(module, hf.ImportConfig if which == "import" else hf.ExportConfig, rest)
+            parse(module, commands.ImportConfig if which == "import" else commands.ExportConfig, rest)
         case "mlm_onnx", [name, *rest]:
             answers.read(answers.COMMANDS, name, rest)
         case "jax_mlm" | "mlm_onnx" | "jax_mlm.hf", []:
@@ -338,15 +339,18 @@ def test_the_contract_names_tests_that_exist() -> None:
 
 def test_the_file_tree_names_every_module_and_nothing_else() -> None:
     tree = (ROOT / "README.md").read_text().split("## Where things are")[1].split("```")[1]
-    folder, named = "", {}
+    folders: list[tuple[int, str]] = []
+    named: set[str] = set()
     for line in tree.splitlines():
-        if match := re.match(r"(\S+/) ", line):
-            folder = match[1]
-            named.setdefault(folder, set())
-        named.setdefault(folder, set()).update(re.findall(r"(?<![\w/])(\w+\.py)\b", line))
-    for folder in ("jax_mlm/", "export/mlm_onnx/"):
-        there = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
-        assert named[folder] - {"__init__.py"} == there, folder
+        indent = len(line) - len(line.lstrip())
+        folders = [(depth, folder) for depth, folder in folders if depth < indent]
+        if match := re.match(r"\s*(\S+/) ", line):
+            folders.append((indent, match[1]))
+        inside = "".join(folder for _, folder in folders)
+        named |= {inside + name for name in re.findall(r"(?<![\w/])(\w+\.py)\b", line)}
+    there = {file for top in ("jax_mlm", "export/mlm_onnx") for file in (ROOT / top).rglob("*.py")}
+    modules = {file.relative_to(ROOT).as_posix() for file in there if file.name != "__init__.py"}
+    assert {file for file in named if file.startswith(("jax_mlm/", "export/"))} == modules
 
 
 def test_links_lead_somewhere() -> None:

@@ -9,11 +9,12 @@ import pytest
 from test_train import ROOT
 
 from jax_mlm import __main__ as entry
-from jax_mlm import compare, console, evaluate, hf, options
+from jax_mlm import compare, console, evaluate, options
 from jax_mlm.completion import script
 from jax_mlm.config import TrainConfig
 from jax_mlm.errors import UserError
 from jax_mlm.help import check, options_of, render
+from jax_mlm.hf import __main__ as hf
 from jax_mlm.presets import PRESETS
 
 COMMANDS = {

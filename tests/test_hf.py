@@ -25,11 +25,12 @@ from jax_mlm.checkpoint import load_params, open_checkpoints, save
 from jax_mlm.config import SENTENCE, ModelConfig, TrainConfig
 from jax_mlm.errors import UserError
 from jax_mlm.evaluate import EvaluateConfig, evaluate_text
-from jax_mlm.hf import export_hf, import_hf, main, read_hf
-from jax_mlm.hf_config import FAMILIES, check_expressible, from_hf, hf_config
-from jax_mlm.hf_names import NAMES, entries, family_of
-from jax_mlm.hf_tokenizer import hf_tokenizer
-from jax_mlm.hf_weights import expected_shapes, write_params
+from jax_mlm.hf import export_hf, import_hf, read_hf
+from jax_mlm.hf.__main__ import main
+from jax_mlm.hf.config import FAMILIES, check_expressible, from_hf, hf_config
+from jax_mlm.hf.names import NAMES, entries, family_of
+from jax_mlm.hf.tokenizer import hf_tokenizer
+from jax_mlm.hf.weights import expected_shapes, write_params
 from jax_mlm.model import Inputs, make_forward
 from jax_mlm.presets import PRESETS
 from jax_mlm.run import read_run, write_run

@@ -14,8 +14,8 @@ from test_hf import MODELS, logits, save_run, tree_equal
 from jax_mlm.config import SENTENCE
 from jax_mlm.errors import UserError
 from jax_mlm.hf import export_hf
-from jax_mlm.hf_config import FAMILIES
-from jax_mlm.hf_weights import expected_shapes
+from jax_mlm.hf.config import FAMILIES
+from jax_mlm.hf.weights import expected_shapes
 from jax_mlm.initial import Initial, grow, read_initial
 from jax_mlm.tokenizer import train_tokenizer
 

@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 
 from jax_mlm.config import SENTENCE, ModelConfig
 from jax_mlm.hf import export_hf, import_hf, read_hf
-from jax_mlm.hf_config import from_hf, hf_config
-from jax_mlm.hf_names import entries
-from jax_mlm.hf_tokenizer import hf_tokenizer
-from jax_mlm.hf_weights import write_params
+from jax_mlm.hf.config import from_hf, hf_config
+from jax_mlm.hf.names import entries
+from jax_mlm.hf.tokenizer import hf_tokenizer
+from jax_mlm.hf.weights import write_params
 from jax_mlm.model import Inputs, make_forward
 from jax_mlm.presets import PRESETS
 from jax_mlm.tokenizer import train_tokenizer

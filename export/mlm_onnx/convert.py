@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 
 from jax_mlm.checkpoint import best_step, load_params
 from jax_mlm.config import SENTENCE, ModelConfig
-from jax_mlm.hf_config import hf_config
-from jax_mlm.hf_tokenizer import hf_tokenizer_config
+from jax_mlm.hf.config import hf_config
+from jax_mlm.hf.tokenizer import hf_tokenizer_config
 from jax_mlm.run import TOKENIZER_FILE, read_run, read_run_file
 from jax_mlm.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
 from mlm_onnx import bundle, saturation

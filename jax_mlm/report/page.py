@@ -8,14 +8,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from jax_mlm.charts import Series, figure, smoothed
 from jax_mlm.config import to_json
-from jax_mlm.pages import card, facts, page, table
 from jax_mlm.presets import PRESETS
 from jax_mlm.progress import duration
+from jax_mlm.report.charts import Series, figure, smoothed
+from jax_mlm.report.html import card, facts, page, table
+from jax_mlm.report.summary import Checkpoint, Summary, checkpoints, flat, summarise
 from jax_mlm.run import write_atomically
 from jax_mlm.samples import percent
-from jax_mlm.summary import Checkpoint, Summary, checkpoints, flat, summarise
 
 REPORT_FILE = "report.html"
 SHOWN = 8

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from jax_mlm.config import ModelConfig
 from jax_mlm.errors import UserError
-from jax_mlm.hf_names import NAMES, Names, entries
+from jax_mlm.hf.names import NAMES, Names, entries
 from jax_mlm.model import init_params
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -1,31 +1,28 @@
-"""Hugging Face directories in and out, without torch; `python -m jax_mlm.hf import|export`."""
+"""A whole Hugging Face directory → a run directory, and back."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
-import tyro
 from tokenizers import Tokenizer
 
 from jax_mlm.checkpoint import best_step, load_params, open_checkpoints, save
 from jax_mlm.config import DataConfig, ModelConfig, TrainConfig
-from jax_mlm.console import run_command
 from jax_mlm.errors import UserError
-from jax_mlm.help import nearest
-from jax_mlm.hf_config import check_expressible, from_hf, hf_config, known_family
-from jax_mlm.hf_names import family_of
-from jax_mlm.hf_tokenizer import hf_tokenizer, hf_tokenizer_config, read_json
-from jax_mlm.hf_weights import WEIGHTS, Tensors, at_offset, is_tied, open_tensors, read_params, write_params
-from jax_mlm.run import METRICS_FILE, TOKENIZER_FILE, read_metrics, read_run, read_run_file, write_run
+from jax_mlm.hf.card import model_card
+from jax_mlm.hf.config import check_expressible, from_hf, hf_config, known_family
+from jax_mlm.hf.names import family_of
+from jax_mlm.hf.tokenizer import hf_tokenizer, hf_tokenizer_config, read_json
+from jax_mlm.hf.weights import WEIGHTS, Tensors, at_offset, is_tied, open_tensors, read_params, write_params
+from jax_mlm.run import TOKENIZER_FILE, read_run, write_run
 from jax_mlm.tokenizer import NAMES, Vocabulary, load_tokenizer, vocabulary_of
 
 
@@ -147,68 +144,6 @@ def export_hf(run: Path, folder: Path, checkpoint: Literal["best", "latest"] = "
     return step
 
 
-def model_card(folder: Path, run: Path, config: TrainConfig, params: Mapping[str, Any], step: int, mask: str) -> str:
-    """README.md: where the model comes from, and how to use it; the licence is for its owner to fill in."""
-    facts, model = read_run_file(run), config.model
-    data = facts.get("data", {})
-    files = [f"- `{name}`" for name in data.get("files", [])]
-    if data.get("imported_from"):
-        files = [f"- none here: imported from `{Path(data['imported_from']).name}`"]
-    if data.get("init"):
-        files.append(f"- those of `{Path(data['init']['from']).name}`, with whose weights this training began")
-    if data.get("teacher"):
-        files.append(f"- those of `{Path(data['teacher']['from']).name}`, which taught this model")
-    measured = ""
-    if (run / METRICS_FILE).is_file():
-        at = [line for line in read_metrics(run) if line["step"] == step and line["kind"] in ("valid", "final")]
-        if at:
-            on = "Held-out loss" if data.get("files") else "Loss on the training text itself (nothing was held out)"
-            measured = f"\n\n{on} {at[-1]['loss']:.4f} nats, accuracy {at[-1]['accuracy']:.4f}, at 15 % masks."
-    return f"""---
-license: other
-license_name: not-chosen-yet
-library_name: transformers
-pipeline_tag: fill-mask
-mask_token: "{mask}"
-tags:
-- {model.family}
-- fill-mask
-- jax-mlm
----
-
-# {folder.resolve().name}
-
-A masked language model: {model.family}, {model.layers} layers of width {model.width}, {model.heads} heads,
-{_size(params):,} parameters, {model.vocab_size:,} tokens, texts of up to {model.max_length} tokens.
-
-## How to load it
-
-```python
-from transformers import pipeline
-
-fill = pipeline("fill-mask", model="{folder.resolve().name}")
-print(fill("… {mask} …"))
-```
-
-## Training data
-
-{chr(10).join(files) or "- the founding sentence of jax_mlm"}
-
-## Training
-
-Trained with jax_mlm (preset `{config.preset}`, seed {config.seed}); these are the weights of step {step}.{measured}
-
-## Licence
-
-Not chosen yet. Before this model is published, its owner says here, and in the first lines of this file, under which
-licence it is, and under which ones its training data came.
-"""
-
-
-def _size(params: Mapping[str, Any]) -> int:
-    return sum(_size(x) if isinstance(x, Mapping) else x.size for x in params.values())
-
-
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -231,86 +166,3 @@ def _new_directory(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-
-
-# ---- the command ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ImportConfig:
-    """Makes a run directory of a Hugging Face model, to evaluate, convert or train on."""
-
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="HF_DIR")]
-    """The directory with config.json, model.safetensors and the tokenizer."""
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run directory to write."""
-    family: str = ""
-    """bert, roberta, albert, distilbert or modernbert, where config.json does not say or says otherwise."""
-    tokenizer: str = ""
-    """A tokenizer.json to take instead of the directory's own."""
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """Writes a run's model in Hugging Face's layout: config.json, model.safetensors, tokenizer and model card."""
-
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run directory."""
-    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="HF_DIR")]
-    """The directory to write."""
-    checkpoint: Literal["best", "latest"] = "best"
-    """The checkpoint with the lowest validation loss, or the newest."""
-
-
-def import_command(config: ImportConfig) -> None:
-    """Imports; the last line on stdout is the run directory."""
-    imported = import_hf(
-        config.source, config.run, config.family or None, Path(config.tokenizer) if config.tokenizer else None
-    )
-    for remark in imported.remarks:
-        print(remark, file=sys.stderr)
-    m = imported.model
-    print(f"{m.family}, {m.layers} layers of width {m.width}, {_size(imported.params):,} parameters")
-    print(config.run)
-
-
-def export_command(config: ExportConfig) -> None:
-    """Exports; the last line on stdout is the directory."""
-    step = export_hf(config.run, config.target, config.checkpoint)
-    print(f"step {step} of {config.run}; fill in the licence in {config.target}/README.md before you publish it")
-    print(config.target)
-
-
-IMPORT_EXAMPLES = """examples:
-  python -m jax_mlm.hf import bert-base-uncased/ runs/bert
-  python -m jax_mlm.hf import old-checkpoint/ runs/old --family bert"""
-EXPORT_EXAMPLES = """examples:
-  python -m jax_mlm.hf export runs/tiny my-model/
-  python -m jax_mlm.hf export runs/tiny my-model/ --checkpoint latest"""
-USAGE = f"""usage: python -m jax_mlm.hf import HF_DIR RUN [--family NAME] [--tokenizer FILE]
-       python -m jax_mlm.hf export RUN HF_DIR [--checkpoint best|latest]
-
-Hugging Face directories in and out, without torch.
-
-{IMPORT_EXAMPLES}
-{EXPORT_EXAMPLES.removeprefix("examples:" + chr(10))}"""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `import` or `export`; the exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    match argv:
-        case ["import", *rest]:
-            return run_command("python -m jax_mlm.hf import", ImportConfig, import_command, IMPORT_EXAMPLES, rest)
-        case ["export", *rest]:
-            return run_command("python -m jax_mlm.hf export", ExportConfig, export_command, EXPORT_EXAMPLES, rest)
-        case [] | ["-h" | "--help", *_]:
-            print(USAGE)
-            return 0
-    close = nearest(argv[0], ["import", "export"]) or " Give import or export."
-    print(f"error: {argv[0]} is no command of jax_mlm.hf.{close}", file=sys.stderr)
-    return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,73 @@
+"""The model card that an exported directory carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jax_mlm.config import TrainConfig
+from jax_mlm.run import METRICS_FILE, read_metrics, read_run_file
+
+
+def model_card(folder: Path, run: Path, config: TrainConfig, params: Mapping[str, Any], step: int, mask: str) -> str:
+    """README.md: where the model comes from, and how to use it; the licence is for its owner to fill in."""
+    facts, model = read_run_file(run), config.model
+    data = facts.get("data", {})
+    files = [f"- `{name}`" for name in data.get("files", [])]
+    if data.get("imported_from"):
+        files = [f"- none here: imported from `{Path(data['imported_from']).name}`"]
+    if data.get("init"):
+        files.append(f"- those of `{Path(data['init']['from']).name}`, with whose weights this training began")
+    if data.get("teacher"):
+        files.append(f"- those of `{Path(data['teacher']['from']).name}`, which taught this model")
+    measured = ""
+    if (run / METRICS_FILE).is_file():
+        at = [line for line in read_metrics(run) if line["step"] == step and line["kind"] in ("valid", "final")]
+        if at:
+            on = "Held-out loss" if data.get("files") else "Loss on the training text itself (nothing was held out)"
+            measured = f"\n\n{on} {at[-1]['loss']:.4f} nats, accuracy {at[-1]['accuracy']:.4f}, at 15 % masks."
+    return f"""---
+license: other
+license_name: not-chosen-yet
+library_name: transformers
+pipeline_tag: fill-mask
+mask_token: "{mask}"
+tags:
+- {model.family}
+- fill-mask
+- jax-mlm
+---
+
+# {folder.resolve().name}
+
+A masked language model: {model.family}, {model.layers} layers of width {model.width}, {model.heads} heads,
+{parameters(params):,} parameters, {model.vocab_size:,} tokens, texts of up to {model.max_length} tokens.
+
+## How to load it
+
+```python
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model="{folder.resolve().name}")
+print(fill("… {mask} …"))
+```
+
+## Training data
+
+{chr(10).join(files) or "- the founding sentence of jax_mlm"}
+
+## Training
+
+Trained with jax_mlm (preset `{config.preset}`, seed {config.seed}); these are the weights of step {step}.{measured}
+
+## Licence
+
+Not chosen yet. Before this model is published, its owner says here, and in the first lines of this file, under which
+licence it is, and under which ones its training data came.
+"""
+
+
+def parameters(params: Mapping[str, Any]) -> int:
+    """How many numbers a tree of arrays holds."""
+    return sum(parameters(x) if isinstance(x, Mapping) else x.size for x in params.values())
