@@ -211,10 +211,11 @@ def make_objective(config: DistilConfig, student: ModelConfig, teacher: ModelCon
         their_hidden, their_logits = jax.lax.stop_gradient(teach(fixed, inputs, masked.at))
         metrics = masked_metrics(logits, masked.targets, masked.weights)
         soft = soft_targets(logits[..., :tokens], their_logits[..., :tokens], masked.weights, config.distil_temperature)
-        total = config.distil_mlm * metrics.loss_sum + config.distil_soft * soft
+        total, more = config.distil_mlm * metrics.loss_sum + config.distil_soft * soft, {"soft": soft}
         if student.width == teacher.width and config.distil_cosine:
             apart = cosine_distance(hidden, their_hidden, batch.segments > 0)
-            total += config.distil_cosine * targets_per_token * apart
-        return total, metrics
+            more["cosine"] = targets_per_token * apart
+            total += config.distil_cosine * more["cosine"]
+        return total, metrics._replace(more=more)
 
     return objective

@@ -54,6 +54,11 @@ class Result(NamedTuple):
         return self.correct / max(self.count, 1.0)
 
 
+def result_of(metrics: Metrics) -> Result:
+    """On the host, once the device has computed them."""
+    return Result(*map(float, jax.device_get((metrics.loss_sum, metrics.correct, metrics.count))))
+
+
 def evaluate_rows(
     eval_step: Callable[[Params, Batch], Metrics],
     params: Params,
@@ -75,9 +80,9 @@ def evaluate_rows(
         padded[: len(mine)] = mine
         metrics = eval_step(params, place(batch_of(rows, padded)))
         if pending is not None:
-            total += Result(*map(float, jax.device_get(pending)))
+            total += result_of(pending)
         pending = metrics
-    return total if pending is None else total + Result(*map(float, jax.device_get(pending)))
+    return total if pending is None else total + result_of(pending)
 
 
 def spread(total: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:

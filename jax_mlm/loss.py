@@ -20,6 +20,8 @@ class Metrics(NamedTuple):
     """Targets ranked first."""
     count: Array
     """Targets."""
+    more: dict[str, Array] = {}  # noqa: RUF012
+    """Sums of what else an objective adds up, by the name in the log."""
 
 
 def masked_metrics(logits: Float[Array, "B P V"], targets: Int[Array, "B P"], weights: Float[Array, "B P"]) -> Metrics:

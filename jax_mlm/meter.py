@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 import jax
 
-from jax_mlm.evaluate import Result
+from jax_mlm.evaluate import Result, result_of
+
+TAUGHT = ("soft", "cosine")
+"""What distillation adds to the figures of a step, a hidden token each: see `jax_mlm.distil`."""
 
 
 class Meter:
@@ -21,6 +25,7 @@ class Meter:
 
     def _reset(self) -> None:
         self._sums, self._tokens, self._flops, self._since = Result(0, 0, 0), 0, 0.0, time.perf_counter()
+        self._more: Counter[str] = Counter()
 
     def add(self, metrics: Any, tokens: int, flops: float) -> None:
         """Takes the step just dispatched, and waits for the one before it."""
@@ -29,7 +34,8 @@ class Meter:
             self._take(before)
 
     def _take(self, step: Any) -> None:
-        self._sums += Result(*map(float, jax.device_get(step[0])))
+        self._sums += result_of(step[0])
+        self._more.update({name: float(value) for name, value in jax.device_get(step[0].more).items()})
         self._tokens += step[1]
         self._flops += step[2]
 
@@ -52,6 +58,7 @@ class Meter:
             "tokens": self._tokens,
             "tokens_per_second": self._tokens / seconds,
         }
+        figures |= {name: value / max(self._sums.count, 1.0) for name, value in self._more.items()}
         if self._peak:
             figures["mfu"] = self._flops / seconds / self._peak
         self._reset()
@@ -61,7 +68,8 @@ class Meter:
 def describe(figures: dict[str, float]) -> str:
     """Figures of the progress line."""
     mfu = f"  mfu {figures['mfu']:.1%}" if "mfu" in figures else ""
+    more = "".join(f"  {name} {figures[name]:.3f}" for name in TAUGHT if name in figures)
     return (
-        f"loss {figures['loss']:.3f}  accuracy {figures['accuracy']:.3f}  "
+        f"loss {figures['loss']:.3f}  accuracy {figures['accuracy']:.3f}{more}  "
         f"{figures['tokens_per_second']:,.0f} tokens/s{mfu}"
     )

@@ -95,7 +95,9 @@ def make_train_step(
             def add(total: tuple[Metrics, Params], part: Any) -> tuple[tuple[Metrics, Params], None]:
                 return jax.tree.map(jnp.add, total, value_and_grad(state.params, *part)), None
 
-            zero = (Metrics(jnp.float32(0), jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, state.params))
+            first = jax.tree.map(lambda x: x[0], parts)
+            shapes = jax.eval_shape(value_and_grad, state.params, *first)
+            zero = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
             (metrics, grads), _ = jax.lax.scan(add, zero, parts)
         grads = jax.tree.map(lambda g: g / jnp.maximum(metrics.count, 1.0), grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -114,9 +114,11 @@ def test_microbatches_add_up_to_the_batch() -> None:
             jax.random.key(7), accumulate, objective,
         )  # fmt: skip
         state, metrics = jax.jit(step)(init_state(soft(STUDENT), tx), batch(), jnp.int32(100), soft(TEACHER))
-        results.append((state.params, float(metrics.loss_sum)))
+        results.append((state.params, float(metrics.loss_sum), jax.tree.map(float, metrics.more)))
     assert difference(results[0][0], results[1][0]) < 2e-5
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-5)
+    assert set(results[0][2]) == {"soft", "cosine"}
+    assert results[0][2] == pytest.approx(results[1][2], rel=1e-4)
     assert BATCH % 4 == 0
 
 
@@ -181,6 +183,8 @@ def test_a_short_run_learns_resumes_and_says_what_does_not_fit(
     assert "the student begins with layers 0 of the teacher's 2" in capsys.readouterr().err
     lines = [line for line in read_metrics(tmp_path / "whole") if line["kind"] == "train"]
     assert [line["step"] for line in lines] == list(range(1, 7))
+    assert all(line["soft"] > 0 and 0 < line["cosine"] < 2 for line in lines)
+    assert "1 − cosine to the teacher" in (tmp_path / "whole" / "report.html").read_text()
     facts = read_run_file(tmp_path / "whole")["data"]
     assert facts["teacher"] == facts["init"]
     assert facts["teacher"]["from"] == str(tmp_path / "teacher")

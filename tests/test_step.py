@@ -12,6 +12,7 @@ import numpy as np
 
 from jax_mlm.config import MaskConfig, ModelConfig, OptimConfig
 from jax_mlm.data import Batch
+from jax_mlm.loss import Metrics
 from jax_mlm.meter import Meter
 from jax_mlm.model import init_params, make_forward
 from jax_mlm.optim import make_optimizer, make_schedule
@@ -124,11 +125,11 @@ def test_the_meter_waits_only_for_the_step_before():
 
     meter = Meter(None)
     for step in range(4):
-        meter.add((Pending(step), Pending(step), Pending(step)), tokens=10, flops=0.0)
+        meter.add(Metrics(Pending(step), Pending(step), Pending(step)), tokens=10, flops=0.0)
         assert set(read) == set(range(step))
     assert meter.read(wait=False)["loss"] == 1.0
     assert 3 not in read
     meter.read(wait=True)
     assert 3 in read
-    meter.add((Pending(4), Pending(4), Pending(4)), tokens=10, flops=0.0)
+    meter.add(Metrics(Pending(4), Pending(4), Pending(4)), tokens=10, flops=0.0)
     assert meter.read(wait=False)["tokens"] == 10, "a line that has only this step waits for it, and is not empty"

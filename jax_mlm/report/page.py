@@ -107,6 +107,14 @@ def _figures(summary: Summary) -> list[str]:
             from_zero=True,
         ),
     ]
+    for key, label in (
+        ("soft", "soft targets: divergence from the teacher, nats × T²"),
+        ("cosine", "1 − cosine to the teacher's hidden states"),
+    ):
+        if points := summary.curve(summary.train, key):
+            out.append(
+                figure(label, [Series("each line", points, 0, "faint"), Series("train", smoothed(points))], "step")
+            )
     rates = summary.curve(summary.train, "mask_rate")
     if len({round(rate, 6) for _, rate in rates}) > 1:
         out.append(figure("mask rate", [Series("share of tokens hidden", rates, 4)], "step", from_zero=True))
