@@ -178,7 +178,7 @@ class OptimConfig:
     """AdamW; Muon for the hidden matrices and AdamW for the rest; or LAMB, for very large batches."""
     lr: float = 2e-3
     """Peak learning rate of AdamW and LAMB."""
-    muon_lr: float = 0.02
+    muon_lr: float = 0.012
     """Peak learning rate of Muon's matrices."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     """Learning rate after warm-up: stable then decay, cosine or linear to zero, or constant."""
@@ -202,6 +202,11 @@ class OptimConfig:
             raise ValueError("--lr and --muon-lr must be above 0")
         if not 0 <= self.warmup <= 1 or not 0 <= self.decay <= 1 or self.warmup + self.decay > 1:
             raise ValueError("--warmup and --decay must lie between 0 and 1, and be at most 1 together")
+
+
+def gentle(optim: OptimConfig, lr: float) -> OptimConfig:
+    """The recipe for weights that are good already: a rate of at most `lr`, and AdamW instead of Muon."""
+    return replace(optim, optimizer="adamw" if optim.optimizer == "muon" else optim.optimizer, lr=min(optim.lr, lr))
 
 
 @dataclass(frozen=True)

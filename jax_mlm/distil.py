@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from tokenizers import Tokenizer
 
-from jax_mlm.config import DistilConfig, ModelConfig, TrainConfig
+from jax_mlm.config import DistilConfig, ModelConfig, TrainConfig, gentle
 from jax_mlm.data import Batch
 from jax_mlm.errors import UserError
 from jax_mlm.hf.weights import at_offset, expected_shapes
@@ -57,7 +57,7 @@ def student_defaults(preset: TrainConfig, source: Path, own_shape: bool) -> Trai
         preset,
         model=model,
         corpus=replace(preset.corpus, length=length),
-        optim=replace(preset.optim, lr=min(preset.optim.lr, STUDENT_LR)),
+        optim=gentle(preset.optim, STUDENT_LR),
     )
 
 

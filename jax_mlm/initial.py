@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from jax_mlm.checkpoint import best_step, load_params
-from jax_mlm.config import ModelConfig, TrainConfig
+from jax_mlm.config import ModelConfig, TrainConfig, gentle
 from jax_mlm.errors import UserError
 from jax_mlm.hf import open_hf, read_hf
 from jax_mlm.presets import PRESETS
@@ -74,7 +74,7 @@ def continued(preset: TrainConfig, source: Path) -> TrainConfig:
         preset,
         model=model,
         corpus=replace(preset.corpus, length=min(preset.corpus.length, model.max_length)),
-        optim=replace(preset.optim, lr=min(preset.optim.lr, CONTINUED_LR)),
+        optim=gentle(preset.optim, CONTINUED_LR),
     )
 
 

@@ -103,6 +103,7 @@ PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType(
         "tiny": TrainConfig(
             preset="tiny",
             steps=10_000,
+            optim=OptimConfig("muon"),  # of equal minutes it made more than AdamW; larger shapes: not measured
         ),
         "small": TrainConfig(
             preset="small",

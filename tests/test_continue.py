@@ -85,6 +85,7 @@ def test_the_first_step_has_the_loss_of_the_weights(family: str, text: Path, tok
     assert train_line("--init", source, "--data", text, "--steps", 1, *SMALL, "--out", run) == 0
     config, vocabulary = read_run(run), vocabulary_of(tokenizer)
     assert (config.optim.lr, config.model) == (1e-4, model)
+    assert config.optim.optimizer == "adamw", "Muon would turn what is good already"
     files = prepare(expand(config.data, "--data"), run / "tokenizer.json", config.corpus, tmp_path / "cache")
     train_ids, _ = split_documents(LINES, config.corpus.valid_fraction, config.seed)
     batch = batch_at(pack_rows(files, vocabulary, 16, "document", train_ids), 0, 0, 4)

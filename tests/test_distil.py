@@ -132,7 +132,7 @@ def test_a_student_begins_with_every_other_layer(family: str, tmp_path: Path) ->
     save_run(tmp_path / "run", model, params, tokenizer)
     recipe = student_defaults(PRESETS["tiny"], tmp_path / "run", own_shape=False)
     assert recipe.model == replace(model, layers=2)
-    assert (recipe.optim.lr, recipe.corpus.length) == (5e-4, 32)
+    assert (recipe.optim.optimizer, recipe.optim.lr, recipe.corpus.length) == ("adamw", 5e-4, 32)
     said: list[str] = []
     student = student_params(Initial(model, params, tokenizer), recipe.model, said.append)
     assert said == [f"the student begins with layers {'0' if model.layer_groups else '0, 2'} of the teacher's 4"]
