@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,3 +237,29 @@ def test_what_a_thread_raises_is_raised_where_it_is_asked_for() -> None:
     assert Begun(lambda: 3).result() == 3
     with pytest.raises(BundleError, match="no"):
         Begun(fail).result()
+
+
+@pytest.mark.parametrize("broken", ["tokenizer.json", FAST_GRAPH, FAST_DATA])
+def test_nothing_reads_a_bundle_that_was_refused(copy: Path, broken: str) -> None:
+    """Whoever mends it meanwhile, or cuts it short, meets no thread that is left over."""
+    content = (copy / broken).read_bytes()
+    for _ in range(20):
+        (copy / broken).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(BundleError):
+            FillMask(copy, threads=1)
+        assert not [thread for thread in threading.enumerate() if thread.name == "mlm_onnx"]
+
+
+def test_a_file_cut_short_while_it_is_hashed_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bus error, which would end the process: the size is right, and the file is cut before it is read."""
+    check = bundle._check_size
+
+    def cut(file: Path, facts: Any) -> None:
+        check(file, facts)
+        if file.name == Path(FAST_DATA).name:
+            os.truncate(file, 5000)
+
+    opened = open_bundle(copy, full=False)
+    monkeypatch.setattr(bundle, "_check_size", cut)
+    with pytest.raises(BundleError, match="does not match its SHA-256"):
+        verify(opened, FAST_DATA)

@@ -25,9 +25,13 @@ class Begun(Generic[Result]):
         self._thread = threading.Thread(target=run, name="mlm_onnx")
         self._thread.start()
 
+    def wait(self) -> None:
+        """Until it has ended, however it has."""
+        self._thread.join()
+
     def result(self) -> Result:
         """Waits for it, and returns what it returned or raises what it raised."""
-        self._thread.join()
+        self.wait()
         return self._outcome()
 
 

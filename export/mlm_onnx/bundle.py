@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ HUB_GRAPH, HUB_QUANTIZED = "onnx/model.onnx", "onnx/model_quantized.onnx"
 """Only in bundles made `--for hub`: names that optimum and transformers.js look for."""
 REQUIRED = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, FAST_GRAPH, FAST_DATA)
 
+HASHED_AT_ONCE = 1 << 21
 MANIFEST_BYTES = 4 << 20
 EXAMPLES, EXAMPLE_CHARACTERS = 8, 400
 """Sentences that a bundle offers to try, and the longest."""
@@ -84,6 +84,11 @@ class Bundle:
 
     def file(self, name: str) -> Path:
         return self.path / name
+
+    def settle(self) -> None:
+        """Waits until nothing reads its files any more."""
+        while self.digests:
+            self.digests.popitem()[1].wait()
 
     def examples(self) -> tuple[str, ...]:
         """Sentences to try; what is not one in the manifest is left out."""
@@ -238,12 +243,12 @@ def _locate(root: Path, name: str) -> Path:
 
 
 def _sha256(file: Path) -> str:
-    """In one call, which leaves the interpreter lock to others from its beginning to its end."""
-    with file.open("rb") as stream:
-        if not os.fstat(stream.fileno()).st_size:
-            return hashlib.sha256().hexdigest()
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return hashlib.sha256(content).hexdigest()
+    """In large parts, which leave the interpreter lock to others; not mapped: what is cut short meanwhile is an error."""
+    digest, part = hashlib.sha256(), memoryview(bytearray(HASHED_AT_ONCE))
+    with file.open("rb", buffering=0) as stream:
+        while size := stream.readinto(part):
+            digest.update(part[:size])
+    return digest.hexdigest()
 
 
 # ---- writing -------------------------------------------------------------------------------------

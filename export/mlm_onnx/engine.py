@@ -205,12 +205,15 @@ class Engine:
         self._opening = Begun(self._fill.opened)
 
     def wait(self) -> None:
-        """For the graph, which opens in the background.
+        """For the graph, which opens in the background. When it has ended, nothing reads the bundle any more.
 
         Raises:
             BundleError: it cannot be opened.
         """
-        self._opening.result()
+        try:
+            self._opening.result()
+        finally:
+            self.bundle.settle()
 
     def positions_a_row(self) -> int:
         """How many positions of one row may be asked together."""

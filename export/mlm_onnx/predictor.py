@@ -43,8 +43,10 @@ class FillMask:
             raise QueryError(f"threads must be at least 1, not {threads!r}")
         self.bundle = path if isinstance(path, Bundle) else open_bundle(path, full=False, ahead=True)
         self._engine = Engine(self.bundle, threads or default_threads())
-        self._reader = Reader(self.bundle)
-        self._engine.wait()
+        try:
+            self._reader = Reader(self.bundle)
+        finally:
+            self._engine.wait()
         self._pieces = Pieces(self._reader.tokenizer)
         self._never = np.array(sorted(set(self.bundle.special.never)), np.int64)
 
