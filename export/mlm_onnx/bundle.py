@@ -243,7 +243,7 @@ def _locate(root: Path, name: str) -> Path:
 
 
 def _sha256(file: Path) -> str:
-    """In large parts, which leave the interpreter lock to others; not mapped: what is cut short meanwhile is an error."""
+    """In large parts, which leave the interpreter lock to others; not mapped: one cut short meanwhile is an error."""
     digest, part = hashlib.sha256(), memoryview(bytearray(HASHED_AT_ONCE))
     with file.open("rb", buffering=0) as stream:
         while size := stream.readinto(part):
