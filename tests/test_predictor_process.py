@@ -179,7 +179,8 @@ def test_a_missing_file_is_named(bundle: Path, tmp_path: Path, name: str) -> Non
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads by /proc")
 def test_nothing_runs_beside_the_answers(bundle: Path) -> None:
     """No thread that nobody asked for: onnxruntime's telemetry is off, unless its user wants it."""
-    script = "import os, sys, mlm_onnx; mlm_onnx.FillMask(sys.argv[1], threads=1)('a [MASK]')\n"
+    script = "import os, sys, time, mlm_onnx; mlm_onnx.FillMask(sys.argv[1], threads=1)('a [MASK]')\n"
+    script += "time.sleep(1)\n"  # threads that have ended need a moment to be gone from /proc
     script += "print(len(os.listdir('/proc/self/task')), os.environ['ORT_DISABLE_TELEMETRY'])"
     bare = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     bare["OPENBLAS_NUM_THREADS"] = "1"  # numpy's own threads are not what is counted
