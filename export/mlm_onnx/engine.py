@@ -59,7 +59,7 @@ def default_threads() -> int:
 
 
 def side_by_side(run: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
-    """run(item) of each, in order, several at once; no more results wait to be taken than threads run."""
+    """run(item) of each, in order, several at once; at most twice as many as threads are begun and not yet taken."""
     if threads == 1 or len(items) == 1:
         yield from map(run, items)
         return
@@ -227,9 +227,7 @@ class Engine:
             at = np.stack([rows[index].at for index in chosen])
             return self._fill.run((*at.shape, self.bundle.vocab_size), input_ids=ids, positions=at)
 
-        alike = list(self._alike([(len(row.ids), len(row.at)) for row in rows]))
-        for chosen, found in zip(alike, side_by_side(run, alike, self.threads), strict=True):
-            yield from zip(chosen, found, strict=True)
+        return self._run_alike([(len(row.ids), len(row.at)) for row in rows], run)
 
     def embedding_width(self) -> int:
         """Numbers of an embedding."""
@@ -245,7 +243,13 @@ class Engine:
         def run(chosen: list[int]) -> np.ndarray:
             return self._embed.run((len(chosen), width), input_ids=np.stack([rows[index] for index in chosen]))
 
-        alike = list(self._alike([(len(ids), 0) for ids in rows]))
+        return self._run_alike([(len(ids), 0) for ids in rows], run)
+
+    def _run_alike(
+        self, shapes: Sequence[tuple[int, int]], run: Callable[[list[int]], np.ndarray]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, result) of each row, of runs over rows of one (length, positions)."""
+        alike = list(self._alike(shapes))
         for chosen, found in zip(alike, side_by_side(run, alike, self.threads), strict=True):
             yield from zip(chosen, found, strict=True)
 
