@@ -17,14 +17,12 @@ COMMANDS = {
     "compare": "several runs side by side, in a table and as curves",
     "hf": "Hugging Face directories in and out",
 }
-COMPLETION = "completion"
 MAP = f"""usage: {PROG}.COMMAND … or {PROG} COMMAND …
 
 Pretrains masked language models in JAX.
 
 commands:
 {chr(10).join(f"  {name:<11} {text}" for name, text in COMMANDS.items())}
-  {COMPLETION:<11} prints completion of these for bash and zsh: source <({PROG} {COMPLETION})
 
 examples:
   {PROG}.train                                  the founding sentence, in seconds
@@ -43,15 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(MAP)
         elif name == "--version":
             print(f"jax_mlm {package_version('jax-mlm')}, jax {package_version('jax')}")
-        elif name == COMPLETION:
-            from jax_mlm.completion import script
-
-            print(script(COMMANDS), end="")
         elif name in COMMANDS:
             sys.argv = [f"{PROG}.{name}", *rest]
             runpy.run_module(f"jax_mlm.{name}", run_name="__main__", alter_sys=True)
         else:
-            close = nearest(name, [*COMMANDS, COMPLETION]) or f" Choose from {', '.join([*COMMANDS, COMPLETION])}."
+            close = nearest(name, list(COMMANDS)) or f" Choose from {', '.join(COMMANDS)}."
             print(f"error: {name} is no command.{close}", file=sys.stderr)
             return 2
         sys.stdout.flush()
