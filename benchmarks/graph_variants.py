@@ -33,7 +33,7 @@ from mlm_onnx.quantize import INT8
 from random_models import SHAPES, shaped
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model import init_params
+from jax_mlm.model.encoder import init_params
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LENGTHS = {"short": 18, "long": 128}

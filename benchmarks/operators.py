@@ -25,7 +25,7 @@ from mlm_onnx.graph import FP32, fill_mask_graph
 from mlm_onnx.quantize import INT8
 from random_models import SHAPES, shaped
 
-from jax_mlm.model import init_params
+from jax_mlm.model.encoder import init_params
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LENGTHS = {"short": 18, "long": 128}

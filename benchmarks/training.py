@@ -57,11 +57,12 @@ def jax_step(shape: Shape) -> Callable[[], float]:
     import jax
 
     from jax_mlm.config import MaskConfig, ModelConfig, OptimConfig
-    from jax_mlm.data import Batch
-    from jax_mlm.model import init_params, make_forward
-    from jax_mlm.optim import make_optimizer, make_schedule
-    from jax_mlm.step import compile_step, init_state, make_train_step
-    from jax_mlm.tokenizer import Vocabulary
+    from jax_mlm.data.batches import Batch
+    from jax_mlm.data.tokenizer import Vocabulary
+    from jax_mlm.model.encoder import init_params, make_forward
+    from jax_mlm.parallel.compile import compile_step
+    from jax_mlm.train.optim import make_optimizer, make_schedule
+    from jax_mlm.train.step import init_state, make_train_step
 
     model = ModelConfig(
         vocab_size=shape.vocabulary, width=shape.width, layers=shape.layers, heads=shape.heads, ff_width=shape.ff_width

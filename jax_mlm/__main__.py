@@ -7,8 +7,8 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from jax_mlm.help import nearest
-from jax_mlm.run import package_version
+from jax_mlm.cli.help import nearest
+from jax_mlm.version import package_version
 
 PROG = "python -m jax_mlm"
 COMMANDS = {

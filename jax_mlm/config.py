@@ -204,11 +204,6 @@ class OptimConfig:
             raise ValueError("--warmup and --decay must lie between 0 and 1, and be at most 1 together")
 
 
-def gentle(optim: OptimConfig, lr: float) -> OptimConfig:
-    """The recipe for weights that are good already: a rate of at most `lr`, and AdamW instead of Muon."""
-    return replace(optim, optimizer="adamw" if optim.optimizer == "muon" else optim.optimizer, lr=min(optim.lr, lr))
-
-
 @dataclass(frozen=True)
 class DistilConfig:
     """Learning from a larger model; the weights are those of DistilBERT."""
@@ -292,10 +287,6 @@ class TrainConfig:
             raise ValueError(f"--log-every must be at least 1, not {self.log_every}")
         if self.corpus.length > self.model.max_length:
             raise ValueError(f"--length {self.corpus.length} exceeds --max-length {self.model.max_length}")
-
-
-SENTENCE = "This model creates a super relationships between the words to predict what word"
-"""The founding sentence: 13 words, which with [PAD], [UNK] and [MASK] make a vocabulary of 16."""
 
 
 def to_json(config: Any) -> dict[str, Any]:

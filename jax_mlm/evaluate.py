@@ -5,138 +5,29 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxtyping import Array, Float
 
-from jax_mlm.checkpoint import best_step, load_params
+from jax_mlm.cli.console import run_command
 from jax_mlm.config import MaskConfig, TrainConfig
-from jax_mlm.console import run_command
-from jax_mlm.corpus import prepare
-from jax_mlm.data import Batch, Rows, batch_of, pack_rows
-from jax_mlm.dataset import cache_folder
+from jax_mlm.data.batches import pack_rows
+from jax_mlm.data.prepare import prepare
+from jax_mlm.data.sources import documents, expand
+from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
 from jax_mlm.errors import UserError
-from jax_mlm.loss import Metrics
-from jax_mlm.model import Inputs, Params, make_forward
-from jax_mlm.run import TOKENIZER_FILE, read_run
-from jax_mlm.sources import documents, expand
-from jax_mlm.step import Forward, make_eval_step
-from jax_mlm.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
-
-EVAL_MASK = MaskConfig()
-"""15 % of the tokens, 80/10/10, one by one: what the field reports, whatever the training masks were."""
-EVAL_SEED = 0
-
-
-class Result(NamedTuple):
-    """Sums over targets, in float64 on the host."""
-
-    loss_sum: float
-    correct: float
-    count: float
-
-    def __add__(self, other: Result) -> Result:  # type: ignore[override]
-        return Result(*(a + b for a, b in zip(self, other, strict=True)))
-
-    @property
-    def loss(self) -> float:
-        return self.loss_sum / max(self.count, 1.0)
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / max(self.count, 1.0)
-
-
-def result_of(metrics: Metrics) -> Result:
-    """On the host, once the device has computed them."""
-    return Result(*map(float, jax.device_get((metrics.loss_sum, metrics.correct, metrics.count))))
-
-
-def evaluate_rows(
-    eval_step: Callable[[Params, Batch], Metrics],
-    params: Params,
-    rows: Rows,
-    indices: np.ndarray,
-    batch: int,
-    place: Callable[[Batch], Batch] = lambda b: b,
-    shard: tuple[int, int] = (0, 1),
-) -> Result:
-    """Metrics over the given rows; a batch past their end is filled with padding, which weighs nothing.
-
-    One batch is computed while the one before is added up; `shard` is this host's (index, count).
-    """
-    total, pending = Result(0.0, 0.0, 0.0), None
-    part = batch // shard[1]
-    for start in range(0, len(indices), batch):
-        mine = indices[start : start + batch][shard[0] * part : (shard[0] + 1) * part]
-        padded = np.full(part, len(rows), np.int64)
-        padded[: len(mine)] = mine
-        metrics = eval_step(params, place(batch_of(rows, padded)))
-        if pending is not None:
-            total += result_of(pending)
-        pending = metrics
-    return total if pending is None else total + result_of(pending)
-
-
-def spread(total: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """`wanted` of `total` row numbers at even distances (all when 0), and the others."""
-    count = total if wanted <= 0 else min(wanted, total)
-    chosen = np.arange(count) * total // count
-    return chosen, np.setdiff1d(np.arange(total), chosen)
-
-
-def make_masked_log_probs(forward: Forward) -> Callable[[Params, Inputs, Array], Float[Array, "B V"]]:
-    """`log_probs(params, inputs, at)`: log-probabilities [B, V] at one position `at` [B] of each row."""
-
-    @jax.jit
-    def log_probs(params: Params, inputs: Inputs, at: Array) -> Array:
-        return jax.nn.log_softmax(forward(params, inputs, at[:, None])[:, 0], axis=-1)
-
-    return log_probs
-
-
-def mask_each(
-    log_probs: Callable[..., Array], params: Params, ids: Sequence[int], vocabulary: Vocabulary, batch: int = 32
-) -> tuple[np.ndarray, Float[np.ndarray, "N V"]]:
-    """Hides each ordinary token in turn: the N positions, and the log-probabilities at each.
-
-    Lengths are padded to a multiple of 16, in their own segment, so that few shapes are compiled.
-    """
-    tokens = np.asarray(ids, np.int32)
-    at = np.flatnonzero(~np.isin(tokens, vocabulary.special)).astype(np.int32)
-    width = -(-len(tokens) // 16) * 16
-    row = np.full(width, vocabulary.pad, np.int32)
-    row[: len(tokens)] = tokens
-    segment = (np.arange(width) < len(tokens)).astype(np.int32)
-    out = []
-    for start in range(0, len(at), batch):
-        mine = at[start : start + batch]
-        hidden = np.tile(row, (batch, 1))
-        hidden[np.arange(len(mine)), mine] = vocabulary.mask
-        where = np.zeros(batch, np.int32)
-        where[: len(mine)] = mine
-        inputs = Inputs(hidden, np.tile(segment, (batch, 1)), np.tile(np.arange(width, dtype=np.int32), (batch, 1)))
-        out.append(np.asarray(log_probs(params, inputs, where))[: len(mine)])
-    if not out:
-        return at, np.zeros((0, 0), np.float32)
-    return at, np.concatenate(out)
-
-
-def pseudo_log_likelihood(
-    log_probs: Callable[..., Array], params: Params, ids: Sequence[int], vocabulary: Vocabulary, batch: int = 32
-) -> tuple[float, int]:
-    """Σ ln p(token | all others), each hidden alone (Salazar et al. 2020), and the number of tokens in the sum."""
-    at, scores = mask_each(log_probs, params, ids, vocabulary, batch)
-    if not len(at):
-        return 0.0, 0
-    return float(scores[np.arange(len(at)), np.asarray(ids)[at]].astype(np.float64).sum()), len(at)
+from jax_mlm.evals.heldout import EVAL_MASK, EVAL_SEED, evaluate_rows, make_eval_step
+from jax_mlm.evals.scoring import make_masked_log_probs, pseudo_log_likelihood
+from jax_mlm.files import cache_folder
+from jax_mlm.model.encoder import Params, make_forward
+from jax_mlm.run.checkpoint import best_step, load_params
+from jax_mlm.run.directory import TOKENIZER_FILE, read_run
 
 
 @dataclass(frozen=True)

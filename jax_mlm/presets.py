@@ -218,3 +218,7 @@ PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType(
         ),
     }
 )
+
+
+SENTENCE = "This model creates a super relationships between the words to predict what word"
+"""The founding sentence: 13 words, which with [PAD], [UNK] and [MASK] make a vocabulary of 16."""

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model import Inputs, make_attention
+from jax_mlm.model.encoder import Inputs, make_attention
 from mlm_onnx.bundle import ATTENTION_GRAPH, FAST_GRAPH
 from mlm_onnx.graph import Precision, attention_graph
 from mlm_onnx.parity import COARSEST, TOLERANCE, ParityError, open_session

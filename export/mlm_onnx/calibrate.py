@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.tokenizer import Vocabulary
+from jax_mlm.data.tokenizer import Vocabulary
 from mlm_onnx.bundle import BundleError
 from mlm_onnx.graph import FP32, Precision, fill_mask_graph
 from mlm_onnx.onnx_file import Graph

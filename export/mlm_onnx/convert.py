@@ -16,12 +16,13 @@ from typing import Any, Literal
 import numpy as np
 from tokenizers import Tokenizer
 
-from jax_mlm.checkpoint import best_step, load_params
-from jax_mlm.config import SENTENCE, ModelConfig
+from jax_mlm.config import ModelConfig
+from jax_mlm.data.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
 from jax_mlm.hf.config import hf_config
 from jax_mlm.hf.tokenizer import hf_tokenizer_config
-from jax_mlm.run import TOKENIZER_FILE, read_run, read_run_file
-from jax_mlm.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
+from jax_mlm.presets import SENTENCE
+from jax_mlm.run.checkpoint import best_step, load_params
+from jax_mlm.run.directory import TOKENIZER_FILE, read_run, read_run_file
 from mlm_onnx import bundle, saturation
 from mlm_onnx.attention_export import jax_attention, write_attention
 from mlm_onnx.bundle import BundleError

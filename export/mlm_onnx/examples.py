@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from jax_mlm.tokenizer import Vocabulary
+from jax_mlm.data.tokenizer import Vocabulary
 from mlm_onnx.bundle import EXAMPLE_CHARACTERS, EXAMPLES, BundleError
 
 PLAIN = (

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model import Encoder, Inputs
+from jax_mlm.model.encoder import Encoder, Inputs
 from mlm_onnx.bundle import BundleError
 from mlm_onnx.engine import as_written
 from mlm_onnx.graph import Precision

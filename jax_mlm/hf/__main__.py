@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jax_mlm.console import run_command
-from jax_mlm.help import nearest
+from jax_mlm.cli.console import run_command
+from jax_mlm.cli.help import nearest
 from jax_mlm.hf.card import parameters
 from jax_mlm.hf.directory import export_hf, import_hf
 

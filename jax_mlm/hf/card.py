@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jax_mlm.config import TrainConfig
-from jax_mlm.run import METRICS_FILE, read_metrics, read_run_file
+from jax_mlm.run.directory import read_run_file
+from jax_mlm.run.log import METRICS_FILE, read_metrics
 
 
 def model_card(folder: Path, run: Path, config: TrainConfig, params: Mapping[str, Any], step: int, mask: str) -> str:

@@ -14,16 +14,17 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
-from jax_mlm.checkpoint import best_step, load_params, open_checkpoints, save
 from jax_mlm.config import DataConfig, ModelConfig, TrainConfig
+from jax_mlm.data.tokenizer import NAMES, Vocabulary, load_tokenizer, vocabulary_of
 from jax_mlm.errors import UserError
 from jax_mlm.hf.card import model_card
 from jax_mlm.hf.config import check_expressible, from_hf, hf_config, known_family
 from jax_mlm.hf.names import family_of
 from jax_mlm.hf.tokenizer import hf_tokenizer, hf_tokenizer_config, read_json
-from jax_mlm.hf.weights import WEIGHTS, Tensors, at_offset, is_tied, open_tensors, read_params, write_params
-from jax_mlm.run import TOKENIZER_FILE, read_run, write_run
-from jax_mlm.tokenizer import NAMES, Vocabulary, load_tokenizer, vocabulary_of
+from jax_mlm.hf.weights import WEIGHTS, Tensors, is_tied, open_tensors, read_params, write_params
+from jax_mlm.model.params import at_offset
+from jax_mlm.run.checkpoint import best_step, load_params, open_checkpoints, save
+from jax_mlm.run.directory import TOKENIZER_FILE, read_run, write_run
 
 
 @dataclass(frozen=True)

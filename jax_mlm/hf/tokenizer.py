@@ -10,8 +10,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from jax_mlm.data.tokenizer import load_tokenizer
 from jax_mlm.errors import UserError
-from jax_mlm.tokenizer import load_tokenizer
 
 ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
 

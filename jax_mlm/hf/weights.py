@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -17,7 +16,7 @@ from safetensors.numpy import save_file
 from jax_mlm.config import ModelConfig
 from jax_mlm.errors import UserError
 from jax_mlm.hf.names import NAMES, Names, entries
-from jax_mlm.model import init_params
+from jax_mlm.model.params import expected_shapes
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -177,12 +176,6 @@ def _checked(tensors: Tensors, n: Names, name: str, others: tuple[str, ...], sha
     return array
 
 
-def expected_shapes(c: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """The shape of each array of the model, by its path."""
-    tree = jax.eval_shape(lambda: init_params(c, jax.random.key(0)))
-    return {tuple(k.key for k in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
 # ---- writing -------------------------------------------------------------------------------------
 
 
@@ -201,12 +194,3 @@ def write_params(path: Path, params: Mapping[str, Any], c: ModelConfig) -> None:
         for name in n.bias:
             tensors[name] = tensors[n.bias[-1]]
     save_file(tensors, path, metadata={"format": "pt"})
-
-
-def at_offset(params: Mapping[str, Any], c: ModelConfig, offset: int) -> tuple[dict[str, Any], ModelConfig]:
-    """The same model with the position table's first used row at `offset`."""
-    if c.positions != "learned" or offset == c.position_offset:
-        return dict(params), c
-    used = np.asarray(params["position_table"])[c.position_offset :]
-    moved = np.concatenate([np.zeros((offset, used.shape[1]), used.dtype), used])
-    return {**params, "position_table": moved}, replace(c, position_offset=offset)

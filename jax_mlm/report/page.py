@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from jax_mlm.config import to_json
+from jax_mlm.evals.samples import percent
+from jax_mlm.files import write_atomically
 from jax_mlm.presets import PRESETS
-from jax_mlm.progress import duration
 from jax_mlm.report.charts import Series, figure, smoothed
-from jax_mlm.report.html import card, facts, page, table
+from jax_mlm.report.live import duration
+from jax_mlm.report.markup import card, facts, page, table
 from jax_mlm.report.summary import Checkpoint, Summary, checkpoints, flat, summarise
-from jax_mlm.run import write_atomically
-from jax_mlm.samples import percent
 
 REPORT_FILE = "report.html"
 SHOWN = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jax_mlm.run import read_metrics
+from jax_mlm.run.log import read_metrics
 
 PLOTS = {
     "loss": ("loss (nats per masked token)", "loss"),

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jax_mlm.checkpoint import FOLDER
 from jax_mlm.config import to_json
 from jax_mlm.errors import UserError
-from jax_mlm.run import METRICS_FILE, read_metrics, read_run, read_run_file, read_samples
+from jax_mlm.run.checkpoint import FOLDER
+from jax_mlm.run.directory import read_run, read_run_file
+from jax_mlm.run.log import METRICS_FILE, read_metrics, read_samples
 
 Axis = Literal["step", "tokens", "seconds"]
 

@@ -1,0 +1,1 @@
+"""Command lines: parsing, help, one clear line for a mistake."""

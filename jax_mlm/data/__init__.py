@@ -1,0 +1,1 @@
+"""Text becomes rows of tokens: sources → tokenizer → encoding → token files → packing → batches."""

@@ -1,0 +1,248 @@
+"""Text sources to token files on disk: streamed, parallel, restartable, cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from jax_mlm.config import DataConfig
+from jax_mlm.data.encoding import encode_in_order
+from jax_mlm.data.sources import COMPRESSED, blocks, kind_of
+from jax_mlm.data.token_files import JOURNAL, TokenFiles, Writer, open_files
+from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
+from jax_mlm.errors import UserError
+
+FORMAT = 1
+"""Part of the cache's key: count it up when the same text gives other files."""
+CHUNK = 1 << 19
+"""Characters at which a piece of work is full; a block of a large file is one."""
+SMALL = 8 << 20
+"""Bytes of text below which starting processes costs more than they save."""
+LINE_EVERY = 10.0
+"""Seconds between lines of progress where there is no terminal."""
+MOST_WORKERS = 16
+"""Processes when --workers leaves the number open: each needs about 100 MB."""
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes of the files read so far, and their total."""
+
+
+def prepare(
+    paths: Sequence[Path], tokenizer_path: str | Path, cfg: DataConfig, cache: Path, progress: Progress | None = None
+) -> TokenFiles:
+    """The token files of these texts, from the cache or made now.
+
+    An interrupted preparation goes on where it was; processes that want the same files wait for the one that makes
+    them. Raises UserError for text that cannot be read, or where there is none.
+    """
+    paths = tuple(map(Path, paths))
+    tokenizer = load_tokenizer(tokenizer_path)
+    content = tokenizer.to_str()
+    states = [_state(path) for path in paths]
+    cache = cache.expanduser() / "tokens"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--cache {cache.parent}: cannot be written ({error.strerror})") from error
+    key = _key(paths, content, cfg, cache)
+    folder = cache / key[:32]
+    if (files := open_files(folder, key)) is not None:
+        return files
+    with _lock(cache / f"{key[:32]}.lock") as alone:
+        if (files := open_files(folder, key)) is not None:
+            return files
+        partial = folder.with_suffix(".partial") if alone else Path(tempfile.mkdtemp(prefix=f"{key[:32]}.", dir=cache))
+        dtype = np.dtype(np.uint16 if vocabulary_of(tokenizer).size <= 1 << 16 else np.uint32)
+        try:
+            with Writer(partial, dtype) as writer:
+                _write_tokens(writer, tokenizer, paths, cfg, progress)
+                if states != [_state(path) for path in paths]:
+                    raise UserError("--data: the text changed while it was read; run again when nothing writes to it")
+                if writer.tokens == 0:
+                    raise UserError(f"{', '.join(map(str, paths[:3]))}: no text in it, only space")
+                writer.finish(key, [path.name for path in paths])
+        except UserError:  # to be mended in the text, which gives it another key
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _publish(partial, folder)
+    files = open_files(folder, key)
+    if files is None:
+        raise RuntimeError(f"{folder}: the token files just written cannot be read back")
+    return files
+
+
+def _write_tokens(
+    writer: Writer, tokenizer: Tokenizer, paths: Sequence[Path], cfg: DataConfig, progress: Progress | None
+) -> None:
+    """Encodes and appends what the writer does not have yet."""
+    total = sum(path.stat().st_size for path in paths)
+    with _display(total) if progress is None else nullcontext(progress) as report:
+        chunks = islice(_chunks(paths, cfg), writer.chunks, None)
+        with closing(encode_in_order(chunks, tokenizer, _workers(paths, cfg))) as encoding:
+            for chunk, encoded in encoding:
+                writer.append(encoded, chunk.starts)
+                report(chunk.consumed, total)
+
+
+# What has been prepared
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Puts the finished folder in its place, and a broken one out of it."""
+    if folder.exists():
+        broken = Path(tempfile.mkdtemp(prefix="broken.", dir=folder.parent))
+        with suppress(OSError):
+            folder.rename(broken / "files")
+        shutil.rmtree(broken, ignore_errors=True)
+    try:
+        partial.rename(folder)
+    except OSError:  # where files cannot be locked, another process may have been first
+        shutil.rmtree(partial, ignore_errors=True)
+    (folder / JOURNAL).unlink(missing_ok=True)
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _key(paths: Sequence[Path], tokenizer: str, cfg: DataConfig, cache: Path) -> str:
+    """Hash of all that shapes the files; names and places of the texts do not."""
+    known_path = cache / "hashes.json"
+    known: dict[str, list[Any]] = {}
+    with suppress(OSError, ValueError):
+        known = json.loads(known_path.read_text())
+    before, sources = len(known), []
+    for path in paths:
+        name, state = str(path.resolve()), list(_state(path))
+        entry = known.get(name)
+        if entry is None or entry[:-1] != state:
+            try:
+                with path.open("rb") as file:
+                    entry = [*state, hashlib.file_digest(file, "sha256").hexdigest()]
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+            if state[0] > SMALL:  # what is read in a moment is read anew
+                known[name], before = entry, -1
+        packing = path.suffix.lower() if path.suffix.lower() in COMPRESSED else ""
+        sources.append([entry[-1], kind_of(path), packing])
+    if before != len(known):
+        _write(known_path, json.dumps(known))
+    kinds = {kind_of(path) for path in paths}
+    shape = {
+        "format": FORMAT,
+        "sources": sources,
+        "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
+        "document": cfg.document if "text" in kinds else None,
+        "text_field": cfg.text_field if kinds - {"text"} else None,
+    }
+    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    handle, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    Path(name).replace(path)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Holds a lock that ends with this process; gives False, at once, where the file system has none."""
+    with path.open("w") as file:
+        try:
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print("another process prepares the same text: waiting for it", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            yield False
+        else:
+            yield True
+
+
+# What is being prepared
+
+
+class _Chunk(NamedTuple):
+    texts: list[str]
+    starts: list[bool]
+    consumed: int
+
+
+def _chunks(paths: Sequence[Path], cfg: DataConfig) -> Iterator[_Chunk]:
+    """All texts, in the pieces of work they are always cut into."""
+    texts: list[str] = []
+    starts: list[bool] = []
+    size = before = consumed = 0
+    for path in paths:
+        for block in blocks(path, cfg.document, cfg.text_field):
+            texts += block.texts
+            starts += block.starts
+            size += sum(map(len, block.texts))
+            consumed = before + block.consumed
+            if size >= CHUNK:
+                yield _Chunk(texts, starts, consumed)
+                texts, starts, size = [], [], 0
+        before += path.stat().st_size
+    if texts:
+        yield _Chunk(texts, starts, consumed)
+
+
+def _workers(paths: Sequence[Path], cfg: DataConfig) -> int:
+    """Processes to tokenise in; 0 for little text, which is done in this one."""
+    packed = sum(
+        path.stat().st_size * (1 if path.suffix.lower() not in (*COMPRESSED, ".parquet") else 4) for path in paths
+    )
+    if packed < SMALL:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cfg.workers or min(cores, MOST_WORKERS)
+
+
+@contextmanager
+def _display(total: int) -> Iterator[Progress]:
+    """A bar with rate and time left on a terminal, now and then a line elsewhere; on stderr."""
+    if not sys.stderr.isatty():
+        began = last = time.monotonic()
+
+        def line(done: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= LINE_EVERY:
+                last, rate = now, done / (now - began)
+                left = (total - done) / rate if rate else 0.0
+                print(
+                    f"tokenising: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB, {rate / 1e6:.1f} MB/s, {left:.0f} s left",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("tokenising"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("tokenising", total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,106 @@
+"""Held-out loss and accuracy at fixed masks, as sums over targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from jax_mlm.config import MaskConfig
+from jax_mlm.data.batches import Batch, Rows, batch_of
+from jax_mlm.data.tokenizer import Vocabulary
+from jax_mlm.model.encoder import Forward, Params
+from jax_mlm.tasks.masking import make_mask, row_keys
+from jax_mlm.tasks.metrics import Metrics
+from jax_mlm.tasks.mlm import batch_metrics
+
+
+def make_eval_step(
+    forward: Forward, mask_config: MaskConfig, vocabulary: Vocabulary, length: int, key: Key[Array, ""]
+) -> Callable[[Params, Batch], Metrics]:
+    """`eval_step(params, batch)`: metrics under masks fixed by the key and each row's number in the data set."""
+    mask = make_mask(mask_config, vocabulary, length)
+    rate = jnp.float32(mask_config.mask_rate)
+
+    def eval_step(params: Params, batch: Batch) -> Metrics:
+        keys = jax.vmap(jax.random.split)(row_keys(key, 0, batch.rows))
+        masked = mask(keys[:, 0], batch.tokens, batch.words, rate)
+        return batch_metrics(forward, params, batch, masked, None)
+
+    return eval_step
+
+
+EVAL_MASK = MaskConfig()
+"""15 % of the tokens, 80/10/10, one by one: what the field reports, whatever the training masks were."""
+
+
+EVAL_SEED = 0
+
+
+class Result(NamedTuple):
+    """Sums over targets, in float64 on the host."""
+
+    loss_sum: float
+    correct: float
+    count: float
+
+    def __add__(self, other: Result) -> Result:  # type: ignore[override]
+        return Result(*(a + b for a, b in zip(self, other, strict=True)))
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / max(self.count, 1.0)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / max(self.count, 1.0)
+
+
+def result_of(metrics: Metrics) -> Result:
+    """On the host, once the device has computed them."""
+    return Result(*map(float, jax.device_get((metrics.loss_sum, metrics.correct, metrics.count))))
+
+
+def evaluate_rows(
+    eval_step: Callable[[Params, Batch], Metrics],
+    params: Params,
+    rows: Rows,
+    indices: np.ndarray,
+    batch: int,
+    place: Callable[[Batch], Batch] = lambda b: b,
+    shard: tuple[int, int] = (0, 1),
+) -> Result:
+    """Metrics over the given rows; a batch past their end is filled with padding, which weighs nothing.
+
+    One batch is computed while the one before is added up; `shard` is this host's (index, count).
+    """
+    total, pending = Result(0.0, 0.0, 0.0), None
+    part = batch // shard[1]
+    for start in range(0, len(indices), batch):
+        mine = indices[start : start + batch][shard[0] * part : (shard[0] + 1) * part]
+        padded = np.full(part, len(rows), np.int64)
+        padded[: len(mine)] = mine
+        metrics = eval_step(params, place(batch_of(rows, padded)))
+        if pending is not None:
+            total += result_of(pending)
+        pending = metrics
+    return total if pending is None else total + result_of(pending)
+
+
+def spread(total: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    """`wanted` of `total` row numbers at even distances (all when 0), and the others."""
+    count = total if wanted <= 0 else min(wanted, total)
+    chosen = np.arange(count) * total // count
+    return chosen, np.setdiff1d(np.arange(total), chosen)
+
+
+def unigram_baseline(train_counts: Int[np.ndarray, V], valid_counts: Int[np.ndarray, V]) -> tuple[float, float]:
+    """Loss (nats) and accuracy of guessing by frequency in the training text, one added to each count."""
+    smoothed = train_counts + 1.0
+    log_p = np.log(smoothed / smoothed.sum())
+    total = max(valid_counts.sum(), 1)
+    return float(-(valid_counts * log_p).sum() / total), float(valid_counts[smoothed.argmax()] / total)

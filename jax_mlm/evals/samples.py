@@ -1,0 +1,177 @@
+"""The same few held-out sentences at every evaluation, with one word hidden each: one sees the model learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer
+
+from jax_mlm.data.batches import Rows
+from jax_mlm.model.encoder import Forward, Inputs, Params
+from jax_mlm.parallel.compile import compile_step
+
+COUNT = 4
+"""Sentences shown."""
+LONGEST, SHORTEST = 32, 5
+"""Tokens of a sentence: it is cut behind the first full stop that leaves at least the shortest."""
+LOOKED_AT = 400
+"""Documents looked at, at even distances, for readable sentences."""
+TOP_K = 3
+
+
+class Sample(NamedTuple):
+    """A sentence as tokens, without [CLS] and [SEP], and the place of the word to hide."""
+
+    ids: tuple[int, ...]
+    at: int
+    split: tuple[str, str]
+    """The text before and behind the word."""
+    right: str
+    """The hidden word."""
+    text: str
+    """The sentence with the mask token in the word's place."""
+
+
+class Answer(NamedTuple):
+    """What the model thinks stands in a sample's gap."""
+
+    text: str
+    right: str
+    probability: float
+    """Of the right word."""
+    candidates: tuple[tuple[str, float], ...]
+    """The likeliest words and their probabilities."""
+    split: tuple[str, str]
+    """The text before and behind the gap."""
+
+
+def choose_samples(rows: Rows, tokenizer: Tokenizer, count: int = COUNT) -> tuple[Sample, ...]:
+    """Sentences from all over the rows' documents, each with one whole word to hide; the same at every call.
+
+    Readable ones where there are any: words, no unknown tokens. Fewer than `count` where the text holds too few words.
+    """
+    candidates = list(_sentences(rows, tokenizer))
+    readable = [c for c in candidates if c[2]] or candidates
+    if not readable:
+        return ()
+    chosen = [readable[i * len(readable) // count] for i in range(count)]
+    samples: dict[tuple[tuple[int, ...], int], Sample] = {}
+    for number, (ids, places, _) in enumerate(chosen):
+        # the golden ratio spreads the gaps over early and late words, and over one sentence chosen several times
+        at = places[int(len(places) * ((number + 1) * 0.618034 % 1))]
+        samples.setdefault((ids, at), _sample(ids, at, tokenizer, rows.vocabulary.mask))
+    return tuple(samples.values())
+
+
+def _sentences(rows: Rows, tokenizer: Tokenizer) -> Iterator[tuple[tuple[int, ...], list[int], bool]]:
+    """First sentences of documents at even distances: tokens, places of words to hide, and whether it reads well."""
+    heads = np.flatnonzero(np.isin(rows.starts, rows.files.documents))
+    heads = heads if len(heads) else np.arange(len(rows.starts))
+    vocabulary = rows.vocabulary
+    room = min(LONGEST, rows.length - (vocabulary.cls is not None) - (vocabulary.sep is not None))
+    special = set(vocabulary.special)
+    for piece in heads[np.unique(np.arange(LOOKED_AT) * len(heads) // LOOKED_AT)]:
+        where = int(rows.starts[piece]) + np.arange(min(int(rows.sizes[piece]), LONGEST + 1))
+        ids = [int(i) for i in rows.files.tokens[where]]
+        begins = [*rows.files.begins_word(where).tolist(), True]
+        words = [tokenizer.decode([i], skip_special_tokens=False).strip() for i in ids]
+        stops = [n for n, word in enumerate(words, 1) if n >= SHORTEST and word in (".", "!", "?")]
+        size = min(len(ids), room)
+        if stops and stops[0] <= room:
+            size = stops[0]
+        while size < len(ids) and size > 1 and not begins[size]:
+            size -= 1  # not in the middle of a word
+        ids, words = ids[:size], words[:size]
+        ordinary = [n for n in range(size) if ids[n] not in special]
+        whole = [n for n in ordinary if begins[n] and begins[n + 1] and words[n].isalpha() and len(words[n]) > 2]
+        text = tokenizer.decode(ids)
+        letters = sum(c.isalpha() or c.isspace() for c in text) / max(len(text), 1)
+        reads_well = len(whole) >= 3 and size >= SHORTEST and letters > 0.85 and len(ordinary) == size
+        if whole or ordinary:
+            yield tuple(ids), whole or ordinary, reads_well and "@" not in text
+
+
+def _sample(ids: tuple[int, ...], at: int, tokenizer: Tokenizer, mask: int) -> Sample:
+    left, right = tokenizer.decode(list(ids[:at])).strip(), tokenizer.decode(list(ids[at + 1 :]))
+    # most decoders drop the space before the first token: it is put back, but for what clings to the word before it
+    gap = "" if not right or right[0].isspace() or right[0] in ".,;:!?)'" else " "
+    split = (f"{left} " if left else "", f"{gap}{right.rstrip()}")
+    return Sample(ids, at, split, tokenizer.decode([ids[at]]).strip(), tokenizer.id_to_token(mask).join(split))
+
+
+def compile_samples(
+    forward: Forward, params: Params, samples: Sequence[Sample], rows: Rows, tokenizer: Tokenizer, sharding: Any
+) -> Callable[[Params], tuple[Answer, ...]]:
+    """`answer(params)`: the model's answers to the samples, compiled here, once, ahead of the loop.
+
+    All in one batch of the training rows' length, which every device computes alike (`sharding`).
+    """
+    if not samples:
+        return lambda params: ()
+    vocabulary = rows.vocabulary
+    head = int(vocabulary.cls is not None)
+    tokens = np.full((len(samples), rows.length), vocabulary.pad, np.int32)
+    segments = np.zeros_like(tokens)
+    for row, sample in enumerate(samples):
+        framed = [*([vocabulary.cls] * head), *sample.ids, *([vocabulary.sep] * (vocabulary.sep is not None))]
+        tokens[row, : len(framed)], segments[row, : len(framed)] = framed, 1
+        tokens[row, head + sample.at] = vocabulary.mask
+    positions = np.broadcast_to(np.arange(rows.length, dtype=np.int32), tokens.shape)
+    at = np.array([[head + sample.at] for sample in samples], np.int32)
+    right = np.array([sample.ids[sample.at] for sample in samples], np.int32)
+    batch = jax.device_put((Inputs(tokens, segments, positions), at, right), sharding)
+
+    def look(params: Params, inputs: Inputs, at: Any, right: Any) -> tuple[Any, Any, Any]:
+        probabilities = jax.nn.softmax(forward(params, inputs, at)[:, 0, : vocabulary.size].astype(jnp.float32))
+        return *jax.lax.top_k(probabilities, TOP_K), jnp.take_along_axis(probabilities, right[:, None], 1)[:, 0]
+
+    compiled = compile_step(jax.jit(look, out_shardings=sharding).lower(params, *batch))
+
+    def answer(params: Params) -> tuple[Answer, ...]:
+        best, ids, of_right = jax.device_get(compiled(params, *batch))
+        return tuple(
+            Answer(
+                sample.text,
+                sample.right,
+                float(of_right[row]),
+                tuple((_name(tokenizer, int(i)), float(p)) for i, p in zip(ids[row], best[row], strict=True)),
+                sample.split,
+            )
+            for row, sample in enumerate(samples)
+        )
+
+    return answer
+
+
+def _name(tokenizer: Tokenizer, id: int) -> str:
+    """A token as one reads it: without the marks that tokenizers put for a space."""
+    return tokenizer.decode([id], skip_special_tokens=False).strip() or tokenizer.id_to_token(id) or f"id {id}"
+
+
+def describe_answer(answer: Answer) -> str:
+    """One plain line: the text, the right word, the likeliest ones."""
+    best = ", ".join(f"{word} {percent(probability)}" for word, probability in answer.candidates)
+    return f"{answer.text}  → {best}  (right: {answer.right} {percent(answer.probability)})"
+
+
+def percent(probability: float) -> str:
+    """A confidence as one reads it."""
+    return "<1%" if probability < 0.005 else f"{probability:.0%}"
+
+
+def to_json(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """The answers as `samples.jsonl` holds them."""
+    return [
+        {
+            "text": answer.text,
+            "split": list(answer.split),
+            "right": answer.right,
+            "probability": answer.probability,
+            "candidates": [{"token": word, "probability": p} for word, p in answer.candidates],
+        }
+        for answer in answers
+    ]

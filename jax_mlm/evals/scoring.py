@@ -1,0 +1,92 @@
+"""What a model answers when each word of a sentence is hidden in turn, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+from tokenizers import Tokenizer
+
+from jax_mlm.data.tokenizer import Vocabulary
+from jax_mlm.model.encoder import Forward, Inputs, Params
+
+
+class Prediction(NamedTuple):
+    """The answer at one position: the hidden token, and the likeliest ones with their probabilities."""
+
+    hidden: str
+    candidates: tuple[tuple[str, float], ...]
+
+    @property
+    def right(self) -> bool:
+        return self.candidates[0][0] == self.hidden
+
+
+def predict_each(
+    forward: Forward, params: Params, tokenizer: Tokenizer, vocabulary: Vocabulary, text: str, top_k: int = 3
+) -> list[Prediction]:
+    """Hides each token of the text in turn and reads the `top_k` likeliest ones."""
+    encoded = tokenizer.encode(text)
+    at, log_probs = mask_each(make_masked_log_probs(forward), params, encoded.ids, vocabulary)
+    name = tokenizer.id_to_token
+    return [
+        Prediction(
+            encoded.tokens[where], tuple((name(int(i)), float(np.exp(row[i]))) for i in np.argsort(-row)[:top_k])
+        )
+        for where, row in zip(at, log_probs[:, : vocabulary.size], strict=True)
+    ]
+
+
+def to_host(params: Params) -> Params:
+    """The parameters on one local device, out of the mesh, for single queries."""
+    return jax.tree.map(lambda x: jax.device_put(np.asarray(x), jax.local_devices()[0]), params)
+
+
+def make_masked_log_probs(forward: Forward) -> Callable[[Params, Inputs, Array], Float[Array, "B V"]]:
+    """`log_probs(params, inputs, at)`: log-probabilities [B, V] at one position `at` [B] of each row."""
+
+    @jax.jit
+    def log_probs(params: Params, inputs: Inputs, at: Array) -> Array:
+        return jax.nn.log_softmax(forward(params, inputs, at[:, None])[:, 0], axis=-1)
+
+    return log_probs
+
+
+def mask_each(
+    log_probs: Callable[..., Array], params: Params, ids: Sequence[int], vocabulary: Vocabulary, batch: int = 32
+) -> tuple[np.ndarray, Float[np.ndarray, "N V"]]:
+    """Hides each ordinary token in turn: the N positions, and the log-probabilities at each.
+
+    Lengths are padded to a multiple of 16, in their own segment, so that few shapes are compiled.
+    """
+    tokens = np.asarray(ids, np.int32)
+    at = np.flatnonzero(~np.isin(tokens, vocabulary.special)).astype(np.int32)
+    width = -(-len(tokens) // 16) * 16
+    row = np.full(width, vocabulary.pad, np.int32)
+    row[: len(tokens)] = tokens
+    segment = (np.arange(width) < len(tokens)).astype(np.int32)
+    out = []
+    for start in range(0, len(at), batch):
+        mine = at[start : start + batch]
+        hidden = np.tile(row, (batch, 1))
+        hidden[np.arange(len(mine)), mine] = vocabulary.mask
+        where = np.zeros(batch, np.int32)
+        where[: len(mine)] = mine
+        inputs = Inputs(hidden, np.tile(segment, (batch, 1)), np.tile(np.arange(width, dtype=np.int32), (batch, 1)))
+        out.append(np.asarray(log_probs(params, inputs, where))[: len(mine)])
+    if not out:
+        return at, np.zeros((0, 0), np.float32)
+    return at, np.concatenate(out)
+
+
+def pseudo_log_likelihood(
+    log_probs: Callable[..., Array], params: Params, ids: Sequence[int], vocabulary: Vocabulary, batch: int = 32
+) -> tuple[float, int]:
+    """Σ ln p(token | all others), each hidden alone (Salazar et al. 2020), and the number of tokens in the sum."""
+    at, scores = mask_each(log_probs, params, ids, vocabulary, batch)
+    if not len(at):
+        return 0.0, 0
+    return float(scores[np.arange(len(at)), np.asarray(ids)[at]].astype(np.float64).sum()), len(at)

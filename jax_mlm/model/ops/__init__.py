@@ -1,0 +1,1 @@
+"""The operations that the encoder is made of, with their gradients written out."""

@@ -1,0 +1,28 @@
+"""Shapes of the parameters, without making them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_mlm.config import ModelConfig
+from jax_mlm.model.encoder import init_params
+
+
+def expected_shapes(c: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shape of each array of the model, by its path."""
+    tree = jax.eval_shape(lambda: init_params(c, jax.random.key(0)))
+    return {tuple(k.key for k in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def at_offset(params: Mapping[str, Any], c: ModelConfig, offset: int) -> tuple[dict[str, Any], ModelConfig]:
+    """The same model with the position table's first used row at `offset`."""
+    if c.positions != "learned" or offset == c.position_offset:
+        return dict(params), c
+    used = np.asarray(params["position_table"])[c.position_offset :]
+    moved = np.concatenate([np.zeros((offset, used.shape[1]), used.dtype), used])
+    return {**params, "position_table": moved}, replace(c, position_offset=offset)

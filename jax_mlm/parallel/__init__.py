@@ -1,0 +1,1 @@
+"""Devices and hosts: meshes, compilation, stopping together."""

@@ -1,0 +1,40 @@
+"""What devices there are, in words and for `run.json`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def describe_devices() -> str:
+    """One line: backend and devices."""
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    return f"backend {jax.default_backend()}, {len(devices)} × {kind}{hosts}"
+
+
+def device_facts() -> dict[str, Any]:
+    """What `run.json` records of the machine."""
+    device = jax.devices()[0]
+    counts = {"devices": jax.device_count(), "hosts": jax.process_count()}
+    return {"backend": jax.default_backend(), "kind": device.device_kind, **counts}
+
+
+def warn_of_unused_accelerator() -> None:
+    """Says so on stderr when the machine has an NVIDIA or TPU device that this JAX cannot use."""
+    if jax.default_backend() != "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", ""):
+        return
+    if Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists():
+        found, extra = "an NVIDIA GPU", "cuda"
+    elif any(Path("/dev").glob("accel[0-9]*")) or (Path("/dev/vfio/0").exists() and "TPU_NAME" in os.environ):
+        found, extra = "a TPU", "tpu"
+    else:
+        return
+    print(
+        f"warning: this machine has {found}, but JAX runs on the CPU: pip install 'jax-mlm[{extra}]'", file=sys.stderr
+    )

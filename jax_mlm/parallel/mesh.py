@@ -1,0 +1,49 @@
+"""The device mesh and where arrays live on it: rows are spread over `data`, parameters are on every device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jax_mlm.errors import UserError
+
+
+def make_mesh(batch: int, accumulate: int) -> Mesh:
+    """One axis, `data`, over all devices, host by host; a microbatch must divide evenly over them."""
+    devices = jax.devices()
+    if (batch // accumulate) % len(devices):
+        raise UserError(
+            f"--batch {batch} in {accumulate} microbatches does not divide over {len(devices)} devices: "
+            f"make it a multiple of {accumulate * len(devices)}"
+        )
+    return Mesh(np.array(sorted(devices, key=lambda device: (device.process_index, device.id))), ("data",))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_row(mesh: Mesh) -> NamedSharding:
+    """The first axis spread over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def make_copier(mesh: Mesh) -> Callable[[Any], Any]:
+    """`copy(x)`: a value that all hosts have → a copy on every device; `jax.device_put` compares them at each call."""
+    sharding = replicated(mesh)
+    return lambda x: jax.make_array_from_process_local_data(sharding, x)
+
+
+def make_placer(mesh: Mesh) -> Callable[[Any], Any]:
+    """`place(batch)`: this host's rows → arrays of the global batch."""
+    sharding = by_row(mesh)
+
+    def place(batch: Any) -> Any:
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+    return place

@@ -1,0 +1,55 @@
+"""Asked to stop: by a signal, and by any of several hosts."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+class Vote:
+    """Whether any host has asked to stop, with one answer for all of them.
+
+    Each call sends this host's wish and returns the outcome of the call before: nothing waits for a step dispatched
+    in between. One host alone gets its own wish back.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._local = len(mesh.local_devices)
+        self._rows = NamedSharding(mesh, PartitionSpec("data"))
+        self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._before = self._cast(False) if jax.process_count() > 1 else None
+
+    def _cast(self, wish: bool) -> jax.Array:
+        votes = np.full(self._local, wish, np.int32)
+        return self._any(jax.make_array_from_process_local_data(self._rows, votes))
+
+    def __call__(self, wish: bool) -> bool:
+        if self._before is None:
+            return wish
+        before, self._before = self._before, self._cast(wish)
+        return bool(before)
+
+
+@contextmanager
+def stop_request() -> Iterator[Callable[[], bool]]:
+    """Turns Ctrl-C and SIGTERM into a flag: the step in flight ends and is saved; a second Ctrl-C ends at once."""
+    asked = []
+
+    def ask(number: int, frame: Any) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Arithmetic and memory of a run, counted from its configuration."""

@@ -1,0 +1,111 @@
+"""What the HTML pages share: one self-contained document, nothing fetched, light and dark, readable on a telephone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from jax_mlm.version import package_version
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2430; --quiet: #5b6675; --paper: #fbfbfa; --card: #ffffff;
+  --line: #e2e5ea; --good: #17803d; --bar: #d8e5fb; --mark: #fff2c4;
+  --c0: #2f6fdb; --c1: #d1561f; --c2: #1f8a5a; --c3: #9a4fc4; --c4: #b58900;
+  --c5: #0f8b9c; --c6: #c2336b; --c7: #6b7280; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --quiet: #9aa5b4; --paper: #12161c; --card: #1a2029;
+  --line: #2c3440; --good: #5fd08a; --bar: #23395e; --mark: #4d431a;
+  --c0: #6ea3ff; --c1: #ff9057; --c2: #57cf97; --c3: #cf94f2; --c4: #e5c04f;
+  --c5: #4fcadb; --c6: #ff79a8; --c7: #a8b0bd; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 68rem; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .2rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin: 2.2rem 0 .7rem; }
+h3 { font-size: .85rem; margin: 1rem 0 .3rem; color: var(--quiet); text-transform: uppercase; letter-spacing: .04em; }
+.quiet { color: var(--quiet); } p { margin: .3rem 0; }
+.cards, .charts, .samples { display: grid; gap: .8rem; }
+.cards { grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); margin-top: 1.2rem; }
+.charts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+.samples { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+.card, figure, .scroll, details { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
+.card { padding: .7rem .9rem; margin: 0; min-width: 0; }
+.card > b { display: block; font-size: 1.3rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
+figure { margin: 0; padding: .7rem .7rem .3rem; min-width: 0; }
+figcaption { font-weight: 600; }
+svg { display: block; width: 100%; height: auto; }
+svg text { font-size: 11px; fill: var(--quiet); font-variant-numeric: tabular-nums; }
+svg .grid { stroke: var(--line); } polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+polyline.faint { opacity: .3; stroke-width: 1; } polyline.dots { stroke-width: 1.4; }
+.legend { display: flex; flex-wrap: wrap; gap: 0 1rem; font-size: .85rem; color: var(--quiet); }
+.legend b { color: var(--ink); font-weight: 600; } .legend span { overflow-wrap: anywhere; }
+.swatch { display: inline-block; width: 1.1em; border-top: 3px solid var(--c); vertical-align: middle;
+  margin-right: .35em; }
+.swatch.dashed { border-top-style: dashed; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .35rem .8rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+tr:last-child > * { border-bottom: 0; } thead th { color: var(--quiet); font-weight: 500; white-space: nowrap; }
+tbody th { font-weight: 500; white-space: nowrap; }
+.facts td, .facts th { overflow-wrap: anywhere; min-width: 7rem; } .changed { background: var(--mark); }
+mark { background: var(--mark); color: inherit; border-radius: .25rem; padding: 0 .25em; font-weight: 600; }
+.answers { margin-top: .5rem; table-layout: fixed; } .answers th, .answers td { padding: .15rem .4rem; border: 0; }
+.answers th { color: var(--quiet); font-weight: 400; text-align: right; width: 4.2rem; padding-left: 0; }
+.answers thead td { color: var(--quiet); } .answers td:last-child { width: 5.6rem; text-align: right;
+  padding-right: 0; }
+.word { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; border-left: 2px solid var(--card) !important;
+  background: linear-gradient(var(--bar), var(--bar)) 0 / var(--p) 100% no-repeat; }
+.word.right { color: var(--good); font-weight: 600; } small { font-size: .85em; color: var(--quiet); }
+@media (max-width: 30rem) { th, td { padding: .35rem .5rem; } .answers th { width: 2.8rem; }
+  .answers td:last-child { width: 3.9rem; } .word small { display: block; } }
+details { padding: .5rem .9rem; margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; }
+details .facts { margin: .4rem 0; }
+"""
+
+
+def page(title: str, body: str) -> str:
+    """A whole document."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>\n'
+        f'<body>\n{body}\n<p class="quiet">jax_mlm {escape(package_version("jax-mlm"))}</p>\n</body></html>\n'
+    )
+
+
+def card(name: str, value: str, remark: str = "") -> str:
+    """One figure, large."""
+    below = f'<span class="quiet">{escape(remark)}</span>' if remark else ""
+    return f'<div class="card"><span class="quiet">{escape(name)}</span><b>{escape(value)}</b>{below}</div>'
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Rows under a header, the first cell of each as its name; wide ones scroll by themselves."""
+
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "".join(
+        f"<tr><th>{escape(str(row[0]))}</th>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row[1:])}</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def facts(values: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> str:
+    """Names and values; where `usual` is given, the values that differ from it are marked."""
+    rows = []
+    for name, value in values.items():
+        changed = usual is not None and name in usual and usual[name] != value
+        mark, was = (
+            (' class="changed"', f' title="the preset has {escape(text_of(usual[name]))}"') if changed else ("", "")
+        )
+        rows.append(f"<tr{mark}><th>{escape(name)}</th><td{was}>{escape(text_of(value))}</td></tr>")
+    return f'<table class="facts"><tbody>{"".join(rows)}</tbody></table>'
+
+
+def text_of(value: Any) -> str:
+    """A value of a configuration as one reads it."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(text_of, value)) or "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value == "" else str(value)

@@ -1,0 +1,70 @@
+"""The run directory: `run.json`, `tokenizer.json`, `metrics.jsonl`, `samples.jsonl`, `checkpoints/`, `plots/`."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from jax_mlm.config import TrainConfig, from_json, to_json
+from jax_mlm.errors import UserError
+from jax_mlm.files import write_atomically
+from jax_mlm.version import package_version
+
+RUN_FILE, TOKENIZER_FILE = "run.json", "tokenizer.json"
+PACKAGES = ("jax-mlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy")
+
+
+def choose_directory(config: TrainConfig) -> Path:
+    """The directory of a new run, which must not exist, or of the run to resume, which must."""
+    if config.resume:
+        if not config.out:
+            raise UserError("--resume needs --out DIR: the run directory to continue")
+        run = Path(config.out)
+        if not (run / RUN_FILE).is_file():
+            raise UserError(f"--out {run} is no run directory (it has no {RUN_FILE}): nothing to --resume")
+        if "imported_from" in read_run_file(run).get("data", {}):
+            raise UserError(f"--out {run} was imported from Hugging Face: there is no training of it to --resume")
+        return run
+    if config.out:
+        run = Path(config.out)
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise UserError(f"--out {run} exists already: continue it with --resume, or choose another --out")
+        return run
+    first = Path("runs") / (Path(config.init).resolve().name if config.init else config.preset)
+    run, number = first, 2
+    while run.exists():
+        run, number = first.with_name(f"{first.name}-{number}"), number + 1
+    return run
+
+
+def write_run(run: Path, config: TrainConfig, device: dict[str, Any], data: dict[str, Any]) -> None:
+    """Writes `run.json`: everything needed to say how these weights came to be."""
+    versions = {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}}
+    body = {"format": 1, "config": to_json(config), "versions": versions, "device": device, "data": data}
+    write_atomically(run / RUN_FILE, json.dumps(body, indent=2) + "\n")
+
+
+def read_run_file(run: Path) -> dict[str, Any]:
+    """The whole of `run.json`."""
+    path = Path(run) / RUN_FILE
+    if not path.is_file():
+        raise UserError(f"{run} is no run directory: it has no {RUN_FILE}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def read_run(run: Path) -> TrainConfig:
+    """The complete configuration of a run."""
+    try:
+        values = dict(read_run_file(run)["config"])
+        if values.pop("tensorboard", False):  # runs from before --track
+            values["track"] = "tensorboard"
+        return from_json(TrainConfig, values)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{Path(run) / RUN_FILE} is not a configuration of this version: {error}") from None

@@ -1,0 +1,89 @@
+"""`metrics.jsonl` and `samples.jsonl`: append-only, one object a line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from jax_mlm.files import write_atomically
+
+METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
+
+
+class Tracker(Protocol):
+    """Takes figures under names like train/loss."""
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricsLog:
+    """`metrics.jsonl` and `samples.jsonl`: append-only, one object a line, a step at most once of each kind.
+
+    A resumed run first drops what lies after its checkpoint, and what was final before it went on.
+    """
+
+    def __init__(self, run: Path, resume_after: int | None = None, tracker: Tracker | None = None) -> None:
+        self._files: dict[str, TextIO] = {}
+        self._written: set[tuple[str, float]] = set()
+        for name in (METRICS_FILE, SAMPLES_FILE):
+            if resume_after is not None and (run / name).exists():
+                lines = (run / name).read_text(encoding="utf-8").splitlines(True)
+                keys = [_key_of(line) for line in lines]
+                stay = [kind != "final" and step <= resume_after for kind, step in keys]
+                write_atomically(run / name, "".join(itertools.compress(lines, stay)))
+                self._written.update(itertools.compress(keys, stay))
+            self._files[name] = (run / name).open("a", encoding="utf-8")
+        self._tracker = tracker
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Adds one object to the metrics, {"kind", "step", …values}, and hands it to the tracker."""
+        if self._add(METRICS_FILE, {"kind": kind, "step": step, **values}) and self._tracker is not None:
+            self._tracker.write(step, {f"{kind}/{name}": value for name, value in values.items()})
+
+    def write_samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+        """Adds the answers of one evaluation."""
+        self._add(SAMPLES_FILE, {"kind": "samples", "step": step, "samples": samples})
+
+    def _add(self, name: str, line: dict[str, Any]) -> bool:
+        if (line["kind"], line["step"]) in self._written:  # a finished run, resumed: it has been measured already
+            return False
+        self._written.add((line["kind"], line["step"]))
+        self._files[name].write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._files[name].flush()
+        return True
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        if self._tracker is not None:
+            self._tracker.close()
+
+
+def _key_of(line: str) -> tuple[str, float]:
+    """Kind and step of a line; one cut short by a kill counts as after everything."""
+    try:
+        read = json.loads(line)
+        return (read["kind"], read["step"]) if line.endswith("\n") else ("", float("inf"))
+    except (json.JSONDecodeError, KeyError):
+        return "", float("inf")
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All lines of `metrics.jsonl`."""
+    return _read_lines(run / METRICS_FILE)
+
+
+def read_samples(run: Path) -> list[dict[str, Any]]:
+    """All evaluations of `samples.jsonl`; none where the run is older than that file."""
+    return _read_lines(run / SAMPLES_FILE) if (run / SAMPLES_FILE).is_file() else []
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Every whole line; one that is being written, or was cut short by a kill, is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

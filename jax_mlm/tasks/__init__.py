@@ -1,0 +1,1 @@
+"""What a model learns: masking, the masked-LM loss, distillation, metrics."""

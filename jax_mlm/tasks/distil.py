@@ -1,0 +1,89 @@
+"""A smaller model learns from a larger one (DistilBERT, Sanh et al. 2019): `train --distil TEACHER`.
+
+The student shares the teacher's tokenizer and begins with every other one of its layers. Beside the hidden tokens it
+learns the teacher's probabilities at the same positions, softened by a temperature, and the direction of its last
+hidden states at every token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_mlm.config import DistilConfig, ModelConfig
+from jax_mlm.data.batches import Batch
+from jax_mlm.model.encoder import Encoder, Inputs, Params
+from jax_mlm.tasks.masking import Masked
+from jax_mlm.tasks.metrics import Metrics, masked_metrics
+from jax_mlm.tasks.mlm import Objective
+
+# ---- what a run begins with ----------------------------------------------------------------------
+
+
+# ---- the objective -------------------------------------------------------------------------------
+
+
+def soft_targets(
+    student: Float[Array, "B P V"], teacher: Float[Array, "B P V"], weights: Float[Array, "B P"], temperature: float
+) -> Float[Array, ""]:
+    """Σ T² · KL(teacher ‖ student) of the softened probabilities, over slots that weigh one (Hinton et al. 2015)."""
+    log_s = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
+    log_t = jax.nn.log_softmax(teacher.astype(jnp.float32) / temperature)
+    divergence = (jnp.exp(log_t) * (log_t - log_s)).sum(-1)
+    return temperature**2 * (divergence * weights).sum()
+
+
+def cosine_distance(
+    student: Float[Array, "B S D"], teacher: Float[Array, "B S D"], weights: Float[Array, "B S"]
+) -> Float[Array, ""]:
+    """Σ 1 − cos of the two hidden states, over the tokens that weigh one."""
+    s, t = student.astype(jnp.float32), teacher.astype(jnp.float32)
+    lengths = jnp.sqrt(jnp.square(s).sum(-1) * jnp.square(t).sum(-1) + 1e-12)
+    return ((1.0 - (s * t).sum(-1) / lengths) * weights).sum()
+
+
+def make_states(config: ModelConfig, dtype: Any) -> Callable[..., tuple[Array, Array]]:
+    """`states(params, inputs, at, row_keys=None)` → last hidden states [B, S, D], normalised, and logits [B, P, V]."""
+    encoder = Encoder(config, dtype)
+
+    def both(module: Encoder, inputs: Inputs, at: Array, row_keys: Array | None) -> tuple[Array, Array]:
+        x = module.hidden(inputs, None, row_keys)
+        logits = module.vocabulary(jnp.take_along_axis(x, at[..., None], axis=1))
+        if config.norm_first:
+            x = module.final_norm(x.reshape(-1, config.width)).reshape(x.shape)
+        return x, logits
+
+    def states(params: Params, inputs: Inputs, at: Array, row_keys: Array | None = None) -> tuple[Array, Array]:
+        return encoder.apply({"params": params}, inputs, at, row_keys, method=both)
+
+    return states
+
+
+def make_objective(config: DistilConfig, student: ModelConfig, teacher: ModelConfig, dtype: Any) -> Objective:
+    """The weighted sum of masked-language loss, soft targets and cosine, as a sum over targets.
+
+    Soft targets are taken where the vocabulary is projected anyway, at the hidden tokens; the cosine at every token.
+    """
+    learn, teach = make_states(student, dtype), make_states(teacher, dtype)
+    tokens = min(student.vocab_size, teacher.vocab_size)  # what a table has beyond is padding
+
+    def objective(
+        params: Params, fixed: Params, targets_per_token: Array, batch: Batch, masked: Masked, drop_keys: Array | None
+    ) -> tuple[Array, Metrics]:
+        inputs = Inputs(masked.tokens, batch.segments, batch.positions)
+        hidden, logits = learn(params, inputs, masked.at, drop_keys)
+        their_hidden, their_logits = jax.lax.stop_gradient(teach(fixed, inputs, masked.at))
+        metrics = masked_metrics(logits, masked.targets, masked.weights)
+        soft = soft_targets(logits[..., :tokens], their_logits[..., :tokens], masked.weights, config.distil_temperature)
+        total, more = config.distil_mlm * metrics.loss_sum + config.distil_soft * soft, {"soft": soft}
+        if student.width == teacher.width and config.distil_cosine:
+            apart = cosine_distance(hidden, their_hidden, batch.segments > 0)
+            more["cosine"] = targets_per_token * apart
+            total += config.distil_cosine * more["cosine"]
+        return total, metrics._replace(more=more)
+
+    return objective

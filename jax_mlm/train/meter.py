@@ -1,0 +1,62 @@
+"""The figures of training steps, added up between two log lines."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import jax
+
+from jax_mlm.evals.heldout import Result, result_of
+
+
+class Meter:
+    """Adds up the metrics of the steps between two log lines, always one step behind the one just dispatched."""
+
+    def __init__(self, peak: float | None) -> None:
+        """`peak`: operations a second of all devices together, where known."""
+        self._peak = peak
+        self._pending: Any = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums, self._tokens, self._flops, self._since = Result(0, 0, 0), 0, 0.0, time.perf_counter()
+        self._more: Counter[str] = Counter()
+
+    def add(self, metrics: Any, tokens: int, flops: float) -> None:
+        """Takes the step just dispatched, and waits for the one before it."""
+        before, self._pending = self._pending, (metrics, tokens, flops)
+        if before is not None:
+            self._take(before)
+
+    def _take(self, step: Any) -> None:
+        self._sums += result_of(step[0])
+        self._more.update({name: float(value) for name, value in jax.device_get(step[0].more).items()})
+        self._tokens += step[1]
+        self._flops += step[2]
+
+    def restart(self) -> None:
+        """Leaves the time since the last reading out of the rates: a validation, between two steps."""
+        self._since = time.perf_counter()
+
+    def read(self, wait: bool) -> dict[str, float]:
+        """Figures since the last reading; `wait` includes the step just dispatched (before a validation or the end).
+
+        Where that step is the only one, it is waited for: there is nothing else to tell.
+        """
+        if self._pending is not None and (wait or not self._sums.count):
+            self._take(self._pending)
+            self._pending = None
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        figures = {
+            "loss": self._sums.loss,
+            "accuracy": self._sums.accuracy,
+            "tokens": self._tokens,
+            "tokens_per_second": self._tokens / seconds,
+        }
+        figures |= {name: value / max(self._sums.count, 1.0) for name, value in self._more.items()}
+        if self._peak:
+            figures["mfu"] = self._flops / seconds / self._peak
+        self._reset()
+        return figures

@@ -1,0 +1,143 @@
+"""What a run begins with: weights of its own, of --init, or of a teacher (--distil)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer
+
+from jax_mlm.config import ModelConfig, TrainConfig
+from jax_mlm.data.tokenizer import load_tokenizer
+from jax_mlm.errors import UserError
+from jax_mlm.model.params import at_offset, expected_shapes
+from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run_file
+from jax_mlm.train.start import Initial, gentle, initial_model, read_initial, refuse_new_tokenizer, start_from
+
+STUDENT_LR = 5e-4
+"""Largest default learning rate of a student: DistilBERT's own."""
+
+
+Say = Callable[[str], None]
+
+
+def to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def student_defaults(preset: TrainConfig, source: Path, own_shape: bool) -> TrainConfig:
+    """The preset's recipe for a student of `source`: half its layers, unless the preset was asked for by name."""
+    teacher = initial_model(source)
+    layers = max(1, teacher.layers // 2)
+    groups = math.gcd(teacher.layer_groups, layers) if teacher.layer_groups else 0
+    half = replace(teacher, layers=layers, layer_groups=groups)
+    model = replace(preset.model, vocab_size=teacher.vocab_size) if own_shape else half
+    length = min(preset.corpus.length, teacher.max_length, model.max_length)
+    return replace(
+        preset,
+        model=model,
+        corpus=replace(preset.corpus, length=length),
+        optim=gentle(preset.optim, STUDENT_LR),
+    )
+
+
+def begin(config: TrainConfig, run: Path, say: Say = to_stderr) -> tuple[TrainConfig, Initial | None, Initial | None]:
+    """The config, the weights that a new run begins with (None: random ones, or a resumed run), and the teacher.
+
+    Raises:
+        UserError: --init or --distil cannot be read, or does not fit the options.
+    """
+    start = None
+    if config.init and not config.resume:
+        config, start = start_from(config, say)
+    if not config.distil.distil:
+        return config, start, None
+    refuse_new_tokenizer(config, f"--distil {config.distil.distil}")
+    teacher = read_teacher(config, run)
+    if config.resume:
+        tokenizer = load_tokenizer(run / TOKENIZER_FILE)
+    elif start is not None:
+        tokenizer = start.tokenizer
+    else:
+        tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else teacher.tokenizer
+        start = Initial(config.model, student_params(teacher, config.model, say), tokenizer, teacher.origin)
+    check_teacher(config, teacher, tokenizer)
+    if config.model.width != teacher.model.width and config.distil.distil_cosine:
+        say(
+            f"hidden states have the width {config.model.width}, the teacher's {teacher.model.width}: "
+            "trained without the cosine"
+        )
+    return config, start, teacher
+
+
+def read_teacher(config: TrainConfig, run: Path) -> Initial:
+    """The teacher, known by a fingerprint of its weights: a resumed run must find the same."""
+    source = Path(config.distil.distil)
+    teacher = read_initial(source)
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(teacher.params):
+        digest.update(np.ascontiguousarray(leaf))
+    origin = {**teacher.origin, "fingerprint": digest.hexdigest()[:16]}
+    if config.resume and (run / RUN_FILE).is_file():
+        before = read_run_file(run).get("data", {}).get("teacher", origin)
+        if before["fingerprint"] != origin["fingerprint"]:
+            raise UserError(f"--distil {source} has other weights than those that {run} began to learn from")
+    return replace(teacher, origin=origin)
+
+
+def check_teacher(config: TrainConfig, teacher: Initial, tokenizer: Tokenizer) -> None:
+    """Refuses a teacher that cannot read the student's rows."""
+    source = config.distil.distil
+    if tokenizer.get_vocab(with_added_tokens=True) != teacher.tokenizer.get_vocab(with_added_tokens=True):
+        other = config.tokenizer or config.init or config.out
+        raise UserError(
+            f"--distil {source} has another tokenizer than {other}: a student shares its teacher's; leave out "
+            "--tokenizer, --init and --add-tokens"
+        )
+    if config.corpus.length > teacher.model.max_length:
+        raise UserError(
+            f"--length {config.corpus.length} exceeds the {teacher.model.max_length} tokens of --distil {source}"
+        )
+
+
+def student_params(teacher: Initial, model: ModelConfig, say: Say = to_stderr) -> dict[str, Any] | None:
+    """Every other layer of the teacher, or whatever share of them there is room for, and the rest as it is.
+
+    A student without token types gets the teacher's first type, which every token of a single text has, with the
+    positions. None, and a line that says why, where a shape differs.
+    """
+    theirs, their_model = dict(teacher.params), teacher.model
+    if model.width != their_model.width:
+        say(f"the student begins with random weights: its width is {model.width}, the teacher's {their_model.width}")
+        return None
+    if model.positions == "learned" and "position_table" in theirs:
+        theirs = at_offset(theirs, their_model, model.position_offset)[0]
+        table = theirs["position_table"][: model.max_length + model.position_offset]
+        theirs["position_table"] = (
+            table if model.token_types or "type_table" not in theirs else table + theirs["type_table"][0]
+        )
+    distinct, their_distinct = model.layer_groups or model.layers, their_model.layer_groups or their_model.layers
+    taken = [i * (model.layers // distinct) * their_model.layers // model.layers for i in range(distinct)]
+    layers = {f"layer_{i}": theirs[f"layer_{k * their_distinct // their_model.layers}"] for i, k in enumerate(taken)}
+    params: dict[str, Any] = {}
+    for path, shape in expected_shapes(model).items():
+        node: Any = layers if path[0] in layers else theirs
+        for key in path:
+            node = node.get(key) if isinstance(node, dict) else None
+        if node is None or node.shape != shape:
+            there = "is not in the teacher" if node is None else f"is {node.shape} in the teacher"
+            say(f"the student begins with random weights: its {'.'.join(path)} of shape {shape} {there}")
+            return None
+        place = params
+        for key in path[:-1]:
+            place = place.setdefault(key, {})
+        place[path[-1]] = node
+    say(f"the student begins with layers {', '.join(map(str, taken))} of the teacher's {their_model.layers}")
+    return params
