@@ -27,9 +27,11 @@ import jax
 import numpy as np
 import onnxruntime as ort
 from machine import command, processor
-from mlm_onnx.graph import FP32, Precision, _Encoder, fill_mask_graph
-from mlm_onnx.onnx_file import CONTRIB, FUSED_OPSET, OPSET, Graph
-from mlm_onnx.quantize import INT8
+from mlm_onnx.convert.encoder import _Encoder
+from mlm_onnx.convert.graphs import fill_mask_graph
+from mlm_onnx.convert.onnx_file import CONTRIB, FUSED_OPSET, OPSET, Graph
+from mlm_onnx.convert.precision import FP32, Precision
+from mlm_onnx.convert.quantize import INT8
 from random_models import SHAPES, shaped
 
 from jax_mlm.config import ModelConfig

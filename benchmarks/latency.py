@@ -61,7 +61,7 @@ def prepare(
     Returns:
         The model's configuration; and what is missing, and why.
     """
-    from mlm_onnx.convert import PRECISIONS, write_bundle
+    from mlm_onnx.convert.pipeline import PRECISIONS, write_bundle
 
     from jax_mlm.hf import read_hf
 

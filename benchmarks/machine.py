@@ -73,7 +73,7 @@ def _operations(threads: int, dtype: str) -> float:
     """Of a large matrix product by onnxruntime."""
     import numpy as np
     import onnxruntime as ort
-    from mlm_onnx.onnx_file import Graph
+    from mlm_onnx.convert.onnx_file import Graph
 
     rng, g = np.random.default_rng(0), Graph("product")
     if dtype == "int8":

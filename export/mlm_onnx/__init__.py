@@ -6,15 +6,15 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlm_onnx.bundle import BundleError, QueryError
-    from mlm_onnx.predictor import FillMask
+    from mlm_onnx.answer.predictor import FillMask
+    from mlm_onnx.bundle.layout import BundleError, QueryError
 
 # From 1.29 on, onnxruntime's Linux wheels report each session to Microsoft unless told not to before they are imported;
 # the thread that does so also keeps forked children from ending. Set it to 0 to have it back.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["BundleError", "FillMask", "QueryError"]
-_HOME = {"BundleError": "bundle", "FillMask": "predictor", "QueryError": "bundle"}
+_HOME = {"BundleError": "bundle.layout", "FillMask": "answer.predictor", "QueryError": "bundle.layout"}
 
 
 def __getattr__(name: str) -> object:

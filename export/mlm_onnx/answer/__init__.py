@@ -1,0 +1,1 @@
+"""Answers: numpy, onnxruntime and tokenizers, nothing else."""

@@ -1,0 +1,65 @@
+"""What each token attends to, from a graph of its own, which is opened when it is first asked for.
+
+Attention says where a head looks, not why the model answers as it does: `FillMask.explain` measures that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlm_onnx.answer.reader import Text
+from mlm_onnx.answer.session import FLOATS, INTEGERS, Session
+from mlm_onnx.bundle.layout import ATTENTION_GRAPH, BundleError, QueryError
+from mlm_onnx.bundle.read import Bundle, whole
+
+PORTS = {"input_ids": INTEGERS, "attention": FLOATS}
+MOST_WEIGHTS = 1 << 25
+"""Of all layers and heads for one text (128 MB)."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One text's attention."""
+
+    weights: np.ndarray
+    """[layers, heads, S, S]: a row is what one token attends to, and sums to 1."""
+    text: Text
+
+
+class AttentionReader:
+    """Answers for the texts of one bundle; threads share it.
+
+    Raises:
+        BundleError: when the bundle carries no attention.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        if not carries_attention(bundle):
+            raise BundleError(f"{bundle.path} carries no attention: convert it again with --with-attention")
+        try:
+            layers, _, heads, *_ = bundle.manifest["graphs"][ATTENTION_GRAPH]["outputs"][0]["shape"]
+            self.layers, self.heads = (whole(size, 1, 1 << 12) for size in (layers, heads))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise BundleError(f"{bundle.path}: the manifest does not describe {ATTENTION_GRAPH}: {error}") from None
+        self._session = Session(bundle, ATTENTION_GRAPH, PORTS, threads)
+        most = int((MOST_WEIGHTS / (self.layers * self.heads)) ** 0.5)
+        self.longest = min(bundle.limits.max_length, most)
+        """Tokens of a text whose attention can be shown."""
+
+    def __call__(self, text: Text) -> Attention:
+        """The attention of a text.
+
+        Raises:
+            QueryError: the text is too long.
+        """
+        size = len(text.ids)
+        if size > self.longest:
+            raise QueryError(f"the text has {size} tokens; attention is shown for up to {self.longest}")
+        weights = self._session.run((self.layers, 1, self.heads, size, size), input_ids=text.ids[None])
+        return Attention(weights[:, 0], text)
+
+
+def carries_attention(bundle: Bundle) -> bool:
+    return ATTENTION_GRAPH in bundle.manifest["files"]

@@ -1,0 +1,161 @@
+"""Texts → tokens → rows for the model; what is longer than its window is seen through one centred on each question."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from mlm_onnx.answer.engine import Row
+from mlm_onnx.bundle.layout import TOKENIZER, BundleError, QueryError
+from mlm_onnx.bundle.read import Bundle, verify
+
+OTHER_MASKS = re.compile(r"\[MASK\]|<mask>|<\|mask\|>|\[mask\]|<MASK>|<extra_id_0>|_{3,}")
+MASKS_A_TEXT = 1024
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text as the tokenizer sees it, of any length."""
+
+    text: str
+    ids: np.ndarray
+    offsets: Sequence[tuple[int, int]]
+    """Characters of each token."""
+    words: Sequence[int | None]
+    """The word that each token is a piece of; None for those that frame the text."""
+    frame: tuple[int, int]
+    """Tokens before and after the text that belong to every window ([CLS], [SEP])."""
+    at: np.ndarray
+    """Token positions of the masks."""
+    spans: tuple[tuple[int, int], ...]
+    """Characters of the masks."""
+
+    def with_ids(self, ids: np.ndarray) -> Text:
+        return replace(self, ids=ids)
+
+
+class Reader:
+    """Reads texts with a bundle's tokenizer, within its limits."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.file = bundle.file(TOKENIZER)
+        verify(bundle, TOKENIZER)
+        self.tokenizer: Tokenizer = self._rust(Tokenizer.from_file, str(self.file))
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        if self.tokenizer.token_to_id(bundle.special.mask) != bundle.special.mask_id:
+            raise BundleError(f"{bundle.path}: tokenizer and manifest disagree on the mask token")
+
+    def _rust(self, function, *arguments):
+        """Calls into the tokenizer's library, whose errors and panics share no base class but the widest."""
+        try:
+            return function(*arguments)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BundleError(f"{self.file} is not a sound tokenizer: {said}") from None
+
+    def encode(self, text: str) -> Text:
+        """A text that is neither empty nor beyond the limits; it may be longer than the model's window.
+
+        Raises:
+            QueryError: it is not such a text.
+        """
+        limits = self.bundle.limits
+        if not text.strip():
+            raise QueryError("the text is empty")
+        if len(text) > limits.max_characters:
+            raise QueryError(f"the text has {len(text)} characters; the limit is {limits.max_characters}")
+        check_utf8(text)
+        encoding = self._rust(self.tokenizer.encode, text)
+        ids = np.array(encoding.ids, np.int64)
+        if not len(ids):
+            raise QueryError("the text holds no token of this model")
+        if ids.max() >= self.bundle.vocab_size:
+            raise BundleError(f"{self.file} has more tokens than the model")
+        framing = np.array(encoding.special_tokens_mask, bool)
+        inner = np.flatnonzero(~framing)
+        frame = (int(inner[0]), len(ids) - 1 - int(inner[-1])) if len(inner) else (0, 0)
+        at = np.flatnonzero((ids == self.bundle.special.mask_id) & ~framing)
+        return Text(text, ids, encoding.offsets, encoding.word_ids, frame, at, ())
+
+    def masked(self, text: str) -> Text:
+        """A text with at least one mask, and something beside.
+
+        Raises:
+            QueryError: it is not such a text.
+        """
+        mask = self.bundle.special.mask
+        if text.strip() and len(text) <= self.bundle.limits.max_characters:
+            if mask not in text:
+                other = OTHER_MASKS.search(text)
+                said = f" (it holds {other.group()}, which is not this model's)" if other else ""
+                raise QueryError(f"the text holds no mask{said}: write {mask} where a word is missing")
+            if not text.replace(mask, "").strip():
+                raise QueryError(f"the text holds nothing but {mask}: give the words around it")
+            if text.count(mask) > MASKS_A_TEXT:
+                raise QueryError(f"the text holds {text.count(mask)} masks; the limit is {MASKS_A_TEXT}")
+        read = self.encode(text)
+        starts = [text.find(mask, read.offsets[place][0]) for place in read.at]
+        if not starts or min(starts) < 0:
+            raise QueryError(f"the tokenizer does not see {mask} in the text: set it apart by spaces")
+        return replace(read, spans=tuple((start, start + len(mask)) for start in starts))
+
+    def is_long(self, text: Text) -> bool:
+        return len(text.ids) > self.bundle.limits.max_length
+
+    def window(self, text: Text, place: int) -> tuple[int, int]:
+        """Tokens [first, last) that are seen, between the frame, when a position is asked: it is in their middle."""
+        (before, after), room = text.frame, self.room(text)
+        first = min(max(before, place - room // 2), max(before, len(text.ids) - after - room))
+        return first, min(first + room, len(text.ids) - after)
+
+    def row(self, text: Text, place: int) -> Row:
+        """One position of a text asked through the window around it."""
+        if not self.is_long(text):
+            return Row(text.ids, np.array([place]))
+        (first, last), (before, after) = self.window(text, place), text.frame
+        ids = np.concatenate([text.ids[:before], text.ids[first:last], text.ids[len(text.ids) - after :]])
+        return Row(ids, np.array([place - first + before]))
+
+    def rows(self, text: Text, places: np.ndarray, at_once: int) -> Iterator[tuple[np.ndarray, Row]]:
+        """(indices into places, row) that together ask all of them: many a row where the whole text fits."""
+        if self.is_long(text):
+            for index, place in enumerate(places):
+                yield np.array([index]), self.row(text, int(place))
+            return
+        for start in range(0, len(places), at_once):
+            yield np.arange(start, min(start + at_once, len(places))), Row(text.ids, places[start : start + at_once])
+
+    def parts(self, text: Text) -> Iterator[np.ndarray]:
+        """The text's ids, cut into as few rows of nearly the same length as the model can read, each framed."""
+        before, after = text.frame
+        inner = text.ids[before : len(text.ids) - after]
+        for part in np.array_split(inner, max(1, -(-len(inner) // self.room(text)))):
+            yield np.concatenate([text.ids[:before], part, text.ids[len(text.ids) - after :]])
+
+    def room(self, text: Text) -> int:
+        """Tokens of a text that the model reads at once, beside those that frame it."""
+        room = self.bundle.limits.max_length - sum(text.frame)
+        if room < 1:
+            raise BundleError(f"{self.file} frames a text by more tokens than the model reads")
+        return room
+
+    def seen(self, text: Text, place: int) -> tuple[int, int]:
+        """Characters of the window in which a position is asked."""
+        first, last = self.window(text, place)
+        return text.offsets[first][0], text.offsets[last - 1][1]
+
+
+def check_utf8(text: str) -> None:
+    """Raises QueryError for half a surrogate pair, which is what bytes that are not UTF-8 become on a command line."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise QueryError("the text is not valid UTF-8") from None

@@ -1,0 +1,216 @@
+"""The bundle on disk: file names, manifest, and what is checked before anything in it is opened. Stdlib only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mlm_onnx.bundle.background import Begun
+from mlm_onnx.bundle.graph_check import OnnxError, check_onnx
+from mlm_onnx.bundle.layout import (
+    EXAMPLE_CHARACTERS,
+    EXAMPLES,
+    FAST_DATA,
+    FORMAT,
+    KIND,
+    LARGEST,
+    MANIFEST,
+    MANIFEST_BYTES,
+    REQUIRED,
+    TASK,
+    BundleError,
+    Limits,
+    Special,
+)
+
+HASHED_AT_ONCE = 1 << 21
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest is sound and whose files have their sizes."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    limits: Limits
+    special: Special
+    vocab_size: int
+    """Logits at a position."""
+    digests: dict[str, Begun[str]] = field(default_factory=dict, compare=False, repr=False)
+    """SHA-256 of files that `open_bundle` has begun to read; the first `verify` of each takes it."""
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def settle(self) -> None:
+        """Waits until nothing reads its files any more."""
+        while self.digests:
+            self.digests.popitem()[1].wait()
+
+    def examples(self) -> tuple[str, ...]:
+        """Sentences to try; what is not one in the manifest is left out."""
+        found = self.manifest.get("examples")
+        texts = [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+        return tuple(text for text in texts[:EXAMPLES] if text.strip() and len(text) <= EXAMPLE_CHARACTERS)
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def open_bundle(path: str | os.PathLike[str], full: bool = True, ahead: bool = False) -> Bundle:
+    """Checks the manifest, and of every file in it the place and the size.
+
+    Args:
+        full: also check all hashes and graphs at once. Without it, whoever opens a file calls `verify` just before, so
+            that a query does not wait for files that it never reads.
+        ahead: begin to hash the weights, which `verify` then waits for: meanwhile much can be imported.
+
+    Raises:
+        BundleError: with one line that names the file and what is wrong with it.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(isinstance(facts, dict) for facts in files.values()):
+        raise BundleError(f"{path / MANIFEST} lists no files")
+    for name in REQUIRED:
+        if name not in files:
+            raise BundleError(f"{path / MANIFEST} does not list {name}")
+    try:
+        located = {name: _locate(path, name) for name in files}
+        for name, file in located.items():
+            _check_size(file, files[name])
+    except OSError as error:
+        raise BundleError(f"{error.filename or path}: {error.strerror or error}") from None
+    try:
+        limits = Limits(**{name: whole(manifest["limits"][name], 1, most) for name, most in LARGEST.items()})
+        vocab_size = whole(manifest["vocab_size"], 1, 1 << 24)
+        tokens = manifest["tokens"]
+        mask, ids = str(tokens["mask"]["text"]), (tokens["mask"]["id"], tokens["pad"]["id"])
+        mask_id, pad_id = (whole(id, 0, vocab_size - 1) for id in ids)
+        never = tuple(whole(id, 0, vocab_size - 1) for id in (*tokens["special"], *tokens["unused"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{path / MANIFEST} is incomplete or out of bounds: {error}") from None
+    if not mask:
+        raise BundleError(f"{path / MANIFEST} names no mask token")
+    bundle = Bundle(path, manifest, limits, Special(mask, mask_id, pad_id, never), vocab_size)
+    if ahead:
+        bundle.digests[FAST_DATA] = Begun(lambda: _sha256(located[FAST_DATA]))
+    if full:
+        verify(bundle, *files)
+    return bundle
+
+
+def verify(bundle: Bundle, *names: str) -> None:
+    """Checks files that are about to be opened: place, size, SHA-256, and what a graph says of itself.
+
+    A graph's operators and the places of its weights are checked, and then the files that hold these.
+
+    Raises:
+        BundleError: with one line that names the file and what is wrong with it.
+    """
+    files, done, waiting = bundle.manifest["files"], set[str](), list(names)
+    while waiting:
+        name = waiting.pop(0)
+        if name in done:
+            continue
+        done.add(name)
+        if name not in files:
+            raise BundleError(f"{bundle.path} has no {name}: convert the run again")
+        try:
+            file = _locate(bundle.path, name)
+            _check_size(file, files[name])
+            begun = bundle.digests.pop(name, None)
+            if (_sha256(file) if begun is None else begun.result()) != files[name].get("sha256"):
+                raise BundleError(f"{file} does not match its SHA-256 in {MANIFEST}: it is damaged or was changed")
+            if name.endswith(".onnx"):
+                waiting += _check_graph(bundle, name)
+        except OSError as error:
+            raise BundleError(f"{error.filename or file}: {error.strerror or error}") from None
+
+
+def _check_size(file: Path, facts: Mapping[str, Any]) -> None:
+    size = file.stat().st_size
+    if size != facts.get("size"):
+        raise BundleError(f"{file} has {size} bytes, not {facts.get('size')}: it is damaged or cut short")
+
+
+def _check_graph(bundle: Bundle, name: str) -> list[str]:
+    """The files that a graph's weights lie in."""
+    folder = PurePosixPath(name).parent
+    beside = {
+        PurePosixPath(other).name: _locate(bundle.path, other).stat().st_size
+        for other in bundle.manifest["files"]
+        if PurePosixPath(other).parent == folder
+    }
+    try:
+        used = check_onnx(bundle.file(name), beside)
+    except OnnxError as error:
+        raise BundleError(f"{bundle.file(name)} may not be opened: {error}") from None
+    return [(folder / other).as_posix() for other in sorted(used)]
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a bundle of this format; its files are not checked."""
+    file = path / MANIFEST
+    if not path.is_dir():
+        raise BundleError(f"{path} is no folder: give the folder that `mlm_onnx convert` wrote")
+    if file.is_symlink() or not file.is_file():
+        raise BundleError(f"{path} is no bundle: it has no {MANIFEST}")
+    if file.stat().st_size > MANIFEST_BYTES:
+        raise BundleError(f"{file} is larger than any manifest")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{file} is not valid JSON: {str(error).splitlines()[0]}") from None
+    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
+        raise BundleError(f"{file} is not a manifest of mlm-onnx")
+    version = manifest.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise BundleError(
+            f"{path} has bundle format {version}, this mlm-onnx reads up to {FORMAT}: pip install -U mlm-onnx"
+        )
+    if isinstance(version, bool) or version != FORMAT:
+        raise BundleError(f"{file} has an unknown bundle format: {version!r}")
+    if manifest.get("task") != TASK:
+        raise BundleError(f"{path} is a bundle for {manifest.get('task')!r}, not for {TASK}")
+    return manifest
+
+
+def whole(value: Any, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{value!r} is no integer from {least} to {most}")
+    return value
+
+
+def _locate(root: Path, name: str) -> Path:
+    """The file of that name, if it is a regular one inside the bundle, reached through no link."""
+    parts = PurePosixPath(name).parts
+    plain = name.isprintable() and name and "\\" not in name and ":" not in name and str(PurePosixPath(name)) == name
+    if not plain or name.startswith("/") or any(part in ("..", ".") for part in parts):
+        raise BundleError(f"{root / MANIFEST} names a file outside the bundle: {name!r}")
+    file = root
+    for part in parts:
+        file = file / part
+        if file.is_symlink():
+            raise BundleError(f"{file} is a link: a bundle holds only its own files")
+    if not file.is_file():
+        raise BundleError(f"{file} is missing")
+    return file
+
+
+def _sha256(file: Path) -> str:
+    """In large parts, which leave the interpreter lock to others; not mapped: one cut short meanwhile is an error."""
+    digest, part = hashlib.sha256(), memoryview(bytearray(HASHED_AT_ONCE))
+    with file.open("rb", buffering=0) as stream:
+        while size := stream.readinto(part):
+            digest.update(part[:size])
+    return digest.hexdigest()
+
+
+# ---- writing -------------------------------------------------------------------------------------

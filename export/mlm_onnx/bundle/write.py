@@ -1,0 +1,71 @@
+"""A new bundle: a folder that takes its place when it is whole, sealed with sizes and hashes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlm_onnx.bundle.layout import FORMAT, KIND, MANIFEST, TASK, BundleError
+from mlm_onnx.bundle.read import _sha256, read_manifest
+
+
+def check_target(path: Path) -> None:
+    """Refuses to write where something else is: only nothing, an empty folder, or a bundle of ours may be replaced."""
+    if not path.exists() and not path.is_symlink():
+        return
+    if path.is_symlink() or not path.is_dir():
+        raise BundleError(f"{path} exists and is no folder: choose another BUNDLE")
+    inside = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_symlink() or not file.is_dir()}
+    if not inside:
+        return
+    try:
+        known = {*read_manifest(path).get("files", ()), MANIFEST}
+    except BundleError:
+        raise BundleError(f"{path} exists and is no bundle: choose another BUNDLE, nothing was written") from None
+    if foreign := sorted(inside - known):
+        raise BundleError(
+            f"{path} holds {foreign[0]}, which is no part of the bundle: move it, or choose another BUNDLE"
+        )
+
+
+@contextmanager
+def new_bundle(path: Path) -> Iterator[Path]:
+    """A folder to fill; it takes its place at `path` when the block ends well, and vanishes when it does not."""
+    import shutil
+    import tempfile  # a query starts faster without
+
+    check_target(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    beside.chmod(0o755)
+    try:
+        yield beside
+        check_target(path)
+        old = None
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            path.rename(old / path.name)
+        try:
+            beside.rename(path)
+        except OSError:
+            if old is not None:
+                (old / path.name).rename(path)
+            raise
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Writes the manifest: the facts, and size and SHA-256 of every file in the folder."""
+    files = {
+        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": _sha256(file)}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    manifest = {"kind": KIND, "format": FORMAT, "task": TASK, **facts, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

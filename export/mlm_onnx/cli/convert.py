@@ -1,0 +1,79 @@
+"""`python -m mlm_onnx convert`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlm_onnx.cli.parser import PROG, UsageError
+
+if TYPE_CHECKING:
+    pass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+from mlm_onnx.cli.inspect import _bytes, _calibration, _int8, _saturation
+
+
+def _declare_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_directory", metavar="RUN", type=Path, help="what `python -m jax_mlm.train` wrote")
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", type=Path, help="folder to write; a bundle that is there is replaced"
+    )
+    parser.add_argument(
+        "--dtype", choices=("int8", "fp32"), default="int8", help="how weights are stored (default: int8)"
+    )
+    layouts = {"choices": ("predictor", "hub", "web", "space"), "default": "predictor", "dest": "layout"}
+    said = "predictor: for FillMask (default); hub: also for optimum and transformers.js; web: also a page "
+    said += "for browsers; space: the demo as a hosted Space"
+    parser.add_argument("--for", **layouts, help=said)
+    int8, pages = parser.add_argument_group("int8"), parser.add_argument_group("pages and demo")
+    pages.add_argument(
+        "--web-runtime", type=Path, metavar="DIR", help="node_modules with what --for web otherwise fetches with npm"
+    )
+    int8.add_argument(
+        "--calibrate", type=Path, metavar="FILE", help="text on which to measure what int8 costs, and to keep it small"
+    )
+    int8.add_argument("--reduce-range", action="store_true", help="7-bit weights: int8 for processors without VNNI")
+    pages.add_argument("--with-attention", action="store_true", help="also what each token attends to, for the demo")
+    pages.add_argument(
+        "--example", action="append", default=[], metavar="TEXT", help="a sentence that pages offer to try; repeatable"
+    )
+
+
+def _convert(options: argparse.Namespace) -> None:
+    try:
+        from mlm_onnx.convert import convert
+    except ModuleNotFoundError as error:
+        needed = (error.name or "").split(".")[0]
+        raise UsageError(f"convert needs {needed}, which is not installed: pip install 'mlm-onnx[convert]'") from None
+    manifest = convert(
+        options.run_directory,
+        options.bundle,
+        options.dtype,
+        options.layout,
+        options.calibrate,
+        options.reduce_range,
+        options.web_runtime,
+        options.with_attention,
+        options.example,
+    )
+    size = sum(facts["size"] for facts in manifest["files"].values())
+    parity, origin = manifest["parity"], manifest["origin"]
+    print(
+        f"wrote {options.bundle}: {manifest['dtype']}, {_bytes(size)}, step {origin['step']} of {options.run_directory}"
+    )
+    print(f"largest difference from JAX: {parity['fp32']['max_difference']:.1e} in float32 logits")
+    if manifest["dtype"] == "int8":
+        print(_int8(parity["int8"]))
+        print(_saturation(manifest["int8"]))
+    if calibration := parity.get("calibration"):
+        print(_calibration(calibration))
+    if options.layout == "space":
+        print(f"next: python {options.bundle / 'app.py'}, or push {options.bundle} to a Space")
+    elif options.layout == "web":
+        print(f"next: python -m http.server --directory {options.bundle}, then open http://localhost:8000")
+    else:
+        print(f'next: {PROG} fill {options.bundle} "text with {manifest["tokens"]["mask"]["text"]}"')

@@ -1,0 +1,125 @@
+"""What int8 costs on real text, and which matrices must stay in float32 for it to cost little."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from jax_mlm.config import ModelConfig
+from jax_mlm.data.tokenizer import Vocabulary
+from mlm_onnx.bundle.layout import BundleError
+from mlm_onnx.convert.graphs import fill_mask_graph
+from mlm_onnx.convert.onnx_file import Graph
+from mlm_onnx.convert.parity import Forward, onnx_forward
+from mlm_onnx.convert.precision import FP32, Precision
+from mlm_onnx.convert.quantize import INT8, adjusted
+
+MASKED = 0.15
+"""Part of a text's tokens that is hidden, all of them behind the mask token."""
+LONGEST, MOST, FEWEST = 128, 2000, 100
+"""Tokens of a text; hidden tokens in all: no more are needed, fewer say nothing."""
+ALLOWED = 0.01
+"""Accuracy that int8 may cost before matrices stay in float32."""
+SAMPLE = 16
+"""Texts on which the matrices are ranked."""
+Query = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""(ids [1, S] with masks in them, their positions [1, P], the hidden ids [P])."""
+
+
+def queries(file: Path, tokenizer: Tokenizer, vocabulary: Vocabulary, max_length: int) -> list[Query]:
+    """The lines of a text file, each with some tokens hidden: the same ones at each call."""
+    if not file.is_file():
+        raise BundleError(f"--calibrate {file}: no such file")
+    rng, made, hidden = np.random.default_rng(0), [], 0
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            ids = np.array(tokenizer.encode(line.strip()).ids[: min(LONGEST, max_length)], np.int64)
+            eligible = np.flatnonzero(~np.isin(ids, vocabulary.special))
+            if len(eligible) < 2:
+                continue
+            at = np.sort(rng.permutation(eligible)[: max(1, round(MASKED * len(eligible)))])
+            true = ids[at].copy()
+            ids[at] = vocabulary.mask
+            made.append((ids[None], at[None], true))
+            hidden += len(at)
+            if hidden >= MOST:
+                break
+    if hidden < FEWEST:
+        raise BundleError(f"--calibrate {file}: only {hidden} tokens to hide in it, at least {FEWEST} are needed")
+    return made
+
+
+def calibrate(
+    model: ModelConfig,
+    params: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+    file: Path,
+    reduce_range: bool = False,
+) -> tuple[frozenset[str], dict[str, Any]]:
+    """The encoder matrices that stay in float32, mostly none, and what was measured, for the manifest."""
+    asked = queries(file, tokenizer, vocabulary, model.max_length)
+    with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
+
+        def run(precision: Precision) -> Forward:
+            fill_mask_graph(model, params, precision).write(Path(folder) / "g.onnx")
+            return onnx_forward(Path(folder) / "g.onnx")
+
+        def facts(keep: Collection[str]) -> dict[str, Any]:
+            return against(expected, _firsts(run(adjusted(INT8, keep, reduce_range)), asked), asked)
+
+        exact = run(FP32)
+        expected = _firsts(exact, asked)
+        keep: frozenset[str] = frozenset()
+        plain = measured = facts(keep)
+        if measured["drop"] > ALLOWED:
+            ranked = _ranked(model, params, exact, run, asked[:SAMPLE], reduce_range)
+            count = 1
+            while measured["drop"] > ALLOWED and len(keep) < len(ranked):
+                keep = frozenset(ranked[:count])
+                measured = facts(keep)
+                count *= 2
+    origin = {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "texts": len(asked)}
+    kept = {"kept_in_fp32": sorted(keep), "before_keeping": plain} if keep else {"kept_in_fp32": []}
+    return keep, {**origin, **measured, **kept}
+
+
+def against(expected: np.ndarray, found: np.ndarray, asked: Sequence[Query]) -> dict[str, Any]:
+    """How first answers in int8 compare with those in float32, and both with the truth."""
+    truth = np.concatenate([true for _, _, true in asked])
+    exact, coarse = float((expected == truth).mean()), float((found == truth).mean())
+    agreement = float((expected == found).mean())
+    accuracy = {"fp32": exact, "int8": coarse}
+    return {"tokens": len(truth), "top1_agreement": agreement, "accuracy": accuracy, "drop": exact - coarse}
+
+
+def _firsts(forward: Forward, asked: Sequence[Query]) -> np.ndarray:
+    """The likeliest id at each hidden token; a text a run, as the predictor does in int8."""
+    return np.concatenate([forward(ids, at)[0].argmax(-1) for ids, at, _ in asked])
+
+
+def _ranked(
+    model: ModelConfig, params: Mapping[str, Any], exact: Forward, run: Any, asked: Sequence[Query], reduce_range: bool
+) -> list[str]:
+    """The encoder matrices, the one first that disturbs the logits most when it alone is in int8."""
+    names: dict[str, None] = {}
+
+    def record(g: Graph, x: str, name: str, kernel: np.ndarray, bias: np.ndarray | None) -> str:
+        names[name.removesuffix(".query").removesuffix(".key_value")] = None
+        return FP32.linear(g, x, name, kernel, bias)
+
+    fill_mask_graph(model, params, Precision("fp32", record, FP32.lookup, FP32.project))
+    wanted = [exact(ids, at) for ids, at, _ in asked]
+    harm = {}
+    for name in names:
+        alone = adjusted(INT8, set(names) - {name}, reduce_range)
+        forward = run(Precision("int8", alone.linear, FP32.lookup, FP32.project))
+        errors = [np.square(forward(ids, at) - want).mean() for (ids, at, _), want in zip(asked, wanted, strict=True)]
+        harm[name] = float(np.mean(errors))
+    return sorted(harm, key=harm.__getitem__, reverse=True)

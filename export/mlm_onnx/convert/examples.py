@@ -1,0 +1,43 @@
+"""The sentences that a bundle offers to try: the user's own, the memorised one, or plain ones that it can read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+from jax_mlm.data.tokenizer import Vocabulary
+from mlm_onnx.bundle.layout import EXAMPLE_CHARACTERS, EXAMPLES, BundleError
+
+PLAIN = (
+    "The children walked to the old house by the river in the evening.",
+    "She opened the door and saw that the room was empty.",
+    "The first train of the day leaves the city before the sun comes up.",
+    "He wrote a long letter to his mother about the war.",
+)
+"""Nothing of a run's own text is taken: a bundle is passed on, the text may not be meant to."""
+PIECES_A_WORD = 1.5
+"""A vocabulary that cuts plain words into more was made for something else."""
+
+
+def examples_for(
+    tokenizer: Tokenizer, vocabulary: Vocabulary, given: Sequence[str] = (), memorised: str | None = None
+) -> list[str]:
+    """What stands in the manifest; nothing where the vocabulary reads no plain English and the user gave none.
+
+    Raises:
+        BundleError: the user's are too many, too long or empty.
+    """
+    for text in given:
+        if not text.strip() or len(text) > EXAMPLE_CHARACTERS:
+            raise BundleError(f"--example {text[:40]!r} must have 1 to {EXAMPLE_CHARACTERS} characters")
+    if len(given) > EXAMPLES:
+        raise BundleError(f"--example is given {len(given)} times; a bundle offers up to {EXAMPLES}")
+    if given:
+        return list(given)
+    return [memorised] if memorised else [text for text in PLAIN if _readable(tokenizer, vocabulary, text)]
+
+
+def _readable(tokenizer: Tokenizer, vocabulary: Vocabulary, text: str) -> bool:
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    return vocabulary.unk not in ids and len(ids) <= PIECES_A_WORD * len(text.split())

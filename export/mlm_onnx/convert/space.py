@@ -1,0 +1,111 @@
+"""The folder of a hosted Space: `convert --for space` writes the demo's page around a bundle. Stdlib only.
+
+The package itself is copied beside app.py, so that the Space needs nothing that is not on the usual index.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from mlm_onnx.bundle.about import memorised
+from mlm_onnx.bundle.layout import MANIFEST, BundleError
+from mlm_onnx.bundle.write import check_target
+
+BUNDLE_FOLDER, PACKAGE = "bundle", "mlm_onnx"
+README, APP, REQUIREMENTS = "README.md", "app.py", "requirements.txt"
+KNOWN = frozenset({README, APP, REQUIREMENTS, BUNDLE_FOLDER, PACKAGE, ".git", ".gitattributes", "__pycache__"})
+"""A Space is a repository: one that was cloned may be written into."""
+NEEDED = ("numpy>=1.26", "onnxruntime>=1.30", "tokenizers>=0.20")
+GRADIO = "6.31.0"
+"""Where none is installed: the one that the page was tested with."""
+SUFFIXES = (".py", ".css", ".js")
+
+APP_TEXT = '''\
+"""A page that fills masked words in and says what its answers hang on: `python app.py`, or a hosted Space."""
+
+from pathlib import Path
+
+from mlm_onnx.demo import launch
+
+launch(Path(__file__).parent / "bundle")
+'''
+README_TEXT = """\
+---
+title: Fill the mask
+emoji: 🔎
+colorFrom: blue
+colorTo: indigo
+sdk: gradio
+sdk_version: {gradio}
+python_version: "3.11"
+app_file: app.py
+pinned: false
+short_description: Hide a word, see what a masked language model expects
+---
+
+# Fill the mask
+
+Hide a word of a sentence, see what the model expects there, and what its answer hangs on.
+{memorised}
+To try it on your own machine: `pip install -r requirements.txt`, then `python app.py`.
+"""
+
+
+def check_space(out: Path) -> Path:
+    """The folder for the bundle, where a Space may be written around it.
+
+    Raises:
+        BundleError: something else is there.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise BundleError(f"{out} exists and is no folder: choose another one")
+    if (out / MANIFEST).exists():
+        raise BundleError(f"{out} is a bundle: choose another folder for the Space, which holds its bundle inside")
+    if out.is_dir() and (foreign := sorted({each.name for each in out.iterdir()} - KNOWN)):
+        raise BundleError(f"{out} holds {foreign[0]}, which is no part of a Space: choose another folder")
+    package = out / PACKAGE
+    ours = any((package / name).is_file() for name in ("convert/space.py", "space.py"))  # the second: before the rooms
+    if package.is_symlink() or (package.exists() and not ours):
+        raise BundleError(f"{package} exists and is not the copy that a Space holds: choose another folder")
+    check_target(out / BUNDLE_FOLDER)
+    return out / BUNDLE_FOLDER
+
+
+def write_space(out: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes what stands around the bundle; the three texts stay as they are where they are there already."""
+    said = memorised(manifest)
+    texts = {
+        README: README_TEXT.format(gradio=_gradio(), memorised=f"\n{said}\n" if said else ""),
+        APP: APP_TEXT,
+        REQUIREMENTS: "\n".join((*NEEDED, f"gradio=={_gradio()}")) + "\n",
+    }
+    for name, text in texts.items():
+        if not (out / name).exists():
+            (out / name).write_text(text, encoding="utf-8")
+    package = out / PACKAGE
+    if package.exists():
+        shutil.rmtree(package)
+    _copy(files(PACKAGE), package)
+
+
+def _copy(source: Traversable, target: Path) -> None:
+    """Copies the package's files, folder by folder."""
+    target.mkdir()
+    for inside in source.iterdir():
+        if inside.is_dir() and inside.name not in ("__pycache__", "page"):
+            _copy(inside, target / inside.name)
+        elif inside.name.endswith(SUFFIXES):
+            (target / inside.name).write_bytes(inside.read_bytes())
+
+
+def _gradio() -> str:
+    try:
+        return version("gradio")
+    except PackageNotFoundError:
+        return GRADIO

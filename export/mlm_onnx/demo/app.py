@@ -1,0 +1,279 @@
+"""`python -m mlm_onnx demo`: the page, in Gradio. `facts` measures what it says, `narrative` puts it into words."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
+
+import gradio as gr
+
+from mlm_onnx.answer.attention import AttentionReader, carries_attention
+from mlm_onnx.answer.predictor import FillMask
+from mlm_onnx.bundle.about import about, memorised
+from mlm_onnx.bundle.layout import QueryError
+from mlm_onnx.demo import markup as page
+from mlm_onnx.demo.facts import Facts, Word
+from mlm_onnx.demo.narrative import ATTENTION
+
+TITLE = "Fill the mask"
+LEAD = "Hide a word of a sentence, see what the model expects there, and what its answer hangs on."
+TOP_K = 3
+FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
+"""Of the system: Gradio's own would be fetched from the network."""
+SHOWN = 60
+"""Characters of an example on its button."""
+AT_ONCE = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
+"""How every handler is called: without a queue, which would cost more time than most answers take."""
+LARGEST_PORT = 65_535
+NO_ATTENTION = "This bundle carries no attention: `convert --with-attention` makes one that does."
+
+
+@dataclass
+class Session:
+    """What one visitor's page shows. Handlers change it, so that a slow explanation sees when it is out of date."""
+
+    text: str = ""
+    words: tuple[Word, ...] = ()
+    hidden: tuple[int, ...] = ()
+    query: str = ""
+    explained: str | None = None
+    """The query whose explanation is made, or shown."""
+    looking: bool = False
+    """The attention is unfolded."""
+
+    def masks(self) -> list[int]:
+        """Words that the model does not see: those hidden, and masks that the text itself holds."""
+        return [place for place, word in enumerate(self.words) if word.mask or place in self.hidden]
+
+
+class Demo:
+    """Handlers of one bundle's page."""
+
+    def __init__(self, fill: FillMask) -> None:
+        self.facts = Facts(fill)
+        self.bundle = fill.bundle
+        self.examples = self.bundle.examples()
+        self.attention = AttentionReader(self.bundle) if carries_attention(self.bundle) else None
+
+    # ---- handlers --------------------------------------------------------------------------------
+
+    def start(self, session: Session, request: gr.Request) -> tuple[Any, ...]:
+        """What the address asks for, else the first example with its third word hidden."""
+        text, hidden, top_k = page.from_query(str(request.query_params), TOP_K, self.facts.most_shown)
+        if text is None:
+            text, hidden = (self.examples[0], (2,)) if self.examples else ("", ())
+        return (text, top_k, *self.answer(session, text, hidden, top_k))
+
+    def write(self, session: Session, text: str, top_k: int) -> Any:
+        """The sentence was changed: words stay hidden where the same word is still in that place.
+
+        Nothing happens where it was a handler that changed it.
+        """
+        if text == session.text:
+            return gr.skip()
+        try:
+            words = self.facts.words(text)
+        except QueryError:  # `answer` says what is wrong
+            words = ()
+        before = session.words
+        kept = [at for at in session.hidden if at < min(len(words), len(before)) and words[at].text == before[at].text]
+        return self.answer(session, text, kept, top_k)
+
+    def choose(self, session: Session, text: str, top_k: int) -> tuple[Any, ...]:
+        return (text, *self.answer(session, text, (2,), top_k))
+
+    def press(self, session: Session, text: str, top_k: int, event: gr.EventData) -> tuple[Any, ...]:
+        """A word was hidden or shown; the page sends all that are hidden, so that no press is lost."""
+        hidden = [place for place in event._data.get("hidden", []) if isinstance(place, int)]
+        return self.answer(session, text, hidden, top_k)
+
+    def again(self, session: Session, text: str, top_k: int) -> tuple[str, str, str]:
+        return self.answer(session, text, session.hidden, top_k)
+
+    def answer(self, session: Session, text: str, hidden: Sequence[int], top_k: int) -> tuple[str, str, str]:
+        """(words, answers, reasons to come)."""
+        session.text, session.words, session.hidden, session.explained = text, (), (), None
+        session.query, words = page.to_query(text, hidden, top_k), ""
+        if not text.strip():
+            return words, page.problem("type a sentence first", session.query), ""
+        try:
+            session.words = self.facts.words(text)
+            session.hidden = tuple(sorted({place for place in hidden if place < len(session.words)}))
+            session.query = page.to_query(text, session.hidden, top_k)
+            words = page.chips(text, session.words, session.hidden)
+            if not session.masks():
+                return words, page.hint(session.words, session.query), ""
+            asked = self.facts.ask(text, session.hidden, top_k)
+        except QueryError as error:
+            return words, page.problem(str(error), session.query), ""
+        return words, page.answers(asked, session.query), page.measuring()
+
+    def explain(self, session: Session) -> Any:
+        """What the answers hang on; nothing where the page has moved on meanwhile."""
+        query, shown = session.query, ""
+        if session.explained == query:
+            return gr.skip()
+        session.explained = query
+        try:
+            asked = self.facts.ask(session.text, session.hidden, top_k=2)
+        except QueryError:  # `answer` has said why
+            return shown
+        try:
+            shown = page.reasons(asked, self.facts.why(asked))
+        except QueryError as error:
+            shown = page.not_explained(str(error))
+        return shown if session.query == query else gr.skip()
+
+    def look(self, session: Session, layer: int, head: int) -> Any:
+        """The heat map, where it is unfolded."""
+        if not session.looking or self.attention is None:
+            return gr.skip()
+        reader = self.facts.reader
+        try:
+            read = reader.encode(self.facts.hide(session.text, session.words, session.masks()))
+            found = self.attention(read)
+        except QueryError as error:
+            return page.not_explained(str(error))
+        named = zip(read.offsets, read.ids.tolist(), strict=True)
+        shown = [read.text[start:end].strip() or reader.tokenizer.id_to_token(id) for (start, end), id in named]
+        return page.heat_map(found, shown, read.at.tolist(), layer - 1, head - 1 if head else None)
+
+    def unfold(self, session: Session, layer: int, head: int) -> Any:
+        session.looking = True
+        return self.look(session, layer, head)
+
+    @staticmethod
+    def fold(session: Session) -> None:
+        session.looking = False
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def build(demo: Demo) -> gr.Blocks:
+    """The page of one bundle."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
+        session = gr.State(Session())
+        gr.Markdown(f"# {TITLE}\n{LEAD}")
+        if said := memorised(demo.bundle.manifest):
+            gr.HTML(page.notice(said), elem_id="notice", apply_default_css=False)
+        text = gr.Textbox(label="Your sentence", lines=2, max_lines=8, placeholder="Type a sentence", elem_id="text")
+        choices = []
+        if demo.examples:
+            with gr.Row(elem_id="examples"):
+                choices = [(_example_button(example), gr.State(example)) for example in demo.examples]
+        words = _html("words")
+        top_k = gr.Slider(1, demo.facts.most_shown, TOP_K, step=1, precision=0, label="Answers shown", elem_id="top-k")
+        answers = _html("answers")
+        why = _html("why")
+        layer, head, heat = _attention(demo, session)
+        gr.HTML(page.footer(about(demo.bundle.manifest)), elem_id="about", apply_default_css=False)
+
+        shown, asked = [words, answers, why], [session, text, top_k]
+        asks = [
+            blocks.load(demo.start, session, [text, top_k, *shown], **AT_ONCE),
+            text.change(demo.write, asked, shown, **AT_ONCE),  # Gradio's `input` says nothing of what is pasted
+            words.click(demo.press, asked, shown, **AT_ONCE),
+            top_k.input(demo.again, asked, shown, **AT_ONCE),
+        ]
+        for button, example in choices:
+            asks.append(button.click(demo.choose, [session, example, top_k], [text, *shown], **AT_ONCE))
+        for ask in asks:
+            ask.then(demo.explain, session, why, **AT_ONCE)
+            if demo.attention is not None:
+                ask.then(demo.look, [session, layer, head], heat, **AT_ONCE)
+    return blocks
+
+
+def _example_button(text: str) -> gr.Button:
+    return gr.Button(text if len(text) <= SHOWN else f"{text[:SHOWN]}…", size="sm", min_width=0)
+
+
+def _html(name: str) -> gr.HTML:
+    """A part of the page that handlers fill; the page's script gives the words their keys and keeps the address."""
+    return gr.HTML(elem_id=name, js_on_load=_asset("demo.js"), apply_default_css=False, container=False)
+
+
+def _attention(demo: Demo, session: gr.State) -> tuple[gr.Slider | None, gr.Slider | None, gr.HTML | None]:
+    """Layer, head and heat map, folded: nothing is computed before it is unfolded."""
+    with gr.Accordion("What the attention heads look at", open=False, elem_id="attention") as part:
+        if demo.attention is None:
+            gr.Markdown(NO_ATTENTION)
+            return None, None, None
+        gr.Markdown(ATTENTION)
+        layers, heads = demo.attention.layers, demo.attention.heads
+        with gr.Row():
+            layer = gr.Slider(1, layers, layers, step=1, precision=0, label="Layer", visible=layers > 1)
+            head = gr.Slider(0, heads, 0, step=1, precision=0, label="Head (0: the mean of all)")
+        heat = _html("heat")
+        part.expand(demo.unfold, [session, layer, head], heat, **AT_ONCE)
+        part.collapse(demo.fold, session, None, **AT_ONCE)
+        for slider in (layer, head):
+            slider.input(demo.look, [session, layer, head], heat, **AT_ONCE)
+    return layer, head, heat
+
+
+def _asset(name: str) -> str:
+    return files("mlm_onnx.demo").joinpath(name).read_text(encoding="utf-8")
+
+
+def _look() -> dict[str, Any]:
+    """Theme and styles, for either way of serving."""
+    theme = gr.themes.Default(primary_hue="blue", font=list(FONTS["font"]), font_mono=list(FONTS["font_mono"]))
+    return {"theme": theme, "css": _asset("demo.css"), "footer_links": []}
+
+
+# ---- serving -------------------------------------------------------------------------------------
+
+
+def serve(path: Path, host: str, port: int, threads: int | None = None) -> None:
+    """Serves the page of a bundle until Ctrl-C.
+
+    Raises:
+        BundleError: when the folder is no sound bundle.
+        AddressError: when the port cannot be had.
+    """
+    import uvicorn
+    from fastapi import FastAPI
+
+    listening = _bind(host, port)
+    with listening:
+        demo = Demo(FillMask(path, threads))
+        app = gr.mount_gradio_app(FastAPI(), build(demo), path="/", ssr_mode=False, **_look())
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        print(f"http://{host if host != '0.0.0.0' else socket.gethostname()}:{port}  (Ctrl-C ends it)", flush=True)
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+class AddressError(ValueError):
+    """A port or a host at which the page cannot be served."""
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Taken before anything is loaded, so that a wrong port is said at once."""
+    if port > LARGEST_PORT:
+        raise AddressError(f"--port {port} is no port: they end at {LARGEST_PORT}")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    except OSError as error:
+        raise AddressError(f"--host {host} is no address of this machine: {error.strerror}") from None
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise AddressError(f"--host {host} --port {port}: {error.strerror}; choose another --port") from None
+    return listening
+
+
+def launch(path: Path) -> None:
+    """Serves the page as a hosted Space does: host and port are Gradio's business there."""
+    build(Demo(FillMask(path))).launch(ssr_mode=False, **_look())
