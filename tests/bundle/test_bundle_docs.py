@@ -16,7 +16,7 @@ from mlm_onnx.quantize import INT8
 from test_graph import randomised
 from test_predictor import MODEL, piecewise
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = {"graphs": "NAME", "files": "NAME", "versions": "PACKAGE", "accuracy": "DTYPE"}
 """Objects whose keys are values."""
 WEB = {f"parity.web.DTYPE.{name}" for name in ("max_difference", "rms_difference", "logit_std", "top1_agreement")}

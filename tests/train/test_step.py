@@ -97,7 +97,7 @@ def test_eight_devices_equal_one(tmp_path):
     """Data parallel on 8 simulated devices, alone and with accumulation, dropout on."""
     here = os.path.dirname(__file__)
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    env["PYTHONPATH"] = os.pathsep.join([os.path.dirname(here), *sys.path])
+    env["PYTHONPATH"] = os.pathsep.join([os.path.dirname(os.path.dirname(here)), *sys.path])
     done = subprocess.run([sys.executable, "-c", EIGHT, here], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     for worst, loss, count in json.loads(done.stdout).values():

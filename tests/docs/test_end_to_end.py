@@ -67,7 +67,7 @@ print(FillMask({str(bundle)!r})({SENTENCE.replace("creates", "[MASK]")!r})["mask
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={**environment, "PYTHONPATH": str(Path(__file__).parent.parent / "export")},
+        env={**environment, "PYTHONPATH": str(Path(__file__).parents[2] / "export")},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.stdout.strip() == "creates", done.stderr

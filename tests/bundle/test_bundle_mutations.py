@@ -1,6 +1,6 @@
 """Damaged and hostile bundles, hundreds of them, the same each time: refused, or answered from, but never worse.
 
-`python tests/test_bundle_mutations.py BUNDLE FOLDER` opens them one after another with hashes made again, as an
+`python tests/bundle/test_bundle_mutations.py BUNDLE FOLDER` opens them one after another with hashes made again, as an
 attacker would; it runs apart from the tests, so that a crash, a hang or a flood of memory is seen as a failure.
 """
 

@@ -17,7 +17,7 @@ from jax_mlm.predictions import predict_each
 from jax_mlm.run import read_metrics, read_run, read_samples
 from jax_mlm.tokenizer import load_tokenizer, vocabulary_of
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     "--preset", "tiny", "--width", "32", "--layers", "2", "--heads", "2", "--ff-width", "48", "--length", "32",
     "--batch", "8", "--eval-rows", "16", "--log-every", "5", "--lr", "3e-3",

@@ -40,7 +40,7 @@ def test_the_folder_is_a_space(space: Path) -> None:
 
 
 def test_it_asks_for_what_the_package_asks_for(space: Path) -> None:
-    declared = tomllib.loads((Path(__file__).parents[1] / "export" / "pyproject.toml").read_text())["project"]
+    declared = tomllib.loads((Path(__file__).parents[2] / "export" / "pyproject.toml").read_text())["project"]
     assert list(NEEDED) == declared["dependencies"]
     assert (space / "requirements.txt").read_text().split()[:-1] == declared["dependencies"]
     assert (space / "requirements.txt").read_text().split()[-1].startswith("gradio==")
