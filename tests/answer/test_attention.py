@@ -18,7 +18,7 @@ from mlm_onnx.onnx_file import Graph
 from mlm_onnx.parity import ParityError, open_session
 from mlm_onnx.quantize import INT8
 from mlm_onnx.windows import Reader
-from test_graph import BERT, CONFIGS, MODERN, randomised
+from support.models import BERT, CONFIGS, MODERN, randomised
 
 from jax_mlm.config import ModelConfig
 from jax_mlm.primitives import NEGATIVE, attend, attention_weights

@@ -17,10 +17,9 @@ from mlm_onnx.bundle import EMBED_GRAPH, FAST_DATA, FAST_GRAPH, BundleError
 from mlm_onnx.graph import FP32, embed_graph, fill_mask_graph
 from mlm_onnx.parity import ParityError, compare_embeddings, jax_sides, onnx_embed
 from mlm_onnx.quantize import INT8
-from test_bundle import ORIGIN
-from test_graph import BERT, CONFIGS, SHAPES, randomised
-from test_predictor import MODEL
-from test_predictor_texts import ROOM, long_text
+from support.bundles import ORIGIN, SENTENCE_MODEL
+from support.models import BERT, CONFIGS, SHAPES, randomised
+from support.texts import ROOM, long_text
 
 from jax_mlm.config import SENTENCE
 from jax_mlm.model import Encoder, Inputs
@@ -39,9 +38,9 @@ def hidden_mean(ids: list[int]) -> np.ndarray:
 
     def last(encoder: Encoder) -> Any:
         x = encoder.hidden(inputs)[0]
-        return encoder.final_norm(x) if MODEL.norm_first else x
+        return encoder.final_norm(x) if SENTENCE_MODEL.norm_first else x
 
-    return np.asarray(Encoder(MODEL).apply({"params": randomised(MODEL)}, method=last)).mean(0)
+    return np.asarray(Encoder(SENTENCE_MODEL).apply({"params": randomised(SENTENCE_MODEL)}, method=last)).mean(0)
 
 
 @pytest.mark.parametrize("name", ["modernbert-local", "bert", "albert", "albert-two-groups", "rms"])
@@ -70,9 +69,9 @@ def test_neighbours_change_nothing(sentence_bundles: dict[str, Path]) -> None:
     for name, tolerance in (("fp32", 1e-5), ("int8", 0)):
         fill = FillMask(sentence_bundles[name], threads=1)
         together = fill.embed(texts)
-        assert together.shape == (5, MODEL.width)
+        assert together.shape == (5, SENTENCE_MODEL.width)
         np.testing.assert_allclose(together, [fill.embed(text) for text in texts], atol=tolerance)
-        assert fill.embed([]).shape == (0, MODEL.width)
+        assert fill.embed([]).shape == (0, SENTENCE_MODEL.width)
 
 
 def test_a_long_text_is_the_mean_over_its_windows(fill: FillMask) -> None:
@@ -83,7 +82,7 @@ def test_a_long_text_is_the_mean_over_its_windows(fill: FillMask) -> None:
     assert len(list(fill._reader.parts(fill._reader.encode(" ".join(words[:ROOM]))))) == 1
 
 
-@pytest.mark.parametrize("config", [MODEL, BERT, CONFIGS["albert"]], ids=["modernbert", "bert", "albert"])
+@pytest.mark.parametrize("config", [SENTENCE_MODEL, BERT, CONFIGS["albert"]], ids=["modernbert", "bert", "albert"])
 @pytest.mark.parametrize("precision", [FP32, INT8], ids=["fp32", "int8"])
 def test_no_weight_is_stored_twice(config: Any, precision: Any, tmp_path: Path) -> None:
     params = randomised(config)
@@ -106,7 +105,7 @@ def test_conversion_measures_it(sentence_bundles: dict[str, Path]) -> None:
     measured = manifest["parity"]["embeddings"]
     assert measured["fp32"]["max_difference"] <= 1e-4 < measured["int8"]["max_difference"]
     assert 0.9 < measured["int8"]["least_cosine"] < measured["fp32"]["least_cosine"]
-    assert manifest["graphs"][EMBED_GRAPH]["outputs"][0]["shape"] == ["batch", MODEL.width]
+    assert manifest["graphs"][EMBED_GRAPH]["outputs"][0]["shape"] == ["batch", SENTENCE_MODEL.width]
 
 
 def test_an_embedding_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +116,7 @@ def test_an_embedding_that_differs_is_not_written(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(convert, "parity_shapes", lambda length: ((1, 7, 2),))
     tokenizer = train_tokenizer([SENTENCE], "word", 16)
     with pytest.raises(ParityError, match="embedding"):
-        convert.write_bundle(tmp_path / "b", MODEL, randomised(MODEL), tokenizer, FP32, ORIGIN)
+        convert.write_bundle(tmp_path / "b", SENTENCE_MODEL, randomised(SENTENCE_MODEL), tokenizer, FP32, ORIGIN)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -168,6 +167,6 @@ def test_embed_prints_numbers_or_json(sentence_bundles: dict[str, Path], capsys:
     answer = json.loads(capsys.readouterr().out)
     assert answer["text"] == "This model"
     assert answer["embedding"] == pytest.approx(numbers, rel=1e-4)
-    assert len(numbers) == MODEL.width
+    assert len(numbers) == SENTENCE_MODEL.width
     assert main(["embed", path, " "]) == 2
     assert capsys.readouterr().err == "error: the text is empty\n"

@@ -22,23 +22,11 @@ from mlm_onnx.engine import log_softmax, side_by_side, top
 from mlm_onnx.graph import FP32
 from mlm_onnx.parity import jax_forward
 from mlm_onnx.pieces import Pieces
-from test_bundle import ORIGIN
-from test_graph import randomised
+from support.bundles import KINDS, ORIGIN, SENTENCE_MODEL, piecewise
+from support.models import randomised
 from tokenizers import Tokenizer
 
-from jax_mlm.config import SENTENCE, with_vocabulary
-from jax_mlm.presets import PRESETS
-from jax_mlm.tokenizer import train_tokenizer
-
-MODEL = with_vocabulary(PRESETS["sentence"], 16).model
-SYLLABLES = ("ba", "do", "gar", "den", "play", "cat", "mi", "nu", "ter", "sol", "wa", "the", "ing", "s", "ed")
-TEXTS = [
-    f"The cat was in the garden, {a}{b} and {b}s {c}{a}{b} {b}{c}ing: {c}{b} again."
-    for a in SYLLABLES
-    for b in SYLLABLES
-    for c in SYLLABLES
-]
-KINDS = ("wordpiece", "bpe", "unigram")
+from jax_mlm.config import SENTENCE
 
 
 @pytest.fixture(scope="session")
@@ -49,10 +37,6 @@ def words(sentence_bundles: dict[str, Path]) -> Path:
 @pytest.fixture(scope="session")
 def fill(words: Path) -> FillMask:
     return FillMask(words, threads=1)
-
-
-def piecewise(kind: str) -> Tokenizer:
-    return train_tokenizer(TEXTS, kind, 320)  # type: ignore[arg-type]
 
 
 # ---- values -----------------------------------------------------------------------------------------
@@ -73,7 +57,7 @@ def test_answers_are_the_models_probabilities(fill: FillMask, words: Path) -> No
     answer = fill(text, top_k=13)
     tokenizer = Tokenizer.from_file(str(words / "tokenizer.json"))
     ids = np.array([tokenizer.encode(text).ids])
-    logits = jax_forward(MODEL, randomised(MODEL))(ids, np.array([[2, 5]]))[0].astype(np.float64)
+    logits = jax_forward(SENTENCE_MODEL, randomised(SENTENCE_MODEL))(ids, np.array([[2, 5]]))[0].astype(np.float64)
     expected = np.exp(logits - logits.max(-1, keepdims=True))
     expected /= expected.sum(-1, keepdims=True)
     assert answer["text"] == text
@@ -158,7 +142,7 @@ def test_pieces_fit_into_the_sentence(kind: str) -> None:
 def test_framed_tokenizers_answer(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlm_onnx.convert.parity_shapes", lambda length: ((1, 7, 2),))
     tokenizer = piecewise(kind)
-    model = replace(MODEL, vocab_size=tokenizer.get_vocab_size() + 64)  # rows that no token uses
+    model = replace(SENTENCE_MODEL, vocab_size=tokenizer.get_vocab_size() + 64)  # rows that no token uses
     write_bundle(tmp_path / "b", model, randomised(model), tokenizer, FP32, ORIGIN)
     fill = FillMask(tmp_path / "b")
     text = "The cat [MASK] in the garden."

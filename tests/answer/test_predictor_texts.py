@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +16,10 @@ from mlm_onnx.bundle import MANIFEST, TOKENIZER, Bundle, Limits, Special, seal
 from mlm_onnx.explain import words_of
 from mlm_onnx.joint import fill_jointly
 from mlm_onnx.windows import Reader
-from test_predictor import KINDS, piecewise
+from support.bundles import KINDS, ORIGIN, SENTENCE_MODEL, piecewise
+from support.models import randomised
+from support.texts import ROOM, long_text
 
-from jax_mlm.config import SENTENCE
-
-WORDS = SENTENCE.split()
-ROOM = 64
 """Tokens that the bundle's model reads."""
 
 
@@ -43,11 +40,6 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
         manifest = json.loads((folder / MANIFEST).read_text())
         found[kind] = Reader(Bundle(folder, manifest, Limits(20, 5), special, tokenizer.get_vocab_size()))
     return found
-
-
-def long_text(length: int, *masks: int) -> list[str]:
-    rng = random.Random(length)
-    return ["[MASK]" if i in masks else rng.choice(WORDS) for i in range(length)]
 
 
 def candidates(mask: dict) -> dict[str, float]:
@@ -221,13 +213,10 @@ def test_words_are_whole(readers: dict[str, Reader], kind: str) -> None:
 def test_first_pieces_are_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlm_onnx import convert
     from mlm_onnx.quantize import INT8
-    from test_bundle import ORIGIN
-    from test_graph import randomised
-    from test_predictor import MODEL
 
     monkeypatch.setattr(convert, "parity_shapes", lambda length: ((1, 4, 1),))
     tokenizer = piecewise("wordpiece")
-    model = replace(MODEL, vocab_size=tokenizer.get_vocab_size())
+    model = replace(SENTENCE_MODEL, vocab_size=tokenizer.get_vocab_size())
     convert.write_bundle(tmp_path / "b", model, randomised(model), tokenizer, INT8, ORIGIN)
     fill, text = FillMask(tmp_path / "b"), "The cat [MASK] in the garden."
     with pytest.raises(QueryError, match=r"'gardener' is not one token .* split into garden ##.* first_piece"):

@@ -25,8 +25,6 @@ from mlm_onnx.bundle import (
     verify,
 )
 
-ORIGIN = {"run": "test", "preset": "sentence", "step": 7, "versions": {}}
-
 
 @pytest.fixture
 def made(sentence_bundles: dict[str, Path]) -> Path:

@@ -13,10 +13,10 @@ import pytest
 from mlm_onnx.bundle import read_manifest
 from mlm_onnx.convert import convert, write_bundle
 from mlm_onnx.quantize import INT8
-from test_graph import randomised
-from test_predictor import MODEL, piecewise
+from support.bundles import SENTENCE_MODEL, piecewise
+from support.models import randomised
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = {"graphs": "NAME", "files": "NAME", "versions": "PACKAGE", "accuracy": "DTYPE"}
 """Objects whose keys are values."""
 WEB = {f"parity.web.DTYPE.{name}" for name in ("max_difference", "rms_difference", "logit_std", "top1_agreement")}
@@ -43,7 +43,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of a bundle with everything in it, and a tokenizer with all special tokens."""
     folder, tokenizer = tmp_path_factory.mktemp("docs"), piecewise("wordpiece")
     (folder / "text.txt").write_text("The cat was in the garden, playing again.\n" * 100)
-    model = type(MODEL)(**{**vars(MODEL), "vocab_size": tokenizer.get_vocab_size()})
+    model = type(SENTENCE_MODEL)(**{**vars(SENTENCE_MODEL), "vocab_size": tokenizer.get_vocab_size()})
     origin = {"run": "test", "preset": "sentence", "step": 7, "versions": {"numpy": "2"}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlm_onnx.convert.parity_shapes", lambda length: ((1, 7, 2),))

@@ -16,8 +16,8 @@ from mlm_onnx.onnx_check import OPERATORS, check_onnx
 from mlm_onnx.protobuf import OnnxError
 from mlm_onnx.quantize import INT8, INT8_HUB, INT8_WEB
 from onnx import TensorProto, helper, numpy_helper
-from test_bundle import ORIGIN
-from test_graph import CONFIGS, randomised
+from support.bundles import ORIGIN
+from support.models import CONFIGS, randomised
 
 from jax_mlm.config import SENTENCE, with_vocabulary
 from jax_mlm.presets import PRESETS

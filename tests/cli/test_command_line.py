@@ -5,7 +5,7 @@ import re
 import pytest
 from mlm_onnx import __main__ as entry
 from mlm_onnx.command_line import UsageError, read
-from test_help import slips
+from support.texts import slips
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from test_train import ROOT
+from support.paths import ROOT
+from support.texts import slips
 
 from jax_mlm import __main__ as entry
 from jax_mlm import compare, console, evaluate, options
@@ -53,16 +54,6 @@ def test_the_page_of_training_is_short_and_grouped_and_the_other_complete(monkey
     for name in names:
         assert len(re.findall(rf"^  {name}(?![\w-])", full, re.M)) == 1, name
     assert "(512)" in full, "the defaults are those of the preset: width 512"
-
-
-def slips(word: str) -> list[str]:
-    """The word with two letters exchanged, one left out, one written twice."""
-    middle = len(word) // 2 + 1
-    return [
-        word[:middle] + word[middle + 1 : middle + 2] + word[middle : middle + 1] + word[middle + 2 :],
-        word[:-2] + word[-1:],
-        word[:middle] + word[middle : middle + 1] + word[middle:],
-    ]
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

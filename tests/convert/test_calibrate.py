@@ -17,8 +17,7 @@ from mlm_onnx.graph import FP32, fill_mask_graph
 from mlm_onnx.parity import onnx_forward
 from mlm_onnx.quantize import INT8, adjusted
 from onnx import numpy_helper
-from test_convert import run as run
-from test_graph import MODERN, randomised
+from support.models import MODERN, randomised
 
 from jax_mlm.tokenizer import train_tokenizer, vocabulary_of
 
@@ -92,13 +91,13 @@ def test_kept_matrices_and_seven_bits_are_what_is_stored(tmp_path: Path) -> None
 
 
 def test_convert_writes_it_into_the_manifest(
-    run: Path,
+    two_checkpoints: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "text.txt").write_text("This model creates a super relationships between the words\n" * 100)
     options = ["--calibrate", str(tmp_path / "text.txt"), "--reduce-range", "--for", "hub"]
-    assert main(["convert", str(run), str(tmp_path / "b"), *options]) == 0
+    assert main(["convert", str(two_checkpoints), str(tmp_path / "b"), *options]) == 0
     assert "hidden tokens of text.txt" in capsys.readouterr().out
     manifest = open_bundle(tmp_path / "b").manifest
     assert manifest["parity"]["calibration"]["tokens"] == 100
@@ -110,12 +109,12 @@ def test_convert_writes_it_into_the_manifest(
 
 @pytest.mark.parametrize("options", [["--calibrate", "none.txt"], ["--calibrate", "x", "--dtype", "fp32"]])
 def test_calibration_that_cannot_be(
-    run: Path,
+    two_checkpoints: Path,
     options: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["convert", str(run), str(tmp_path / "b"), *options]) == 2
+    assert main(["convert", str(two_checkpoints), str(tmp_path / "b"), *options]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "--calibrate" in err

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from mlm_onnx import FillMask, convert, quantize
@@ -18,36 +17,21 @@ from mlm_onnx.bundle import BundleError, open_bundle
 from mlm_onnx.convert import write_bundle
 from mlm_onnx.graph import FP32
 from mlm_onnx.parity import ParityError, compare, parity_shapes
-from test_bundle import ORIGIN
-from test_graph import CONFIGS, randomised
+from support.bundles import ORIGIN
+from support.models import CONFIGS, randomised
 
-from jax_mlm.checkpoint import open_checkpoints, save
 from jax_mlm.config import SENTENCE, ModelConfig, with_vocabulary
 from jax_mlm.hf.config import hf_config
 from jax_mlm.presets import PRESETS
-from jax_mlm.run import write_run
 from jax_mlm.tokenizer import train_tokenizer
 
 CONFIG = with_vocabulary(PRESETS["sentence"], 16)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory with two checkpoints, of which the earlier one is the best."""
-    path = tmp_path_factory.mktemp("run") / "sentence"
-    path.mkdir()
-    train_tokenizer([SENTENCE], "word", 16).save(str(path / "tokenizer.json"))
-    write_run(path, CONFIG, {}, {})
-    manager = open_checkpoints(path)
-    for step, loss in ((3, 0.5), (5, 0.9)):
-        save(manager, {"params": randomised(CONFIG.model, step), "step": jnp.int32(step)}, {"step": step}, loss)
-    manager.wait_until_finished()
-    manager.close()
-    return path
-
-
-def test_convert_takes_the_best_checkpoint(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["convert", str(run), str(tmp_path / "b"), "--dtype", "fp32"]) == 0
+def test_convert_takes_the_best_checkpoint(
+    two_checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(two_checkpoints), str(tmp_path / "b"), "--dtype", "fp32"]) == 0
     assert "largest difference from JAX" in capsys.readouterr().out
     opened = open_bundle(tmp_path / "b")
     assert opened.manifest["origin"]["step"] == 3
@@ -55,9 +39,9 @@ def test_convert_takes_the_best_checkpoint(run: Path, tmp_path: Path, capsys: py
     assert FillMask(tmp_path / "b")("This [MASK] a")["masks"][0]["candidates"]
 
 
-def test_int8_is_the_default_and_replaces_a_bundle(run: Path, tmp_path: Path) -> None:
-    convert.convert(run, tmp_path / "b", "fp32")
-    assert main(["convert", str(run), str(tmp_path / "b")]) == 0
+def test_int8_is_the_default_and_replaces_a_bundle(two_checkpoints: Path, tmp_path: Path) -> None:
+    convert.convert(two_checkpoints, tmp_path / "b", "fp32")
+    assert main(["convert", str(two_checkpoints), str(tmp_path / "b")]) == 0
     manifest = open_bundle(tmp_path / "b").manifest
     assert manifest["dtype"] == "int8"
     assert manifest["parity"]["fp32"]["max_difference"] <= 1e-4 < manifest["parity"]["int8"]["max_difference"]
@@ -67,11 +51,13 @@ def test_int8_is_the_default_and_replaces_a_bundle(run: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("missing", ["run.json", "tokenizer.json", "checkpoints"])
-def test_a_run_without_its_parts(run: Path, tmp_path: Path, missing: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_its_parts(
+    two_checkpoints: Path, tmp_path: Path, missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     part = tmp_path / "run"
     part.mkdir()
     for name in {"run.json", "tokenizer.json", "checkpoints"} - {missing}:
-        (part / name).symlink_to(run / name)
+        (part / name).symlink_to(two_checkpoints / name)
     assert main(["convert", str(part), str(tmp_path / "b")]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
@@ -127,7 +113,7 @@ def test_shapes_fit_the_model(longest: int) -> None:
     assert all(positions <= length for _, length, positions in shapes)
 
 
-def test_the_founding_files_are_hugging_faces(run: Path, tmp_path: Path) -> None:
+def test_the_founding_files_are_hugging_faces(two_checkpoints: Path, tmp_path: Path) -> None:
     tokenizer = train_tokenizer([SENTENCE], "word", 16)
     write_bundle(tmp_path / "b", CONFIG.model, randomised(CONFIG.model), tokenizer, FP32, ORIGIN)
     config = json.loads((tmp_path / "b" / "config.json").read_text())

@@ -15,51 +15,10 @@ import pytest
 from mlm_onnx.graph import FP32, Precision, fill_mask_graph
 from mlm_onnx.parity import Forward, compare, onnx_forward
 from mlm_onnx.quantize import INT8, block_size, quantize_blocks, quantize_columns
+from support.models import BERT, CONFIGS, MODERN, SHAPES, randomised
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model import Inputs, init_params, make_forward
-from jax_mlm.presets import PRESETS
-
-SHAPES = ((1, 1, 1), (1, 2, 2), (2, 7, 3), (1, 18, 1), (3, 18, 2), (5, 33, 4), (2, 48, 48))
-TINY = {"vocab_size": 96, "width": 32, "layers": 3, "heads": 4, "ff_width": 48, "max_length": 48}
-BERT = replace(PRESETS["bert-base"].model, **TINY)
-MODERN = ModelConfig(**TINY)
-CONFIGS = {
-    "modernbert": MODERN,
-    "modernbert-local": replace(MODERN, layers=4, global_every=3, local_window=6, rope_theta=160_000.0),
-    "last-layer-local": replace(MODERN, layers=2, global_every=2, local_window=10, norm_bias=True),
-    "every-bias": replace(MODERN, norm_bias=True, attention_bias=True, mlp_bias=True, head_bias=True),
-    "rms": replace(MODERN, norm="rms", norm_eps=1e-2, activation="silu"),
-    "untied": replace(MODERN, tied=False, decoder_bias=False, activation="relu"),
-    "rope-with-types": replace(MODERN, token_types=2, gated=False, norm_first=False, norm_bias=True),
-    "bert": BERT,
-    "bert-pre-norm": replace(BERT, norm_first=True, activation="silu", layers=1),
-    "roberta": replace(BERT, family="roberta", position_offset=2, token_types=1, norm_eps=1e-5),
-    "distilbert": replace(BERT, family="distilbert", token_types=0),
-    "albert": replace(BERT, family="albert", embedding_width=16, layer_groups=1, activation="gelu_tanh"),
-    "albert-two-groups": replace(BERT, family="albert", embedding_width=24, layers=4, layer_groups=2, tied=False),
-    "odd-head": replace(BERT, width=30, heads=6, ff_width=31),
-    "rms-learned": replace(BERT, norm="rms", gated=True, decoder_bias=False),
-}
-
-
-def randomised(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
-    """Parameters far from their initial values: norm scales and biases too, so that a switch left out is seen."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path: Any, leaf: Any) -> np.ndarray:
-        name = path[-1].key
-        match name:
-            case "scale":
-                values = rng.normal(1, 0.2, leaf.shape)
-            case "kernel":
-                values = rng.normal(0, 1.2 / np.sqrt(leaf.shape[0]), leaf.shape)
-            case _:
-                values = rng.normal(0, 0.5, leaf.shape)
-        return values.astype(np.float32)
-
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+from jax_mlm.model import Inputs, make_forward
 
 
 @cache

@@ -25,8 +25,8 @@ from mlm_onnx.hub import hub_files
 from mlm_onnx.parity import PaddedForward, compare_padded, jax_padded, onnx_padded
 from mlm_onnx.predictor import log_softmax, top
 from mlm_onnx.quantize import INT8, INT8_HUB
-from test_bundle import ORIGIN
-from test_graph import CONFIGS, MODERN, randomised
+from support.bundles import ORIGIN
+from support.models import CONFIGS, MODERN, randomised
 from tokenizers import Tokenizer
 
 from jax_mlm.tokenizer import train_tokenizer

@@ -14,8 +14,7 @@ from mlm_onnx.__main__ import main
 from mlm_onnx.parity import onnx_forward
 from mlm_onnx.quantize import INT8, REDUCED, adjusted
 from mlm_onnx.saturation import Count, emulate, exact_product, int8_encoder, measure, quantise, saturating_product
-from test_convert import run as run
-from test_graph import CONFIGS, randomised
+from support.models import CONFIGS, randomised
 
 BERT = CONFIGS["bert"]
 
@@ -80,15 +79,15 @@ def test_activations_are_quantised_as_onnx_says() -> None:
     assert quantise(np.zeros((1, 2), np.float32))[0].tolist() == [[0, 0]]
 
 
-def test_conversion_says_so(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["convert", str(run), str(tmp_path / "b")]) == 0
+def test_conversion_says_so(two_checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(two_checkpoints), str(tmp_path / "b")]) == 0
     said = capsys.readouterr().out
     facts = json.loads((tmp_path / "b" / "manifest.json").read_text())["int8"]["saturation"]
     assert 0 < facts["pairs"] < 0.1
     assert facts["tokens"] == 48
     assert f"without VNNI {facts['pairs']:.2%} of the sums" in said
     assert facts["matters"] == ("convert with --reduce-range" in said) == (facts["top1_agreement"] < 1)
-    assert main(["convert", str(run), str(tmp_path / "b"), "--reduce-range"]) == 0
+    assert main(["convert", str(two_checkpoints), str(tmp_path / "b"), "--reduce-range"]) == 0
     assert "7-bit weights: right on every processor" in capsys.readouterr().out
     assert "saturation" not in json.loads((tmp_path / "b" / "manifest.json").read_text())["int8"]
 

@@ -15,7 +15,8 @@ from mlm_onnx.__main__ import main
 from mlm_onnx.attention import carries_attention
 from mlm_onnx.bundle import BundleError, open_bundle
 from mlm_onnx.space import NEEDED, check_space
-from test_demo import free_port, needs_gradio, serving
+from support.paths import ROOT
+from support.servers import free_port, needs_gradio, serving
 
 from jax_mlm.config import SENTENCE
 
@@ -40,7 +41,7 @@ def test_the_folder_is_a_space(space: Path) -> None:
 
 
 def test_it_asks_for_what_the_package_asks_for(space: Path) -> None:
-    declared = tomllib.loads((Path(__file__).parents[2] / "export" / "pyproject.toml").read_text())["project"]
+    declared = tomllib.loads((ROOT / "export" / "pyproject.toml").read_text())["project"]
     assert list(NEEDED) == declared["dependencies"]
     assert (space / "requirements.txt").read_text().split()[:-1] == declared["dependencies"]
     assert (space / "requirements.txt").read_text().split()[-1].startswith("gradio==")

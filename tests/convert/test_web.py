@@ -15,7 +15,7 @@ from mlm_onnx.bundle import BundleError
 from mlm_onnx.graph import fill_mask_graph
 from mlm_onnx.parity import onnx_forward
 from mlm_onnx.quantize import INT8, INT8_WEB
-from test_graph import CONFIGS, randomised
+from support.models import CONFIGS, randomised
 
 
 def test_the_page_carries_its_parts_and_asks_nobody_else(web_runtime: dict[str, bytes], tmp_path: Path) -> None:

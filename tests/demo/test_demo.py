@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from mlm_onnx import FillMask
 from mlm_onnx.__main__ import main
+from support.servers import free_port, needs_gradio, serving
+from support.texts import WORDS
 
 from jax_mlm.config import SENTENCE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
-WORDS = SENTENCE.split()
-needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs gradio to serve the page")
 
 
 @pytest.fixture(scope="module")
@@ -34,30 +28,6 @@ def bundle(sentence_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("demo") / "bundle"
     assert main(["convert", str(sentence_run.path), str(path), "--with-attention"]) == 0
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
-@contextmanager
-def serving(line: list[str], port: int, **options: Any) -> Iterator[subprocess.Popen]:
-    """A server in a process of its own, from its first answer on."""
-    server = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
-    try:
-        for _ in range(600):
-            assert server.poll() is None, server.stdout.read()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield server
-    finally:
-        server.kill()
-        server.wait()
 
 
 @pytest.fixture(scope="module")

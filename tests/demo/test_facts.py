@@ -16,9 +16,8 @@ from mlm_onnx.examples import PLAIN, examples_for
 from mlm_onnx.facts import MOST_WORDS, Facts, filled_in, strength
 from mlm_onnx.graph import FP32
 from mlm_onnx.heatmap import png
-from test_bundle import ORIGIN
-from test_graph import randomised
-from test_predictor import MODEL, piecewise
+from support.bundles import ORIGIN, SENTENCE_MODEL, piecewise
+from support.models import randomised
 
 from jax_mlm.config import SENTENCE
 from jax_mlm.tokenizer import train_tokenizer, vocabulary_of
@@ -81,7 +80,7 @@ def test_reasons_are_the_predictors(facts: Facts) -> None:
 def test_words_of_several_pieces(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Words stay words, whatever their pieces; each is said to be where it is, and the sentence is filled in alike."""
     tokenizer = piecewise(kind)
-    model = replace(MODEL, vocab_size=tokenizer.get_vocab_size())
+    model = replace(SENTENCE_MODEL, vocab_size=tokenizer.get_vocab_size())
     monkeypatch.setattr(convert, "parity_shapes", lambda length: ((1, 7, 2),))  # the others are test_convert's
     convert.write_bundle(tmp_path / "b", model, randomised(model), tokenizer, FP32, ORIGIN)
     facts = Facts(FillMask(tmp_path / "b"))

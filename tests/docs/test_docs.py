@@ -30,8 +30,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 READ_ONLY = {"needs-accelerator", "needs-pod", "needs-npm", "needs-peers"}
 REMARKS = {*READ_ONLY, "serves", "install", "varies", "slow", "extended"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from mlm_onnx import FillMask
+from support.paths import ROOT
 
 from jax_mlm.config import SENTENCE
 
@@ -67,7 +67,7 @@ print(FillMask({str(bundle)!r})({SENTENCE.replace("creates", "[MASK]")!r})["mask
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={**environment, "PYTHONPATH": str(Path(__file__).parents[2] / "export")},
+        env={**environment, "PYTHONPATH": str(ROOT / "export")},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.stdout.strip() == "creates", done.stderr

@@ -9,12 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import latency  # noqa: E402
-import machine  # noqa: E402
-import random_models  # noqa: E402
+import latency
+import machine
+import random_models
 
 
 def test_texts_have_the_length_they_say(tmp_path: Path) -> None:

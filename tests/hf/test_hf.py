@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from mlm_onnx import FillMask
 from mlm_onnx.convert import convert
 from safetensors.numpy import load_file, save_file
-from test_graph import randomised
+from support.models import HF_BERT, HF_ROBERTA, HF_TINY, MODELS, assert_trees_equal, logits_of, randomised
+from support.runs import REAL, save_run
 from tokenizers import Tokenizer
 
-from jax_mlm.checkpoint import load_params, open_checkpoints, save
-from jax_mlm.config import SENTENCE, ModelConfig, TrainConfig
+from jax_mlm.checkpoint import load_params
+from jax_mlm.config import SENTENCE, ModelConfig
 from jax_mlm.errors import UserError
 from jax_mlm.evaluate import EvaluateConfig, evaluate_text
 from jax_mlm.hf import export_hf, import_hf, read_hf
@@ -31,34 +31,9 @@ from jax_mlm.hf.config import FAMILIES, check_expressible, from_hf, hf_config
 from jax_mlm.hf.names import NAMES, entries, family_of
 from jax_mlm.hf.tokenizer import hf_tokenizer
 from jax_mlm.hf.weights import expected_shapes, write_params
-from jax_mlm.model import Inputs, make_forward
 from jax_mlm.presets import PRESETS
-from jax_mlm.run import read_run, write_run
+from jax_mlm.run import read_run
 from jax_mlm.tokenizer import train_tokenizer
-
-REAL = ("bert-tiny-english", "albert-reactions", "roberta-antibody")
-TINY = {"vocab_size": 64, "width": 16, "layers": 2, "heads": 2, "ff_width": 24, "max_length": 32}
-BERT = replace(PRESETS["bert-base"].model, **TINY)
-ROBERTA = replace(BERT, family="roberta", position_offset=1, token_types=1)
-MODELS: dict[str, ModelConfig] = {
-    "bert": BERT,
-    "roberta": ROBERTA,
-    "albert": replace(BERT, family="albert", embedding_width=8, layer_groups=1, activation="gelu_tanh"),
-    "distilbert": replace(BERT, family="distilbert", token_types=0),
-    "modernbert": ModelConfig(**TINY, global_every=2, rope_theta=160_000.0, local_window=8),
-}
-
-
-def tree_equal(ours: Any, theirs: Any) -> None:
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
-def logits(model: ModelConfig, params: Any, ids: list[int]) -> np.ndarray:
-    """[S, V] of one text."""
-    tokens = np.asarray([ids], np.int32)
-    at = np.arange(len(ids), dtype=np.int32)[None]
-    return np.asarray(jax.jit(make_forward(model))(params, Inputs(tokens, np.ones_like(tokens), at), at))[0]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +55,7 @@ def make_folder(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., Path]:
     """Writes a small model's directory; `change` edits its tensors, `config` its config.json (None: drops a field)."""
 
     def make(
-        model: ModelConfig = BERT, change: Callable[[dict[str, np.ndarray]], Any] | None = None, **config: Any
+        model: ModelConfig = HF_BERT, change: Callable[[dict[str, np.ndarray]], Any] | None = None, **config: Any
     ) -> Path:
         folder = tmp_path / "hf"
         folder.mkdir()
@@ -95,20 +70,6 @@ def make_folder(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., Path]:
         return folder
 
     return make
-
-
-def save_run(path: Path, model: ModelConfig, params: Any, tokenizer: Tokenizer) -> Path:
-    """A run that has trained for 7 steps on a.txt."""
-    path.mkdir()
-    write_run(path, TrainConfig(model=model, corpus=replace(PRESETS["sentence"].corpus)), {}, {"files": ["a.txt"]})
-    tokenizer.save(str(path / "tokenizer.json"))
-    line = {"kind": "valid", "step": 7, "loss": 1.5, "accuracy": 0.25}
-    (path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    manager = open_checkpoints(path)
-    save(manager, {"params": params, "step": jnp.int32(7)}, {"step": 7}, 1.5)
-    manager.wait_until_finished()
-    manager.close()
-    return path
 
 
 # ---- the real checkpoints ------------------------------------------------------------------------
@@ -127,7 +88,7 @@ def test_real_checkpoints_answer_as_transformers_recorded(real: Any) -> None:
     if name == "bert-tiny-english":
         for text, answer in recorded.items():
             assert tokenizer.encode(text).ids == answer["input_ids"]
-            all_logits = logits(model, params, answer["input_ids"])
+            all_logits = logits_of(model, params, answer["input_ids"])
             row = all_logits[answer["mask_pos"]]
             np.testing.assert_allclose(row[:20], answer["logits_mask_first20"], atol=2e-5)
             assert [tokenizer.id_to_token(i) for i in np.argsort(-row)[:5]] == [token for token, _ in answer["top5"]]
@@ -142,7 +103,7 @@ def test_real_checkpoints_answer_as_transformers_recorded(real: Any) -> None:
             for masked in answer["masked"]:
                 ids[masked["pos"]] = tokenizer.token_to_id("[MASK]")
             assert ids == answer["input_ids"]
-            rows = logits(model, params, ids)
+            rows = logits_of(model, params, ids)
             first = answer["masked"][0]["pos"]
             np.testing.assert_allclose(rows[first], answer["logits_first_masked_pos"], atol=5e-5)
             for masked in answer["masked"]:
@@ -152,7 +113,7 @@ def test_real_checkpoints_answer_as_transformers_recorded(real: Any) -> None:
     else:
         ids = recorded["input_ids"]
         assert tokenizer.encode(recorded["masked"].replace("*", "<mask>")).ids == ids
-        rows = softmax(logits(model, params, ids))[1:-1]
+        rows = softmax(logits_of(model, params, ids))[1:-1]
         np.testing.assert_allclose(rows[:5], recorded["probs_rows0to4_all25"], atol=2e-6)
         acids = [tokenizer.token_to_id(letter) for letter in "ACDE"]
         np.testing.assert_allclose(rows[:5, acids], recorded["published_probs_ACDE_rows0to4"], atol=2e-6)
@@ -167,7 +128,7 @@ def test_import_export_import_is_the_identity(real: Any, tmp_path: Path) -> None
     _, folder, run = real
     export_hf(run, tmp_path / "hf")
     import_hf(tmp_path / "hf", tmp_path / "again")
-    tree_equal(load_params(run)[1], load_params(tmp_path / "again")[1])
+    assert_trees_equal(load_params(run)[1], load_params(tmp_path / "again")[1])
     assert read_run(run).model == read_run(tmp_path / "again").model
     assert (run / "tokenizer.json").read_text() == (tmp_path / "again" / "tokenizer.json").read_text()
     theirs, ours = load_file(folder / "model.safetensors"), load_file(tmp_path / "hf" / "model.safetensors")
@@ -250,7 +211,7 @@ def test_every_family_survives_the_way_out_and_in(
     assert export_hf(run, tmp_path / "hf") == 7
     imported = read_hf(tmp_path / "hf")
     assert imported.model == model
-    tree_equal(imported.params, params)
+    assert_trees_equal(imported.params, params)
     assert imported.remarks == ("the tokenizer has 16 tokens, the embedding 64: 48 rows stand for no token",)
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "Held-out loss 1.5000 nats, accuracy 0.2500" in card
@@ -263,7 +224,7 @@ def test_our_presets_are_models_of_a_known_type(name: str, tmp_path: Path, token
     params = randomised(model)
     export_hf(save_run(tmp_path / "run", model, params, tokenizer), tmp_path / "hf")
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == "modernbert"
-    tree_equal(read_hf(tmp_path / "hf").params, params)
+    assert_trees_equal(read_hf(tmp_path / "hf").params, params)
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
@@ -274,13 +235,13 @@ def test_every_preset_can_be_exported(name: str) -> None:
 
 def test_roberta_positions_follow_the_padding_token(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """Trained with offset 2 and [PAD] = 0: transformers counts from row 1, so the table moves."""
-    model = replace(ROBERTA, position_offset=2)
+    model = replace(HF_ROBERTA, position_offset=2)
     params = randomised(model)
     export_hf(save_run(tmp_path / "run", model, params, tokenizer), tmp_path / "hf")
     imported = read_hf(tmp_path / "hf")
     assert (imported.model.position_offset, imported.model.max_length) == (1, 32)
     ids = [3, 4, 2, 9]
-    np.testing.assert_array_equal(logits(imported.model, imported.params, ids), logits(model, params, ids))
+    np.testing.assert_array_equal(logits_of(imported.model, imported.params, ids), logits_of(model, params, ids))
 
 
 @pytest.mark.parametrize(
@@ -295,7 +256,7 @@ def test_roberta_positions_follow_the_padding_token(tmp_path: Path, tokenizer: T
 def test_what_modernbert_has_no_field_for_is_not_exported(
     change: dict[str, Any], named: str, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
-    model = replace(ModelConfig(**TINY), **change)
+    model = replace(ModelConfig(**HF_TINY), **change)
     run = save_run(tmp_path / "run", model, randomised(model), tokenizer)
     with pytest.raises(UserError, match=named):
         export_hf(run, tmp_path / "hf")
@@ -334,23 +295,23 @@ def old_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def test_old_names_extra_heads_and_no_model_type(make_folder: Any, capsys: Any, tmp_path: Path) -> None:
-    folder = make_folder(BERT, old_names, model_type=None)
+    folder = make_folder(HF_BERT, old_names, model_type=None)
     assert main(["import", str(folder), str(tmp_path / "run")]) == 0
     said = capsys.readouterr()
     assert "not used: cls.seq_relationship.bias, embeddings.position_ids, pooler.dense.weight" in said.err
     assert said.out.splitlines()[-1] == str(tmp_path / "run")
-    tree_equal(load_params(tmp_path / "run")[1], randomised(BERT))
+    assert_trees_equal(load_params(tmp_path / "run")[1], randomised(HF_BERT))
 
 
 def test_options_name_the_family_and_the_tokenizer(
     make_folder: Any, tokenizer: Tokenizer, capsys: Any, tmp_path: Path
 ) -> None:
-    folder = make_folder(ROBERTA, model_type="xlm-roberta")
+    folder = make_folder(HF_ROBERTA, model_type="xlm-roberta")
     (folder / "tokenizer.json").rename(tmp_path / "other.json")
     options = ["--family", "roberta", "--tokenizer", str(tmp_path / "other.json")]
     assert main(["import", str(folder), str(tmp_path / "run"), *options]) == 0
     assert capsys.readouterr().err.splitlines()[-1].startswith("the tokenizer has 16 tokens, the embedding 64: 48 rows")
-    assert read_run(tmp_path / "run").model == ROBERTA
+    assert read_run(tmp_path / "run").model == HF_ROBERTA
 
 
 def test_an_imported_run_can_be_evaluated(make_folder: Any, tmp_path: Path, monkeypatch: Any) -> None:
@@ -390,12 +351,12 @@ def test_decoders_stored_twice_apart_or_under_the_other_name(family: str, make_f
     del moved[table]
     save_file(moved, folder / "model.safetensors")
     assert read_hf(folder).model.tied
-    tree_equal(read_hf(folder).params, params)
+    assert_trees_equal(read_hf(folder).params, params)
 
     if n.bias[0] != n.bias[-1]:
         moved = {name: array for name, array in tensors.items() if name != n.bias[-1]}
         save_file(moved, folder / "model.safetensors")
-        tree_equal(read_hf(folder).params, params)
+        assert_trees_equal(read_hf(folder).params, params)
 
     save_file(tensors | {decoder: tensors[table] + 1}, folder / "model.safetensors")
     apart = read_hf(folder)
@@ -416,8 +377,8 @@ def test_other_precisions_become_float32(kind: str, code: str, make_folder: Any)
         body += data
     head = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + body)
-    expected = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), randomised(BERT))
-    tree_equal(read_hf(folder).params, expected)
+    expected = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), randomised(HF_BERT))
+    assert_trees_equal(read_hf(folder).params, expected)
 
 
 def test_shards(make_folder: Any) -> None:
@@ -430,7 +391,7 @@ def test_shards(make_folder: Any) -> None:
         save_file({name: tensors[name] for name in part}, folder / file)
     index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    tree_equal(read_hf(folder).params, randomised(BERT))
+    assert_trees_equal(read_hf(folder).params, randomised(HF_BERT))
     (folder / "b.safetensors").unlink()
     with pytest.raises(UserError, match=r"index\.json names b\.safetensors, which is not there"):
         read_hf(folder)

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_graph import randomised
-from test_hf import REAL, save_run
+from support.models import randomised
+from support.runs import REAL, save_run
 from tokenizers import Tokenizer
 
 from jax_mlm.config import SENTENCE, ModelConfig

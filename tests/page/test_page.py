@@ -20,8 +20,8 @@ from mlm_onnx.bundle import FAST_GRAPH, WEB_GRAPH, open_bundle, seal
 from mlm_onnx.graph import FP32, Precision
 from mlm_onnx.onnx_check import check_onnx
 from mlm_onnx.quantize import INT8
-from test_bundle import ORIGIN
-from test_graph import CONFIGS, randomised
+from support.bundles import ORIGIN
+from support.models import CONFIGS, randomised
 
 from jax_mlm.config import SENTENCE
 from jax_mlm.tokenizer import train_tokenizer

@@ -13,7 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_train import ROOT, TINY, one_line
+from support.paths import ROOT
+from support.runs import TINY, one_line
 
 from jax_mlm import hosts
 from jax_mlm.checkpoint import load_params

@@ -10,7 +10,7 @@ import sys
 import termios
 
 import pytest
-from test_train import ROOT
+from support.paths import ROOT
 
 from jax_mlm.progress import Smooth, at_terminal, clipped, duration, gapped, spark
 from jax_mlm.run import read_samples

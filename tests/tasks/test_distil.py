@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_continue import SHAPE, SMALL, soft, train_line
-from test_graph import randomised
-from test_hf import MODELS, logits, save_run, tree_equal
-from test_presets import made_text
-from test_step import BATCH, LENGTH, VOCABULARY, batch, difference
+from support.models import MODELS, SHAPE, assert_trees_equal, logits_of, randomised, softened
+from support.runs import SMALL, save_run, train_line
+from support.steps import BATCH, LENGTH, VOCABULARY, tree_difference, uneven_batch
+from support.texts import write_sentences
 
 from jax_mlm.checkpoint import load_params
 from jax_mlm.config import SENTENCE, DistilConfig, MaskConfig, ModelConfig, OptimConfig
@@ -35,7 +34,7 @@ STUDENT = replace(TEACHER, layers=1)
 
 
 def masked() -> Any:
-    rows = batch()
+    rows = uneven_batch()
     keys = jax.vmap(jax.random.split)(row_keys(jax.random.key(3), 0, rows.rows))
     return make_mask(MaskConfig(), VOCABULARY, LENGTH)(keys[:, 0], rows.tokens, rows.words, jnp.float32(0.15))
 
@@ -57,8 +56,8 @@ def test_cosine_by_hand() -> None:
 
 
 def test_the_objective_is_their_weighted_sum_and_only_the_student_learns() -> None:
-    rows, hidden = batch(), masked()
-    student, teacher = soft(STUDENT), soft(TEACHER)
+    rows, hidden = uneven_batch(), masked()
+    student, teacher = softened(STUDENT), softened(TEACHER)
     share = float(hidden.weights.sum() / (rows.segments > 0).sum())
     parts = {}
     for weights in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 5, 3)):
@@ -80,9 +79,9 @@ def test_the_objective_is_their_weighted_sum_and_only_the_student_learns() -> No
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(family: str) -> None:
     model = replace(MODELS[family], layers=1, dropout=0.0, attention_dropout=0.0)
-    params = soft(model)
+    params = softened(model)
     objective = jax.jit(make_objective(DistilConfig("t", 1.0, 0.0, 1.0), model, model, jnp.float32))
-    total, metrics = objective(params, params, 0.15, batch(), masked(), None)
+    total, metrics = objective(params, params, 0.15, uneven_batch(), masked(), None)
     assert abs(float(total)) / float(metrics.count) < 1e-5
 
 
@@ -95,12 +94,12 @@ def test_a_short_run_comes_nearer_to_the_teacher() -> None:
             jax.random.key(7), 1, objective,
         )
     )  # fmt: skip
-    state, rows, hidden = init_state(soft(STUDENT), tx), batch(), masked()
-    teacher = jax.tree.map(jnp.asarray, soft(TEACHER))
+    state, rows, hidden = init_state(softened(STUDENT), tx), uneven_batch(), masked()
+    teacher = jax.tree.map(jnp.asarray, softened(TEACHER))
     apart = jax.jit(lambda params: objective(params, teacher, 0.15, rows, hidden, None)[0])
     before = float(apart(state.params))
     for number in range(20):
-        state, _ = step(state, batch(number), jnp.int32(100), teacher)
+        state, _ = step(state, uneven_batch(number), jnp.int32(100), teacher)
     assert float(apart(state.params)) < 0.9 * before
 
 
@@ -113,9 +112,11 @@ def test_microbatches_add_up_to_the_batch() -> None:
             make_forward(STUDENT), tx, make_schedule(config), MaskConfig(), VOCABULARY, LENGTH,
             jax.random.key(7), accumulate, objective,
         )  # fmt: skip
-        state, metrics = jax.jit(step)(init_state(soft(STUDENT), tx), batch(), jnp.int32(100), soft(TEACHER))
+        state, metrics = jax.jit(step)(
+            init_state(softened(STUDENT), tx), uneven_batch(), jnp.int32(100), softened(TEACHER)
+        )
         results.append((state.params, float(metrics.loss_sum), jax.tree.map(float, metrics.more)))
-    assert difference(results[0][0], results[1][0]) < 2e-5
+    assert tree_difference(results[0][0], results[1][0]) < 2e-5
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-5)
     assert set(results[0][2]) == {"soft", "cosine"}
     assert results[0][2] == pytest.approx(results[1][2], rel=1e-4)
@@ -136,11 +137,11 @@ def test_a_student_begins_with_every_other_layer(family: str, tmp_path: Path) ->
     said: list[str] = []
     student = student_params(Initial(model, params, tokenizer), recipe.model, said.append)
     assert said == [f"the student begins with layers {'0' if model.layer_groups else '0, 2'} of the teacher's 4"]
-    tree_equal(student["layer_0"], params["layer_0"])
+    assert_trees_equal(student["layer_0"], params["layer_0"])
     if not model.layer_groups:
-        tree_equal(student["layer_1"], params["layer_2"])
+        assert_trees_equal(student["layer_1"], params["layer_2"])
     for name in set(student) - {"layer_0", "layer_1"}:
-        tree_equal(student[name], params[name])
+        assert_trees_equal(student[name], params[name])
 
 
 def test_without_token_types_their_first_row_joins_the_positions() -> None:
@@ -148,8 +149,8 @@ def test_without_token_types_their_first_row_joins_the_positions() -> None:
     teacher = Initial(model, randomised(model), train_tokenizer([SENTENCE], "word", 16))
     same, bare = replace(model), replace(model, family="distilbert", token_types=0)
     ids = [3, 9, 2, 14]
-    whole = logits(same, student_params(teacher, same), ids)
-    np.testing.assert_allclose(logits(bare, student_params(teacher, bare), ids), whole, atol=1e-5)
+    whole = logits_of(same, student_params(teacher, same), ids)
+    np.testing.assert_allclose(logits_of(bare, student_params(teacher, bare), ids), whole, atol=1e-5)
     moved = replace(bare, family="roberta", position_offset=2, token_types=1)
     assert student_params(teacher, moved) is None, "one type is not two"
 
@@ -172,10 +173,10 @@ def test_a_short_run_learns_resumes_and_says_what_does_not_fit(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.setenv("JAX_MLM_CACHE", str(tmp_path_factory.getbasetemp() / "distil-cache"))
-    text = made_text(tmp_path / "text")
+    text = write_sentences(tmp_path / "text")
     tokenizer = train_tokenizer(text.read_text().splitlines(), "wordpiece", 64)
     model = replace(MODELS["bert"], **SHAPE | {"vocab_size": 64})
-    export_hf(save_run(tmp_path / "run", model, soft(model), tokenizer), tmp_path / "teacher")
+    export_hf(save_run(tmp_path / "run", model, softened(model), tokenizer), tmp_path / "teacher")
     shape = ["--width", 16, "--heads", 2, "--ff-width", 24, "--max-length", 32, "--layers", 1, "--accumulate", 1]
     options = ["--distil", tmp_path / "teacher", "--preset", "distilbert-base", *shape, "--data", text, *SMALL]
     options += ["--schedule", "constant", "--warmup", 0, "--lr", 3e-3]
@@ -194,7 +195,7 @@ def test_a_short_run_learns_resumes_and_says_what_does_not_fit(
 
     assert train_line(*options, "--steps", 3, "--out", tmp_path / "parts") == 0
     assert train_line("--resume", "--steps", 6, "--out", tmp_path / "parts") == 0
-    tree_equal(load_params(tmp_path / "whole")[1], load_params(tmp_path / "parts")[1])
+    assert_trees_equal(load_params(tmp_path / "whole")[1], load_params(tmp_path / "parts")[1])
 
     def refused(*arguments: Any) -> str:
         capsys.readouterr()

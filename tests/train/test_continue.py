@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_graph import randomised
-from test_hf import MODELS, logits, save_run, tree_equal
+from support.models import MODELS, SHAPE, assert_trees_equal, logits_of, softened
+from support.runs import SMALL, save_run, train_line
 
 from jax_mlm.checkpoint import load_params
 from jax_mlm.config import MaskConfig, ModelConfig, TrainConfig
-from jax_mlm.console import parse, run_command
+from jax_mlm.console import parse
 from jax_mlm.corpus import prepare
 from jax_mlm.data import batch_at, pack_rows, split_documents
 from jax_mlm.hf import export_hf
@@ -26,32 +26,19 @@ from jax_mlm.hf.config import FAMILIES
 from jax_mlm.initial import Initial, start_from, with_words
 from jax_mlm.masking import make_mask, row_keys
 from jax_mlm.model import make_forward
-from jax_mlm.options import EXAMPLES, defaults
+from jax_mlm.options import defaults
 from jax_mlm.run import read_metrics, read_run, read_run_file
 from jax_mlm.sources import expand
 from jax_mlm.step import batch_metrics
 from jax_mlm.tokenizer import train_tokenizer, vocabulary_of
-from jax_mlm.train import main
 
 LINES = 200
-SMALL = ["--length", "16", "--batch", "4", "--log-every", "1", "--eval-rows", "8", "--eval-every", "100"]
-SHAPE = {"vocab_size": 128, "width": 16, "layers": 2, "heads": 2, "ff_width": 24, "max_length": 32}
-
-
-def train_line(*arguments: Any) -> int:
-    """Runs the command in this process; its exit status."""
-    return run_command("train", TrainConfig, main, EXAMPLES, [str(word) for word in arguments], defaults)
 
 
 def started(*arguments: Any) -> tuple[TrainConfig, Initial]:
     """What such a command begins with, without training."""
     argv = [str(word) for word in arguments]
     return start_from(parse("train", TrainConfig, argv, defaults(argv)))
-
-
-def soft(model: ModelConfig) -> dict[str, Any]:
-    """Parameters that answer differently everywhere, without being as sure as `randomised` makes them."""
-    return jax.tree.map(lambda x: x * 0.3 if x.ndim == 2 else x, randomised(model))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +67,7 @@ def model_of(family: str) -> ModelConfig:
 @pytest.mark.parametrize("family", ["roberta", pytest.param("modernbert", marks=pytest.mark.slow)])
 def test_the_first_step_has_the_loss_of_the_weights(family: str, text: Path, tokenizer: Any, tmp_path: Path) -> None:
     model = model_of(family)
-    params, run, source = soft(model), tmp_path / "run", tmp_path / "hf"
+    params, run, source = softened(model), tmp_path / "run", tmp_path / "hf"
     export_hf(save_run(tmp_path / "from", model, params, tokenizer), source)
     assert train_line("--init", source, "--data", text, "--steps", 1, *SMALL, "--out", run) == 0
     config, vocabulary = read_run(run), vocabulary_of(tokenizer)
@@ -100,13 +87,13 @@ def test_the_first_step_has_the_loss_of_the_weights(family: str, text: Path, tok
 
 def test_it_resumes_without_the_weights_it_began_with(text: Path, tokenizer: Any, tmp_path: Path, capsys: Any) -> None:
     model = model_of("bert")
-    save_run(tmp_path / "from", model, soft(model), tokenizer)
+    save_run(tmp_path / "from", model, softened(model), tokenizer)
     options = ["--init", tmp_path / "from", "--data", text, *SMALL, "--schedule", "constant", "--warmup", 0]
     assert train_line(*options, "--steps", 5, "--out", tmp_path / "whole") == 0
     assert train_line(*options, "--steps", 2, "--out", tmp_path / "parts") == 0
     shutil.rmtree(tmp_path / "from")
     assert train_line("--resume", "--steps", 5, "--out", tmp_path / "parts") == 0
-    tree_equal(load_params(tmp_path / "whole")[1], load_params(tmp_path / "parts")[1])
+    assert_trees_equal(load_params(tmp_path / "whole")[1], load_params(tmp_path / "parts")[1])
     assert read_run_file(tmp_path / "parts")["data"]["init"] == {"from": str(tmp_path / "from"), "step": 7}
     shutil.rmtree(tmp_path / "parts" / "checkpoints")
     assert train_line("--resume", "--steps", 9, "--out", tmp_path / "parts") == 2
@@ -118,7 +105,7 @@ def test_new_words_and_more_positions_leave_the_old_answers(
     family: str, text: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
     model = model_of(family)
-    params = soft(model)
+    params = softened(model)
     source = save_run(tmp_path / "from", model, params, tokenizer)
     words = tmp_path / "words.txt"
     words.write_text("xylophone\nzebra\n\nb\n")
@@ -132,7 +119,7 @@ def test_new_words_and_more_positions_leave_the_old_answers(
     grown, learned = start.model, start.params
     assert grown == config.model == replace(model, vocab_size=128, max_length=48)
     ids = tokenizer.encode("banoti desa").ids
-    was, now = logits(model, params, ids), logits(grown, learned, ids)
+    was, now = logits_of(model, params, ids), logits_of(grown, learned, ids)
     np.testing.assert_allclose(now[:, :old], was[:, :old], atol=1e-4)
     table, means = learned["token_table"], params["token_table"][:old].mean(0)
     assert np.abs(table[old:].mean(0) - means).max() < 0.05, "rows that stood for no token start anew as well"
@@ -140,7 +127,7 @@ def test_new_words_and_more_positions_leave_the_old_answers(
 
 def test_a_longer_tokenizer_must_keep_the_ids(text: Path, tokenizer: Any, tmp_path: Path, capsys: Any) -> None:
     model = replace(model_of("bert"), vocab_size=64)
-    save_run(tmp_path / "from", model, soft(model), tokenizer)
+    save_run(tmp_path / "from", model, softened(model), tokenizer)
     with_words(tokenizer, [f"word{i}" for i in range(10)]).save(str(tmp_path / "longer.json"))
     line = ["--init", tmp_path / "from", "--data", text, *SMALL]
     config, start = started(*line, "--tokenizer", tmp_path / "longer.json")
@@ -159,7 +146,7 @@ def test_a_longer_tokenizer_must_keep_the_ids(text: Path, tokenizer: Any, tmp_pa
 
 def test_what_contradicts_the_weights_is_one_line(text: Path, tokenizer: Any, tmp_path: Path, capsys: Any) -> None:
     model = model_of("roberta")
-    source = save_run(tmp_path / "from", model, soft(model), tokenizer)
+    source = save_run(tmp_path / "from", model, softened(model), tokenizer)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     cases = [
         (["--width", 32], "--width 32 contradicts"),

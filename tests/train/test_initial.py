@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_graph import randomised
-from test_hf import MODELS, logits, save_run, tree_equal
+from support.models import MODELS, assert_trees_equal, logits_of, randomised
+from support.runs import save_run
 
 from jax_mlm.config import SENTENCE
 from jax_mlm.errors import UserError
@@ -33,12 +33,12 @@ def test_growth_keeps_every_old_answer(family: str) -> None:
         tuple(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(grown.params)
     }
     assert shapes == expected_shapes(grown.model)
-    before, after = logits(start.model, start.params, IDS), logits(grown.model, grown.params, IDS)
+    before, after = logits_of(start.model, start.params, IDS), logits_of(grown.model, grown.params, IDS)
     np.testing.assert_allclose(after[:, :64], before, atol=1e-5)
     spread = before.std(-1)
     assert (np.abs(after[:, 64:].mean(-1) - before.mean(-1)) < spread).all(), "new tokens are likely as an average one"
     assert len(np.unique(after[0, 64:])) == 6
-    tree_equal(grow(start, 70, 80).params, grown.params)
+    assert_trees_equal(grow(start, 70, 80).params, grown.params)
 
 
 def test_learned_positions_repeat_after_the_offset() -> None:
@@ -51,7 +51,7 @@ def test_learned_positions_repeat_after_the_offset() -> None:
 
 def test_nothing_shrinks() -> None:
     start = Initial(MODELS["bert"], randomised(MODELS["bert"]), TOKENIZER)
-    tree_equal(grow(start, 10, 8).params, start.params)
+    assert_trees_equal(grow(start, 10, 8).params, start.params)
     assert grow(start, 10, 8).model == start.model
 
 
@@ -61,7 +61,7 @@ def test_a_run_and_its_export_are_the_same_start(tmp_path: Path) -> None:
     export_hf(run, tmp_path / "hf")
     one, two = read_initial(run), read_initial(tmp_path / "hf")
     assert one.model == two.model
-    tree_equal(one.params, two.params)
+    assert_trees_equal(one.params, two.params)
     assert one.tokenizer.to_str() == two.tokenizer.to_str()
     with pytest.raises(UserError, match="neither a run directory"):
         read_initial(tmp_path)

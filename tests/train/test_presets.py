@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import jax
 import pytest
 from mlm_onnx import FillMask
 from mlm_onnx.convert import convert
-from test_continue import train_line
+from support.runs import train_line
+from support.texts import write_sentences
 
 from jax_mlm.hf import export_hf, read_hf
 from jax_mlm.model import init_params
@@ -58,13 +58,6 @@ FAMILIES = {
 }
 
 
-def made_text(path: Path) -> Path:
-    draw = random.Random(0)
-    words = [a + b for a in ("ba", "de", "fi", "go", "lu", "mer") for b in ("no", "ti", "sa", "pel", "rund")]
-    path.write_text("".join(" ".join(draw.choices(words, k=9)).capitalize() + ".\n" for _ in range(300)))
-    return path
-
-
 @pytest.mark.parametrize(
     "name",  # BERT and DistilBERT differ from RoBERTa in what other tests hold: these two are for before a release
     [pytest.param(n, marks=pytest.mark.slow if n in ("bert-base", "distilbert-base") else ()) for n in FAMILIES],
@@ -74,7 +67,7 @@ def test_a_small_model_of_each_family_goes_the_whole_way(
 ) -> None:
     """Trained from scratch, exported, read back, continued from there, converted."""
     monkeypatch.setenv("JAX_MLM_CACHE", str(tmp_path_factory.getbasetemp() / "presets-cache"))
-    run, common = tmp_path / "run", ["--preset", name, *SMALL, "--data", made_text(tmp_path / "text")]
+    run, common = tmp_path / "run", ["--preset", name, *SMALL, "--data", write_sentences(tmp_path / "text")]
     assert train_line(*common, *FAMILIES[name], "--out", run) == 0
     model, preset = read_run(run).model, PRESETS[name].model
     assert [line["step"] for line in read_metrics(run) if line["kind"] == "train"] == [1, 2, 3]

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from support.runs import TINY, one_line
 
 from jax_mlm.checkpoint import load_params
 from jax_mlm.config import SENTENCE
@@ -16,12 +17,6 @@ from jax_mlm.model import make_forward
 from jax_mlm.predictions import predict_each
 from jax_mlm.run import read_metrics, read_run, read_samples
 from jax_mlm.tokenizer import load_tokenizer, vocabulary_of
-
-ROOT = Path(__file__).resolve().parents[2]
-TINY = [
-    "--preset", "tiny", "--width", "32", "--layers", "2", "--heads", "2", "--ff-width", "48", "--length", "32",
-    "--batch", "8", "--eval-rows", "16", "--log-every", "5", "--lr", "3e-3",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -131,14 +126,6 @@ def test_a_budget_is_kept(environment, text, tmp_path):
     metrics = read_metrics(tmp_path / "run")
     assert abs(metrics[-1]["seconds"] - 20) < 1.5, "short runs are dominated by saves: 2 % holds from minutes on"
     assert [line["lr"] for line in metrics if line["kind"] == "train"][-1] < 2e-4
-
-
-def one_line(done: subprocess.CompletedProcess) -> str:
-    assert done.returncode == 2, (done.returncode, done.stderr)
-    assert "Traceback" not in done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1, done.stderr
-    return errors[0]
 
 
 def test_bad_input_is_one_line_and_exit_2(environment, text, tmp_path):
