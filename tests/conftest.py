@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from support.bundles import ORIGIN
+from support.models import randomised
+from support.paths import ROOT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the checkout, or $JAX_MLM_SHARED."""
     named = os.environ.get("JAX_MLM_SHARED")
-    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; point $JAX_MLM_SHARED at it")
     return folder
@@ -61,7 +62,6 @@ def sentence_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     from mlm_onnx import convert
     from mlm_onnx.graph import FP32
     from mlm_onnx.quantize import INT8
-    from test_graph import randomised
 
     from jax_mlm.config import SENTENCE, with_vocabulary
     from jax_mlm.presets import PRESETS
@@ -69,14 +69,13 @@ def sentence_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 
     folder = tmp_path_factory.mktemp("bundles")
     model = with_vocabulary(PRESETS["sentence"], 16).model
-    origin = {"run": "test", "preset": "sentence", "step": 7, "versions": {}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convert, "parity_shapes", lambda length: ((1, 7, 2),))  # the others are test_convert's
         for precision in (FP32, INT8):
             tokenizer = train_tokenizer([SENTENCE], "word", 16)
-            convert.write_bundle(folder / precision.name, model, randomised(model), tokenizer, precision, origin)
+            convert.write_bundle(folder / precision.name, model, randomised(model), tokenizer, precision, ORIGIN)
         convert.write_bundle(
-            folder / "attention", model, randomised(model), tokenizer, INT8, origin, with_attention=True
+            folder / "attention", model, randomised(model), tokenizer, INT8, ORIGIN, with_attention=True
         )
     return {name: folder / name for name in ("fp32", "int8", "attention")}
 
