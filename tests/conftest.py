@@ -59,13 +59,13 @@ def sentence_run(environment: dict[str, str], tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def sentence_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Bundles of the founding sentence's shape with random weights, in fp32 and in int8: to be read, not changed."""
-    from mlm_onnx import convert
-    from mlm_onnx.graph import FP32
-    from mlm_onnx.quantize import INT8
+    from mlm_onnx.convert import pipeline as convert
+    from mlm_onnx.convert.precision import FP32
+    from mlm_onnx.convert.quantize import INT8
 
-    from jax_mlm.config import SENTENCE, with_vocabulary
-    from jax_mlm.presets import PRESETS
-    from jax_mlm.tokenizer import train_tokenizer
+    from jax_mlm.config import with_vocabulary
+    from jax_mlm.data.tokenizer import train_tokenizer
+    from jax_mlm.presets import PRESETS, SENTENCE
 
     folder = tmp_path_factory.mktemp("bundles")
     model = with_vocabulary(PRESETS["sentence"], 16).model
@@ -83,8 +83,8 @@ def sentence_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 @pytest.fixture(scope="session")
 def web_runtime() -> dict[str, bytes]:
     """What the page runs on: from the cache, else from npm."""
-    from mlm_onnx import web
-    from mlm_onnx.bundle import BundleError
+    from mlm_onnx.bundle.layout import BundleError
+    from mlm_onnx.convert import web
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("npm_config_fetch_retries", "0")

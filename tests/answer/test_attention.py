@@ -10,18 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from mlm_onnx import BundleError, FillMask, QueryError
-from mlm_onnx.attention import AttentionReader, carries_attention
-from mlm_onnx.attention_export import jax_attention, shapes, write_attention
-from mlm_onnx.bundle import ATTENTION_GRAPH, FAST_DATA, open_bundle
-from mlm_onnx.graph import FP32, Precision, attention_graph, fill_mask_graph
-from mlm_onnx.onnx_file import Graph
-from mlm_onnx.parity import ParityError, open_session
-from mlm_onnx.quantize import INT8
-from mlm_onnx.windows import Reader
+from mlm_onnx.answer.attention import AttentionReader, carries_attention
+from mlm_onnx.answer.reader import Reader
+from mlm_onnx.bundle.layout import ATTENTION_GRAPH, FAST_DATA
+from mlm_onnx.bundle.read import open_bundle
+from mlm_onnx.convert.attention import jax_attention, shapes, write_attention
+from mlm_onnx.convert.graphs import attention_graph, fill_mask_graph
+from mlm_onnx.convert.onnx_file import Graph
+from mlm_onnx.convert.parity import ParityError, open_session
+from mlm_onnx.convert.precision import FP32, Precision
+from mlm_onnx.convert.quantize import INT8
 from support.models import BERT, CONFIGS, MODERN, randomised
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.primitives import NEGATIVE, attend, attention_weights
+from jax_mlm.model.ops.attention import NEGATIVE, attend, attention_weights
 
 FAMILIES = ("modernbert-local", "bert", "roberta", "distilbert", "albert", "albert-two-groups", "rms", "odd-head")
 

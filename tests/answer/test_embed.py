@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from mlm_onnx import FillMask, QueryError, convert
+from mlm_onnx import FillMask, QueryError
 from mlm_onnx.__main__ import main
-from mlm_onnx.bundle import EMBED_GRAPH, FAST_DATA, FAST_GRAPH, BundleError
-from mlm_onnx.graph import FP32, embed_graph, fill_mask_graph
-from mlm_onnx.parity import ParityError, compare_embeddings, jax_sides, onnx_embed
-from mlm_onnx.quantize import INT8
+from mlm_onnx.bundle.layout import EMBED_GRAPH, FAST_DATA, FAST_GRAPH, BundleError
+from mlm_onnx.convert import pipeline as convert
+from mlm_onnx.convert.graphs import embed_graph, fill_mask_graph
+from mlm_onnx.convert.parity import ParityError, compare_embeddings, jax_sides, onnx_embed
+from mlm_onnx.convert.precision import FP32
+from mlm_onnx.convert.quantize import INT8
 from support.bundles import ORIGIN, SENTENCE_MODEL
 from support.models import BERT, CONFIGS, SHAPES, randomised
 from support.texts import ROOM, long_text
 
-from jax_mlm.config import SENTENCE
-from jax_mlm.model import Encoder, Inputs
-from jax_mlm.tokenizer import train_tokenizer
+from jax_mlm.data.tokenizer import train_tokenizer
+from jax_mlm.model.encoder import Encoder, Inputs
+from jax_mlm.presets import SENTENCE
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +125,7 @@ def test_an_embedding_that_differs_is_not_written(tmp_path: Path, monkeypatch: p
 def test_the_graph_is_opened_when_it_is_asked_for(
     sentence_bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlm_onnx import engine
+    from mlm_onnx.answer import engine
 
     opened, real = [], engine.ort.InferenceSession
 

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 from mlm_onnx import FillMask, QueryError
 from mlm_onnx.__main__ import COMMANDS, main
-from mlm_onnx.convert import write_bundle
-from mlm_onnx.engine import log_softmax, side_by_side, top
-from mlm_onnx.graph import FP32
-from mlm_onnx.parity import jax_forward
-from mlm_onnx.pieces import Pieces
+from mlm_onnx.answer.engine import log_softmax, side_by_side, top
+from mlm_onnx.answer.pieces import Pieces
+from mlm_onnx.convert.parity import jax_forward
+from mlm_onnx.convert.pipeline import write_bundle
+from mlm_onnx.convert.precision import FP32
 from support.bundles import KINDS, ORIGIN, SENTENCE_MODEL, piecewise
 from support.models import randomised
 from tokenizers import Tokenizer
 
-from jax_mlm.config import SENTENCE
+from jax_mlm.presets import SENTENCE
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +140,7 @@ def test_pieces_fit_into_the_sentence(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_framed_tokenizers_answer(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlm_onnx.convert.parity_shapes", lambda length: ((1, 7, 2),))
+    monkeypatch.setattr("mlm_onnx.convert.pipeline.parity_shapes", lambda length: ((1, 7, 2),))
     tokenizer = piecewise(kind)
     model = replace(SENTENCE_MODEL, vocab_size=tokenizer.get_vocab_size() + 64)  # rows that no token uses
     write_bundle(tmp_path / "b", model, randomised(model), tokenizer, FP32, ORIGIN)

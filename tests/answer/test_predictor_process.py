@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from mlm_onnx import FillMask, QueryError
-from mlm_onnx.bundle import BundleError
+from mlm_onnx.bundle.layout import BundleError
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -204,8 +204,9 @@ def test_an_answer_loads_only_what_it_needs(bundle: Path) -> None:
     """Of this package too: what joint answers, explanations and conversion need waits until they are asked for."""
     loaded = run("print(*sorted(name for name in sys.modules if name.startswith('mlm_onnx')))", bundle).split()
     assert loaded == [
-        "mlm_onnx", *(f"mlm_onnx.{name}" for name in
-                      ("background", "bundle", "engine", "onnx_check", "pieces", "predictor", "protobuf", "windows"))
+        "mlm_onnx",
+        "mlm_onnx.answer", *(f"mlm_onnx.answer.{name}" for name in ("engine", "pieces", "predictor", "reader", "session")),
+        "mlm_onnx.bundle", *(f"mlm_onnx.bundle.{name}" for name in ("background", "graph_check", "layout", "read", "wire")),
     ]  # fmt: skip
     listed = "import sys; had = {*sys.modules}; import mlm_onnx.__main__, mlm_onnx.bundle; print(*{*sys.modules} - had)"
     done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, timeout=60)

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from mlm_onnx import FillMask, QueryError
 from mlm_onnx.__main__ import main
-from mlm_onnx.bundle import MANIFEST, TOKENIZER, Bundle, Limits, Special, seal
-from mlm_onnx.explain import words_of
-from mlm_onnx.joint import fill_jointly
-from mlm_onnx.windows import Reader
+from mlm_onnx.answer.explain import words_of
+from mlm_onnx.answer.joint import fill_jointly
+from mlm_onnx.answer.reader import Reader
+from mlm_onnx.bundle.layout import MANIFEST, TOKENIZER, Limits, Special
+from mlm_onnx.bundle.read import Bundle
+from mlm_onnx.bundle.write import seal
 from support.bundles import KINDS, ORIGIN, SENTENCE_MODEL, piecewise
 from support.models import randomised
 from support.texts import ROOM, long_text
@@ -211,8 +213,8 @@ def test_words_are_whole(readers: dict[str, Reader], kind: str) -> None:
 
 
 def test_first_pieces_are_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlm_onnx import convert
-    from mlm_onnx.quantize import INT8
+    from mlm_onnx.convert import pipeline as convert
+    from mlm_onnx.convert.quantize import INT8
 
     monkeypatch.setattr(convert, "parity_shapes", lambda length: ((1, 4, 1),))
     tokenizer = piecewise("wordpiece")

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 from mlm_onnx import FillMask
-from mlm_onnx.convert import write_bundle
-from mlm_onnx.graph import FP32
-from mlm_onnx.quantize import INT8
+from mlm_onnx.convert.pipeline import write_bundle
+from mlm_onnx.convert.precision import FP32
+from mlm_onnx.convert.quantize import INT8
 
 from jax_mlm.hf import Imported, read_hf
-from jax_mlm.model import Inputs, make_forward
+from jax_mlm.model.encoder import Inputs, make_forward
 
 QUERIES = 1000
 TOKENS = 64
@@ -48,7 +48,7 @@ def queries(imported: Imported, lines: list[str]) -> list[str]:
 
 
 def convert(imported: Imported, folder: Path, precision: Any, monkeypatch: pytest.MonkeyPatch, **more: Any) -> FillMask:
-    monkeypatch.setattr("mlm_onnx.convert.parity_shapes", lambda length: ((1, 7, 2),))
+    monkeypatch.setattr("mlm_onnx.convert.pipeline.parity_shapes", lambda length: ((1, 7, 2),))
     write_bundle(folder, imported.model, imported.params, imported.tokenizer, precision, ORIGIN, **more)
     return FillMask(folder, threads=1)
 

@@ -11,19 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlm_onnx import FillMask, bundle
+from mlm_onnx import FillMask
 from mlm_onnx.__main__ import main
-from mlm_onnx.background import Begun
-from mlm_onnx.bundle import (
-    FAST_DATA,
-    FAST_GRAPH,
-    BundleError,
-    check_target,
-    new_bundle,
-    open_bundle,
-    seal,
-    verify,
-)
+from mlm_onnx.bundle import read as bundle
+from mlm_onnx.bundle.background import Begun
+from mlm_onnx.bundle.layout import FAST_DATA, FAST_GRAPH, REQUIRED, BundleError
+from mlm_onnx.bundle.read import open_bundle, verify
+from mlm_onnx.bundle.write import check_target, new_bundle, seal
 
 
 @pytest.fixture
@@ -65,7 +59,7 @@ def test_a_sound_bundle_opens_and_documents_itself(made: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("name", bundle.REQUIRED)
+@pytest.mark.parametrize("name", REQUIRED)
 def test_every_changed_byte_is_noticed(copy: Path, name: str) -> None:
     whole = (copy / name).read_bytes()
     for place in (0, len(whole) // 2, len(whole) - 1):

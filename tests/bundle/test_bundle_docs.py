@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlm_onnx.bundle import read_manifest
-from mlm_onnx.convert import convert, write_bundle
-from mlm_onnx.quantize import INT8
+from mlm_onnx.bundle.read import read_manifest
+from mlm_onnx.convert.pipeline import convert, write_bundle
+from mlm_onnx.convert.quantize import INT8
 from support.bundles import SENTENCE_MODEL, piecewise
 from support.models import randomised
 from support.paths import ROOT
@@ -46,7 +46,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model = type(SENTENCE_MODEL)(**{**vars(SENTENCE_MODEL), "vocab_size": tokenizer.get_vocab_size()})
     origin = {"run": "test", "preset": "sentence", "step": 7, "versions": {"numpy": "2"}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mlm_onnx.convert.parity_shapes", lambda length: ((1, 7, 2),))
+        patch.setattr("mlm_onnx.convert.pipeline.parity_shapes", lambda length: ((1, 7, 2),))
         return write_bundle(
             folder / "b", model, randomised(model), tokenizer, INT8, origin, layout="hub",
             calibration=folder / "text.txt", with_attention=True, examples=["a cat"],

@@ -23,7 +23,8 @@ from typing import Any
 import onnx
 import pytest
 from mlm_onnx import FillMask
-from mlm_onnx.bundle import EMBED_GRAPH, FAST_DATA, FAST_GRAPH, REQUIRED, TOKENIZER, BundleError, open_bundle
+from mlm_onnx.bundle.layout import EMBED_GRAPH, FAST_DATA, FAST_GRAPH, REQUIRED, TOKENIZER, BundleError
+from mlm_onnx.bundle.read import open_bundle
 
 Files = dict[str, bytes]
 SECONDS = 20
@@ -309,7 +310,7 @@ def test_hostile_bundles_do_no_harm(sentence_bundles: dict[str, Path], dtype: st
 def main(source: Path, folder: Path) -> None:
     """Opens and asks each; a line for each says how it went; what is not as it should be raises."""
     import onnxruntime as ort
-    from mlm_onnx import engine
+    from mlm_onnx.answer import engine
 
     opened: list[str] = []
 

@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from mlm_onnx.bundle import open_bundle
-from mlm_onnx.convert import write_bundle
-from mlm_onnx.graph import FP32, FP32_HUB, attention_graph, embed_graph, fill_mask_graph, masked_lm_graph
-from mlm_onnx.onnx_check import OPERATORS, check_onnx
-from mlm_onnx.protobuf import OnnxError
-from mlm_onnx.quantize import INT8, INT8_HUB, INT8_WEB
+from mlm_onnx.bundle.graph_check import OPERATORS, check_onnx
+from mlm_onnx.bundle.read import open_bundle
+from mlm_onnx.bundle.wire import OnnxError
+from mlm_onnx.convert.graphs import attention_graph, embed_graph, fill_mask_graph, masked_lm_graph
+from mlm_onnx.convert.pipeline import write_bundle
+from mlm_onnx.convert.precision import FP32, FP32_HUB
+from mlm_onnx.convert.quantize import INT8, INT8_HUB, INT8_WEB
 from onnx import TensorProto, helper, numpy_helper
 from support.bundles import ORIGIN
 from support.models import CONFIGS, randomised
 
-from jax_mlm.config import SENTENCE, with_vocabulary
-from jax_mlm.presets import PRESETS
-from jax_mlm.tokenizer import train_tokenizer
+from jax_mlm.config import with_vocabulary
+from jax_mlm.data.tokenizer import train_tokenizer
+from jax_mlm.presets import PRESETS, SENTENCE
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -41,7 +42,7 @@ def test_every_graph_of_ours_passes(name: str, precision: Any, tmp_path: Path) -
 
 
 def test_the_hub_layout_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlm_onnx.convert.parity_shapes", lambda length: ((1, 7, 2),))
+    monkeypatch.setattr("mlm_onnx.convert.pipeline.parity_shapes", lambda length: ((1, 7, 2),))
     model = with_vocabulary(PRESETS["sentence"], 16).model
     tokenizer = train_tokenizer([SENTENCE], "word", 16)
     write_bundle(tmp_path / "b", model, randomised(model), tokenizer, INT8, ORIGIN, layout="hub")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from mlm_onnx import __main__ as entry
-from mlm_onnx.command_line import UsageError, read
+from mlm_onnx.cli.parser import UsageError, read
 from support.texts import slips
 
 

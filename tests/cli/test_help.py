@@ -10,13 +10,14 @@ from support.paths import ROOT
 from support.texts import slips
 
 from jax_mlm import __main__ as entry
-from jax_mlm import compare, console, evaluate, options
-from jax_mlm.completion import script
+from jax_mlm import compare, evaluate
+from jax_mlm.cli import console
+from jax_mlm.cli.help import check, options_of, render
 from jax_mlm.config import TrainConfig
 from jax_mlm.errors import UserError
-from jax_mlm.help import check, options_of, render
 from jax_mlm.hf import __main__ as hf
 from jax_mlm.presets import PRESETS
+from jax_mlm.train import options
 
 COMMANDS = {
     "train": (TrainConfig, options.EXAMPLES),
@@ -150,26 +151,3 @@ def test_the_map_is_there_at_once_and_leads_to_the_commands():
     done = call("jax_mlm", "compare")
     assert done.returncode == 2
     assert done.stderr.startswith("error:")
-
-
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        ("python -m jax_mlm.tr", "jax_mlm.train"),
-        ("python -m jax_mlm ", "train evaluate compare hf"),
-        ("python -m jax_mlm.train --opt", "--optimizer"),
-        ("python3 -m jax_mlm train --norm ", "layer rms"),
-        ("python -m jax_mlm.train --preset t", "tiny"),
-        ("python -m jax_mlm.hf import a b --fam", "--family"),
-        ("python -m jax_mlm.train --data ", ""),
-        ("python -m pytest --", ""),
-        ("python foo.py --", ""),
-    ],
-)
-def test_completion_answers_in_bash_and_only_for_these_commands(words, offered, tmp_path):
-    (tmp_path / "completion.sh").write_text(script(entry.COMMANDS))
-    typed = words.split(" ")
-    tab = f'COMP_WORDS=("$@"); COMP_CWORD={len(typed) - 1}; _jax_mlm; echo "${{COMPREPLY[*]}}"'
-    ask = f"source {tmp_path}/completion.sh; {tab}"
-    done = subprocess.run(["bash", "-c", ask, "bash", *typed], capture_output=True, text=True, timeout=20, check=True)
-    assert (done.stdout.strip(), done.stderr) == (offered, "")

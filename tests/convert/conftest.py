@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import pytest
 from support.models import randomised
 
-from jax_mlm.checkpoint import open_checkpoints, save
-from jax_mlm.config import SENTENCE, with_vocabulary
-from jax_mlm.presets import PRESETS
-from jax_mlm.run import write_run
-from jax_mlm.tokenizer import train_tokenizer
+from jax_mlm.config import with_vocabulary
+from jax_mlm.data.tokenizer import train_tokenizer
+from jax_mlm.presets import PRESETS, SENTENCE
+from jax_mlm.run.checkpoint import open_checkpoints, save
+from jax_mlm.run.directory import write_run
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from mlm_onnx import calibrate
 from mlm_onnx.__main__ import main
-from mlm_onnx.bundle import BundleError, open_bundle
-from mlm_onnx.calibrate import against, queries
-from mlm_onnx.graph import FP32, fill_mask_graph
-from mlm_onnx.parity import onnx_forward
-from mlm_onnx.quantize import INT8, adjusted
+from mlm_onnx.bundle.layout import BundleError
+from mlm_onnx.bundle.read import open_bundle
+from mlm_onnx.convert import calibrate
+from mlm_onnx.convert.calibrate import against, queries
+from mlm_onnx.convert.graphs import fill_mask_graph
+from mlm_onnx.convert.parity import onnx_forward
+from mlm_onnx.convert.precision import FP32
+from mlm_onnx.convert.quantize import INT8, adjusted
 from onnx import numpy_helper
 from support.models import MODERN, randomised
 
-from jax_mlm.tokenizer import train_tokenizer, vocabulary_of
+from jax_mlm.data.tokenizer import train_tokenizer, vocabulary_of
 
 TEXT = Path(__file__).read_text()
 TOKENIZER = train_tokenizer(TEXT.splitlines(), "wordpiece", 192)

@@ -11,19 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlm_onnx import FillMask, convert, quantize
+from mlm_onnx import FillMask
 from mlm_onnx.__main__ import main
-from mlm_onnx.bundle import BundleError, open_bundle
-from mlm_onnx.convert import write_bundle
-from mlm_onnx.graph import FP32
-from mlm_onnx.parity import ParityError, compare, parity_shapes
+from mlm_onnx.bundle.layout import BundleError
+from mlm_onnx.bundle.read import open_bundle
+from mlm_onnx.convert import pipeline as convert
+from mlm_onnx.convert import quantize
+from mlm_onnx.convert.parity import ParityError, compare, parity_shapes
+from mlm_onnx.convert.pipeline import write_bundle
+from mlm_onnx.convert.precision import FP32
 from support.bundles import ORIGIN
 from support.models import CONFIGS, randomised
 
-from jax_mlm.config import SENTENCE, ModelConfig, with_vocabulary
+from jax_mlm.config import ModelConfig, with_vocabulary
+from jax_mlm.data.tokenizer import train_tokenizer
 from jax_mlm.hf.config import hf_config
-from jax_mlm.presets import PRESETS
-from jax_mlm.tokenizer import train_tokenizer
+from jax_mlm.presets import PRESETS, SENTENCE
 
 CONFIG = with_vocabulary(PRESETS["sentence"], 16)
 
@@ -140,7 +143,7 @@ def test_transformers_reads_the_config_back(name: str) -> None:
 
 def test_without_jax_mlm_convert_says_what_to_install(tmp_path: Path) -> None:
     script = (
-        "import sys\nsys.modules['jax_mlm'] = None\nsys.modules['jax_mlm.checkpoint'] = None\n"
+        "import sys\nsys.modules['jax_mlm'] = None\nsys.modules['jax_mlm.run'] = None\n"
         "from mlm_onnx.__main__ import main\nsys.exit(main(['convert', 'run', 'bundle']))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60)

@@ -12,13 +12,14 @@ import jax
 import numpy as np
 import onnxruntime as ort
 import pytest
-from mlm_onnx.graph import FP32, Precision, fill_mask_graph
-from mlm_onnx.parity import Forward, compare, onnx_forward
-from mlm_onnx.quantize import INT8, block_size, quantize_blocks, quantize_columns
+from mlm_onnx.convert.graphs import fill_mask_graph
+from mlm_onnx.convert.parity import Forward, compare, onnx_forward
+from mlm_onnx.convert.precision import FP32, Precision
+from mlm_onnx.convert.quantize import INT8, block_size, quantize_blocks, quantize_columns
 from support.models import BERT, CONFIGS, MODERN, SHAPES, randomised
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model import Inputs, make_forward
+from jax_mlm.model.encoder import Inputs, make_forward
 
 
 @cache

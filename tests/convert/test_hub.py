@@ -18,18 +18,20 @@ import onnx
 import onnxruntime as ort
 import pytest
 from mlm_onnx import FillMask
-from mlm_onnx.bundle import HUB_GRAPH, HUB_QUANTIZED, open_bundle
-from mlm_onnx.convert import write_bundle
-from mlm_onnx.graph import FP32_HUB, Precision, masked_lm_graph
-from mlm_onnx.hub import hub_files
-from mlm_onnx.parity import PaddedForward, compare_padded, jax_padded, onnx_padded
-from mlm_onnx.predictor import log_softmax, top
-from mlm_onnx.quantize import INT8, INT8_HUB
+from mlm_onnx.answer.predictor import log_softmax, top
+from mlm_onnx.bundle.layout import HUB_GRAPH, HUB_QUANTIZED
+from mlm_onnx.bundle.read import open_bundle
+from mlm_onnx.convert.graphs import masked_lm_graph
+from mlm_onnx.convert.hub import hub_files
+from mlm_onnx.convert.parity import PaddedForward, compare_padded, jax_padded, onnx_padded
+from mlm_onnx.convert.pipeline import write_bundle
+from mlm_onnx.convert.precision import FP32_HUB, Precision
+from mlm_onnx.convert.quantize import INT8, INT8_HUB
 from support.bundles import ORIGIN
 from support.models import CONFIGS, MODERN, randomised
 from tokenizers import Tokenizer
 
-from jax_mlm.tokenizer import train_tokenizer
+from jax_mlm.data.tokenizer import train_tokenizer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -128,7 +130,7 @@ def test_one_file_holds_every_weight_once(tmp_path: Path) -> None:
 
 
 def test_weights_beyond_protobufs_limit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlm_onnx.onnx_file.LARGEST_SINGLE", 1000)
+    monkeypatch.setattr("mlm_onnx.convert.onnx_file.LARGEST_SINGLE", 1000)
     with pytest.raises(ValueError, match="do not fit into one ONNX file"):
         build(tmp_path, MODERN)
 

@@ -9,11 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlm_onnx import FillMask, engine
+from mlm_onnx import FillMask
 from mlm_onnx.__main__ import main
-from mlm_onnx.parity import onnx_forward
-from mlm_onnx.quantize import INT8, REDUCED, adjusted
-from mlm_onnx.saturation import Count, emulate, exact_product, int8_encoder, measure, quantise, saturating_product
+from mlm_onnx.answer import engine
+from mlm_onnx.answer.session import sums_saturate
+from mlm_onnx.convert.parity import onnx_forward
+from mlm_onnx.convert.quantize import INT8, REDUCED, adjusted
+from mlm_onnx.convert.saturation import (
+    Count,
+    emulate,
+    exact_product,
+    int8_encoder,
+    measure,
+    quantise,
+    saturating_product,
+)
 from support.models import CONFIGS, randomised
 
 BERT = CONFIGS["bert"]
@@ -105,8 +115,8 @@ def test_conversion_says_so(two_checkpoints: Path, tmp_path: Path, capsys: pytes
 )
 def test_processors_are_known_by_their_flags(flags: str, expected: bool, tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}bogomips\t: 1\n")
-    assert engine.sums_saturate(tmp_path / "cpuinfo") is expected
-    assert engine.sums_saturate(tmp_path / "none") is False
+    assert sums_saturate(tmp_path / "cpuinfo") is expected
+    assert sums_saturate(tmp_path / "none") is False
 
 
 def test_exact_kernels_answer_alike(sentence_bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

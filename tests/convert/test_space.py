@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from mlm_onnx import FillMask
 from mlm_onnx.__main__ import main
-from mlm_onnx.attention import carries_attention
-from mlm_onnx.bundle import BundleError, open_bundle
-from mlm_onnx.space import NEEDED, check_space
+from mlm_onnx.answer.attention import carries_attention
+from mlm_onnx.bundle.layout import BundleError
+from mlm_onnx.bundle.read import open_bundle
+from mlm_onnx.convert.space import NEEDED, check_space
 from support.paths import ROOT
 from support.servers import free_port, needs_gradio, serving
 
-from jax_mlm.config import SENTENCE
+from jax_mlm.presets import SENTENCE
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlm_onnx import web
 from mlm_onnx.__main__ import main
-from mlm_onnx.bundle import BundleError
-from mlm_onnx.graph import fill_mask_graph
-from mlm_onnx.parity import onnx_forward
-from mlm_onnx.quantize import INT8, INT8_WEB
+from mlm_onnx.bundle.layout import BundleError
+from mlm_onnx.convert import web
+from mlm_onnx.convert.graphs import fill_mask_graph
+from mlm_onnx.convert.parity import onnx_forward
+from mlm_onnx.convert.quantize import INT8, INT8_WEB
 from support.models import CONFIGS, randomised
 
 

@@ -20,13 +20,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from jax_mlm import corpus, encoding, sources, token_files
 from jax_mlm.config import DataConfig
-from jax_mlm.corpus import prepare
+from jax_mlm.data import encoding, sources, token_files
+from jax_mlm.data import prepare as corpus
+from jax_mlm.data.prepare import prepare
+from jax_mlm.data.sources import documents, expand
+from jax_mlm.data.token_files import TokenFiles
+from jax_mlm.data.tokenizer import train_tokenizer
 from jax_mlm.errors import UserError
-from jax_mlm.sources import documents, expand
-from jax_mlm.token_files import TokenFiles
-from jax_mlm.tokenizer import train_tokenizer
 
 WORDS = ["river", "stone", "naïve", "under_score", "don't", "42", "re-enter", "the", "of", "x😀", "日本", "e\u0301te"]
 

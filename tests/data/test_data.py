@@ -10,20 +10,12 @@ import numpy as np
 import pytest
 
 from jax_mlm.config import DataConfig
-from jax_mlm.corpus import TokenFiles, prepare
-from jax_mlm.data import (
-    Rows,
-    batch_at,
-    batch_in_order,
-    batch_of,
-    pack_rows,
-    permuted,
-    prefetch,
-    split_documents,
-    token_counts,
-)
+from jax_mlm.data.batches import Rows, batch_at, batch_in_order, batch_of, pack_rows, split_documents, token_counts
+from jax_mlm.data.prefetch import prefetch
+from jax_mlm.data.prepare import TokenFiles, prepare
+from jax_mlm.data.shuffle import permuted
+from jax_mlm.data.tokenizer import Vocabulary, train_tokenizer, vocabulary_of
 from jax_mlm.errors import UserError
-from jax_mlm.tokenizer import Vocabulary, train_tokenizer, vocabulary_of
 
 FRAMED = Vocabulary(size=60_000, pad=0, mask=4, unk=1, cls=2, sep=3, special=(0, 1, 2, 3, 4))
 BARE = Vocabulary(size=60_000, pad=0, mask=2, unk=1, cls=None, sep=None, special=(0, 1, 2))

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from jax_mlm.config import DataConfig, TrainConfig
-from jax_mlm.data import batch_in_order, token_counts
-from jax_mlm.dataset import Dataset, open_dataset
+from jax_mlm.data.batches import batch_in_order, token_counts
+from jax_mlm.data.dataset import Dataset, open_dataset
 from jax_mlm.errors import UserError
 
 LINES = [f"number {i} of {i % 7} grey stones lies in the {i % 11} th river of the old valley" for i in range(240)]

@@ -9,9 +9,7 @@ import sys
 import pytest
 from tokenizers import Tokenizer, models
 
-from jax_mlm.config import SENTENCE
-from jax_mlm.errors import UserError
-from jax_mlm.tokenizer import (
+from jax_mlm.data.tokenizer import (
     VocabularyTooLarge,
     evenly,
     load_tokenizer,
@@ -19,6 +17,8 @@ from jax_mlm.tokenizer import (
     train_tokenizer,
     vocabulary_of,
 )
+from jax_mlm.errors import UserError
+from jax_mlm.presets import SENTENCE
 
 KINDS = ("wordpiece", "bpe", "unigram")
 
@@ -156,7 +156,7 @@ def test_published_tokenizers(shared_data, name: str, expected: dict[str, int]) 
 
 def test_data_modules_do_not_import_jax() -> None:
     heavy = "{'jax', 'pyarrow', 'zstandard', 'rich'} & set(sys.modules)"
-    code = f"import sys, jax_mlm.data, jax_mlm.corpus; sys.exit(str({heavy}) if {heavy} else 0)"
+    code = f"import sys, jax_mlm.data.batches, jax_mlm.data.prepare; sys.exit(str({heavy}) if {heavy} else 0)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

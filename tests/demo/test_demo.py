@@ -16,7 +16,7 @@ from mlm_onnx.__main__ import main
 from support.servers import free_port, needs_gradio, serving
 from support.texts import WORDS
 
-from jax_mlm.config import SENTENCE
+from jax_mlm.presets import SENTENCE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -214,7 +214,7 @@ def brightness(colour: str) -> float:
 
 @needs_gradio
 def test_a_bundle_without_attention_says_so(sentence_bundles: dict[str, Path]) -> None:
-    from mlm_onnx.demo import Demo, build
+    from mlm_onnx.demo.app import Demo, build
 
     said = str(build(Demo(FillMask(sentence_bundles["int8"], 1))).get_config_file())
     assert "carries no attention" in said
@@ -226,7 +226,7 @@ def test_an_explanation_that_comes_too_late_is_dropped(
     sentence_bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import gradio as gr
-    from mlm_onnx.demo import Demo, Session
+    from mlm_onnx.demo.app import Demo, Session
 
     demo, session = Demo(FillMask(sentence_bundles["int8"], 1)), Session()
     why = demo.facts.why

@@ -9,18 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlm_onnx import FillMask, QueryError, convert, demo_page
-from mlm_onnx.attention import AttentionReader
-from mlm_onnx.bundle import EXAMPLES, BundleError, open_bundle
-from mlm_onnx.examples import PLAIN, examples_for
-from mlm_onnx.facts import MOST_WORDS, Facts, filled_in, strength
-from mlm_onnx.graph import FP32
-from mlm_onnx.heatmap import png
+from mlm_onnx import FillMask, QueryError
+from mlm_onnx.answer.attention import AttentionReader
+from mlm_onnx.bundle.layout import EXAMPLES, BundleError
+from mlm_onnx.bundle.read import open_bundle
+from mlm_onnx.convert import pipeline as convert
+from mlm_onnx.convert.examples import PLAIN, examples_for
+from mlm_onnx.convert.precision import FP32
+from mlm_onnx.demo import markup as demo_page
+from mlm_onnx.demo.facts import MOST_WORDS, Facts, filled_in, strength
+from mlm_onnx.demo.heatmap import png
 from support.bundles import ORIGIN, SENTENCE_MODEL, piecewise
 from support.models import randomised
 
-from jax_mlm.config import SENTENCE
-from jax_mlm.tokenizer import train_tokenizer, vocabulary_of
+from jax_mlm.data.tokenizer import train_tokenizer, vocabulary_of
+from jax_mlm.presets import SENTENCE
 
 TEXT = "This model creates a super relationships between the words"
 

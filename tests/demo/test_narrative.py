@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from mlm_onnx.facts import Influence, Together, Why, Word
-from mlm_onnx.narrative import about, confidence, explanation, memorised, percent, unknown
+from mlm_onnx.bundle.about import about, memorised
+from mlm_onnx.demo.facts import Influence, Together, Why, Word
+from mlm_onnx.demo.narrative import confidence, explanation, percent, unknown
 
 RIVER, OLD, THE = (
     Influence("river", 4, 1.2, 0.21, "road"),

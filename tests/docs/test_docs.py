@@ -80,11 +80,11 @@ def read(module: str, argv: list[str]) -> None:
     from mlm_onnx import __main__ as answers
 
     from jax_mlm import compare, evaluate
+    from jax_mlm.cli.console import parse
     from jax_mlm.config import TrainConfig
-    from jax_mlm.console import parse
     from jax_mlm.hf import __main__ as commands
-    from jax_mlm.options import option
     from jax_mlm.presets import PRESETS
+    from jax_mlm.train.options import option
 
     match module, argv:
         case "jax_mlm.train", _:

@@ -10,7 +10,7 @@ import pytest
 from mlm_onnx import FillMask
 from support.paths import ROOT
 
-from jax_mlm.config import SENTENCE
+from jax_mlm.presets import SENTENCE
 
 WORDS = SENTENCE.split()
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from jax_mlm import evaluate
-from jax_mlm.checkpoint import open_checkpoints, save
+from jax_mlm.cli.console import run_command
 from jax_mlm.config import DataConfig, ModelConfig
-from jax_mlm.console import run_command
-from jax_mlm.model import Inputs, init_params, make_forward
+from jax_mlm.data.tokenizer import load_tokenizer, train_tokenizer, vocabulary_of
+from jax_mlm.model.encoder import Inputs, init_params, make_forward
 from jax_mlm.presets import PRESETS
-from jax_mlm.run import write_run
-from jax_mlm.step import TrainState
-from jax_mlm.tokenizer import load_tokenizer, train_tokenizer, vocabulary_of
+from jax_mlm.run.checkpoint import open_checkpoints, save
+from jax_mlm.run.directory import write_run
+from jax_mlm.train.step import TrainState
 
 LINES = [f"line {i} says that {i * 7 % 13} birds and {i * 5 % 11} fish met near the old bridge" for i in range(60)]
 

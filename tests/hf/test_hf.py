@@ -15,14 +15,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 from mlm_onnx import FillMask
-from mlm_onnx.convert import convert
+from mlm_onnx.convert.pipeline import convert
 from safetensors.numpy import load_file, save_file
 from support.models import HF_BERT, HF_ROBERTA, HF_TINY, MODELS, assert_trees_equal, logits_of, randomised
 from support.runs import REAL, save_run
 from tokenizers import Tokenizer
 
-from jax_mlm.checkpoint import load_params
-from jax_mlm.config import SENTENCE, ModelConfig
+from jax_mlm.config import ModelConfig
+from jax_mlm.data.tokenizer import train_tokenizer
 from jax_mlm.errors import UserError
 from jax_mlm.evaluate import EvaluateConfig, evaluate_text
 from jax_mlm.hf import export_hf, import_hf, read_hf
@@ -30,10 +30,11 @@ from jax_mlm.hf.__main__ import main
 from jax_mlm.hf.config import FAMILIES, check_expressible, from_hf, hf_config
 from jax_mlm.hf.names import NAMES, entries, family_of
 from jax_mlm.hf.tokenizer import hf_tokenizer
-from jax_mlm.hf.weights import expected_shapes, write_params
-from jax_mlm.presets import PRESETS
-from jax_mlm.run import read_run
-from jax_mlm.tokenizer import train_tokenizer
+from jax_mlm.hf.weights import write_params
+from jax_mlm.model.params import expected_shapes
+from jax_mlm.presets import PRESETS, SENTENCE
+from jax_mlm.run.checkpoint import load_params
+from jax_mlm.run.directory import read_run
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,15 @@ from support.models import randomised
 from support.runs import REAL, save_run
 from tokenizers import Tokenizer
 
-from jax_mlm.config import SENTENCE, ModelConfig
+from jax_mlm.config import ModelConfig
+from jax_mlm.data.tokenizer import train_tokenizer
 from jax_mlm.hf import export_hf, import_hf, read_hf
 from jax_mlm.hf.config import from_hf, hf_config
 from jax_mlm.hf.names import entries
 from jax_mlm.hf.tokenizer import hf_tokenizer
 from jax_mlm.hf.weights import write_params
-from jax_mlm.model import Inputs, make_forward
-from jax_mlm.presets import PRESETS
-from jax_mlm.tokenizer import train_tokenizer
+from jax_mlm.model.encoder import Inputs, make_forward
+from jax_mlm.presets import PRESETS, SENTENCE
 
 torch = pytest.importorskip("torch", reason="compares with torch: pip install 'jax-mlm[reference]'")
 transformers = pytest.importorskip(

@@ -15,16 +15,20 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pytest
-from mlm_onnx import FillMask, convert, web
-from mlm_onnx.bundle import FAST_GRAPH, WEB_GRAPH, open_bundle, seal
-from mlm_onnx.graph import FP32, Precision
-from mlm_onnx.onnx_check import check_onnx
-from mlm_onnx.quantize import INT8
+from mlm_onnx import FillMask
+from mlm_onnx.bundle.graph_check import check_onnx
+from mlm_onnx.bundle.layout import FAST_GRAPH, WEB_GRAPH
+from mlm_onnx.bundle.read import open_bundle
+from mlm_onnx.bundle.write import seal
+from mlm_onnx.convert import pipeline as convert
+from mlm_onnx.convert import web
+from mlm_onnx.convert.precision import FP32, Precision
+from mlm_onnx.convert.quantize import INT8
 from support.bundles import ORIGIN
 from support.models import CONFIGS, randomised
 
-from jax_mlm.config import SENTENCE
-from jax_mlm.tokenizer import train_tokenizer
+from jax_mlm.data.tokenizer import train_tokenizer
+from jax_mlm.presets import SENTENCE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -16,10 +16,10 @@ import pytest
 from support.paths import ROOT
 from support.runs import TINY, one_line
 
-from jax_mlm import hosts
-from jax_mlm.checkpoint import load_params
 from jax_mlm.errors import UserError
-from jax_mlm.run import read_metrics
+from jax_mlm.parallel import hosts
+from jax_mlm.run.checkpoint import load_params
+from jax_mlm.run.log import read_metrics
 
 OPTIONS = [
     *TINY, "--layers", "1", "--steps", "20", "--eval-every", "5", "--valid-fraction", "0.1",

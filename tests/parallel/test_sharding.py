@@ -5,8 +5,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from jax_mlm import sharding
 from jax_mlm.errors import UserError
+from jax_mlm.parallel import mesh as sharding
+from jax_mlm.parallel.devices import warn_of_unused_accelerator
 
 
 @pytest.mark.parametrize(("device", "extra"), [("/dev/nvidiactl", "cuda"), ("/dev/accel0", "tpu"), (None, None)])
@@ -14,7 +15,7 @@ def test_an_unused_accelerator_is_pointed_out(monkeypatch, capsys, device, extra
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setattr(Path, "exists", lambda self: str(self) == device)
     monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([device] if device and "accel" in device else []))
-    sharding.warn_of_unused_accelerator()
+    warn_of_unused_accelerator()
     error = capsys.readouterr().err
     assert (f"jax-mlm[{extra}]" in error) if device else not error
 
@@ -22,7 +23,7 @@ def test_an_unused_accelerator_is_pointed_out(monkeypatch, capsys, device, extra
 def test_no_warning_when_the_cpu_was_asked_for(monkeypatch, capsys):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(Path, "exists", lambda self: True)
-    sharding.warn_of_unused_accelerator()
+    warn_of_unused_accelerator()
     assert not capsys.readouterr().err
 
 

@@ -12,9 +12,9 @@ import termios
 import pytest
 from support.paths import ROOT
 
-from jax_mlm.progress import Smooth, at_terminal, clipped, duration, gapped, spark
-from jax_mlm.run import read_samples
-from jax_mlm.samples import Answer
+from jax_mlm.evals.samples import Answer
+from jax_mlm.report.live import Smooth, at_terminal, clipped, duration, gapped, spark
+from jax_mlm.run.log import read_samples
 
 SCENE = """
 from jax_mlm.progress import Progress

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from jax_mlm import compare
-from jax_mlm.console import run_command
+from jax_mlm.cli.console import run_command
 from jax_mlm.presets import PRESETS
 from jax_mlm.report.page import REPORT_FILE, write_report
 from jax_mlm.report.plots import write_plots
 from jax_mlm.report.summary import checkpoints, summarise
-from jax_mlm.run import MetricsLog, read_metrics, write_run
+from jax_mlm.run.directory import write_run
+from jax_mlm.run.log import MetricsLog, read_metrics
 
 
 def make_run(run: Path, lr: float = 2e-3, until: int = 60, final: bool = True, word: str = "fox") -> Path:

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_mlm.checkpoint import best_step, load_params, open_checkpoints, restore, save
 from jax_mlm.errors import UserError
-from jax_mlm.step import TrainState
+from jax_mlm.run.checkpoint import best_step, load_params, open_checkpoints, restore, save
+from jax_mlm.train.step import TrainState
 
 
 def state(step: int) -> TrainState:

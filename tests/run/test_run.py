@@ -8,7 +8,8 @@ import pytest
 from jax_mlm.config import MaskConfig, ModelConfig, TrainConfig, from_json, to_json
 from jax_mlm.errors import UserError
 from jax_mlm.presets import PRESETS
-from jax_mlm.run import MetricsLog, choose_directory, read_metrics, read_run, read_samples, write_run
+from jax_mlm.run.directory import choose_directory, read_run, write_run
+from jax_mlm.run.log import MetricsLog, read_metrics, read_samples
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

@@ -13,8 +13,8 @@ import pytest
 
 from jax_mlm.errors import UserError
 from jax_mlm.presets import PRESETS
-from jax_mlm.run import MetricsLog
-from jax_mlm.trackers import MODULES, check_tracker, open_tracker
+from jax_mlm.run.log import MetricsLog
+from jax_mlm.run.trackers import MODULES, check_tracker, open_tracker
 
 
 def write_with(name, run, resume_after=None):

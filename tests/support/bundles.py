@@ -5,8 +5,8 @@ from __future__ import annotations
 from tokenizers import Tokenizer
 
 from jax_mlm.config import with_vocabulary
+from jax_mlm.data.tokenizer import train_tokenizer
 from jax_mlm.presets import PRESETS
-from jax_mlm.tokenizer import train_tokenizer
 
 ORIGIN = {"run": "test", "preset": "sentence", "step": 7, "versions": {}}
 SENTENCE_MODEL = with_vocabulary(PRESETS["sentence"], 16).model

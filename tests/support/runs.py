@@ -11,13 +11,13 @@ from typing import Any
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
-from jax_mlm.checkpoint import open_checkpoints, save
+from jax_mlm.cli.console import run_command
 from jax_mlm.config import ModelConfig, TrainConfig
-from jax_mlm.console import run_command
-from jax_mlm.options import EXAMPLES, defaults
 from jax_mlm.presets import PRESETS
-from jax_mlm.run import write_run
-from jax_mlm.train import main
+from jax_mlm.run.checkpoint import open_checkpoints, save
+from jax_mlm.run.directory import write_run
+from jax_mlm.train.__main__ import main
+from jax_mlm.train.options import EXAMPLES, defaults
 
 TINY = [
     "--preset", "tiny", "--width", "32", "--layers", "2", "--heads", "2", "--ff-width", "48", "--length", "32",

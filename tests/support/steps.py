@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_mlm.config import MaskConfig, ModelConfig, OptimConfig
-from jax_mlm.data import Batch
-from jax_mlm.model import init_params, make_forward
-from jax_mlm.optim import make_optimizer, make_schedule
-from jax_mlm.step import init_state, make_train_step
-from jax_mlm.tokenizer import Vocabulary
+from jax_mlm.data.batches import Batch
+from jax_mlm.data.tokenizer import Vocabulary
+from jax_mlm.model.encoder import init_params, make_forward
+from jax_mlm.train.optim import make_optimizer, make_schedule
+from jax_mlm.train.step import init_state, make_train_step
 
 VOCABULARY = Vocabulary(size=64, pad=0, mask=4, unk=1, cls=2, sep=3, special=(0, 1, 2, 3, 4))
 CONFIG = ModelConfig(vocab_size=64, width=32, layers=2, heads=4, ff_width=48, max_length=32, dropout=0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from jax_mlm.config import SENTENCE
+from jax_mlm.presets import SENTENCE
 
 WORDS = SENTENCE.split()
 ROOM = 64

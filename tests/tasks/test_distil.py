@@ -15,19 +15,21 @@ from support.runs import SMALL, save_run, train_line
 from support.steps import BATCH, LENGTH, VOCABULARY, tree_difference, uneven_batch
 from support.texts import write_sentences
 
-from jax_mlm.checkpoint import load_params
-from jax_mlm.config import SENTENCE, DistilConfig, MaskConfig, ModelConfig, OptimConfig
-from jax_mlm.distil import cosine_distance, make_objective, soft_targets, student_defaults, student_params
+from jax_mlm.config import DistilConfig, MaskConfig, ModelConfig, OptimConfig
+from jax_mlm.data.tokenizer import train_tokenizer
 from jax_mlm.hf import export_hf, read_hf
 from jax_mlm.hf.config import FAMILIES
-from jax_mlm.initial import Initial
-from jax_mlm.masking import make_mask, row_keys
-from jax_mlm.model import make_forward
-from jax_mlm.optim import make_optimizer, make_schedule
-from jax_mlm.presets import PRESETS
-from jax_mlm.run import read_metrics, read_run_file
-from jax_mlm.step import init_state, make_train_step
-from jax_mlm.tokenizer import train_tokenizer
+from jax_mlm.model.encoder import make_forward
+from jax_mlm.presets import PRESETS, SENTENCE
+from jax_mlm.run.checkpoint import load_params
+from jax_mlm.run.directory import read_run_file
+from jax_mlm.run.log import read_metrics
+from jax_mlm.tasks.distil import cosine_distance, make_objective, soft_targets
+from jax_mlm.tasks.masking import make_mask, row_keys
+from jax_mlm.train.optim import make_optimizer, make_schedule
+from jax_mlm.train.start import Initial
+from jax_mlm.train.step import init_state, make_train_step
+from jax_mlm.train.teacher import student_defaults, student_params
 
 TEACHER = ModelConfig(vocab_size=64, width=16, layers=2, heads=2, ff_width=24, max_length=LENGTH)
 STUDENT = replace(TEACHER, layers=1)

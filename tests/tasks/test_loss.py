@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_mlm.loss import masked_metrics, unigram_baseline
+from jax_mlm.evals.heldout import unigram_baseline
+from jax_mlm.tasks.metrics import masked_metrics
 
 
 def test_cross_entropy_by_hand():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jax_mlm.config import MaskConfig
-from jax_mlm.masking import make_mask, rate_at, row_keys, slots
-from jax_mlm.tokenizer import Vocabulary
+from jax_mlm.data.tokenizer import Vocabulary
+from jax_mlm.tasks.masking import make_mask, rate_at, row_keys, slots
 
 VOCABULARY = Vocabulary(size=100, pad=0, mask=4, unk=1, cls=2, sep=3, special=(0, 1, 2, 3, 4))
 LENGTH, ROWS = 64, 16_384

@@ -16,21 +16,22 @@ import pytest
 from support.models import MODELS, SHAPE, assert_trees_equal, logits_of, softened
 from support.runs import SMALL, save_run, train_line
 
-from jax_mlm.checkpoint import load_params
+from jax_mlm.cli.console import parse
 from jax_mlm.config import MaskConfig, ModelConfig, TrainConfig
-from jax_mlm.console import parse
-from jax_mlm.corpus import prepare
-from jax_mlm.data import batch_at, pack_rows, split_documents
+from jax_mlm.data.batches import batch_at, pack_rows, split_documents
+from jax_mlm.data.prepare import prepare
+from jax_mlm.data.sources import expand
+from jax_mlm.data.tokenizer import train_tokenizer, vocabulary_of
 from jax_mlm.hf import export_hf
 from jax_mlm.hf.config import FAMILIES
-from jax_mlm.initial import Initial, start_from, with_words
-from jax_mlm.masking import make_mask, row_keys
-from jax_mlm.model import make_forward
-from jax_mlm.options import defaults
-from jax_mlm.run import read_metrics, read_run, read_run_file
-from jax_mlm.sources import expand
-from jax_mlm.step import batch_metrics
-from jax_mlm.tokenizer import train_tokenizer, vocabulary_of
+from jax_mlm.model.encoder import make_forward
+from jax_mlm.run.checkpoint import load_params
+from jax_mlm.run.directory import read_run, read_run_file
+from jax_mlm.run.log import read_metrics
+from jax_mlm.tasks.masking import make_mask, row_keys
+from jax_mlm.tasks.mlm import batch_metrics
+from jax_mlm.train.options import defaults
+from jax_mlm.train.start import Initial, start_from, with_words
 
 LINES = 200
 

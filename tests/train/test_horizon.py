@@ -3,7 +3,7 @@
 import pytest
 
 from jax_mlm.errors import UserError
-from jax_mlm.horizon import Pace, parse_budget
+from jax_mlm.train.pace import Pace, parse_budget
 
 START = {"step": 0, "elapsed": 0.0, "horizon": 0}
 

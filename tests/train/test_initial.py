@@ -11,13 +11,13 @@ import pytest
 from support.models import MODELS, assert_trees_equal, logits_of, randomised
 from support.runs import save_run
 
-from jax_mlm.config import SENTENCE
+from jax_mlm.data.tokenizer import train_tokenizer
 from jax_mlm.errors import UserError
 from jax_mlm.hf import export_hf
 from jax_mlm.hf.config import FAMILIES
-from jax_mlm.hf.weights import expected_shapes
-from jax_mlm.initial import Initial, grow, read_initial
-from jax_mlm.tokenizer import train_tokenizer
+from jax_mlm.model.params import expected_shapes
+from jax_mlm.presets import SENTENCE
+from jax_mlm.train.start import Initial, grow, read_initial
 
 TOKENIZER = train_tokenizer([SENTENCE], "word", 16)
 IDS = [3, 9, 2, 14, 40]

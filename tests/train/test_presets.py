@@ -11,15 +11,16 @@ from typing import Any
 import jax
 import pytest
 from mlm_onnx import FillMask
-from mlm_onnx.convert import convert
+from mlm_onnx.convert.pipeline import convert
 from support.runs import train_line
 from support.texts import write_sentences
 
+from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
 from jax_mlm.hf import export_hf, read_hf
-from jax_mlm.model import init_params
+from jax_mlm.model.encoder import init_params
 from jax_mlm.presets import PRESETS
-from jax_mlm.run import read_metrics, read_run
-from jax_mlm.tokenizer import load_tokenizer, vocabulary_of
+from jax_mlm.run.directory import read_run
+from jax_mlm.run.log import read_metrics
 
 PUBLISHED = {
     "bert-base": (30_522, 109_514_298),

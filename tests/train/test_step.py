@@ -9,8 +9,8 @@ import numpy as np
 from support.paths import ROOT
 from support.steps import take_steps, tree_difference
 
-from jax_mlm.loss import Metrics
-from jax_mlm.meter import Meter
+from jax_mlm.tasks.metrics import Metrics
+from jax_mlm.train.meter import Meter
 
 
 def test_accumulation_equals_one_batch():

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from support.runs import TINY, one_line
 
-from jax_mlm.checkpoint import load_params
-from jax_mlm.config import SENTENCE
-from jax_mlm.model import make_forward
-from jax_mlm.predictions import predict_each
-from jax_mlm.run import read_metrics, read_run, read_samples
-from jax_mlm.tokenizer import load_tokenizer, vocabulary_of
+from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
+from jax_mlm.evals.scoring import predict_each
+from jax_mlm.model.encoder import make_forward
+from jax_mlm.presets import SENTENCE
+from jax_mlm.run.checkpoint import load_params
+from jax_mlm.run.directory import read_run
+from jax_mlm.run.log import read_metrics, read_samples
 
 
 @pytest.fixture(scope="module")
