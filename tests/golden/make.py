@@ -22,14 +22,16 @@ from typing import Any
 import jax
 import numpy as np
 from mlm_onnx import FillMask
-from mlm_onnx.convert import convert
+from mlm_onnx.convert.pipeline import convert
 
-from jax_mlm.checkpoint import best_step, load_params
-from jax_mlm.data import batch_at
-from jax_mlm.dataset import open_dataset
-from jax_mlm.model import Inputs, make_forward
-from jax_mlm.run import package_version, read_metrics, read_run
-from jax_mlm.tokenizer import load_tokenizer, vocabulary_of
+from jax_mlm.data.batches import batch_at
+from jax_mlm.data.dataset import open_dataset
+from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
+from jax_mlm.model.encoder import Inputs, make_forward
+from jax_mlm.run.checkpoint import best_step, load_params
+from jax_mlm.run.directory import read_run
+from jax_mlm.run.log import read_metrics
+from jax_mlm.version import package_version
 
 GOLDEN = Path(__file__).resolve().parent
 TEXT, EXPECTED, LOGITS = GOLDEN / "text.txt", GOLDEN / "expected.json", GOLDEN / "logits.npz"

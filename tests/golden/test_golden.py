@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make import (
+from golden.make import (
     DTYPES,
     EXPECTED,
     GOLDEN,
@@ -35,13 +35,14 @@ from make import (
     maker,
     trained_bits,
 )
-from mlm_onnx.bundle import open_bundle, read_manifest
-from mlm_onnx.convert import convert
+from mlm_onnx.bundle.read import open_bundle, read_manifest
+from mlm_onnx.convert.pipeline import convert
 
-from jax_mlm.checkpoint import best_step, load_params
 from jax_mlm.config import to_json
 from jax_mlm.evaluate import EvaluateConfig, evaluate_text
-from jax_mlm.run import read_metrics, read_run, read_run_file, read_samples
+from jax_mlm.run.checkpoint import best_step, load_params
+from jax_mlm.run.directory import read_run, read_run_file
+from jax_mlm.run.log import read_metrics, read_samples
 
 CLOSE = 1e-5
 """Relative: what float32 may differ by between the oldest and the newest JAX, and from one processor to the next."""
