@@ -59,7 +59,7 @@ def jax_step(shape: Shape) -> Callable[[], float]:
     from jax_mlm.config import MaskConfig, ModelConfig, OptimConfig
     from jax_mlm.data.batches import Batch
     from jax_mlm.data.tokenizer import Vocabulary
-    from jax_mlm.model.encoder import init_params, make_forward
+    from jax_mlm.model.heads import init_params, make_forward
     from jax_mlm.parallel.compile import compile_step
     from jax_mlm.train.optim import make_optimizer, make_schedule
     from jax_mlm.train.step import init_state, make_train_step

@@ -25,7 +25,8 @@ from jax_mlm.errors import UserError
 from jax_mlm.evals.heldout import EVAL_MASK, EVAL_SEED, evaluate_rows, make_eval_step
 from jax_mlm.evals.scoring import make_masked_log_probs, pseudo_log_likelihood
 from jax_mlm.files import cache_folder
-from jax_mlm.model.encoder import Params, make_forward
+from jax_mlm.model.encoder import Params
+from jax_mlm.model.heads import make_forward
 from jax_mlm.run.checkpoint import best_step, load_params
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run
 

@@ -11,7 +11,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jax_mlm.data.batches import Rows
-from jax_mlm.model.encoder import Forward, Inputs, Params
+from jax_mlm.model.encoder import Inputs, Params
+from jax_mlm.model.heads import Forward
 from jax_mlm.parallel.compile import compile_step
 
 COUNT = 4

@@ -27,7 +27,8 @@ from mlm_onnx.convert.pipeline import convert
 from jax_mlm.data.batches import batch_at
 from jax_mlm.data.dataset import open_dataset
 from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
-from jax_mlm.model.encoder import Inputs, make_forward
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import make_forward
 from jax_mlm.run.checkpoint import best_step, load_params
 from jax_mlm.run.directory import read_run
 from jax_mlm.run.log import read_metrics

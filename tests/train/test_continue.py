@@ -24,7 +24,7 @@ from jax_mlm.data.sources import expand
 from jax_mlm.data.tokenizer import train_tokenizer, vocabulary_of
 from jax_mlm.hf import export_hf
 from jax_mlm.hf.config import FAMILIES
-from jax_mlm.model.encoder import make_forward
+from jax_mlm.model.heads import make_forward
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run, read_run_file
 from jax_mlm.run.log import read_metrics

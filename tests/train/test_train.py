@@ -13,7 +13,7 @@ from support.runs import TINY, one_line
 
 from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
 from jax_mlm.evals.scoring import predict_each
-from jax_mlm.model.encoder import make_forward
+from jax_mlm.model.heads import make_forward
 from jax_mlm.presets import SENTENCE
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run
