@@ -29,10 +29,9 @@ from jax_mlm.parallel.devices import describe_devices, device_facts, warn_of_unu
 from jax_mlm.parallel.stop import Vote, stop_request
 from jax_mlm.plan.flops import peak_flops, train_flops
 from jax_mlm.presets import SENTENCE
+from jax_mlm.report import figures as pictures
 from jax_mlm.report.live import Progress
 from jax_mlm.report.outcome import print_result, print_sentence
-from jax_mlm.report.page import write_report
-from jax_mlm.report.plots import write_plots
 from jax_mlm.run.checkpoint import open_checkpoints, restore, save
 from jax_mlm.run.directory import TOKENIZER_FILE, choose_directory, write_run
 from jax_mlm.run.log import MetricsLog
@@ -201,8 +200,7 @@ def train(config: TrainConfig, progress: Progress) -> Path:
 def draw(run: Path) -> None:
     """Writes the plots and the report page, on one host."""
     if hosts.is_first():
-        write_plots(run)
-        write_report(run)
+        pictures.draw(run)
 
 
 def scheduled(config: TrainConfig, schedule: Any, done: int, pace: Pace) -> dict[str, float]:
