@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from jax_mlm.report.theme import COLOURS
 
 WIDTH, HEIGHT = 400, 236
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 36
+LEFT, RIGHT, TOP, BOTTOM = 46, 16, 10, 36
 MOST_POINTS = 300
 """A longer curve is drawn through means of neighbours."""
 

@@ -50,10 +50,12 @@ def _subtitle(summary: Summary) -> str:
 
 def _cards(summary: Summary) -> list[str]:
     out = []
-    loss = "validation loss" if summary.config["data"] else "loss on the sentence"
+    loss, end = "validation loss", "full validation set, at the end"
+    if not summary.config["data"]:
+        loss, end = "loss on the sentence", "at the end"
     measured = summary.final or summary.best
     if measured:
-        which = "full validation set, at the end" if summary.final else f"best so far, step {measured['step']:,}"
+        which = end if summary.final else f"best so far, step {measured['step']:,}"
         out += [
             card(loss, f"{measured['loss']:.4f}", which),
             card("masked accuracy", f"{measured['accuracy']:.1%}", "15 % masks, 80/10/10"),

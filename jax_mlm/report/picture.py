@@ -15,7 +15,7 @@ MARGIN, TITLE, LINE, CAPTION = 14, 30, 18, 24
 """Height of the title, of a line of the legend, and of the caption over each panel."""
 LETTER, TITLE_LETTER, SWATCH = 6.4, 8.6, 20
 """Widths: of a letter at 11 and at 15 pixels, estimated, and of the stroke in the legend with its gap."""
-RULES = f"""svg {{ font-family: {FONT}; }} .paper {{ fill: var(--card); }}
+RULES = f"""svg {{ font-family: {FONT}; background: var(--card); }} .paper {{ fill: var(--card); }}
 svg text.title {{ font-size: 15px; font-weight: 600; fill: var(--ink); }}
 svg text.caption {{ font-size: 12px; font-weight: 600; fill: var(--ink); }}"""
 
@@ -27,7 +27,7 @@ def picture(title: str, charts: Sequence[Chart], columns: int = 1) -> str:
     legend, lines = _legend(keys.values(), width)
     top = MARGIN + TITLE + lines * LINE
     rows = -(-len(charts) // columns)
-    height = top + rows * (CAPTION + HEIGHT) + MARGIN
+    height = top + rows * (CAPTION + HEIGHT + MARGIN)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width * SCALE:g}" '
         f'height="{height * SCALE:g}" role="img">',
@@ -40,7 +40,7 @@ def picture(title: str, charts: Sequence[Chart], columns: int = 1) -> str:
     ]
     for place, chart in enumerate(charts):
         row, column = divmod(place, columns)
-        x, y = MARGIN + column * (WIDTH + MARGIN), top + row * (CAPTION + HEIGHT)
+        x, y = MARGIN + column * (WIDTH + MARGIN), top + row * (CAPTION + HEIGHT + MARGIN)
         parts.append(
             f'<g transform="translate({x} {y})"><text class="caption" y="15">{escape(chart.title)}</text>'
             f'<g transform="translate(0 {CAPTION})">{marks(chart)}</g></g>'
