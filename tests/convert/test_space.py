@@ -51,7 +51,7 @@ def test_it_asks_for_what_the_package_asks_for(space: Path) -> None:
 @needs_gradio
 def test_its_app_runs_alone(space: Path, tmp_path: Path) -> None:
     """As a host runs it: from its own folder, with the host's variables, and the copy of the package."""
-    copied = space / "mlm_onnx" / "demo.py"
+    copied = space / "mlm_onnx" / "demo" / "app.py"
     copied.write_text(
         copied.read_text(encoding="utf-8").replace('"Fill the mask"', '"From the copy"'), encoding="utf-8"
     )
