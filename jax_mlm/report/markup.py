@@ -87,8 +87,9 @@ def facts(values: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> 
     """Return names and values; where `usual` is given, the values that differ from it are marked."""
     rows = []
     for name, value in values.items():
-        changed = usual is not None and name in usual and usual[name] != value
-        mark, was = (' class="changed"', f' title="preset: {escape(text_of(usual[name]))}"') if changed else ("", "")
+        mark = was = ""
+        if usual is not None and name in usual and usual[name] != value:
+            mark, was = ' class="changed"', f' title="the preset has {escape(text_of(usual[name]))}"'
         rows.append(f"<tr{mark}><th>{escape(name)}</th><td{was}>{escape(text_of(value))}</td></tr>")
     return f'<table class="facts"><tbody>{"".join(rows)}</tbody></table>'
 
