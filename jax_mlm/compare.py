@@ -13,7 +13,7 @@ import tyro
 from jax_mlm.cli.console import run_command
 from jax_mlm.errors import UserError
 from jax_mlm.files import write_atomically
-from jax_mlm.report.comparison import compare, comparison_page, print_tables, write_picture
+from jax_mlm.report.comparison import compare, comparison_page, comparison_picture, print_tables
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,18 @@ class CompareConfig:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN …")]
     """Run directories, two or more."""
     out: str = ""
-    """Draw the curves over one another into this file: .html, or .png."""
+    """Draw the curves over one another into this file: .html or .svg."""
     json: bool = False
     """Print one JSON object instead of the tables."""
 
 
 def main(config: CompareConfig) -> None:
-    """Prints the tables; with --out, the last line on stdout is the file written."""
+    """Print the tables; with --out, the last line on stdout is the file written."""
     if not config.runs:
         raise UserError("no run directory given: python -m jax_mlm.compare RUN RUN")
     out = Path(config.out)
-    if config.out and out.suffix not in (".html", ".png"):
-        raise UserError(f"--out {out}: give a name that ends in .html or .png")
+    if config.out and out.suffix not in (".html", ".svg"):
+        raise UserError(f"--out {out}: give a name that ends in .html or .svg")
     if config.out and not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
     runs, rows, different = compare(config.runs)
@@ -44,8 +44,8 @@ def main(config: CompareConfig) -> None:
         print_tables(rows, different)
     if out.suffix == ".html":
         write_atomically(out, comparison_page(runs, rows, different))
-    elif out.suffix == ".png":
-        write_picture(out, [row["run"] for row in rows], runs)
+    elif out.suffix == ".svg":
+        write_atomically(out, comparison_picture([row["run"] for row in rows], runs))
     if config.out and not config.json:
         print(out)
 

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from jax_mlm.config import MaskConfig
 from jax_mlm.data.batches import Batch, Rows, batch_of
 from jax_mlm.model.encoder import Params
 from jax_mlm.tasks.metrics import Metrics

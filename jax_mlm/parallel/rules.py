@@ -35,7 +35,9 @@ Vectors (norms, biases) are small and not listed: every device holds them.
 
 def axes_of(path: KeyPath) -> str:
     """Return the logical axes of the array at this path of a state, one letter each; empty where none are listed."""
-    names = [str(key.key) if isinstance(key, DictKey) else key.name if isinstance(key, GetAttrKey) else "" for key in path]
+    names = [
+        str(key.key) if isinstance(key, DictKey) else key.name if isinstance(key, GetAttrKey) else "" for key in path
+    ]
     return AXES.get(names[-1], AXES.get(".".join(names[-2:]), "")) if names else ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+
 import jax
 
 from jax_mlm.evals.heldout import Result, result_of

@@ -64,9 +64,7 @@ class Recorder(AbstractContextManager["Recorder"]):
 
     def finished(self, step: int, pace: Pace, result: Result) -> None:
         """Take the figures over all validation rows."""
-        self._log.write(
-            "final", step, {"loss": result.loss, "accuracy": result.accuracy, "seconds": pace.elapsed()}
-        )
+        self._log.write("final", step, {"loss": result.loss, "accuracy": result.accuracy, "seconds": pace.elapsed()})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
