@@ -44,7 +44,7 @@ from jax_mlm.train.optim import make_optimizer, make_schedule
 from jax_mlm.train.pace import Pace, parse_budget
 from jax_mlm.train.start import origin_of
 from jax_mlm.train.step import TrainState, init_state, make_train_step
-from jax_mlm.train.teacher import begin
+from jax_mlm.train.teacher import resolve_start
 
 
 def train(config: TrainConfig, progress: Progress) -> Path:
@@ -65,7 +65,7 @@ def train(config: TrainConfig, progress: Progress) -> Path:
     print(describe_devices(), file=sys.stderr)
     warn_of_unused_accelerator()
     jax.config.update("jax_compilation_cache_dir", str(compile_cache(config)))
-    config, start, teacher = hosts.together(lambda: begin(config, run))
+    config, start, teacher = hosts.together(lambda: resolve_start(config, run))
     data = hosts.together(lambda: open_dataset(config, run, given=start.tokenizer if start else None))
     hosts.agree("text", str(data.fingerprints))
     config, length, vocabulary = data.config, data.config.corpus.length, data.vocabulary
