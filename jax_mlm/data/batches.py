@@ -145,11 +145,6 @@ def batch_of(rows: Rows, indices: np.ndarray) -> Batch:
     return _gather(rows, np.asarray(indices, np.int64))
 
 
-def batch_in_order(rows: Rows, start: int, batch: int) -> Batch:
-    """Rows start … start + batch - 1, for evaluation; those past the end are all padding."""
-    return batch_of(rows, np.arange(start, start + batch))
-
-
 # Rows to arrays
 
 
