@@ -27,7 +27,7 @@ from jax_mlm.evals.scoring import make_masked_log_probs, pseudo_log_likelihood
 from jax_mlm.files import cache_folder
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.heads import make_forward
-from jax_mlm.run.checkpoint import best_step, load_params
+from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run
 
 
@@ -53,9 +53,9 @@ class EvaluateConfig:
 
 def evaluate_text(config: EvaluateConfig, run: TrainConfig, params: Params) -> dict[str, Any]:
     """Loss, accuracy, perplexity and counts over the packed documents."""
-    tokenizer_path = config.run / TOKENIZER_FILE
-    vocabulary = vocabulary_of(load_tokenizer(tokenizer_path))
-    files = prepare(expand(config.data, "--data"), tokenizer_path, run.corpus, cache_folder(run))
+    tokenizer = load_tokenizer(config.run / TOKENIZER_FILE)
+    vocabulary = vocabulary_of(tokenizer)
+    files = prepare(expand(config.data, "--data"), tokenizer, vocabulary, run.corpus, cache_folder(run))
     rows = pack_rows(files, vocabulary, run.corpus.length, run.corpus.pack)
     mask = MaskConfig(mask_token=1.0, mask_random=0.0) if config.all_mask else EVAL_MASK
     forward = make_forward(run.model)
@@ -95,8 +95,7 @@ def main(config: EvaluateConfig) -> None:
     if not config.data:
         raise UserError("the run or --data is missing: python -m jax_mlm.evaluate RUN --data FILE")
     run = read_run(config.run)
-    step = best_step(config.run) if config.checkpoint == "best" else None
-    step, params = load_params(config.run, step)
+    step, params = load_params(config.run, config.checkpoint)
     params = jax.tree.map(jnp.asarray, params)
     if config.pll:
         for scored in score_documents(config, run, params):

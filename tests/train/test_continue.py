@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.models import MODELS, SHAPE, assert_trees_equal, logits_of, softened
+from support.rows import prepared
 from support.runs import SMALL, save_run, train_line
 
 from jax_mlm.cli.console import parse
 from jax_mlm.config import MaskConfig, ModelConfig, TrainConfig
 from jax_mlm.data.batches import batch_at, pack_rows, split_documents
-from jax_mlm.data.prepare import prepare
 from jax_mlm.data.sources import expand
 from jax_mlm.data.tokenizer import train_tokenizer, vocabulary_of
 from jax_mlm.hf import export_hf
@@ -74,7 +74,7 @@ def test_the_first_step_has_the_loss_of_the_weights(family: str, text: Path, tok
     config, vocabulary = read_run(run), vocabulary_of(tokenizer)
     assert (config.optim.lr, config.model) == (1e-4, model)
     assert config.optim.optimizer == "adamw", "Muon would turn what is good already"
-    files = prepare(expand(config.data, "--data"), run / "tokenizer.json", config.corpus, tmp_path / "cache")
+    files = prepared(expand(config.data, "--data"), tokenizer, config.corpus, tmp_path / "cache")
     train_ids, _ = split_documents(LINES, config.corpus.valid_fraction, config.seed)
     batch = batch_at(pack_rows(files, vocabulary, 16, "document", train_ids), 0, 0, 4)
     keys = row_keys(jax.random.split(jax.random.key(config.seed))[1], 0, batch.rows)
