@@ -8,14 +8,13 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from jax_mlm.cli.console import run_command
+from jax_mlm.cli.command import Command
 from jax_mlm.config import MaskConfig, TrainConfig
 from jax_mlm.data.batches import pack_rows
 from jax_mlm.data.prepare import prepare
@@ -34,7 +33,7 @@ from jax_mlm.run.directory import TOKENIZER_FILE, read_run
 class EvaluateConfig:
     """Evaluates a run on text it has not seen: loss, accuracy and perplexity at fixed masks."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Path = field(metadata={"positional": "RUN"})
     """The run directory."""
     data: tuple[str, ...] = field(default_factory=tuple)
     """Text to evaluate on: files, folders or globs."""
@@ -89,8 +88,8 @@ def score_documents(config: EvaluateConfig, run: TrainConfig, params: Params) ->
         yield {"text": text, "pll": total, "tokens": count}
 
 
-def main(config: EvaluateConfig) -> None:
-    """Prints the figures of one run on one text."""
+def run(config: EvaluateConfig) -> None:
+    """Print the figures of one run on one text."""
     if not config.data:
         raise UserError("the run or --data is missing: python -m jax_mlm.evaluate RUN --data FILE")
     run = read_run(config.run)
@@ -117,5 +116,8 @@ EXAMPLES = """examples:
   python -m jax_mlm.evaluate runs/tiny --data held-out.txt --json
   python -m jax_mlm.evaluate runs/tiny --data sentences.txt --pll"""
 
+COMMAND = Command("python -m jax_mlm.evaluate", EvaluateConfig, run, EXAMPLES)
+main = COMMAND.main
+
 if __name__ == "__main__":
-    sys.exit(run_command("python -m jax_mlm.evaluate", EvaluateConfig, main, EXAMPLES))
+    sys.exit(main())
