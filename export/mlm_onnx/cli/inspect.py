@@ -19,7 +19,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mlm_onnx.bundle import MANIFEST, BundleError, open_bundle
+    from mlm_onnx.bundle.layout import MANIFEST, BundleError
+    from mlm_onnx.bundle.read import open_bundle
 
     bundle = open_bundle(options.bundle)
     if options.json:
