@@ -80,7 +80,10 @@ def gather(text: str) -> list[str]:
 
 
 def on_every_host(act: Callable[[], T]) -> T:
-    """Run `act` on every host. If it raises UserError on any, all stop and exactly one reports it: none is left waiting."""
+    """Run `act` on every host.
+
+    If it raises UserError on any of them, all stop and exactly one reports it, so none is left waiting.
+    """
     try:
         made, failure = act(), None
     except UserError as error:

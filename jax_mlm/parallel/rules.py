@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.tree_util import DictKey, GetAttrKey, KeyPath
+from jax.tree_util import DictKey, KeyPath
 
 Tree = TypeVar("Tree")
 Rules = Mapping[str, str]
@@ -35,9 +35,7 @@ Vectors (norms, biases) are small and not listed: every device holds them.
 
 def axes_of(path: KeyPath) -> str:
     """Return the logical axes of the array at this path of a state, one letter each; empty where none are listed."""
-    names = [
-        str(key.key) if isinstance(key, DictKey) else key.name if isinstance(key, GetAttrKey) else "" for key in path
-    ]
+    names = [str(key.key) for key in path if isinstance(key, DictKey)]  # parameters are nested dicts
     return AXES.get(names[-1], AXES.get(".".join(names[-2:]), "")) if names else ""
 
 

@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 import pytest
 
 from jax_mlm import compare
-from jax_mlm.cli.console import run_command
 from jax_mlm.presets import PRESETS
 from jax_mlm.report.figures import PLOTS, PLOTS_FOLDER, draw
 from jax_mlm.report.page import REPORT_FILE
@@ -118,8 +117,7 @@ def test_a_drawing_reads_each_file_of_the_run_once(tmp_path, monkeypatch):
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
-    argv = [str(a) for a in arguments]
-    code = run_command("python -m jax_mlm.compare", compare.CompareConfig, compare.main, compare.EXAMPLES, argv)
+    code = compare.main([str(a) for a in arguments])
     out = capsys.readouterr()
     return code, out.out, out.err
 

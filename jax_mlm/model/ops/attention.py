@@ -106,3 +106,6 @@ def _dense_backward(saved: Any, g: Array) -> tuple[Array | None, ...]:
     dq = jnp.einsum("BHQS,BHSK->BHQK", dscores, k)
     dk = jnp.einsum("BHQS,BHQK->BHSK", dscores, q)
     return dq, dk, dv, None, None
+
+
+dense_attention.defvjp(_dense_forward, _dense_backward)
