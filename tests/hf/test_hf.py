@@ -464,7 +464,7 @@ def test_a_run_trains_with_the_tokenizer_that_its_file_gives(make_folder: Any, t
     (folder / "tokenizer.json").unlink()
     names = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
     fields = [(1, message((1, name.encode()), (2, 0.0), (3, 2 if name == "<unk>" else 3))) for name in names]
-    fields += [(1, message((1, f"▁{i}".encode()), (2, -i / 7), (3, 1))) for i in range(50)]
+    fields += [(1, message((1, f"▁{i}".encode()), (2, -3 - 0.3713 * i), (3, 1))) for i in range(50)]
     (folder / "spiece.model").write_bytes(message(*fields, (2, message((3, 1)))))
     tokenizer = read_initial(folder).tokenizer
     tokenizer.save(str(tmp_path / "tokenizer.json"))
