@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from jax_mlm.config import ModelConfig
 from mlm_onnx.convert.onnx_file import Graph
-
-if TYPE_CHECKING:
-    from jax_mlm.config import ModelConfig
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from jax_mlm.config import ModelConfig
 from mlm_onnx.convert.precision import Precision
 
 NEGATIVE = -1e30
 """Score of a pair that may not attend: its exponential is exactly 0 in float32."""
 
 
-class _Encoder:
+class OnnxEncoder:
     """Adds the encoder's nodes to a graph; a method stands for one module of `jax_mlm.model`.
 
     Without `mask`, every token of a row sees all the others; without `types`, all are of type 0. `fused` takes the
