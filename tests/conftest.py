@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from support.bundles import ORIGIN
+from support.models import randomised
+from support.paths import ROOT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the checkout, or $JAX_MLM_SHARED."""
     named = os.environ.get("JAX_MLM_SHARED")
-    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; point $JAX_MLM_SHARED at it")
     return folder
@@ -58,25 +59,23 @@ def sentence_run(environment: dict[str, str], tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def sentence_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Bundles of the founding sentence's shape with random weights, in fp32 and in int8: to be read, not changed."""
-    from mlm_onnx import convert
-    from mlm_onnx.graph import FP32
-    from mlm_onnx.quantize import INT8
-    from test_graph import randomised
+    from mlm_onnx.convert import pipeline as convert
+    from mlm_onnx.convert.precision import FP32
+    from mlm_onnx.convert.quantize import INT8
 
-    from jax_mlm.config import SENTENCE, with_vocabulary
-    from jax_mlm.presets import PRESETS
-    from jax_mlm.tokenizer import train_tokenizer
+    from jax_mlm.config import with_vocabulary
+    from jax_mlm.data.tokenizer import train_tokenizer
+    from jax_mlm.presets import PRESETS, SENTENCE
 
     folder = tmp_path_factory.mktemp("bundles")
     model = with_vocabulary(PRESETS["sentence"], 16).model
-    origin = {"run": "test", "preset": "sentence", "step": 7, "versions": {}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convert, "parity_shapes", lambda length: ((1, 7, 2),))  # the others are test_convert's
         for precision in (FP32, INT8):
             tokenizer = train_tokenizer([SENTENCE], "word", 16)
-            convert.write_bundle(folder / precision.name, model, randomised(model), tokenizer, precision, origin)
+            convert.write_bundle(folder / precision.name, model, randomised(model), tokenizer, precision, ORIGIN)
         convert.write_bundle(
-            folder / "attention", model, randomised(model), tokenizer, INT8, origin, with_attention=True
+            folder / "attention", model, randomised(model), tokenizer, INT8, ORIGIN, with_attention=True
         )
     return {name: folder / name for name in ("fp32", "int8", "attention")}
 
@@ -84,8 +83,8 @@ def sentence_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 @pytest.fixture(scope="session")
 def web_runtime() -> dict[str, bytes]:
     """What the page runs on: from the cache, else from npm."""
-    from mlm_onnx import web
-    from mlm_onnx.bundle import BundleError
+    from mlm_onnx.bundle.layout import BundleError
+    from mlm_onnx.convert import web
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("npm_config_fetch_retries", "0")

@@ -1,0 +1,111 @@
+"""The graph of attention answers what the JAX model attends to, and a bundle that carries it stores no weight twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from mlm_onnx import BundleError, FillMask, QueryError
+from mlm_onnx.answer.attention import AttentionReader, carries_attention
+from mlm_onnx.answer.reader import Reader
+from mlm_onnx.bundle.layout import ATTENTION_GRAPH, FAST_DATA
+from mlm_onnx.bundle.read import open_bundle
+from mlm_onnx.convert.attention import jax_attention, shapes, write_attention
+from mlm_onnx.convert.graphs import attention_graph, fill_mask_graph
+from mlm_onnx.convert.onnx_file import Graph
+from mlm_onnx.convert.parity import ParityError, open_session
+from mlm_onnx.convert.precision import FP32, Precision
+from mlm_onnx.convert.quantize import INT8
+from support.models import BERT, CONFIGS, MODERN, randomised
+
+from jax_mlm.config import ModelConfig
+from jax_mlm.model.ops.attention import NEGATIVE, attend, attention_weights
+
+FAMILIES = ("modernbert-local", "bert", "roberta", "distilbert", "albert", "albert-two-groups", "rms", "odd-head")
+
+
+def write(folder: Path, config: ModelConfig, precision: Precision = FP32, asked: ModelConfig | None = None) -> dict:
+    (folder / "fast").mkdir()
+    params = randomised(config)
+    fill_mask_graph(config, params, precision).write(folder / "fast" / "fill_mask.onnx")
+    reference = jax_attention(asked or config, params)
+    return write_attention(folder, config, params, precision, reference, config.vocab_size)
+
+
+def test_weights_are_those_that_attend_mixes_by() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 3, 5, 4)), jnp.float32) for _ in range(3))
+    seen = jnp.asarray(rng.random((2, 1, 5, 5)) < 0.7).at[..., 0].set(True)
+    weights = attention_weights(q, k, seen)
+    np.testing.assert_allclose(weights @ v, attend(q, k, v, seen, None), atol=1e-6)
+    assert (np.where(seen, 0, weights) == 0).all(), f"{NEGATIVE} leaves nothing"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_attention_equals_jax_and_sums_to_one(name: str, tmp_path: Path) -> None:
+    config = CONFIGS[name]
+    assert write(tmp_path, config)["max_difference"] <= 1e-4
+    session = open_session(tmp_path / ATTENTION_GRAPH)
+    weights = session.run(None, {"input_ids": np.arange(40).reshape(2, 20)})[0]
+    assert weights.shape == (config.layers, 2, config.heads, 20, 20)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+    assert weights.std() > 0.02, "flat attention would hide mistakes"
+    far = np.abs(np.subtract.outer(np.arange(20), np.arange(20)))
+    for layer in range(config.layers):
+        if (window := config.window(layer)) is not None:
+            assert (weights[layer][..., far > window] == 0).all()
+
+
+@pytest.mark.parametrize("wrong", [{"local_window": 8}, {"rope_theta": 10_000.0}, {"norm_eps": 0.5}])
+def test_another_attention_is_not_written(wrong: dict[str, Any], tmp_path: Path) -> None:
+    config = CONFIGS["modernbert-local"]
+    with pytest.raises(ParityError, match="leave out --with-attention"):
+        write(tmp_path, config, asked=replace(config, **wrong))
+
+
+@pytest.mark.parametrize("name", ["modernbert-local", "bert", "albert"])
+def test_int8_attention_is_close_and_costs_no_weights(name: str, tmp_path: Path) -> None:
+    assert 0 < write(tmp_path, replace(CONFIGS[name], vocab_size=4096), INT8)["moved"] <= 0.1
+    assert {file.name for file in (tmp_path / "fast").iterdir()} == {
+        "fill_mask.onnx",
+        "fill_mask.onnx.data",
+        "attention.onnx",
+    }
+    assert (tmp_path / ATTENTION_GRAPH).stat().st_size < (tmp_path / FAST_DATA).stat().st_size / 3
+
+
+def test_a_weight_that_is_not_stored_is_noticed(tmp_path: Path) -> None:
+    fill_mask_graph(MODERN, randomised(MODERN)).write(tmp_path / "fill_mask.onnx")
+    other: Graph = attention_graph(MODERN, randomised(MODERN, seed=1))
+    with pytest.raises(ValueError, match="does not store token_table"):
+        other.write_sharing(tmp_path / "attention.onnx", tmp_path / "fill_mask.onnx")
+
+
+@pytest.mark.parametrize("longest", [1, 7, 160, 512])
+def test_shapes_fit_the_model(longest: int) -> None:
+    assert max(length for _, length in shapes(longest)) == min(longest, 160)
+
+
+def test_a_bundle_answers_what_each_token_attends_to(sentence_bundles: dict[str, Path]) -> None:
+    plain = open_bundle(sentence_bundles["int8"])
+    assert not carries_attention(plain)
+    with pytest.raises(BundleError, match="--with-attention"):
+        AttentionReader(plain)
+    bundle = open_bundle(sentence_bundles["attention"])
+    attention, reader = AttentionReader(bundle), Reader(bundle)
+    assert (attention.layers, attention.heads) == (3, 4)
+    found = attention(reader.masked("This [MASK] creates"))
+    assert found.weights.shape == (3, 4, 3, 3)
+    np.testing.assert_allclose(found.weights.sum(-1), 1, atol=1e-5)
+    assert FillMask(bundle.path)("This [MASK] creates") == FillMask(plain.path)("This [MASK] creates")
+    with pytest.raises(QueryError, match="up to 64"):
+        attention(reader.encode("word " * 65))
+
+
+def test_bert_needs_no_types_to_attend(tmp_path: Path) -> None:
+    write(tmp_path, BERT)
+    assert [port.name for port in open_session(tmp_path / ATTENTION_GRAPH).get_inputs()] == ["input_ids"]

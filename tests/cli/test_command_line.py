@@ -1,0 +1,53 @@
+"""python -m mlm_onnx: the map, pages that fit, and the nearest word for every slip."""
+
+import re
+
+import pytest
+from mlm_onnx import __main__ as entry
+from mlm_onnx.cli.parser import UsageError, read
+from support.texts import slips
+
+
+def call(capsys, *arguments) -> tuple[int, str, str]:
+    code = entry.main(list(arguments))
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def page(capsys, name: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        entry.main([name, "--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_map_has_every_command_and_fits(capsys):
+    code, out, err = call(capsys)
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 90
+    for name in entry.COMMANDS:
+        assert re.search(rf"^  {name} +\w", out, re.M)
+    assert re.fullmatch(r"mlm_onnx \S.*, onnxruntime [\d.]+\n", call(capsys, "--version")[1])
+
+
+@pytest.mark.parametrize("name", list(entry.COMMANDS))
+def test_every_page_has_two_examples_and_every_slip_is_recognised(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = page(capsys, name)
+    assert len(re.findall(rf"^  python -m mlm_onnx {name} ", shown, re.M)) == 2
+    assert max(map(len, shown.splitlines())) <= 80
+    known = set(re.findall(r"^  (?:-h, )?(--[a-z][\w-]*)", shown, re.M)) - {"--help"}
+    assert known
+    for option in known:
+        for wrong in set(slips(option)) - known:
+            with pytest.raises(UsageError, match=rf"unknown option {wrong}; did you mean --"):
+                read(entry.COMMANDS, name, [wrong, "1"])
+    code, out, err = call(capsys, name + name[-1])
+    assert (code, out) == (2, "")
+    assert err == f"error: unknown command {name + name[-1]}; did you mean {name}?\n"
+
+
+def test_a_wrong_choice_names_the_right_ones(capsys):
+    for arguments in (["--dtype", "in8"], ["--dtype=in8"]):
+        code, _, err = call(capsys, "convert", "run", "bundle", *arguments)
+        assert (code, err) == (2, "error: --dtype in8 is unknown: choose int8 or fp32; did you mean int8?\n")

@@ -1,0 +1,123 @@
+"""What int8 costs is measured on real text, and matrices that cost too much stay in float32."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from mlm_onnx.__main__ import main
+from mlm_onnx.bundle.layout import BundleError
+from mlm_onnx.bundle.read import open_bundle
+from mlm_onnx.convert import calibrate
+from mlm_onnx.convert.calibrate import against, queries
+from mlm_onnx.convert.graphs import fill_mask_graph
+from mlm_onnx.convert.parity import onnx_forward
+from mlm_onnx.convert.precision import FP32
+from mlm_onnx.convert.quantize import INT8, adjusted
+from onnx import numpy_helper
+from support.models import MODERN, randomised
+
+from jax_mlm.data.tokenizer import train_tokenizer, vocabulary_of
+
+TEXT = Path(__file__).read_text()
+TOKENIZER = train_tokenizer(TEXT.splitlines(), "wordpiece", 192)
+VOCABULARY = vocabulary_of(TOKENIZER)
+CONFIG = replace(MODERN, vocab_size=192)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (tmp_path / "held-out.txt").write_text(TEXT)
+    return tmp_path / "held-out.txt"
+
+
+def test_the_same_tokens_are_hidden_each_time_and_no_special_ones(text: Path) -> None:
+    made = queries(text, TOKENIZER, VOCABULARY, 48)
+    for (ids, at, true), (again, at_again, _) in zip(made, queries(text, TOKENIZER, VOCABULARY, 48), strict=True):
+        assert np.array_equal(ids, again)
+        assert np.array_equal(at, at_again)
+        assert ids.shape[1] <= 48
+        assert (ids[0, at[0]] == VOCABULARY.mask).all()
+        assert not np.isin(true, VOCABULARY.special).any()
+    shares = [at.shape[1] / (ids.shape[1] - 2) for ids, at, _ in made if ids.shape[1] > 20]
+    assert 0.12 < np.mean(shares) < 0.18
+
+
+def test_too_little_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("one two three\n")
+    with pytest.raises(BundleError, match="only 1 tokens"):
+        queries(tmp_path / "short.txt", TOKENIZER, VOCABULARY, 48)
+    with pytest.raises(BundleError, match="no such file"):
+        queries(tmp_path / "none.txt", TOKENIZER, VOCABULARY, 48)
+
+
+def test_costs_by_hand() -> None:
+    asked = [(np.zeros((1, 4)), np.zeros((1, 4)), np.array([1, 2, 3, 4]))]
+    facts = against(np.array([1, 2, 3, 9]), np.array([1, 2, 8, 9]), asked)
+    assert facts == {"tokens": 4, "top1_agreement": 0.75, "accuracy": {"fp32": 0.75, "int8": 0.5}, "drop": 0.25}
+
+
+def test_the_matrix_that_costs_too_much_stays_in_float32(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = randomised(CONFIG)
+    fill_mask_graph(CONFIG, params).write(tmp_path / "g.onnx")
+    exact = onnx_forward(tmp_path / "g.onnx")
+    asked = [(i, at, exact(i, at)[0].argmax(-1)) for i, at, _ in queries(text, TOKENIZER, VOCABULARY, 48)[:60]]
+
+    def broken(g: Any, x: str, name: str, kernel: Any, bias: Any, **rest: Any) -> str:
+        """Int8 that loses one matrix; the others are exact."""
+        return FP32.linear(g, x, name, kernel * 0 if name == "layer_1.mlp.down" else kernel, bias)
+
+    monkeypatch.setattr(calibrate, "queries", lambda *_: asked)
+    monkeypatch.setattr(calibrate, "INT8", replace(FP32, name="int8", linear=broken))
+    keep, facts = calibrate.calibrate(CONFIG, params, TOKENIZER, VOCABULARY, text)
+    assert keep == {"layer_1.mlp.down"}
+    assert facts["kept_in_fp32"] == ["layer_1.mlp.down"]
+    assert facts["before_keeping"]["drop"] > 0.01
+    assert facts["drop"] == 0
+    assert facts["top1_agreement"] == facts["accuracy"]["fp32"] == 1
+
+
+def test_kept_matrices_and_seven_bits_are_what_is_stored(tmp_path: Path) -> None:
+    fill_mask_graph(CONFIG, randomised(CONFIG), adjusted(INT8, {"head"}, reduce_range=True)).write(tmp_path / "g.onnx")
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "g.onnx").graph.initializer}
+    assert stored["head.kernel"].dtype == np.float32
+    sevens = [array for array in stored.values() if array.dtype == np.int8]
+    assert len(sevens) == 4 * CONFIG.layers + 1  # queries of the last layer are a matrix of their own
+    assert {int(np.abs(array).max()) for array in sevens} == {63}
+
+
+def test_convert_writes_it_into_the_manifest(
+    two_checkpoints: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "text.txt").write_text("This model creates a super relationships between the words\n" * 100)
+    options = ["--calibrate", str(tmp_path / "text.txt"), "--reduce-range", "--for", "hub"]
+    assert main(["convert", str(two_checkpoints), str(tmp_path / "b"), *options]) == 0
+    assert "hidden tokens of text.txt" in capsys.readouterr().out
+    manifest = open_bundle(tmp_path / "b").manifest
+    assert manifest["parity"]["calibration"]["tokens"] == 100
+    assert manifest["parity"]["calibration"]["drop"] <= 0.01
+    assert manifest["int8"]["weight_bits"] == 7
+    fast = {"fast/fill_mask.onnx", "fast/embed.onnx"}
+    assert set(manifest["graphs"]) == fast | {"onnx/model.onnx", "onnx/model_quantized.onnx"}
+
+
+@pytest.mark.parametrize("options", [["--calibrate", "none.txt"], ["--calibrate", "x", "--dtype", "fp32"]])
+def test_calibration_that_cannot_be(
+    two_checkpoints: Path,
+    options: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["convert", str(two_checkpoints), str(tmp_path / "b"), *options]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "--calibrate" in err
+    assert not (tmp_path / "b").exists()

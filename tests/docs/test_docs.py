@@ -1,0 +1,360 @@
+"""What the README and docs/ say is so: files, tests, and every command.
+
+The commands of `bash` fences run in one folder for each page, on made-up text, in this order, with these changes:
+`--budget TIME` becomes three steps, and training on `--data` is of a small model. A word behind `bash` says what else
+a fence needs: of those in `READ_ONLY` only the options are read, a server is asked for its page and ended, and what
+installs is left to .ci/run. Pages with output (`console`) are run again by docs/run.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from support.paths import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+READ_ONLY = {"needs-accelerator", "needs-pod", "needs-npm", "needs-peers"}
+REMARKS = {*READ_ONLY, "serves", "install", "varies", "slow", "extended"}
+FEW = "--batch 8 --accumulate 1 --length 32 --eval-rows 8"
+SMALL = f"--layers 2 --width 32 --heads 2 --ff-width 32 --tokenizer-limit 512 {FEW}"
+IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "node_modules")
+INSTALLS = re.compile(r"pip install|^python -m pytest$|^ruff ", re.M)
+
+
+@pytest.fixture(scope="module")
+def runner() -> ModuleType:
+    """docs/run.py."""
+    spec = importlib.util.spec_from_file_location("run_docs", ROOT / "docs" / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["run_docs"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def lines(body: str) -> list[str]:
+    """The commands of a shell block; a loop is one command."""
+    joined = body.replace("\\\n", " ")
+    if re.search(r"^for ", joined, re.M):
+        return [joined]
+    return [line for line in joined.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def ours(command: str) -> list[list[str]]:
+    """The modules that a command runs, with their arguments: [["jax_mlm.train", "--data", …]]."""
+    command = command.replace("\\\n", " ")
+    inner = re.findall(r'--command="([^"]+)"', command)
+    found = []
+    for text in inner or [command]:
+        for part in re.split(r"[;&|]+|(?<=\s)do\s|\$ ", re.sub(r"[<>]+ ?\S+", "", text.replace("done", ""))):
+            words = shlex.split(part, comments=True)
+            for at, word in enumerate(words):
+                if word == "-m" and at and words[at - 1].endswith("python"):
+                    found.append(words[at + 1 :])
+    return [each for each in found if each[0].split(".")[0] in ("jax_mlm", "mlm_onnx")]
+
+
+def read(module: str, argv: list[str]) -> None:
+    """Reads the options as the command would, and runs nothing."""
+    from mlm_onnx import __main__ as answers
+
+    from jax_mlm import compare, evaluate
+    from jax_mlm.cli.console import parse
+    from jax_mlm.config import TrainConfig
+    from jax_mlm.hf import __main__ as commands
+    from jax_mlm.presets import PRESETS
+    from jax_mlm.train.options import option
+
+    match module, argv:
+        case "jax_mlm.train", _:
+            preset = PRESETS[option(argv, "preset") or "tiny"]
+            parse(module, TrainConfig, argv, replace(preset, steps=0) if "--budget" in argv else preset)
+        case "jax_mlm.evaluate", _:
+            parse(module, evaluate.EvaluateConfig, argv)
+        case "jax_mlm.compare", _:
+            parse(module, compare.CompareConfig, argv)
+        case "jax_mlm.hf", ["import" | "export" as which, *rest]:
+            parse(module, commands.ImportConfig if which == "import" else commands.ExportConfig, rest)
+        case "mlm_onnx", [name, *rest]:
+            answers.read(answers.COMMANDS, name, rest)
+        case "jax_mlm" | "mlm_onnx" | "jax_mlm.hf", []:
+            pass
+        case _:
+            raise AssertionError(f"the pages show {module} {argv}: read its options here")
+
+
+def shown(page: Path, runner: ModuleType) -> Iterator[tuple[Any, str]]:
+    """Each shell command of a page, with its fence."""
+    for fence in runner.fences(page.read_text()):
+        if fence.info[:1] == ("bash",) and "extended" not in fence.info:
+            yield from ((fence, line) for line in lines(fence.body))
+        if fence.info[:1] == ("console",):
+            yield from ((fence, command) for command, _ in runner.commands(fence.body))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_has_options_that_exist(page: Path, runner: ModuleType) -> None:
+    for fence in runner.fences(page.read_text()):
+        assert fence.info[:1] in [(), ("bash",), ("console",), ("python",), ("diff",), ("json",)], fence.info
+        assert set(fence.info[1:]) <= REMARKS, fence.info
+        assert fence.info or not re.search("^python -m ", fence.body, re.M), f"which no test looks at: {fence.body}"
+    for _, command in shown(page, runner):
+        for module, *argv in ours(command):
+            read(module, argv)
+    for module, options in re.findall(r"`python -m ((?:jax_mlm|mlm_onnx)[\w.]*)([^`]*)`", page.read_text()):
+        first = options.split()[0] if module in ("mlm_onnx", "jax_mlm.hf") and options.strip() else ""
+        for option in re.findall(r"(?<= )--[\w-]+", options):
+            assert option in all_options(module, first), f"`python -m {module}{options}`"
+
+
+@cache
+def all_options(module: str, command: str) -> str:
+    """Every option, as the help lists them."""
+    line = [sys.executable, "-m", module, *command.split(), "--help" if command else "--help-all"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + "--help --help-all --version"
+
+
+# ---- running them --------------------------------------------------------------------------------
+
+
+def shortened(command: str) -> str:
+    """The command with little to do, as this file's docstring says."""
+    command = re.sub(r"--budget \S+", "--steps 3", command)
+    if "jax_mlm.train" in command and "--data" in command:
+        own = "--init" in command or ("--distil" in command and "--preset" not in command)  # a shape of its own
+        small = FEW if own else SMALL
+        if re.search("--(distil|tokenizer) ", command):  # a tokenizer of its own
+            small = small.replace("--tokenizer-limit 512 ", "")
+        small += "" if "--steps" in command else " --steps 3"
+        command = re.sub(r"jax_mlm\.train", f"jax_mlm.train {small}", command)
+        for option in re.findall(r"--[\w-]+", small):  # what the page asks for is replaced, not asked for twice
+            head, tail = command.split(small, 1)
+            command = head + small + re.sub(rf" {option} \S+", "", tail)
+        command = re.sub(r"--steps (?!3\b)\d+", "--steps 3", command)
+    return command
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, environment: dict[str, str], sentence_run: Any) -> Path:
+    """A folder with the files that the pages speak of, and the founding sentence trained."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghilmnoprstu", k=draw.randint(2, 9))) for _ in range(400)]
+    lines = [" ".join(["text", "with", *draw.choices(words, k=12)]) for _ in range(200)]
+    (tmp_path / "my-text").mkdir()
+    (tmp_path / "my-text" / "a.txt").write_text("\n\n".join(lines))
+    (tmp_path / "held-out.txt").write_text("\n\n".join(lines[:40]))
+    (tmp_path / "words.txt").write_text("bridge\nfishes\n")
+    shutil.copytree(sentence_run.path, tmp_path / "runs" / "sentence")
+    return tmp_path
+
+
+def with_python(environment: dict[str, str]) -> dict[str, str]:
+    """`python` is the one that runs the tests."""
+    return {**environment, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
+
+
+def run(command: str, folder: Path, environment: dict[str, str]) -> str:
+    """What the command prints; it must end well."""
+    line, env = ["bash", "-euo", "pipefail", "-c", command], with_python(environment)
+    done = subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def answers_http(command: str, folder: Path, environment: dict[str, str]) -> None:
+    """Starts a server, reads its page, ends it."""
+    port = 7860 if "demo" in command else 8000
+    line = ["bash", "-c", f"exec {command}"]
+    process = subprocess.Popen(
+        line, cwd=folder, env=with_python(environment), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        for _ in range(600):
+            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5) as page:
+                    assert page.status == 200
+                return
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.1)
+        raise AssertionError(f"{command} shows no page")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+
+
+def run_page(page: Path, runner: ModuleType, folder: Path, environment: dict[str, str], slow: bool) -> dict[str, str]:
+    """Runs the commands of a page, those of fences marked slow or all others: command → what it printed."""
+    printed = {}
+    trained = "python -m jax_mlm.train --out runs/sentence"  # the fixture's, without --out
+    for fence in runner.fences(page.read_text()):
+        remarks = set(fence.info[1:])
+        if (
+            fence.info[:1] == ("python",) and not slow and "sys.argv" not in fence.body
+        ):  # that script is test_bundle_docs.py's
+            (folder / "script.py").write_text(fence.body)
+            run("python script.py", folder, environment)
+        if fence.info[:1] != ("bash",) or remarks & {*READ_ONLY, "install"} or ("slow" in remarks) != slow:
+            continue
+        for command in lines(fence.body):
+            if command == trained or INSTALLS.search(command):
+                continue
+            if "serves" in remarks:
+                if "demo" not in command or importlib.util.find_spec("gradio"):
+                    answers_http(command, folder, environment)
+                continue
+            printed[command] = run(shortened(command), folder, environment)
+    return printed
+
+
+def test_the_commands_of_the_readme_run(runner: ModuleType, scratch: Path, environment: dict[str, str]) -> None:
+    printed = run_page(ROOT / "README.md", runner, scratch, environment, slow=False)
+    (answer,) = (text for command, text in printed.items() if "fill bundles/sentence" in command)
+    first = answer.splitlines()[1].split()
+    assert first[0] == "creates"
+    assert float(first[1].rstrip("%")) >= 98
+    (asked,) = (text for command, text in printed.items() if "fill bundles/mine" in command)
+    assert len(asked.splitlines()) == 6, "the sentence filled in, and five candidates"
+    assert (scratch / "runs" / "tiny" / "report.html").is_file()
+
+
+@pytest.fixture
+def with_bert(scratch: Path, environment: dict[str, str]) -> Path:
+    """Also Hugging Face directories of a BERT."""
+    run(
+        f"python -m jax_mlm.train --preset bert-base --data my-text/ {SMALL} --steps 1 --out runs/of-bert",
+        scratch,
+        environment,
+    )
+    for name in ("bert-base", "bert-base-uncased"):
+        run(f"python -m jax_mlm.hf export runs/of-bert {name}/", scratch, environment)
+    return scratch
+
+
+@pytest.mark.slow
+def test_the_slow_commands_of_the_readme_run(runner: ModuleType, with_bert: Path, environment: dict[str, str]) -> None:
+    printed = run_page(ROOT / "README.md", runner, with_bert, environment, slow=True)
+    for word in ("--preset roberta-base", "--init", "--distil", "hf export"):
+        assert any(word in command for command in printed), word
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md"):
+        assert (with_bert / "my-model" / name).is_file(), name
+
+
+@pytest.mark.slow
+def test_the_recipes_run(runner: ModuleType, with_bert: Path, environment: dict[str, str]) -> None:
+    printed = run_page(ROOT / "docs" / "recipes.md", runner, with_bert, environment, slow=False)
+    trained = {name for command in printed for name in re.findall(r"--out (runs/[\w-]+)", command)}
+    assert len(trained) >= 6
+    for name in trained:
+        assert list((with_bert / name / "checkpoints").iterdir()), name
+
+
+@pytest.fixture
+def extended(tmp_path: Path, runner: ModuleType) -> Path:
+    """A copy of the project with every change of docs/extending.md made."""
+    for part in ("jax_mlm", "export/mlm_onnx", "tests", "README.md", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, tmp_path / part, **({"ignore": IGNORED} if copy is shutil.copytree else {}))
+    changes = [
+        fence.body for fence in runner.fences((ROOT / "docs/extending.md").read_text()) if fence.info == ("diff",)
+    ]
+    assert len(changes) == 4
+    for change in changes:
+        line = ["git", "apply", "-"]
+        done = subprocess.run(line, cwd=tmp_path, input=change, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{done.stderr}{change}"
+    return tmp_path
+
+
+def test_what_extending_adds_is_there(extended: Path, environment: dict[str, str]) -> None:
+    here = {**environment, "PYTHONPATH": f"{extended}{os.pathsep}{extended / 'export'}"}
+    for module, new in (("jax_mlm.train", ["relu2", "pair", "lion"]), ("mlm_onnx", ["states"])):
+        line = [sys.executable, "-m", module, *(["convert", "--help"] if module == "mlm_onnx" else ["--help-all"])]
+        done = subprocess.run(line, cwd=extended, env=here, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert all(word in done.stdout for word in new), done.stdout
+
+
+@pytest.mark.slow
+def test_what_extending_adds_works(extended: Path, runner: ModuleType, environment: dict[str, str]) -> None:
+    here = {**environment, "PYTHONPATH": f"{extended}{os.pathsep}{extended / 'export'}"}
+    printed = {}
+    for fence in runner.fences((ROOT / "docs" / "extending.md").read_text()):
+        for command in lines(fence.body) if "extended" in fence.info else ():
+            printed[command] = run(command, extended, here)
+    for name, part, field, value in (
+        ("relu2", "model", "activation", "relu2"),
+        ("pair", "mask", "mask_rule", "pair"),
+        ("lion", "optim", "optimizer", "lion"),
+    ):
+        folder = extended / "runs" / name
+        assert json.loads((folder / "run.json").read_text())["config"][part][field] == value
+        final = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+        assert final["kind"] == "final"
+        assert final["accuracy"] > 0.5, f"{name}: the sentence is learned"
+    graphs = json.loads((extended / "bundles" / "states" / "manifest.json").read_text())["graphs"]
+    assert any("states" in graph for graph in graphs), list(graphs)
+    assert any("states" in text for command, text in printed.items() if " info " in command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["how-masked-language-models-work"])
+def test_the_output_that_pages_show_is_what_comes_out(name: str, environment: dict[str, str]) -> None:
+    line = [sys.executable, "docs/run.py", "--check", f"docs/{name}.md"]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+def test_the_contract_names_tests_that_exist() -> None:
+    named = re.findall(r"`(tests/\w+/test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "contract.md").read_text())
+    assert len(named) >= 20
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / file).read_text(), f"{file} has no {test}"
+
+
+def test_the_file_tree_names_every_module_and_nothing_else() -> None:
+    tree = (ROOT / "README.md").read_text().split("## Where things are")[1].split("```")[1]
+    folders: list[tuple[int, str]] = []
+    named: set[str] = set()
+    for line in tree.splitlines():
+        indent = len(line) - len(line.lstrip())
+        folders = [(depth, folder) for depth, folder in folders if depth < indent]
+        if match := re.match(r"\s*(\S+/) ", line):
+            folders.append((indent, match[1]))
+        inside = "".join(folder for _, folder in folders)
+        named |= {inside + name for name in re.findall(r"(?<![\w/])(\w+\.py)\b", line)}
+    there = {file for top in ("jax_mlm", "export/mlm_onnx") for file in (ROOT / top).rglob("*.py")}
+    modules = {file.relative_to(ROOT).as_posix() for file in there if file.name != "__init__.py"}
+    assert {file for file in named if file.startswith(("jax_mlm/", "export/"))} == modules
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,0 +1,132 @@
+"""The encoder: neighbours and padding cannot change it, positions count, and each switch does something."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_mlm.config import ModelConfig
+from jax_mlm.model.encoder import Inputs, init_params, make_forward
+from jax_mlm.presets import PRESETS
+
+SMALL = ModelConfig(vocab_size=50, width=32, layers=2, heads=4, ff_width=48, max_length=64)
+BERT = replace(
+    PRESETS["bert-base"].model, vocab_size=50, width=32, layers=2, heads=4, ff_width=64, max_length=64, dropout=0.0
+)
+ALBERT = replace(BERT, embedding_width=16, layer_groups=1, layers=3)
+LOCAL = replace(SMALL, global_every=2, local_window=4, layers=3)
+
+
+def loud(config: ModelConfig, seed: int = 0):
+    """Parameters far from zero: with the initial ones, hardly anything would be seen."""
+    params = init_params(config, jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    return jax.tree.unflatten(
+        tree, [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
+
+
+def packed(second: int = 9) -> Inputs:
+    """One row: a document of 7 tokens, another of 5, padding."""
+    tokens = np.array([[*range(10, 17), *range(20, 25), 0, 0, 0, 0]], np.int32)
+    tokens[0, 7:12] += second
+    segments = np.array([[1] * 7 + [2] * 5 + [0] * 4], np.int32)
+    positions = np.array([[*range(7), *range(5), 0, 0, 0, 0]], np.int32)
+    return Inputs(tokens, segments, positions)
+
+
+AT = np.arange(16, dtype=np.int32)[None]
+
+
+@pytest.mark.parametrize("config", [SMALL, BERT, ALBERT, LOCAL], ids=["own", "bert", "albert", "local"])
+def test_neighbours_and_padding_change_no_logit_and_no_gradient(config):
+    forward, params = jax.jit(make_forward(config)), loud(config)
+
+    def loss(params, inputs):
+        return jnp.square(forward(params, inputs, AT)[:, :7]).sum()
+
+    clean = packed()
+    poisoned = Inputs(clean.tokens.copy(), clean.segments, clean.positions.copy())
+    poisoned.tokens[0, 7:] = 37
+    poisoned.positions[0, 12:] = 3
+    np.testing.assert_array_equal(forward(params, clean, AT)[:, :7], forward(params, poisoned, AT)[:, :7])
+    ours, theirs = jax.grad(loss)(params, clean), jax.grad(loss)(params, poisoned)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), ours, theirs)
+    untouched = np.setdiff1d(np.arange(50), clean.tokens[0, :7])
+    embedding_only = jax.grad(
+        lambda p: jnp.square(make_forward(replace(config, tied=False))(p, clean, AT)[:, :7]).sum()
+    )
+    untied = {**params, "decoder": params["token_table"]}
+    assert not np.asarray(embedding_only(untied)["token_table"])[untouched].any()
+
+
+@pytest.mark.parametrize("config", [SMALL, BERT, ALBERT, LOCAL], ids=["own", "bert", "albert", "local"])
+def test_a_packed_document_answers_as_it_does_alone(config):
+    forward, params, row = jax.jit(make_forward(config)), loud(config), packed()
+    alone = Inputs(row.tokens[:, 7:12], row.segments[:, 7:12], row.positions[:, 7:12])
+    together = forward(params, row, AT)[:, 7:12]
+    np.testing.assert_allclose(together, forward(params, alone, AT[:, :5]), rtol=1e-4, atol=1e-4)
+    assert together.std() > 1
+
+
+def test_positions_count():
+    params, forward, row = loud(SMALL), jax.jit(make_forward(SMALL)), packed()
+    swapped = Inputs(row.tokens[:, [1, 0, *range(2, 16)]], row.segments, row.positions)
+    assert np.abs(forward(params, row, AT)[:, 2:7] - forward(params, swapped, AT)[:, 2:7]).max() > 1e-2
+
+
+def test_local_attention_sees_its_window_and_no_farther():
+    """Layer 0 is global; silenced, the two layers after it, ±2 tokens each, reach 4 tokens."""
+    config = replace(LOCAL, layers=3, global_every=10, tied=False)
+    params = loud(config)
+    params["layer_0"]["attention"]["out"]["kernel"] = jnp.zeros((32, 32))
+    tokens = np.arange(10, 26, dtype=np.int32)[None]
+    inputs = Inputs(tokens, np.ones_like(tokens), np.arange(16, dtype=np.int32)[None])
+
+    def answer(table):
+        return make_forward(config)({**params, "token_table": table}, inputs, AT[:, 8:9]).sum()
+
+    touched = np.asarray(jax.grad(answer)(params["token_table"])).any(1)[10:26]
+    assert touched.tolist() == [abs(i - 8) <= 4 for i in range(16)]
+
+
+def test_logits_at_some_positions_equal_those_of_all():
+    params, forward, row = loud(SMALL), jax.jit(make_forward(SMALL)), packed()
+    some = np.array([[3, 11, 3]], np.int32)
+    np.testing.assert_allclose(forward(params, row, some)[0], forward(params, row, AT)[0, some[0]], atol=1e-5)
+
+
+def test_shared_layers_have_one_set_of_parameters_and_a_narrow_table():
+    params = init_params(ALBERT, jax.random.key(0))
+    assert [name for name in params if name.startswith("layer_")] == ["layer_0"]
+    assert params["token_table"].shape == (50, 16)
+
+
+def test_dropout_belongs_to_the_row_and_not_to_the_batch():
+    config = replace(BERT, dropout=0.5, attention_dropout=0.5)
+    forward, params = make_forward(config), loud(config)
+    row = packed()
+    two = Inputs(*(np.concatenate([x, x]) for x in row))
+    keys = jax.random.split(jax.random.key(3), 2)
+    both = forward(params, two, np.concatenate([AT, AT]), row_keys=keys)
+    np.testing.assert_allclose(both[1:], forward(params, row, AT, row_keys=keys[1:]), rtol=1e-4, atol=1e-4)
+    assert np.abs(both[0] - both[1]).max() > 0.1
+    assert np.abs(both[1] - forward(params, row, AT)[0]).max() > 0.1
+
+
+def test_bfloat16_stays_near_float32():
+    params, row = loud(SMALL), packed()
+    exact, near = make_forward(SMALL)(params, row, AT), make_forward(SMALL, jnp.bfloat16)(params, row, AT)
+    assert near.dtype == jnp.float32
+    assert np.abs(exact - near)[:, :12].max() < 0.06 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_have_weights_of_the_shapes_they_name(name):
+    config = replace(PRESETS[name].model, vocab_size=64)
+    shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+    assert shapes["token_table"].shape == (64, config.table_width)
+    assert sum(key.startswith("layer_") for key in shapes) == (config.layer_groups or config.layers)

@@ -1,0 +1,86 @@
+"""Small models, with parameters that show a wrong one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_mlm.config import ModelConfig
+from jax_mlm.model.encoder import Inputs, init_params, make_forward
+from jax_mlm.presets import PRESETS
+
+# Every switch of the architecture, for comparisons with graphs.
+SHAPES = ((1, 1, 1), (1, 2, 2), (2, 7, 3), (1, 18, 1), (3, 18, 2), (5, 33, 4), (2, 48, 48))
+TINY = {"vocab_size": 96, "width": 32, "layers": 3, "heads": 4, "ff_width": 48, "max_length": 48}
+BERT = replace(PRESETS["bert-base"].model, **TINY)
+MODERN = ModelConfig(**TINY)
+CONFIGS = {
+    "modernbert": MODERN,
+    "modernbert-local": replace(MODERN, layers=4, global_every=3, local_window=6, rope_theta=160_000.0),
+    "last-layer-local": replace(MODERN, layers=2, global_every=2, local_window=10, norm_bias=True),
+    "every-bias": replace(MODERN, norm_bias=True, attention_bias=True, mlp_bias=True, head_bias=True),
+    "rms": replace(MODERN, norm="rms", norm_eps=1e-2, activation="silu"),
+    "untied": replace(MODERN, tied=False, decoder_bias=False, activation="relu"),
+    "rope-with-types": replace(MODERN, token_types=2, gated=False, norm_first=False, norm_bias=True),
+    "bert": BERT,
+    "bert-pre-norm": replace(BERT, norm_first=True, activation="silu", layers=1),
+    "roberta": replace(BERT, family="roberta", position_offset=2, token_types=1, norm_eps=1e-5),
+    "distilbert": replace(BERT, family="distilbert", token_types=0),
+    "albert": replace(BERT, family="albert", embedding_width=16, layer_groups=1, activation="gelu_tanh"),
+    "albert-two-groups": replace(BERT, family="albert", embedding_width=24, layers=4, layer_groups=2, tied=False),
+    "odd-head": replace(BERT, width=30, heads=6, ff_width=31),
+    "rms-learned": replace(BERT, norm="rms", gated=True, decoder_bias=False),
+}
+
+# One a family, for the way to Hugging Face and back.
+HF_TINY = {"vocab_size": 64, "width": 16, "layers": 2, "heads": 2, "ff_width": 24, "max_length": 32}
+HF_BERT = replace(PRESETS["bert-base"].model, **HF_TINY)
+HF_ROBERTA = replace(HF_BERT, family="roberta", position_offset=1, token_types=1)
+MODELS: dict[str, ModelConfig] = {
+    "bert": HF_BERT,
+    "roberta": HF_ROBERTA,
+    "albert": replace(HF_BERT, family="albert", embedding_width=8, layer_groups=1, activation="gelu_tanh"),
+    "distilbert": replace(HF_BERT, family="distilbert", token_types=0),
+    "modernbert": ModelConfig(**HF_TINY, global_every=2, rope_theta=160_000.0, local_window=8),
+}
+
+SHAPE = {"vocab_size": 128, "width": 16, "layers": 2, "heads": 2, "ff_width": 24, "max_length": 32}
+
+
+def randomised(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
+    """Parameters far from their initial values: norm scales and biases too, so that a switch left out is seen."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        name = path[-1].key
+        match name:
+            case "scale":
+                values = rng.normal(1, 0.2, leaf.shape)
+            case "kernel":
+                values = rng.normal(0, 1.2 / np.sqrt(leaf.shape[0]), leaf.shape)
+            case _:
+                values = rng.normal(0, 0.5, leaf.shape)
+        return values.astype(np.float32)
+
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def softened(model: ModelConfig) -> dict[str, Any]:
+    """Parameters that answer differently everywhere, without being as sure as `randomised` makes them."""
+    return jax.tree.map(lambda x: x * 0.3 if x.ndim == 2 else x, randomised(model))
+
+
+def assert_trees_equal(ours: Any, theirs: Any) -> None:
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def logits_of(model: ModelConfig, params: Any, ids: list[int]) -> np.ndarray:
+    """[S, V] of one text."""
+    tokens = np.asarray([ids], np.int32)
+    at = np.arange(len(ids), dtype=np.int32)[None]
+    return np.asarray(jax.jit(make_forward(model))(params, Inputs(tokens, np.ones_like(tokens), at), at))[0]

@@ -1,0 +1,54 @@
+"""Trainings, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from tokenizers import Tokenizer
+
+from jax_mlm.cli.console import run_command
+from jax_mlm.config import ModelConfig, TrainConfig
+from jax_mlm.presets import PRESETS
+from jax_mlm.run.checkpoint import open_checkpoints, save
+from jax_mlm.run.directory import write_run
+from jax_mlm.train.__main__ import main
+from jax_mlm.train.options import EXAMPLES, defaults
+
+TINY = [
+    "--preset", "tiny", "--width", "32", "--layers", "2", "--heads", "2", "--ff-width", "48", "--length", "32",
+    "--batch", "8", "--eval-rows", "16", "--log-every", "5", "--lr", "3e-3",
+]  # fmt: skip
+SMALL = ["--length", "16", "--batch", "4", "--log-every", "1", "--eval-rows", "8", "--eval-every", "100"]
+REAL = ("bert-tiny-english", "albert-reactions", "roberta-antibody")
+
+
+def train_line(*arguments: Any) -> int:
+    """Runs the command in this process; its exit status."""
+    return run_command("train", TrainConfig, main, EXAMPLES, [str(word) for word in arguments], defaults)
+
+
+def one_line(done: subprocess.CompletedProcess) -> str:
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, done.stderr
+    return errors[0]
+
+
+def save_run(path: Path, model: ModelConfig, params: Any, tokenizer: Tokenizer) -> Path:
+    """A run that has trained for 7 steps on a.txt."""
+    path.mkdir()
+    write_run(path, TrainConfig(model=model, corpus=replace(PRESETS["sentence"].corpus)), {}, {"files": ["a.txt"]})
+    tokenizer.save(str(path / "tokenizer.json"))
+    line = {"kind": "valid", "step": 7, "loss": 1.5, "accuracy": 0.25}
+    (path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    manager = open_checkpoints(path)
+    save(manager, {"params": params, "step": jnp.int32(7)}, {"step": 7}, 1.5)
+    manager.wait_until_finished()
+    manager.close()
+    return path

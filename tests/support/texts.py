@@ -1,0 +1,33 @@
+"""Words and texts."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from jax_mlm.presets import SENTENCE
+
+WORDS = SENTENCE.split()
+ROOM = 64
+
+
+def long_text(length: int, *masks: int) -> list[str]:
+    rng = random.Random(length)
+    return ["[MASK]" if i in masks else rng.choice(WORDS) for i in range(length)]
+
+
+def write_sentences(path: Path) -> Path:
+    draw = random.Random(0)
+    words = [a + b for a in ("ba", "de", "fi", "go", "lu", "mer") for b in ("no", "ti", "sa", "pel", "rund")]
+    path.write_text("".join(" ".join(draw.choices(words, k=9)).capitalize() + ".\n" for _ in range(300)))
+    return path
+
+
+def slips(word: str) -> list[str]:
+    """The word with two letters exchanged, one left out, one written twice."""
+    middle = len(word) // 2 + 1
+    return [
+        word[:middle] + word[middle + 1 : middle + 2] + word[middle : middle + 1] + word[middle + 2 :],
+        word[:-2] + word[-1:],
+        word[:middle] + word[middle : middle + 1] + word[middle:],
+    ]

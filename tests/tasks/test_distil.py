@@ -1,0 +1,222 @@
+"""`train --distil`: the student learns what the teacher knows, and the teacher learns nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.models import MODELS, SHAPE, assert_trees_equal, logits_of, randomised, softened
+from support.runs import SMALL, save_run, train_line
+from support.steps import BATCH, LENGTH, VOCABULARY, tree_difference, uneven_batch
+from support.texts import write_sentences
+
+from jax_mlm.config import DistilConfig, MaskConfig, ModelConfig, OptimConfig
+from jax_mlm.data.tokenizer import train_tokenizer
+from jax_mlm.hf import export_hf, read_hf
+from jax_mlm.hf.config import FAMILIES
+from jax_mlm.model.encoder import make_forward
+from jax_mlm.presets import PRESETS, SENTENCE
+from jax_mlm.run.checkpoint import load_params
+from jax_mlm.run.directory import read_run_file
+from jax_mlm.run.log import read_metrics
+from jax_mlm.tasks.distil import cosine_distance, make_objective, soft_targets
+from jax_mlm.tasks.masking import make_mask, row_keys
+from jax_mlm.train.optim import make_optimizer, make_schedule
+from jax_mlm.train.start import Initial
+from jax_mlm.train.step import init_state, make_train_step
+from jax_mlm.train.teacher import student_defaults, student_params
+
+TEACHER = ModelConfig(vocab_size=64, width=16, layers=2, heads=2, ff_width=24, max_length=LENGTH)
+STUDENT = replace(TEACHER, layers=1)
+
+
+def masked() -> Any:
+    rows = uneven_batch()
+    keys = jax.vmap(jax.random.split)(row_keys(jax.random.key(3), 0, rows.rows))
+    return make_mask(MaskConfig(), VOCABULARY, LENGTH)(keys[:, 0], rows.tokens, rows.words, jnp.float32(0.15))
+
+
+# ---- the terms, by hand --------------------------------------------------------------------------
+
+
+def test_soft_targets_by_hand() -> None:
+    student, teacher = np.array([[[0.0, 2.0], [5.0, 5.0]]]), np.array([[[2.0, 0.0], [1.0, 9.0]]])
+    p = 1 / (1 + np.exp(-1.0))  # 2 / T = 1
+    by_hand = 4 * (p * np.log(p / (1 - p)) + (1 - p) * np.log((1 - p) / p))
+    assert float(soft_targets(student, teacher, np.array([[1.0, 0.0]]), 2.0)) == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_cosine_by_hand() -> None:
+    student = np.array([[[3.0, 4.0], [1.0, 0.0], [9.0, 9.0]]])
+    teacher = np.array([[[4.0, 3.0], [0.0, 7.0], [1.0, 0.0]]])
+    assert float(cosine_distance(student, teacher, np.array([[1.0, 1.0, 0.0]]))) == pytest.approx(1 - 24 / 25 + 1)
+
+
+def test_the_objective_is_their_weighted_sum_and_only_the_student_learns() -> None:
+    rows, hidden = uneven_batch(), masked()
+    student, teacher = softened(STUDENT), softened(TEACHER)
+    share = float(hidden.weights.sum() / (rows.segments > 0).sum())
+    parts = {}
+    for weights in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 5, 3)):
+        config = DistilConfig("t", *map(float, (weights[1], weights[0], weights[2])))
+        objective = make_objective(config, STUDENT, TEACHER, jnp.float32)
+        parts[weights] = jax.jit(objective)(student, teacher, share, rows, hidden, None)
+    total, metrics = parts[2, 5, 3]
+    mlm, soften, cosine = (float(parts[weights][0]) for weights in ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+    assert mlm == pytest.approx(float(metrics.loss_sum))
+    assert min(mlm, soften, cosine) > 0
+    assert float(total) == pytest.approx(2 * mlm + 5 * soften + 3 * cosine, rel=1e-5)
+    assert cosine < 2 * float(hidden.weights.sum()), "a mean over tokens, times the number of targets"
+    to_both = jax.jit(jax.grad(objective, argnums=(0, 1), has_aux=True))
+    (to_student, to_teacher), _ = to_both(student, teacher, share, rows, hidden, None)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(to_student))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(to_teacher))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(family: str) -> None:
+    model = replace(MODELS[family], layers=1, dropout=0.0, attention_dropout=0.0)
+    params = softened(model)
+    objective = jax.jit(make_objective(DistilConfig("t", 1.0, 0.0, 1.0), model, model, jnp.float32))
+    total, metrics = objective(params, params, 0.15, uneven_batch(), masked(), None)
+    assert abs(float(total)) / float(metrics.count) < 1e-5
+
+
+def test_a_short_run_comes_nearer_to_the_teacher() -> None:
+    config = OptimConfig(lr=1e-2, schedule="constant", warmup=0.0)
+    objective, tx = make_objective(DistilConfig("t"), STUDENT, TEACHER, jnp.float32), make_optimizer(config)
+    step = jax.jit(
+        make_train_step(
+            make_forward(STUDENT), tx, make_schedule(config), MaskConfig(), VOCABULARY, LENGTH,
+            jax.random.key(7), 1, objective,
+        )
+    )  # fmt: skip
+    state, rows, hidden = init_state(softened(STUDENT), tx), uneven_batch(), masked()
+    teacher = jax.tree.map(jnp.asarray, softened(TEACHER))
+    apart = jax.jit(lambda params: objective(params, teacher, 0.15, rows, hidden, None)[0])
+    before = float(apart(state.params))
+    for number in range(20):
+        state, _ = step(state, uneven_batch(number), jnp.int32(100), teacher)
+    assert float(apart(state.params)) < 0.9 * before
+
+
+def test_microbatches_add_up_to_the_batch() -> None:
+    config = OptimConfig(lr=0.1, clip=0.0, schedule="constant", warmup=0.0, weight_decay=0.0, adam_eps=1.0)
+    objective, tx = make_objective(DistilConfig("t"), STUDENT, TEACHER, jnp.float32), make_optimizer(config)
+    results = []
+    for accumulate in (1, 4):
+        step = make_train_step(
+            make_forward(STUDENT), tx, make_schedule(config), MaskConfig(), VOCABULARY, LENGTH,
+            jax.random.key(7), accumulate, objective,
+        )  # fmt: skip
+        state, metrics = jax.jit(step)(
+            init_state(softened(STUDENT), tx), uneven_batch(), jnp.int32(100), softened(TEACHER)
+        )
+        results.append((state.params, float(metrics.loss_sum), jax.tree.map(float, metrics.more)))
+    assert tree_difference(results[0][0], results[1][0]) < 2e-5
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-5)
+    assert set(results[0][2]) == {"soft", "cosine"}
+    assert results[0][2] == pytest.approx(results[1][2], rel=1e-4)
+    assert BATCH % 4 == 0
+
+
+# ---- where a student begins ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_begins_with_every_other_layer(family: str, tmp_path: Path) -> None:
+    model = replace(MODELS[family], layers=4, dropout=0.0)
+    params, tokenizer = randomised(model), train_tokenizer([SENTENCE], "word", 16)
+    save_run(tmp_path / "run", model, params, tokenizer)
+    recipe = student_defaults(PRESETS["tiny"], tmp_path / "run", own_shape=False)
+    assert recipe.model == replace(model, layers=2)
+    assert (recipe.optim.optimizer, recipe.optim.lr, recipe.corpus.length) == ("adamw", 5e-4, 32)
+    said: list[str] = []
+    student = student_params(Initial(model, params, tokenizer), recipe.model, said.append)
+    assert said == [f"the student begins with layers {'0' if model.layer_groups else '0, 2'} of the teacher's 4"]
+    assert_trees_equal(student["layer_0"], params["layer_0"])
+    if not model.layer_groups:
+        assert_trees_equal(student["layer_1"], params["layer_2"])
+    for name in set(student) - {"layer_0", "layer_1"}:
+        assert_trees_equal(student[name], params[name])
+
+
+def test_without_token_types_their_first_row_joins_the_positions() -> None:
+    model = replace(MODELS["bert"], layers=2)
+    teacher = Initial(model, randomised(model), train_tokenizer([SENTENCE], "word", 16))
+    same, bare = replace(model), replace(model, family="distilbert", token_types=0)
+    ids = [3, 9, 2, 14]
+    whole = logits_of(same, student_params(teacher, same), ids)
+    np.testing.assert_allclose(logits_of(bare, student_params(teacher, bare), ids), whole, atol=1e-5)
+    moved = replace(bare, family="roberta", position_offset=2, token_types=1)
+    assert student_params(teacher, moved) is None, "one type is not two"
+
+
+def test_a_student_of_another_width_begins_at_random(capsys: Any) -> None:
+    model = MODELS["bert"]
+    teacher = Initial(model, randomised(model), train_tokenizer([SENTENCE], "word", 16))
+    assert student_params(teacher, replace(model, width=8, heads=2)) is None
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "begins with random weights: its width is 8, the teacher's 16" in said
+    assert student_params(teacher, replace(model, ff_width=8)) is None
+    assert "its layer_0.mlp.down.kernel of shape (8, 16) is (24, 16) in the teacher" in capsys.readouterr().err
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def test_a_short_run_learns_resumes_and_says_what_does_not_fit(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setenv("JAX_MLM_CACHE", str(tmp_path_factory.getbasetemp() / "distil-cache"))
+    text = write_sentences(tmp_path / "text")
+    tokenizer = train_tokenizer(text.read_text().splitlines(), "wordpiece", 64)
+    model = replace(MODELS["bert"], **SHAPE | {"vocab_size": 64})
+    export_hf(save_run(tmp_path / "run", model, softened(model), tokenizer), tmp_path / "teacher")
+    shape = ["--width", 16, "--heads", 2, "--ff-width", 24, "--max-length", 32, "--layers", 1, "--accumulate", 1]
+    options = ["--distil", tmp_path / "teacher", "--preset", "distilbert-base", *shape, "--data", text, *SMALL]
+    options += ["--schedule", "constant", "--warmup", 0, "--lr", 3e-3]
+    assert train_line(*options, "--steps", 6, "--out", tmp_path / "whole") == 0
+    assert "the student begins with layers 0 of the teacher's 2" in capsys.readouterr().err
+    lines = [line for line in read_metrics(tmp_path / "whole") if line["kind"] == "train"]
+    assert [line["step"] for line in lines] == list(range(1, 7))
+    assert all(line["soft"] > 0 and 0 < line["cosine"] < 2 for line in lines)
+    assert "1 − cosine to the teacher" in (tmp_path / "whole" / "report.html").read_text()
+    facts = read_run_file(tmp_path / "whole")["data"]
+    assert facts["teacher"] == facts["init"]
+    assert facts["teacher"]["from"] == str(tmp_path / "teacher")
+    export_hf(tmp_path / "whole", tmp_path / "student")
+    assert read_hf(tmp_path / "student").model.family == "distilbert"
+    assert "those of `teacher`, which taught this model" in (tmp_path / "student" / "README.md").read_text()
+
+    assert train_line(*options, "--steps", 3, "--out", tmp_path / "parts") == 0
+    assert train_line("--resume", "--steps", 6, "--out", tmp_path / "parts") == 0
+    assert_trees_equal(load_params(tmp_path / "whole")[1], load_params(tmp_path / "parts")[1])
+
+    def refused(*arguments: Any) -> str:
+        capsys.readouterr()
+        assert train_line(*arguments) == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+        assert len(errors) == 1
+        return errors[0]
+
+    other = tmp_path / "other.json"
+    train_tokenizer(["another text"] * 20, "word", 5).save(str(other))
+    new = ["--steps", 1, "--out", tmp_path / "no"]
+    assert "has another tokenizer than" in refused(*options, *new, "--tokenizer", other)
+    assert "--length 33 exceeds" in refused(*options, *new, "--max-length", 64, "--length", 33)
+    assert "--tokenizer-size is for" in refused(*options, *new, "--tokenizer-size", 128)
+    assert "--distil-temperature" in refused(*options, *new, "--distil-temperature", 0)
+    assert "neither a run directory" in refused("--distil", tmp_path / "none", "--data", text, *new)
+    assert "--distil needs --data" in refused("--distil", tmp_path / "teacher", *new)
+    assert not (tmp_path / "no").exists()
+    export_hf(save_run(tmp_path / "changed", model, randomised(model), tokenizer), tmp_path / "teacher-2")
+    (tmp_path / "teacher").rename(tmp_path / "gone")
+    (tmp_path / "teacher-2").rename(tmp_path / "teacher")
+    assert "has other weights" in refused("--resume", "--steps", 40, "--out", tmp_path / "parts")

@@ -1,0 +1,151 @@
+"""Masking: the law of the count, uniform marginals, the 80/10/10 split, whole words, and what is never touched."""
+
+from dataclasses import replace
+from typing import get_args, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_mlm.config import MaskConfig
+from jax_mlm.data.tokenizer import Vocabulary
+from jax_mlm.tasks.masking import make_mask, rate_at, row_keys, slots
+
+VOCABULARY = Vocabulary(size=100, pad=0, mask=4, unk=1, cls=2, sep=3, special=(0, 1, 2, 3, 4))
+LENGTH, ROWS = 64, 16_384
+RULES = get_args(get_type_hints(MaskConfig)["mask_rule"])
+
+
+def rows(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A row `[CLS] 40 tokens, one unknown, [SEP] padding` with words of 1 to 4 tokens, the same in every row."""
+    rng = np.random.default_rng(seed)
+    tokens = np.full(LENGTH, VOCABULARY.pad, np.int32)
+    tokens[0], tokens[1:42], tokens[42] = VOCABULARY.cls, rng.integers(5, 100, 41), VOCABULARY.sep
+    tokens[20] = VOCABULARY.unk
+    words = np.full(LENGTH, -1, np.int32)
+    words[1:42] = np.repeat(np.arange(41), rng.integers(1, 5, 41))[:41]
+    return np.tile(tokens, (ROWS, 1)), np.tile(words, (ROWS, 1))
+
+
+def masked(config: MaskConfig, rate: float | None = None, seed: int = 0):
+    tokens, words = rows()
+    mask = jax.jit(make_mask(config, VOCABULARY, LENGTH))
+    keys = row_keys(jax.random.key(seed), 3, jnp.arange(ROWS))
+    return tokens, words, jax.device_get(mask(keys, tokens, words, jnp.float32(rate or config.mask_rate)))
+
+
+def chosen(result) -> np.ndarray:
+    """[rows, LENGTH] True at targets."""
+    out = np.zeros((ROWS, LENGTH), bool)
+    row, slot = np.nonzero(result.weights)
+    out[row, result.at[row, slot]] = True
+    return out
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_special_tokens_and_padding_are_never_targets_nor_replacements(rule):
+    tokens, _, result = masked(MaskConfig(mask_rule=rule, mask_rate=0.5))
+    special = np.isin(tokens, VOCABULARY.special)
+    assert not (chosen(result) & special).any()
+    assert (result.tokens[special] == tokens[special]).all()
+    changed = result.tokens[(result.tokens != tokens) & (result.tokens != VOCABULARY.mask)]
+    assert changed.size > 1000
+    assert not np.isin(changed, VOCABULARY.special).any()
+    assert not np.isin(result.targets[result.weights > 0], VOCABULARY.special).any()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_slots_hold_the_original_tokens_and_the_others_are_untouched(rule):
+    tokens, _, result = masked(MaskConfig(mask_rule=rule))
+    row, slot = np.nonzero(result.weights)
+    assert (result.targets[row, slot] == tokens[row, result.at[row, slot]]).all()
+    assert chosen(result).sum() == result.weights.sum(), "no position is taken twice"
+    assert (result.tokens[~chosen(result)] == tokens[~chosen(result)]).all()
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.3])
+def test_token_count_is_the_floor_or_ceiling_with_the_exact_mean(rate):
+    """40 eligible tokens at 15 % are exactly 6; at 0.3 × 40 = 12; over 10⁶ tokens."""
+    config = MaskConfig(mask_rate=0.3)
+    _, _, result = masked(config, rate)
+    counts = result.weights.sum(1)
+    expected = 40 * rate
+    assert set(np.unique(counts)) <= {np.floor(expected), np.ceil(expected), np.round(expected)}
+    fractional = masked(config, 0.16)[2].weights.sum(1)  # 6.4 tokens: 6 or 7
+    assert set(np.unique(fractional)) == {6.0, 7.0}
+    assert abs(fractional.mean() - 6.4) < 5 * 0.49 / np.sqrt(ROWS)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_marginals_are_uniform_over_eligible_tokens(rule):
+    tokens, _, result = masked(MaskConfig(mask_rule=rule))
+    eligible = ~np.isin(tokens[0], VOCABULARY.special)
+    hits = chosen(result)[:, eligible].sum(0)
+    sigma = np.sqrt(ROWS * 0.15 * 0.85)
+    assert np.abs(hits - ROWS * 0.15).max() < 5 * sigma
+
+
+def test_split_is_80_10_10_by_chi_square():
+    tokens, _, result = masked(MaskConfig())
+    at = chosen(result)
+    shown, original = result.tokens[at], tokens[at]
+    n = at.sum()
+    as_mask, kept = (shown == VOCABULARY.mask).sum(), (shown == original).sum()
+    # A random token is the original one once in 95 times: it then counts as kept.
+    expected = np.array([0.8, 0.1 * 94 / 95, 0.1 + 0.1 / 95]) * n
+    seen = np.array([as_mask, n - as_mask - kept, kept])
+    assert ((seen - expected) ** 2 / expected).sum() < 13.8, "χ² with 2 degrees of freedom, p = 0.001"
+
+
+def test_a_whole_word_is_hidden_entirely_or_not_at_all():
+    tokens, words, result = masked(MaskConfig(mask_rule="whole-word", mask_rate=0.4, mask_token=1.0, mask_random=0.0))
+    at, eligible = chosen(result)[:, 1:42], ~np.isin(tokens[0, 1:42], VOCABULARY.special)
+    for word in np.unique(words[0, 1:42]):
+        part = at[:, (words[0, 1:42] == word) & eligible]
+        assert (part.all(1) == part.any(1)).all()
+
+
+def test_a_word_that_does_not_fit_is_left_out_whole():
+    """One word of 60 tokens, and room for 10 + 16: never hidden in part."""
+    tokens = np.full((512, LENGTH), 7, np.int32)
+    words = np.concatenate([np.zeros((512, 60), np.int32), np.arange(1, 5) * np.ones((512, 1), np.int32)], 1)
+    config = MaskConfig(mask_rule="whole-word")
+    mask = jax.jit(make_mask(config, VOCABULARY, LENGTH))
+    result = mask(row_keys(jax.random.key(0), 0, jnp.arange(512)), tokens, words.astype(np.int32), jnp.float32(0.15))
+    long_word = np.asarray(result.weights)[np.asarray(result.at) < 60]
+    assert long_word.sum() == 0
+    assert result.weights.sum() > 0
+
+
+def test_spans_have_the_mean_length_asked_for():
+    _, _, result = masked(MaskConfig(mask_rule="span", mask_rate=0.15, span_mean=3.0, span_max=50))
+    at = chosen(result)[:, 1:20]  # no special token inside
+    starts = (at & ~np.pad(at, ((0, 0), (1, 0)))[:, :-1]).sum()
+    assert at.sum() / starts > 2.0, "runs of targets, where single tokens would give about 1.2"
+
+
+def test_rows_do_not_depend_on_their_batch():
+    tokens, words, whole = masked(MaskConfig())
+    mask = jax.jit(make_mask(MaskConfig(), VOCABULARY, LENGTH))
+    some = np.array([5, 1, 900])
+    keys = row_keys(jax.random.key(0), 3, some)
+    part = mask(keys, tokens[some], words[some], jnp.float32(0.15))
+    for a, b in zip(part, whole, strict=True):
+        np.testing.assert_array_equal(a, b[some])
+
+
+def test_steps_and_rows_get_different_masks():
+    first, other = chosen(masked(MaskConfig())[2]), chosen(masked(MaskConfig(), seed=1)[2])
+    assert (first[0] != first[1]).any()
+    assert (first != other).any(1).mean() > 0.9
+
+
+def test_rate_schedule_and_slots():
+    config = MaskConfig(mask_rate=0.3, mask_rate_end=0.15)
+    assert rate_at(config, 0, 100) == pytest.approx(0.3)
+    assert rate_at(config, 50, 100) == pytest.approx(0.225)
+    assert rate_at(config, 100, 100) == pytest.approx(0.15)
+    assert rate_at(replace(config, mask_rate_end=-1.0), 70, 100) == pytest.approx(0.3)
+    assert slots(config, 128) == 39
+    assert slots(MaskConfig(mask_rate=1.0), 16) == 16

@@ -1,0 +1,86 @@
+"""Schedules end at zero, decay spares norms and biases, Muon orthogonalises hidden matrices only."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_mlm.config import ModelConfig, OptimConfig
+from jax_mlm.model.encoder import init_params
+from jax_mlm.train.optim import is_hidden_matrix, make_optimizer, make_schedule
+
+PARAMS = init_params(ModelConfig(vocab_size=20, width=16, layers=2, heads=2, ff_width=24), jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", ["wsd", "cosine", "linear"])
+def test_schedules_rise_to_one_and_fall_to_zero(name):
+    schedule = make_schedule(OptimConfig(schedule=name, warmup=0.1, decay=0.3))
+    values = np.array([schedule(step, 200) for step in range(201)])
+    assert values[0] == pytest.approx(1 / 20)
+    assert (np.diff(values[:19]) > 0).all()
+    assert values.max() == pytest.approx(1.0, abs=0.01)
+    assert (np.diff(values[20:]) <= 1e-7).all()
+    assert values[200] == pytest.approx(0.0, abs=1e-7)
+    assert 0 < values[199] < 0.02
+
+
+def test_wsd_is_stable_between_warmup_and_decay():
+    schedule = make_schedule(OptimConfig(schedule="wsd", warmup=0.1, decay=0.3))
+    assert [float(schedule(step, 100)) for step in (10, 40, 69)] == [1.0, 1.0, 1.0]
+    assert float(schedule(85, 100)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_weight_decay_touches_matrices_only(name):
+    """With a gradient of zero nothing moves but what decays."""
+    tx = make_optimizer(OptimConfig(optimizer=name, weight_decay=0.1, lr=1.0, muon_lr=1.0))
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
+
+    def check(p, u):
+        np.testing.assert_allclose(u, -0.1 * p if p.ndim == 2 else jnp.zeros_like(p), atol=1e-6)
+
+    jax.tree.map(check, PARAMS, updates)
+
+
+def test_adamw_moves_by_the_learning_rate_at_first():
+    tx = make_optimizer(OptimConfig(lr=0.01, weight_decay=0.0, clip=0.0))
+    grads = jax.tree.map(lambda p: jnp.full_like(p, -3.0), PARAMS)
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    jax.tree.map(lambda u: np.testing.assert_allclose(u, 0.01, rtol=1e-4), updates)
+
+
+def test_muon_takes_hidden_matrices_and_makes_them_nearly_orthogonal():
+    kinds = is_hidden_matrix(PARAMS)
+    assert kinds["layer_1"]["attention"]["qkv"]["kernel"]
+    assert kinds["layer_0"]["mlp"]["up"]["kernel"]
+    assert not kinds["token_table"]
+    assert not kinds["layer_0"]["mlp_norm"]["scale"]
+    tx = make_optimizer(OptimConfig(optimizer="muon", muon_lr=1.0, weight_decay=0.0, clip=0.0))
+    grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape), PARAMS)
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    singular = np.linalg.svd(np.asarray(updates["layer_0"]["attention"]["out"]["kernel"]), compute_uv=False)
+    assert singular.min() > 0.4
+    assert singular.max() < 1.4
+    up, down = (updates["layer_0"]["mlp"][name]["kernel"] for name in ("up", "down"))
+    assert up.shape == (16, 48), "it widens: its update is longer by the root of three"
+    assert 0.4 < np.linalg.svd(np.asarray(up), compute_uv=False).mean() / 3**0.5 < 1.4
+    assert 0.4 < np.linalg.svd(np.asarray(down), compute_uv=False).mean() < 1.4
+
+
+def test_clipping_bounds_the_gradient():
+    grads = jax.tree.map(lambda p: jnp.full_like(p, 100.0), PARAMS)
+    tx = make_optimizer(OptimConfig(clip=1.0))
+    seen = tx.update(grads, tx.init(PARAMS), PARAMS)[1]
+    first_moment = next(s for s in jax.tree.leaves(seen, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")).mu
+    norm = np.sqrt(sum(float(jnp.square(x).sum()) for x in jax.tree.leaves(first_moment)))
+    assert norm == pytest.approx(0.1, rel=1e-3), "(1 − β₁) of a gradient of norm 1"
+
+
+def test_lamb_moves_each_matrix_by_a_part_of_its_length():
+    params = {"dense": {"kernel": jnp.full((3, 4), 2.0), "bias": jnp.ones(4)}}
+    tx = make_optimizer(OptimConfig("lamb", lr=0.01, clip=0.0, weight_decay=0.0))
+    grads = jax.tree.map(lambda x: jnp.arange(1.0, 1 + x.size).reshape(x.shape), params)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    length = jnp.linalg.norm(updates["dense"]["kernel"]) / jnp.linalg.norm(params["dense"]["kernel"])
+    assert float(length) == pytest.approx(0.01, rel=1e-5)
+    np.testing.assert_allclose(updates["dense"]["bias"], -0.01, rtol=1e-5)  # Adam's first step: no trust ratio there

@@ -1,0 +1,96 @@
+"""The presets are the published shapes, and a small model of each family goes the whole way."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from mlm_onnx import FillMask
+from mlm_onnx.convert.pipeline import convert
+from support.runs import train_line
+from support.texts import write_sentences
+
+from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
+from jax_mlm.hf import export_hf, read_hf
+from jax_mlm.model.encoder import init_params
+from jax_mlm.presets import PRESETS
+from jax_mlm.run.directory import read_run
+from jax_mlm.run.log import read_metrics
+
+PUBLISHED = {
+    "bert-base": (30_522, 109_514_298),
+    "bert-large": (30_522, 335_174_458),
+    "roberta-base": (50_265, 124_697_433),
+    "roberta-large": (50_265, 355_412_057),
+    "albert-base": (30_000, 11_221_680),
+    "albert-large": (30_000, 16_795_824),
+    "distilbert-base": (30_522, 66_985_530),
+    "modernbert-base": (50_368, 149_655_232),
+    "modernbert-large": (50_368, 395_881_664),
+}
+"""Tokens, and parameters of the model with its masked-language head, as transformers counts them."""
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_the_published_number_of_parameters(name: str) -> None:
+    tokens, parameters = PUBLISHED[name]
+    model = replace(PRESETS[name].model, vocab_size=tokens)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == parameters
+    assert PRESETS[name].preset == name
+    assert 0 <= PRESETS[name].corpus.tokenizer_limit - tokens < 64
+
+
+SMALL = [
+    "--width", 16, "--heads", 2, "--ff-width", 24, "--max-length", 32, "--length", 16, "--batch", 4, "--accumulate", 1,
+    "--steps", 3, "--log-every", 1, "--eval-rows", 8, "--eval-every", 100, "--layers", 2, "--lr", 1e-3,
+]  # fmt: skip
+FAMILIES = {
+    "bert-base": ["--tokenizer-size", 64],
+    "roberta-base": ["--tokenizer-size", 320],
+    "albert-base": ["--embedding-width", 8, "--tokenizer-size", 64],
+    "distilbert-base": ["--tokenizer-size", 64],
+    "modernbert-base": ["--global-every", 2, "--local-window", 8, "--tokenizer-size", 320],
+}
+
+
+@pytest.mark.parametrize(
+    "name",  # BERT and DistilBERT differ from RoBERTa in what other tests hold: these two are for before a release
+    [pytest.param(n, marks=pytest.mark.slow if n in ("bert-base", "distilbert-base") else ()) for n in FAMILIES],
+)
+def test_a_small_model_of_each_family_goes_the_whole_way(
+    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained from scratch, exported, read back, continued from there, converted."""
+    monkeypatch.setenv("JAX_MLM_CACHE", str(tmp_path_factory.getbasetemp() / "presets-cache"))
+    run, common = tmp_path / "run", ["--preset", name, *SMALL, "--data", write_sentences(tmp_path / "text")]
+    assert train_line(*common, *FAMILIES[name], "--out", run) == 0
+    model, preset = read_run(run).model, PRESETS[name].model
+    assert [line["step"] for line in read_metrics(run) if line["kind"] == "train"] == [1, 2, 3]
+    assert (model.family, model.position_offset) == (preset.family, preset.position_offset)
+
+    export_hf(run, tmp_path / "hf")
+    assert read_hf(tmp_path / "hf").model == model
+    vocabulary = vocabulary_of(load_tokenizer(run / "tokenizer.json"))
+    written: dict[str, Any] = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (written["model_type"], written["pad_token_id"]) == (preset.family, vocabulary.pad)
+    if preset.family == "roberta":
+        assert vocabulary.pad + 1 == model.position_offset
+        assert json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())["mask_token"] == "<mask>"
+
+    assert train_line("--init", tmp_path / "hf", *common, "--out", tmp_path / "more") == 0
+    assert read_run(tmp_path / "more").model == model
+    before, after = (read_metrics(path)[0]["loss"] for path in (run, tmp_path / "more"))
+    assert after < before, "the same rows and masks, after three steps on them"
+
+    parity = convert(tmp_path / "more", tmp_path / "bundle")["parity"]
+    assert parity["fp32"]["max_difference"] <= 1e-4
+    assert parity["fp32"]["top1_agreement"] == 1.0
+    assert parity["int8"]["top1_agreement"] >= 0.8
+    mask = "<mask>" if preset.family == "roberta" else "[MASK]"
+    assert FillMask(tmp_path / "bundle")(f"Bano {mask} fisa.")["masks"][0]["candidates"]
