@@ -63,7 +63,7 @@ def prepare(
     """
     from mlm_onnx.convert import Request, write_bundle
 
-    from jax_mlm.hf import read_hf
+    from jax_mlm.hf.directory import read_hf
 
     hf = folder / "hf"
     if model is not None:

@@ -12,7 +12,7 @@ from mlm_onnx import FillMask
 from mlm_onnx.convert import Request, write_bundle
 from support.bundles import ONE_SHAPE
 
-from jax_mlm.hf import Imported, read_hf
+from jax_mlm.hf.directory import Imported, read_hf
 from jax_mlm.model.encoder import Inputs, make_forward
 
 QUERIES = 1000

@@ -24,10 +24,10 @@ from tokenizers import Tokenizer
 from jax_mlm.config import ModelConfig
 from jax_mlm.data.tokenizer import train_tokenizer
 from jax_mlm.errors import UserError
-from jax_mlm.evaluate import EvaluateConfig, evaluate_text
-from jax_mlm.hf import export_hf, import_hf, read_hf
+from jax_mlm.evals.text import evaluate_text
 from jax_mlm.hf.__main__ import main
 from jax_mlm.hf.config import FAMILIES, check_expressible, from_hf, hf_config
+from jax_mlm.hf.directory import export_hf, import_hf, read_hf
 from jax_mlm.hf.names import NAMES, entries, family_of
 from jax_mlm.hf.tokenizer import hf_tokenizer
 from jax_mlm.hf.weights import write_params
@@ -319,8 +319,8 @@ def test_an_imported_run_can_be_evaluated(make_folder: Any, tmp_path: Path, monk
     monkeypatch.setenv("JAX_MLM_CACHE", str(tmp_path / "cache"))
     import_hf(make_folder(), tmp_path / "run")
     (tmp_path / "text").write_text(f"{SENTENCE}\n" * 9)
-    config = EvaluateConfig(tmp_path / "run", (str(tmp_path / "text"),))
-    result = evaluate_text(config, read_run(tmp_path / "run"), load_params(tmp_path / "run", 0)[1])
+    run, data = tmp_path / "run", [str(tmp_path / "text")]
+    result = evaluate_text(run, read_run(run), load_params(run, 0)[1], data, batch=32)
     assert result["tokens"] == 9 * 13
     assert np.isfinite(result["loss"])
 

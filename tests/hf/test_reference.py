@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 
 from jax_mlm.config import ModelConfig
 from jax_mlm.data.tokenizer import train_tokenizer
-from jax_mlm.hf import export_hf, import_hf, read_hf
 from jax_mlm.hf.config import from_hf, hf_config
+from jax_mlm.hf.directory import export_hf, import_hf, read_hf
 from jax_mlm.hf.names import entries
 from jax_mlm.hf.tokenizer import hf_tokenizer
 from jax_mlm.hf.weights import write_params

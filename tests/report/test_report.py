@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from jax_mlm import compare
-from jax_mlm.cli.console import run_command
 from jax_mlm.presets import PRESETS
 from jax_mlm.report.page import REPORT_FILE, write_report
 from jax_mlm.report.plots import write_plots
@@ -103,8 +102,7 @@ def test_a_run_that_has_only_begun_and_one_with_hostile_names_have_reports(tmp_p
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
-    argv = [str(a) for a in arguments]
-    code = run_command("python -m jax_mlm.compare", compare.CompareConfig, compare.main, compare.EXAMPLES, argv)
+    code = compare.main([str(a) for a in arguments])
     out = capsys.readouterr()
     return code, out.out, out.err
 

@@ -17,8 +17,8 @@ from support.texts import write_sentences
 
 from jax_mlm.config import DistilConfig, MaskConfig, ModelConfig, OptimConfig
 from jax_mlm.data.tokenizer import train_tokenizer
-from jax_mlm.hf import export_hf, read_hf
 from jax_mlm.hf.config import FAMILIES
+from jax_mlm.hf.directory import export_hf, read_hf
 from jax_mlm.model.encoder import make_forward
 from jax_mlm.presets import PRESETS, SENTENCE
 from jax_mlm.run.checkpoint import load_params

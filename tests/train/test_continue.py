@@ -16,21 +16,20 @@ import pytest
 from support.models import MODELS, SHAPE, assert_trees_equal, logits_of, softened
 from support.runs import SMALL, save_run, train_line
 
-from jax_mlm.cli.console import parse
 from jax_mlm.config import MaskConfig, ModelConfig, TrainConfig
 from jax_mlm.data.batches import batch_at, pack_rows, split_documents
 from jax_mlm.data.prepare import prepare
 from jax_mlm.data.sources import expand
 from jax_mlm.data.tokenizer import train_tokenizer, vocabulary_of
-from jax_mlm.hf import export_hf
 from jax_mlm.hf.config import FAMILIES
+from jax_mlm.hf.directory import export_hf
 from jax_mlm.model.encoder import make_forward
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run, read_run_file
 from jax_mlm.run.log import read_metrics
 from jax_mlm.tasks.masking import make_mask, row_keys
 from jax_mlm.tasks.mlm import batch_metrics
-from jax_mlm.train.options import defaults
+from jax_mlm.train.__main__ import COMMAND
 from jax_mlm.train.start import Initial, start_from, with_words
 
 LINES = 200
@@ -38,8 +37,7 @@ LINES = 200
 
 def started(*arguments: Any) -> tuple[TrainConfig, Initial]:
     """What such a command begins with, without training."""
-    argv = [str(word) for word in arguments]
-    return start_from(parse("train", TrainConfig, argv, defaults(argv)))
+    return start_from(COMMAND.read([str(word) for word in arguments]))
 
 
 @pytest.fixture(scope="module")

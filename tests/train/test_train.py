@@ -138,7 +138,7 @@ def test_bad_input_is_one_line_and_exit_2(environment, text, tmp_path):
     (tmp_path / "taken" / "precious.txt").write_text("mine")
     out = ["--out", tmp_path / "run"]
     cases = [
-        (["--preset", "tinny"], "Did you mean tiny"),
+        (["--preset", "tinny"], "did you mean tiny?"),
         (["--data", tmp_path / "nowhere.txt"], "nowhere.txt"),
         (["--data", tmp_path / "empty.txt"], "empty.txt"),
         (["--data", broken, *TINY], "broken.txt"),
