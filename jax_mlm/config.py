@@ -1,6 +1,7 @@
 """Frozen dataclasses that hold every default, and their JSON form; named sets of values are in `presets.py`.
 
-A field is declared once, here; the command line, `run.json` and the code all read this declaration.
+A field is declared once, here; the command line, `run.json` and the code all read this declaration. Where its values
+are the keys of a table in a higher room, its metadata names the table.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class DataConfig:
 class MaskConfig:
     """Which tokens are hidden, and what stands in their place."""
 
-    mask_rule: Literal["token", "whole-word", "span"] = "token"
+    mask_rule: str = field(default="token", metadata={"choices": "jax_mlm.tasks.masking.RULES"})
     """What is chosen as one: a token, a word, or a span."""
     mask_rate: float = 0.15
     """Part of the eligible tokens that are targets."""
@@ -174,7 +175,7 @@ class MaskConfig:
 class OptimConfig:
     """The optimizer and its schedule."""
 
-    optimizer: Literal["adamw", "muon", "lamb"] = "adamw"
+    optimizer: str = field(default="adamw", metadata={"choices": "jax_mlm.train.optim.OPTIMIZERS"})
     """AdamW; Muon for the hidden matrices and AdamW for the rest; or LAMB, for very large batches."""
     lr: float = 2e-3
     """Peak learning rate of AdamW and LAMB."""

@@ -10,7 +10,7 @@ floor or the ceiling of `rate` times the eligible ones, in the proportion that m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jax_mlm.cli.parser import unknown_choice
 from jax_mlm.config import MaskConfig
 from jax_mlm.data.tokenizer import Vocabulary
 
@@ -68,22 +69,33 @@ def make_span_groups(mean: float, longest: int) -> GroupRule:
     return span_groups
 
 
-def group_rule(config: MaskConfig) -> GroupRule:
-    """The rule that the configuration names: the one place to add another."""
-    match config.mask_rule:
-        case "token":
-            return token_groups
-        case "whole-word":
-            return word_groups
-        case "span":
-            return make_span_groups(config.span_mean, config.span_max)
+class Rule(NamedTuple):
+    """What is hidden as one."""
+
+    groups: Callable[[MaskConfig], GroupRule]
+    room: Callable[[MaskConfig], int]
+    """Tokens by which the last group chosen may exceed the rate."""
+
+
+RULES: Mapping[str, Rule] = {
+    "token": Rule(lambda config: token_groups, lambda config: 0),
+    "whole-word": Rule(lambda config: word_groups, lambda config: LONGEST_WORD),
+    "span": Rule(lambda config: make_span_groups(config.span_mean, config.span_max), lambda config: config.span_max),
+}
+"""The choices of --mask-rule, and the one place to add another."""
+
+
+def rule_of(config: MaskConfig) -> Rule:
+    """Return the rule that the configuration names."""
+    if config.mask_rule not in RULES:
+        raise unknown_choice("--mask-rule", config.mask_rule, RULES)
+    return RULES[config.mask_rule]
 
 
 def slots(config: MaskConfig, length: int) -> int:
-    """Static number P of target slots in a row of `length` tokens: enough for the largest rate of the schedule."""
+    """Return the static number P of target slots in a row of `length` tokens: enough for the largest rate."""
     needed = math.ceil(config.largest_rate * length - 1e-6)
-    room = {"token": 0, "whole-word": LONGEST_WORD, "span": config.span_max}[config.mask_rule]
-    return min(length, needed + room)
+    return min(length, needed + rule_of(config).room(config))
 
 
 def rate_at(config: MaskConfig, step: Array | int, horizon: Array | int) -> Array:
@@ -128,7 +140,7 @@ def make_mask(
 
     Special tokens (the unknown token among them) and padding are never targets and never drawn as replacements.
     """
-    rule, room = group_rule(config), slots(config, length)
+    rule, room = rule_of(config).groups(config), slots(config, length)
     special = np.zeros(vocabulary.size, bool)
     special[list(vocabulary.special)] = True
     ordinary = np.flatnonzero(~special).astype(np.int32)

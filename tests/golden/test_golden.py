@@ -36,7 +36,7 @@ from golden.make import (
     trained_bits,
 )
 from mlm_onnx.bundle.read import open_bundle, read_manifest
-from mlm_onnx.convert.pipeline import convert
+from mlm_onnx.convert import Request, convert
 
 from jax_mlm.config import to_json
 from jax_mlm.evaluate import EvaluateConfig, evaluate_text
@@ -76,7 +76,7 @@ def converted(tmp_path_factory) -> dict[str, Path]:
     """The run, converted once more."""
     folder = tmp_path_factory.mktemp("converted")
     for dtype in DTYPES:
-        convert(GOLDEN / "run", folder / dtype, dtype, with_attention=True)
+        convert(GOLDEN / "run", folder / dtype, Request(dtype, with_attention=True))
     return {dtype: folder / dtype for dtype in DTYPES}
 
 
