@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 Family = Literal["bert", "roberta", "albert", "distilbert", "modernbert"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ class ModelConfig:
     """Window in tokens, half of it on each side, of the layers that attend locally."""
     token_types: int = 0
     """Rows of the token type table; 0 for families without one."""
-    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
+    activation: Activation = "gelu"
     """Non-linearity of the feed-forward layer."""
-    head_activation: Literal["", "gelu", "gelu_tanh", "relu", "silu"] = ""
+    head_activation: Literal["", Activation] = ""
     """Non-linearity of the head, where it differs (RoBERTa: gelu, whatever the layers use); empty takes theirs."""
     gated: bool = True
     """Multiply by a linear gate (GeGLU)."""
