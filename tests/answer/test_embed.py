@@ -54,7 +54,7 @@ def test_embeddings_equal_jax(name: str, tmp_path: Path) -> None:
     fill_mask_graph(config, params).write(file)
     embed_graph(config, params).write_sharing(tmp_path / "embed.onnx", file)
     expected = Reference(config, params, config.vocab_size).embedding
-    ours = onnx_side(open_session(tmp_path / "embed.onnx", EMBEDDINGS.options()))
+    ours = onnx_side(open_session(tmp_path / "embed.onnx", EMBEDDINGS.options))
     found = EMBEDDINGS.compare(expected, ours, config.vocab_size, SHAPES)
     assert found.std > 0.1, "too flat a model would hide mistakes"
     assert found.max_difference <= 1e-4

@@ -33,5 +33,5 @@ def piecewise(kind: str) -> Tokenizer:
 
 def fast_side(file: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """(input_ids, positions) → the answers of a graph of `fast/`."""
-    side = onnx_side(open_session(file, LOGITS.options()))
+    side = onnx_side(open_session(file, LOGITS.options))
     return lambda input_ids, positions: side(input_ids=input_ids, positions=positions)

@@ -72,7 +72,7 @@ def calibrate(
         def run(precision: Precision) -> Forward:
             file = Path(folder) / "g.onnx"
             FILL_MASK.build(model, params, precision).write(file)
-            ask = onnx_side(open_session(file, FILL_MASK.comparison.options()))
+            ask = onnx_side(open_session(file, FILL_MASK.comparison.options))
             return lambda ids, at: ask(input_ids=ids, positions=at)
 
         def facts(keep: Collection[str]) -> dict[str, Any]:

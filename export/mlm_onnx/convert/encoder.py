@@ -208,8 +208,8 @@ class OnnxEncoder:
                 q = g.op("RotaryEmbedding", q, *self.rope(theta, at), num_heads=c.heads)
                 k = g.op("RotaryEmbedding", k, *self.rope(theta, None), num_heads=c.heads)
             bias = self.score_bias(window, at)
-            heads = {"q_num_heads": c.heads, "kv_num_heads": c.heads}
-            return g.op("Attention", q, k, v, *([] if bias is None else [bias]), **heads)
+            given = (q, k, v) if bias is None else (q, k, v, bias)
+            return g.op("Attention", *given, q_num_heads=c.heads, kv_num_heads=c.heads)
         weights = self.attention_weights(q, k, window, at)
         self.attended.append(weights)
         mixed = g.op("Transpose", g.op("MatMul", weights, self.heads(v)), perm=[0, 2, 1, 3])

@@ -34,17 +34,19 @@ class ParityError(BundleError):
     """The graph does not compute what the JAX model computes, so no bundle was written."""
 
 
-def open_session(graph_file: Path, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
+def open_session(
+    graph_file: Path, options: Callable[[], ort.SessionOptions] = ort.SessionOptions
+) -> ort.InferenceSession:
     """Open a graph, by default with onnxruntime's own settings, which is what those who load `onnx/` have."""
-    options = options or ort.SessionOptions()
-    options.log_severity_level = 4
-    return ort.InferenceSession(str(graph_file), options, providers=["CPUExecutionProvider"])
+    quiet = options()
+    quiet.log_severity_level = 4
+    return ort.InferenceSession(str(graph_file), quiet, providers=["CPUExecutionProvider"])
 
 
 def onnx_side(session: ort.InferenceSession) -> Side:
     """Return the function that answers queries by a graph, which may have fewer inputs than a query has parts."""
     names = [port.name for port in session.get_inputs()]
-    return lambda **query: session.run(None, {name: query[name] for name in names})[0]
+    return lambda **query: np.asarray(session.run(None, {name: query[name] for name in names})[0])
 
 
 # ---- figures -------------------------------------------------------------------------------------

@@ -50,8 +50,8 @@ class Reference:
         """Return what each token attends to, [layers, B, H, S, S]."""
         b, s = input_ids.shape
         rows, columns = max(b, 2), max(s, min(LONGEST, self.config.max_length))
-        inputs = _inputs(_grown(input_ids, rows, columns), _grown(np.ones_like(input_ids), rows, columns))
         with jax.default_device(self._cpu):
+            inputs = _inputs(_grown(input_ids, rows, columns), _grown(np.ones_like(input_ids), rows, columns))
             return np.asarray(self._attend(self._placed, inputs))[:, :b, :, :s, :s]
 
     def _answer(
@@ -80,8 +80,8 @@ def _read(encoder: Encoder, inputs: Inputs, at: jax.Array, types: jax.Array | No
 
 
 def _inputs(ids: np.ndarray, segments: np.ndarray) -> Inputs:
-    positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
-    return Inputs(ids.astype(np.int32), segments.astype(np.int32), positions)
+    positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+    return Inputs(*(jnp.asarray(array, jnp.int32) for array in (ids, segments, positions)))
 
 
 def _grown(array: np.ndarray, rows: int, columns: int) -> np.ndarray:

@@ -14,7 +14,7 @@ queries and the feed-forward layer of the last encoder layer; and the table is t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -239,12 +239,12 @@ def write_target(
                 graph.write_single(file)
             except ValueError as error:
                 raise BundleError(f"{target.file}: {error}; use --for predictor") from None
-    session = open_session(file, target.comparison.options())
+    session = open_session(file, target.comparison.options)
     expected = partial(target.comparison.answer, reference)
     size, types = reference.vocab_size, reference.config.token_types
     figures = target.comparison.compare(expected, onnx_side(session), size, shapes, types)
     figures.check(precision.name)
-    return asdict(figures), _ports(session, target.meanings)
+    return dict(vars(figures)), _ports(session, target.meanings)
 
 
 def _ports(session: ort.InferenceSession, meanings: Mapping[str, str]) -> dict[str, Any]:
