@@ -19,7 +19,7 @@ class CompareConfig:
     runs: tuple[Path, ...] = field(metadata={"positional": "RUN …"})
     """Run directories, two or more."""
     out: str = ""
-    """Draw the curves over one another into this file: .html, or .png."""
+    """Draw the curves over one another into this file: .html or .svg."""
     json: bool = False
     """Print one JSON object instead of the tables."""
 
@@ -27,11 +27,11 @@ class CompareConfig:
 def run(config: CompareConfig) -> None:
     """Print the tables; with --out, the last line on stdout is the file written."""
     out = Path(config.out)
-    if config.out and out.suffix not in (".html", ".png"):
-        raise UserError(f"--out {out}: give a name that ends in .html or .png")
+    if config.out and out.suffix not in (".html", ".svg"):
+        raise UserError(f"--out {out}: give a name that ends in .html or .svg")
     if config.out and not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
-    from jax_mlm.report.comparison import compare, comparison_page, print_tables, write_picture
+    from jax_mlm.report.comparison import compare, comparison_page, comparison_picture, print_tables
 
     runs, rows, different = compare(config.runs)
     if config.json:
@@ -40,8 +40,8 @@ def run(config: CompareConfig) -> None:
         print_tables(rows, different)
     if out.suffix == ".html":
         write_atomically(out, comparison_page(runs, rows, different))
-    elif out.suffix == ".png":
-        write_picture(out, [row["run"] for row in rows], runs)
+    elif out.suffix == ".svg":
+        write_atomically(out, comparison_picture([row["run"] for row in rows], runs))
     if config.out and not config.json:
         print(out)
 

@@ -39,10 +39,9 @@ def run(config: EvaluateConfig) -> None:
         raise UserError("the run or --data is missing: python -m jax_mlm.evaluate RUN --data FILE")
     trained = read_run(config.run)
     from jax_mlm.evals.text import evaluate_text, score_documents  # JAX is imported once the command line is right
-    from jax_mlm.run.checkpoint import best_step, load_params
+    from jax_mlm.run.checkpoint import load_params
 
-    step = best_step(config.run) if config.checkpoint == "best" else None
-    step, params = load_params(config.run, step)
+    step, params = load_params(config.run, config.checkpoint)
     if config.pll:
         for scored in score_documents(config.run, trained, params, config.data, config.batch):
             if config.json:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from support.bundles import ORIGIN
+from support.bundles import ORIGIN, SENTENCE_MODEL
 from support.models import randomised
 from support.paths import ROOT
 
@@ -62,16 +62,14 @@ def sentence_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     from mlm_onnx.convert import Request, write_bundle
     from support.bundles import ONE_SHAPE
 
-    from jax_mlm.config import with_vocabulary
     from jax_mlm.data.tokenizer import train_tokenizer
-    from jax_mlm.presets import PRESETS, SENTENCE
+    from jax_mlm.presets import SENTENCE
 
     folder = tmp_path_factory.mktemp("bundles")
-    model = with_vocabulary(PRESETS["sentence"], 16).model
     tokenizer = train_tokenizer([SENTENCE], "word", 16)
     requests = {"fp32": Request("fp32"), "int8": Request("int8"), "attention": Request(with_attention=True)}
     for name, request in requests.items():
-        write_bundle(folder / name, model, randomised(model), tokenizer, request, ORIGIN, ONE_SHAPE)
+        write_bundle(folder / name, SENTENCE_MODEL, randomised(SENTENCE_MODEL), tokenizer, request, ORIGIN, ONE_SHAPE)
     return {name: folder / name for name in requests}
 
 

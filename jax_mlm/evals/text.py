@@ -17,26 +17,27 @@ from jax_mlm.data.prepare import prepare
 from jax_mlm.data.sources import documents, expand
 from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
 from jax_mlm.errors import UserError
-from jax_mlm.evals.heldout import EVAL_MASK, EVAL_SEED, evaluate_rows, make_eval_step
+from jax_mlm.evals.heldout import evaluate_rows
 from jax_mlm.evals.scoring import make_masked_log_probs, pseudo_log_likelihood
 from jax_mlm.files import cache_folder
-from jax_mlm.model.encoder import Params, make_forward
+from jax_mlm.model.encoder import Params
+from jax_mlm.model.heads import make_forward
 from jax_mlm.run.directory import TOKENIZER_FILE
+from jax_mlm.tasks.mlm import EVAL_MASK, make_examine
 
 
 def evaluate_text(
     run: Path, config: TrainConfig, params: Params, data: Sequence[str], batch: int, all_mask: bool = False
 ) -> dict[str, Any]:
     """Return loss, accuracy, perplexity and counts over the packed documents."""
-    tokenizer_path = run / TOKENIZER_FILE
-    vocabulary = vocabulary_of(load_tokenizer(tokenizer_path))
-    files = prepare(expand(data, "--data"), tokenizer_path, config.corpus, cache_folder(config))
+    tokenizer = load_tokenizer(run / TOKENIZER_FILE)
+    vocabulary = vocabulary_of(tokenizer)
+    files = prepare(expand(data, "--data"), tokenizer, vocabulary, config.corpus, cache_folder(config))
     rows = pack_rows(files, vocabulary, config.corpus.length, config.corpus.pack)
     mask = MaskConfig(mask_token=1.0, mask_random=0.0) if all_mask else EVAL_MASK
-    forward = make_forward(config.model)
-    eval_step = jax.jit(make_eval_step(forward, mask, vocabulary, config.corpus.length, jax.random.key(EVAL_SEED)))
+    examine = jax.jit(make_examine(make_forward(config.model), vocabulary, config.corpus.length, mask))
     params = jax.tree.map(jnp.asarray, params)
-    result = evaluate_rows(eval_step, params, rows, np.arange(len(rows)), batch)
+    result = evaluate_rows(examine, params, rows, np.arange(len(rows)), batch)
     if not result.count:
         raise UserError(f"--data {' '.join(data)}: no token to predict (only special or unknown tokens)")
     return {

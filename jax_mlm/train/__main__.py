@@ -6,20 +6,18 @@ import sys
 
 from jax_mlm.cli.command import Command
 from jax_mlm.config import TrainConfig
-from jax_mlm.train.options import EXAMPLES, GROUPS, check_resumed, defaults, shown
+from jax_mlm.train.options import EXAMPLES, GROUPS, defaults, shown
 
 
 def run(config: TrainConfig) -> None:
     """Train, and print what to type next; the last line on stdout is the run directory."""
-    check_resumed(config)
     from jax_mlm.parallel import hosts  # JAX is imported once the command line is known to be right
-    from jax_mlm.report.live import Progress
+    from jax_mlm.parallel.stop import stop_request
     from jax_mlm.report.outcome import print_next
     from jax_mlm.train.loop import train
 
     with hosts.first_speaks():
-        with Progress() as progress:
-            directory = train(config, progress)
+        directory = train(config, stopping=stop_request)
         print_next(directory, bool(config.data))
         print(directory)
 

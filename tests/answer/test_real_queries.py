@@ -13,7 +13,8 @@ from mlm_onnx.convert import Request, write_bundle
 from support.bundles import ONE_SHAPE
 
 from jax_mlm.hf.directory import Imported, read_hf
-from jax_mlm.model.encoder import Inputs, make_forward
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import make_forward
 
 QUERIES = 1000
 TOKENS = 64

@@ -20,7 +20,8 @@ from support.bundles import fast_side
 from support.models import BERT, CONFIGS, MODERN, SHAPES, randomised
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.encoder import Inputs, make_forward
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import make_forward
 
 
 @cache

@@ -12,7 +12,8 @@ import pytest
 from jax_mlm import evaluate
 from jax_mlm.config import DataConfig, ModelConfig
 from jax_mlm.data.tokenizer import load_tokenizer, train_tokenizer, vocabulary_of
-from jax_mlm.model.encoder import Inputs, init_params, make_forward
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import init_params, make_forward
 from jax_mlm.presets import PRESETS
 from jax_mlm.run.checkpoint import load_params, open_checkpoints, save
 from jax_mlm.run.directory import read_run, write_run

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.encoder import Encoder, Inputs, make_attention
+from jax_mlm.model.encoder import Inputs, make_attention
+from jax_mlm.model.heads import MaskedLM
 
 LONGEST = 160
 """Tokens of a text whose attention is compared: more than a local window holds."""
@@ -29,7 +30,7 @@ class Reference:
         """Tokens of the tokenizer; the table may have more rows."""
         self._cpu = jax.local_devices(backend="cpu")[0]
         self._placed = jax.device_put(params, self._cpu)
-        read = lambda params, *given: Encoder(config).apply({"params": params}, *given, method=_read)  # noqa: E731
+        read = lambda params, *given: MaskedLM(config).apply({"params": params}, *given, method=_read)  # noqa: E731
         self._read, self._attend = jax.jit(read), jax.jit(make_attention(config))
 
     def logits(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -69,7 +70,7 @@ class Reference:
             return np.asarray(logits)[:b, :p], np.asarray(embeddings)[:b]
 
 
-def _read(encoder: Encoder, inputs: Inputs, at: jax.Array, types: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def _read(encoder: MaskedLM, inputs: Inputs, at: jax.Array, types: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Return the logits at some positions, and the mean over a row of the last hidden states (after the final norm)."""
     x = encoder.hidden(inputs, types)
     logits = encoder.vocabulary(jnp.take_along_axis(x, at[..., None], axis=1))
