@@ -125,7 +125,7 @@ def test_its_evaluation_is_what_it_was(name, tmp_path):
     run, before = GOLDEN / name, EXPECTED_NOW["runs"][name]["evaluate"]
     config, (step, params) = read_run(run), load_params(run, "best")
     config = replace(config, corpus=replace(config.corpus, workers=1, cache=str(tmp_path)))
-    now = {**evaluate_text(EvaluateConfig(run, (str(TEXT),)), config, params), "step": step}
+    now = {**evaluate_text(run, config, params, (str(TEXT),), EvaluateConfig.batch), "step": step}
     floats = {"loss", "accuracy", "perplexity"}
     assert {key: now[key] for key in before if key not in floats} == {
         key: value for key, value in before.items() if key not in floats
