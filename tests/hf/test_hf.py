@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from mlm_onnx import FillMask
-from mlm_onnx.convert.pipeline import convert
+from mlm_onnx.convert import Request, convert
 from safetensors.numpy import load_file, save_file
 from support.models import HF_BERT, HF_ROBERTA, HF_TINY, MODELS, assert_trees_equal, logits_of, randomised
 from support.runs import REAL, save_run
@@ -142,7 +142,7 @@ def test_import_export_import_is_the_identity(real: Any, tmp_path: Path) -> None
 def test_bundles_of_real_checkpoints_give_the_same_top5(real: Any, tmp_path: Path) -> None:
     name, folder, run = real
     recorded = json.loads((folder / "reference.json").read_text())
-    manifest = convert(run, tmp_path / "bundle", "fp32")
+    manifest = convert(run, tmp_path / "bundle", Request("fp32"))
     assert manifest["parity"]["fp32"]["max_difference"] <= 1e-4
     fill = FillMask(tmp_path / "bundle")
     if name == "bert-tiny-english":
@@ -173,7 +173,7 @@ def test_bundles_of_real_checkpoints_give_the_same_top5(real: Any, tmp_path: Pat
 
 def test_int8_bundles_of_real_checkpoints_keep_tokens_and_most_answers(real: Any, tmp_path: Path) -> None:
     name, folder, run = real
-    parity = convert(run, tmp_path / "bundle", "int8")["parity"]
+    parity = convert(run, tmp_path / "bundle")["parity"]
     assert parity["fp32"]["max_difference"] <= 1e-4
     assert parity["int8"]["top1_agreement"] >= 0.85, "on random tokens, of which the model is least sure"
     recorded = json.loads((folder / "reference.json").read_text())
