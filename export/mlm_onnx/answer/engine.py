@@ -26,7 +26,8 @@ FEWER_BYTES = 1 << 23
 """Below this many bytes of weights, one thread answers faster than several."""
 FILL_PORTS = {"input_ids": INTEGERS, "positions": INTEGERS, "logits": FLOATS}
 EMBED_PORTS = {"input_ids": INTEGERS, "embedding": FLOATS}
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,7 @@ import numpy as np
 from mlm_onnx.answer.answers import Answer, Answers, ExplainedMask, Explanation, Score
 from mlm_onnx.answer.engine import Engine, default_threads, log_softmax
 from mlm_onnx.answer.pieces import Pieces
-from mlm_onnx.answer.queries import (
-    Choices,
-    Ranked,
-    check_scored,
-    check_size,
-    choices_of,
-    how_many,
-    read_all,
-    texts_of,
-)
+from mlm_onnx.answer.queries import Choices, Ranked, check_scored, check_size, choices_of, how_many, read_all
 from mlm_onnx.answer.reader import Reader, Text
 from mlm_onnx.bundle.layout import QueryError
 from mlm_onnx.bundle.read import Bundle, open_bundle
@@ -73,8 +64,9 @@ class FillMask:
 
     # ---- queries ---------------------------------------------------------------------------------
 
+    # a str is a sequence of str too, and the first overload that fits decides
     @overload
-    def __call__(
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
         self,
         text: str,
         top_k: int | None = None,
@@ -116,10 +108,9 @@ class FillMask:
         Raises:
             QueryError: a text holds no mask, …; all texts are checked before any is answered.
         """
-        texts = texts_of(text, self.bundle.limits)
         choices = choices_of(targets, first_piece, self._pieces, self._never)
         k = how_many(top_k, choices, self.bundle.vocab_size, self.bundle.limits)
-        queries = read_all(texts, self.reader.masked)
+        queries = read_all(text, self.bundle.limits, self.reader.masked)
         for query in queries:
             check_size(query, k, joint)
 
@@ -139,7 +130,7 @@ class FillMask:
         return answers[0] if isinstance(text, str) else answers
 
     @overload
-    def score(self, text: str) -> Score: ...
+    def score(self, text: str) -> Score: ...  # pyright: ignore[reportOverlappingOverload]
     @overload
     def score(self, text: Sequence[str]) -> list[Score]: ...
     def score(self, text: str | Sequence[str]) -> Score | list[Score]:
@@ -150,13 +141,15 @@ class FillMask:
         Returns:
             {"text", "score", "perplexity", "tokens": [{"token", "logprob"}]}; special and unknown tokens do not count.
         """
-        texts = texts_of(text, self.bundle.limits)
-        read = read_all(texts, lambda each: check_scored(self.reader.encode(each), self.bundle.special, self._never))
+        special, never = self.bundle.special, self._never
+        read = read_all(text, self.bundle.limits, lambda each: check_scored(self.reader.encode(each), special, never))
         answers = [self._score(each) for each in read]
         return answers[0] if isinstance(text, str) else answers
 
     @overload
-    def explain(self, text: str, target: str | None = None, *, first_piece: bool = False) -> Explanation: ...
+    def explain(  # pyright: ignore[reportOverlappingOverload]
+        self, text: str, target: str | None = None, *, first_piece: bool = False
+    ) -> Explanation: ...
     @overload
     def explain(
         self, text: Sequence[str], target: str | None = None, *, first_piece: bool = False
@@ -175,10 +168,9 @@ class FillMask:
             ln p(token) - ln p(token without the word), so that what speaks for the token is positive, and the likeliest
             token without the word.
         """
-        texts = texts_of(text, self.bundle.limits)
         targets = None if target is None else [target]
         choices = choices_of(targets, first_piece, self._pieces, self._never)
-        queries = read_all(texts, self.reader.masked)
+        queries = read_all(text, self.bundle.limits, self.reader.masked)
         for query in queries:
             check_size(query, 1, joint=True)
         answers = [self._explain(query, choices) for query in queries]
@@ -194,7 +186,7 @@ class FillMask:
         Returns:
             [D] of a text, [N, D] of several, in float32.
         """
-        read = read_all(texts_of(text, self.bundle.limits), self.reader.encode)
+        read = read_all(text, self.bundle.limits, self.reader.encode)
         parts = [(which, ids) for which, each in enumerate(read) for ids in self.reader.parts(each)]
         sums = np.zeros((len(read), self._engine.embedding_width()), np.float32)
         tokens = np.zeros((len(read), 1), np.float32)

@@ -61,11 +61,11 @@ class Choices:
         return [] if self.wanted is None else self.wanted[id]
 
 
-def texts_of(text: str | Sequence[str], limits: Limits) -> list[str]:
-    """Return the texts of a query, one or several.
+def read_all(text: str | Sequence[str], limits: Limits, read: Callable[[str], Text]) -> list[Text]:
+    """Read the one or several texts of a query, all before any is answered.
 
     Raises:
-        QueryError: they are not texts, or too many.
+        QueryError: they are not texts, or too many; or one cannot be read, and the error names which of several.
     """
     if not isinstance(text, Iterable):
         raise QueryError(f"a text must be a str, or several, not {type(text).__name__}")
@@ -75,15 +75,10 @@ def texts_of(text: str | Sequence[str], limits: Limits) -> list[str]:
     for each in texts:
         if not isinstance(each, str):
             raise QueryError(f"a text must be a str, not {type(each).__name__}")
-    return texts
-
-
-def read_all(texts: Sequence[str], read: Callable[[str], Text]) -> list[Text]:
-    """Read all texts before any is answered; an error names which of several it is about."""
     found = []
-    for index, text in enumerate(texts):
+    for index, each in enumerate(texts):
         try:
-            found.append(read(text))
+            found.append(read(each))
         except QueryError as error:
             which = f"text {index} (from 0): " if len(texts) > 1 else ""
             raise QueryError(f"{which}{error}") from None

@@ -76,7 +76,7 @@ class Session:
         """
         session, path = self.opened(), self.bundle.file(self.graph)
         try:
-            found = session.run(None, given)[0]
+            found = np.asarray(session.run(None, given)[0])
         except Exception as error:  # onnxruntime's errors share no base class but this
             raise BundleError(f"{path}: onnxruntime cannot run it: {first_line(error)}") from None
         if found.shape != shape:

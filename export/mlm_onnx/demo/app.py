@@ -13,6 +13,8 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
 import gradio as gr
+from gradio.components import Component
+from gradio.themes import Default
 
 from mlm_onnx.answer.attention import AttentionReader, carries_attention
 from mlm_onnx.answer.predictor import FillMask
@@ -168,7 +170,7 @@ def build(demo: Demo) -> gr.Blocks:
         top_k = gr.Slider(1, demo.facts.most_shown, TOP_K, step=1, precision=0, label="Answers shown", elem_id="top-k")
         answers = _html("answers")
         why = _html("why")
-        layer, head, heat = _attention(demo, session)
+        heads = _attention(demo, session)
         gr.HTML(page.footer(about(demo.bundle.manifest)), elem_id="about", apply_default_css=False)
 
         shown, asked = [words, answers, why], [session, text, top_k]
@@ -182,8 +184,8 @@ def build(demo: Demo) -> gr.Blocks:
             asks.append(button.click(demo.choose, [session, example, top_k], [text, *shown], **AT_ONCE))
         for ask in asks:
             ask.then(demo.explain, session, why, **AT_ONCE)
-            if demo.attention is not None:
-                ask.then(demo.look, [session, layer, head], heat, **AT_ONCE)
+            if heads is not None:
+                ask.then(demo.look, *heads, **AT_ONCE)
     return blocks
 
 
@@ -196,23 +198,28 @@ def _html(name: str) -> gr.HTML:
     return gr.HTML(elem_id=name, js_on_load=_asset("demo.js"), apply_default_css=False, container=False)
 
 
-def _attention(demo: Demo, session: gr.State) -> tuple[gr.Slider | None, gr.Slider | None, gr.HTML | None]:
-    """Layer, head and heat map, folded: nothing is computed before it is unfolded."""
+def _attention(demo: Demo, session: gr.State) -> tuple[list[Component], gr.HTML] | None:
+    """Lay out layer, head and heat map, folded: nothing is computed before they are unfolded.
+
+    Returns:
+        What `Demo.look` takes, and where it is shown; None for a bundle without attention.
+    """
     with gr.Accordion("What the attention heads look at", open=False, elem_id="attention") as part:
         if demo.attention is None:
             gr.Markdown(NO_ATTENTION)
-            return None, None, None
+            return None
         gr.Markdown(ATTENTION)
         layers, heads = demo.attention.layers, demo.attention.heads
         with gr.Row():
             layer = gr.Slider(1, layers, layers, step=1, precision=0, label="Layer", visible=layers > 1)
             head = gr.Slider(0, heads, 0, step=1, precision=0, label="Head (0: the mean of all)")
         heat = _html("heat")
-        part.expand(demo.unfold, [session, layer, head], heat, **AT_ONCE)
+        looked_at: list[Component] = [session, layer, head]
+        part.expand(demo.unfold, looked_at, heat, **AT_ONCE)
         part.collapse(demo.fold, session, None, **AT_ONCE)
         for slider in (layer, head):
-            slider.input(demo.look, [session, layer, head], heat, **AT_ONCE)
-    return layer, head, heat
+            slider.input(demo.look, looked_at, heat, **AT_ONCE)
+    return looked_at, heat
 
 
 def _asset(name: str) -> str:
@@ -221,7 +228,7 @@ def _asset(name: str) -> str:
 
 def _look() -> dict[str, Any]:
     """Theme and styles, for either way of serving."""
-    theme = gr.themes.Default(primary_hue="blue", font=list(FONTS["font"]), font_mono=list(FONTS["font_mono"]))
+    theme = Default(primary_hue="blue", font=list(FONTS["font"]), font_mono=list(FONTS["font_mono"]))
     return {"theme": theme, "css": _asset("demo.css"), "footer_links": []}
 
 

@@ -199,7 +199,7 @@ class Facts:
 
     def _original(self, asked: Asked, index: int, word: Word) -> tuple[int | None, float]:
         """Return rank and probability of the word that was hidden, where it is one token."""
-        if len(word.ids) > 1 or not word.known:
+        if len(word.ids) != 1 or not word.known:
             return None, 0.0
         try:
             (found,) = self.fill(asked.masked, targets=[word.text])["masks"][index]["candidates"]
