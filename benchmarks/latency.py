@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import importlib.util
 import json
 import os
 import statistics
@@ -63,7 +64,7 @@ def prepare(
     """
     from mlm_onnx.convert.pipeline import PRECISIONS, write_bundle
 
-    from jax_mlm.hf import read_hf
+    from jax_mlm.hf.directory import read_hf
 
     hf = folder / "hf"
     if model is not None:
@@ -257,7 +258,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def plot(results: list[dict[str, Any]], file: Path) -> None:
-    """Bars of the median, a tick at the 90th percentile."""
+    """Draw bars of the median, with a tick at the 90th percentile."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -294,6 +295,8 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="where models are written while it runs (default: /tmp)")
     parser.add_argument("--out", type=Path, default=RESULTS / "latency.json", help="the plot goes beside it")
     options = parser.parse_args()
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("the plot needs matplotlib: pip install -e '.[bench]'")
     results = []
     for shape in options.shape[:1] if options.model else options.shape:
         results.append(measure(shape, options))

@@ -26,7 +26,7 @@ from mlm_onnx.convert.precision import FP32
 from mlm_onnx.convert.quantize import INT8
 from random_models import SHAPES, shaped
 
-from jax_mlm.model.encoder import init_params
+from jax_mlm.model.heads import init_params
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LENGTHS = {"short": 18, "long": 128}

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
@@ -308,8 +308,3 @@ def from_json(kind: type[T], values: Mapping[str, Any]) -> T:
         else:
             made[name] = tuple(value) if isinstance(value, list) else value
     return kind(**made)
-
-
-def with_vocabulary(config: TrainConfig, vocab_size: int) -> TrainConfig:
-    """The config whose model has an embedding row for each token of the tokenizer."""
-    return replace(config, model=replace(config.model, vocab_size=vocab_size))

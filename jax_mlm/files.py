@@ -1,8 +1,12 @@
-"""Folders and files: the cache, and writing so that a reader or a kill never sees half a file."""
+"""Files and folders that appear whole or not at all: the only module here that renames. And the cache's folder."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jax_mlm.config import TrainConfig
@@ -10,21 +14,61 @@ from jax_mlm.errors import UserError
 
 
 def make_folder(folder: Path, option: str) -> None:
-    """Makes it, and those above it; a UserError names the option where that cannot be."""
+    """Make a folder and those above it; a UserError names the option where that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{option} {folder}: cannot be written ({error.strerror})") from error
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes beside the file and renames: a reader, or a kill, never sees half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write beside the file, then rename: no reader, and no crash, ever leaves half of it."""
+    partial = beside(path)
+    try:
+        with partial.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())  # or the rename may reach the disk before the content does
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to fill, which becomes `folder` when the block ends and is deleted when it fails."""
+    partial = beside(folder.absolute())
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        publish(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def publish(partial: Path, folder: Path) -> None:
+    """Rename a finished folder to where nothing is, or an empty folder; OSError where there is anything else."""
+    if folder.exists():
+        folder.rmdir()
+    partial.rename(folder)
+
+
+def discard(folder: Path) -> None:
+    """Rename a folder, then delete it: nobody meets half of it. One that somebody else discards first is no error."""
+    unwanted = beside(folder)
+    with suppress(OSError):
+        folder.rename(unwanted)
+    shutil.rmtree(unwanted, ignore_errors=True)
+
+
+def beside(path: Path) -> Path:
+    """Return a hidden name in the same folder that no other thread, process or host takes."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def cache_folder(config: TrainConfig) -> Path:
-    """Where prepared tokens are kept between runs."""
+    """Return the folder that keeps prepared tokens and compiled programs between runs."""
     named = config.corpus.cache or os.environ.get("JAX_MLM_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "jax_mlm"
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "jax_mlm"

@@ -1,7 +1,7 @@
 """Named sets of defaults: shapes and recipes of our own, and those that the papers of the five families give.
 
 Where a paper's batch is larger than a device holds, it is computed in microbatches; give --batch and --accumulate for
-another one. Vocabularies are rounded up to a multiple of 64.
+a different one. Vocabularies are rounded up to a multiple of 64.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _bert(width: int, layers: int, heads: int) -> ModelConfig:
 
 
 def _roberta(width: int, layers: int, heads: int) -> ModelConfig:
-    """RoBERTa (Liu et al. 2019): positions count from behind the padding's id, which is 1."""
+    """RoBERTa (Liu et al. 2019): positions count from the row after the padding's id, which is 1."""
     shape = _bert(width, layers, heads)
     return replace(shape, family="roberta", token_types=1, norm_eps=1e-5, position_offset=2)
 
@@ -90,134 +90,134 @@ _MODERNBERT_OPTIM = OptimConfig(lr=8e-4, warmup=0.002, decay=0.03, adam_eps=1e-6
 _NGRAMS = MaskConfig(mask_rule="span", span_mean=1.8, span_max=3)
 """ALBERT hides n-grams of up to three, in proportion to 1/n: 55, 27 and 18 %; this draws 56, 25 and 19 %."""
 
-PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType(
-    {
-        "sentence": TrainConfig(
-            steps=300,
-            batch=32,
-            eval_every=100,
-            model=ModelConfig(width=128, layers=3, heads=4, ff_width=256, max_length=64),
-            corpus=DataConfig(length=16, tokenizer_kind="word"),
-            optim=OptimConfig(lr=1e-3),
-        ),
-        "tiny": TrainConfig(
-            preset="tiny",
-            steps=10_000,
-            optim=OptimConfig("muon"),  # of equal minutes it made more than AdamW; larger shapes: not measured
-        ),
-        "small": TrainConfig(
-            preset="small",
-            steps=50_000,
-            batch=128,
-            model=ModelConfig(width=512, layers=8, heads=8, ff_width=768),
-            corpus=DataConfig(length=256, tokenizer_limit=16_384),
-            optim=OptimConfig(lr=1e-3),
-        ),
-        "base": TrainConfig(
-            preset="base",
-            steps=100_000,
-            batch=512,
-            model=ModelConfig(width=768, layers=12, heads=12, ff_width=1152),
-            corpus=DataConfig(length=512, tokenizer_limit=32_768),
-            optim=OptimConfig(lr=8e-4),
-        ),
-        "large": TrainConfig(
-            preset="large",
-            steps=200_000,
-            batch=1024,
-            accumulate=4,
-            model=ModelConfig(width=1024, layers=24, heads=16, ff_width=1536),
-            corpus=DataConfig(length=512, tokenizer_limit=32_768),
-            optim=OptimConfig(lr=5e-4),
-        ),
-        "bert-base": TrainConfig(
-            preset="bert-base",
-            steps=1_000_000,
-            batch=256,
-            model=_bert(768, 12, 12),
-            corpus=_BERT_TEXT,
-            optim=_BERT_OPTIM,
-        ),
-        "bert-large": TrainConfig(
-            preset="bert-large",
-            steps=1_000_000,
-            batch=256,
-            accumulate=4,
-            model=_bert(1024, 24, 16),
-            corpus=_BERT_TEXT,
-            optim=_BERT_OPTIM,
-        ),
-        "roberta-base": TrainConfig(
-            preset="roberta-base",
-            steps=500_000,
-            batch=8192,
-            accumulate=64,
-            model=_roberta(768, 12, 12),
-            corpus=_ROBERTA_TEXT,
-            optim=_ROBERTA_OPTIM,
-        ),
-        "roberta-large": TrainConfig(
-            preset="roberta-large",
-            steps=500_000,
-            batch=8192,
-            accumulate=128,
-            model=_roberta(1024, 24, 16),
-            corpus=_ROBERTA_TEXT,
-            optim=replace(_ROBERTA_OPTIM, lr=4e-4, warmup=0.06),
-        ),
-        "albert-base": TrainConfig(
-            preset="albert-base",
-            steps=125_000,
-            batch=4096,
-            accumulate=32,
-            model=_albert(768, 12, 12),
-            corpus=_ALBERT_TEXT,
-            mask=_NGRAMS,
-            optim=_ALBERT_OPTIM,
-        ),
-        "albert-large": TrainConfig(
-            preset="albert-large",
-            steps=125_000,
-            batch=4096,
-            accumulate=64,
-            model=_albert(1024, 24, 16),
-            corpus=_ALBERT_TEXT,
-            mask=_NGRAMS,
-            optim=_ALBERT_OPTIM,
-        ),
-        # Three times over BERT's text (Sanh et al. 2019); made to be trained with --distil.
-        "distilbert-base": TrainConfig(
-            preset="distilbert-base",
-            steps=6_000,
-            batch=4096,
-            accumulate=32,
-            model=replace(_bert(768, 6, 12), family="distilbert", token_types=0),
-            corpus=_BERT_TEXT,
-            optim=_DISTILBERT_OPTIM,
-        ),
-        # 1.7 trillion tokens in rows of 1024; theta and length are those after its last phases.
-        "modernbert-base": TrainConfig(
-            preset="modernbert-base",
-            steps=364_000,
-            batch=4608,
-            accumulate=72,
-            model=_modernbert(768, 22, 12, 1152),
-            corpus=_MODERNBERT_TEXT,
-            mask=MaskConfig(mask_rate=0.3),
-            optim=_MODERNBERT_OPTIM,
-        ),
-        "modernbert-large": TrainConfig(
-            preset="modernbert-large",
-            steps=340_000,
-            batch=4928,
-            accumulate=154,
-            model=_modernbert(1024, 28, 16, 2624),
-            corpus=_MODERNBERT_TEXT,
-            mask=MaskConfig(mask_rate=0.3),
-            optim=replace(_MODERNBERT_OPTIM, lr=5e-4),
-        ),
-    }
+_ALL = (
+    TrainConfig(
+        preset="sentence",
+        steps=300,
+        batch=32,
+        eval_every=100,
+        model=ModelConfig(width=128, layers=3, heads=4, ff_width=256, max_length=64),
+        corpus=DataConfig(length=16, tokenizer_kind="word"),
+        optim=OptimConfig(lr=1e-3),
+    ),
+    TrainConfig(
+        preset="tiny",
+        steps=10_000,
+        optim=OptimConfig("muon"),  # of equal minutes it made more than AdamW; larger shapes: not measured
+    ),
+    TrainConfig(
+        preset="small",
+        steps=50_000,
+        batch=128,
+        model=ModelConfig(width=512, layers=8, heads=8, ff_width=768),
+        corpus=DataConfig(length=256, tokenizer_limit=16_384),
+        optim=OptimConfig(lr=1e-3),
+    ),
+    TrainConfig(
+        preset="base",
+        steps=100_000,
+        batch=512,
+        model=ModelConfig(width=768, layers=12, heads=12, ff_width=1152),
+        corpus=DataConfig(length=512, tokenizer_limit=32_768),
+        optim=OptimConfig(lr=8e-4),
+    ),
+    TrainConfig(
+        preset="large",
+        steps=200_000,
+        batch=1024,
+        accumulate=4,
+        model=ModelConfig(width=1024, layers=24, heads=16, ff_width=1536),
+        corpus=DataConfig(length=512, tokenizer_limit=32_768),
+        optim=OptimConfig(lr=5e-4),
+    ),
+    TrainConfig(
+        preset="bert-base",
+        steps=1_000_000,
+        batch=256,
+        model=_bert(768, 12, 12),
+        corpus=_BERT_TEXT,
+        optim=_BERT_OPTIM,
+    ),
+    TrainConfig(
+        preset="bert-large",
+        steps=1_000_000,
+        batch=256,
+        accumulate=4,
+        model=_bert(1024, 24, 16),
+        corpus=_BERT_TEXT,
+        optim=_BERT_OPTIM,
+    ),
+    TrainConfig(
+        preset="roberta-base",
+        steps=500_000,
+        batch=8192,
+        accumulate=64,
+        model=_roberta(768, 12, 12),
+        corpus=_ROBERTA_TEXT,
+        optim=_ROBERTA_OPTIM,
+    ),
+    TrainConfig(
+        preset="roberta-large",
+        steps=500_000,
+        batch=8192,
+        accumulate=128,
+        model=_roberta(1024, 24, 16),
+        corpus=_ROBERTA_TEXT,
+        optim=replace(_ROBERTA_OPTIM, lr=4e-4, warmup=0.06),
+    ),
+    TrainConfig(
+        preset="albert-base",
+        steps=125_000,
+        batch=4096,
+        accumulate=32,
+        model=_albert(768, 12, 12),
+        corpus=_ALBERT_TEXT,
+        mask=_NGRAMS,
+        optim=_ALBERT_OPTIM,
+    ),
+    TrainConfig(
+        preset="albert-large",
+        steps=125_000,
+        batch=4096,
+        accumulate=64,
+        model=_albert(1024, 24, 16),
+        corpus=_ALBERT_TEXT,
+        mask=_NGRAMS,
+        optim=_ALBERT_OPTIM,
+    ),
+    # Three times over BERT's text (Sanh et al. 2019); made to be trained with --distil.
+    TrainConfig(
+        preset="distilbert-base",
+        steps=6_000,
+        batch=4096,
+        accumulate=32,
+        model=replace(_bert(768, 6, 12), family="distilbert", token_types=0),
+        corpus=_BERT_TEXT,
+        optim=_DISTILBERT_OPTIM,
+    ),
+    # 1.7 trillion tokens in rows of 1024; theta and length are those after its last phases.
+    TrainConfig(
+        preset="modernbert-base",
+        steps=364_000,
+        batch=4608,
+        accumulate=72,
+        model=_modernbert(768, 22, 12, 1152),
+        corpus=_MODERNBERT_TEXT,
+        mask=MaskConfig(mask_rate=0.3),
+        optim=_MODERNBERT_OPTIM,
+    ),
+    TrainConfig(
+        preset="modernbert-large",
+        steps=340_000,
+        batch=4928,
+        accumulate=154,
+        model=_modernbert(1024, 28, 16, 2624),
+        corpus=_MODERNBERT_TEXT,
+        mask=MaskConfig(mask_rate=0.3),
+        optim=replace(_MODERNBERT_OPTIM, lr=5e-4),
+    ),
 )
+PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType({config.preset: config for config in _ALL})
 
 
 SENTENCE = "This model creates a super relationships between the words to predict what word"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from support.bundles import ORIGIN
+from support.bundles import ORIGIN, SENTENCE_MODEL
 from support.models import randomised
 from support.paths import ROOT
 
@@ -63,12 +63,11 @@ def sentence_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     from mlm_onnx.convert.precision import FP32
     from mlm_onnx.convert.quantize import INT8
 
-    from jax_mlm.config import with_vocabulary
     from jax_mlm.data.tokenizer import train_tokenizer
-    from jax_mlm.presets import PRESETS, SENTENCE
+    from jax_mlm.presets import SENTENCE
 
     folder = tmp_path_factory.mktemp("bundles")
-    model = with_vocabulary(PRESETS["sentence"], 16).model
+    model = SENTENCE_MODEL
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convert, "parity_shapes", lambda length: ((1, 7, 2),))  # the others are test_convert's
         for precision in (FP32, INT8):

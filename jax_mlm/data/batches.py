@@ -52,7 +52,7 @@ class Batch(NamedTuple):
 
 
 class _Spans(NamedTuple):
-    """Stretches of framed pieces that lie in the rows of a batch; arrays of one length, but for `batch`."""
+    """One entry per contiguous run of a framed piece in the batch, as parallel arrays."""
 
     row: np.ndarray
     """Row of the batch."""
@@ -61,11 +61,11 @@ class _Spans(NamedTuple):
     start: np.ndarray
     """Where the whole piece begins in the token files."""
     whole: np.ndarray
-    """Places of the whole piece, its frame included."""
+    """Tokens of the whole piece, its frame included."""
     begin: np.ndarray
-    """First place of the piece that belongs to the stretch."""
+    """First token of the piece that belongs to the run."""
     size: np.ndarray
-    """Places of the stretch."""
+    """Tokens of the run."""
     number: np.ndarray
     """Which one of its row it is, from 1."""
 
@@ -145,11 +145,6 @@ def batch_of(rows: Rows, indices: np.ndarray) -> Batch:
     return _gather(rows, np.asarray(indices, np.int64))
 
 
-def batch_in_order(rows: Rows, start: int, batch: int) -> Batch:
-    """Rows start … start + batch - 1, for evaluation; those past the end are all padding."""
-    return batch_of(rows, np.arange(start, start + batch))
-
-
 # Rows to arrays
 
 
@@ -221,6 +216,3 @@ def _plain_spans(rows: Rows, slots: np.ndarray, indices: np.ndarray) -> _Spans:
         np.repeat(slots, counts), begin - low, rows.starts[document], whole_high - whole_low, begin - whole_low, size,
         np.ones_like(size),
     )  # fmt: skip
-
-
-# In the background

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -44,16 +43,6 @@ class Dataset(NamedTuple):
     fingerprints: dict[str, str]
 
 
-def _store_tokenizer(tokenizer: Tokenizer, cache: Path) -> Path:
-    """Keeps it in the cache under the hash of its content: no run directory exists before the data are read."""
-    text = tokenizer.to_str(pretty=True)
-    path = cache / "tokenizers" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-    make_folder(path.parent, "--cache")
-    if not path.exists():
-        write_atomically(path, text)
-    return path
-
-
 def _sentence_file(cache: Path) -> Path:
     path = cache / "sentence.txt"
     if not path.exists():
@@ -63,7 +52,7 @@ def _sentence_file(cache: Path) -> Path:
 
 
 def _new_tokenizer(files: Sequence[Path], corpus: DataConfig, say: Callable[[str], None]) -> Tokenizer:
-    """Trains one on the text: of the size asked for, else of the preset's or what the text supports."""
+    """Train one on the text: of the size asked for, else of the preset's or what the text supports."""
 
     def trained(size: int) -> Tokenizer:
         say(f"training a {corpus.tokenizer_kind} tokenizer of {size} tokens")
@@ -89,7 +78,7 @@ def open_dataset(
     say: Callable[[str], None] | None = None,
     given: Tokenizer | None = None,
 ) -> Dataset:
-    """Reads, tokenises and packs the text with the `given` tokenizer (that of --init), --tokenizer, or a new one.
+    """Read, tokenise and pack the text with the `given` tokenizer (that of --init), --tokenizer, or a new one.
 
     A resumed run uses its own.
 
@@ -102,14 +91,13 @@ def open_dataset(
     valid_files = expand(config.valid, "--valid") if config.valid else ()
 
     if config.resume:
-        tokenizer_path = run / TOKENIZER_FILE
+        tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     elif given is not None:
-        tokenizer_path = _store_tokenizer(given, cache)
+        tokenizer = given
     elif config.tokenizer:
-        tokenizer_path = Path(config.tokenizer)
+        tokenizer = load_tokenizer(config.tokenizer)
     else:
-        tokenizer_path = _store_tokenizer(_new_tokenizer(train_files, corpus, say), cache)
-    tokenizer = load_tokenizer(tokenizer_path)
+        tokenizer = _new_tokenizer(train_files, corpus, say)
     vocabulary = vocabulary_of(tokenizer)
     if not config.model.vocab_size:
         kind = "word" if config.preset == "sentence" else corpus.tokenizer_kind
@@ -120,12 +108,12 @@ def open_dataset(
     def rows(files: TokenFiles, chosen: np.ndarray | None = None) -> Rows:
         return pack_rows(files, vocabulary, corpus.length, corpus.pack, chosen)
 
-    text = prepare(train_files, tokenizer_path, corpus, cache)
+    text = prepare(train_files, tokenizer, vocabulary, corpus, cache)
     fingerprints = {"train": text.fingerprint}
     if not config.data:
         train = valid = rows(text)
     elif valid_files:
-        held = prepare(valid_files, tokenizer_path, corpus, cache)
+        held = prepare(valid_files, tokenizer, vocabulary, corpus, cache)
         fingerprints["valid"] = held.fingerprint
         train, valid = rows(text), rows(held)
     else:

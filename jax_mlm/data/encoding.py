@@ -139,8 +139,15 @@ def _kind(code: int) -> int:
 # Worker processes
 
 
-def encode_in_order(work: Iterable[T], tokenizer: Tokenizer, workers: int) -> Iterator[tuple[T, Encoded]]:
-    """Encodes each piece of work, in order; 0 workers means in this process. Few pieces are under way at any time."""
+def encode_in_order(work: Iterable[T], tokenizer: Tokenizer, content: str, workers: int) -> Iterator[tuple[T, Encoded]]:
+    """Encode each piece of work, in order and with few pieces under way at any time.
+
+    Args:
+        work: what to encode.
+        tokenizer: encodes in this process, where there are 0 workers.
+        content: the same tokenizer serialised, which is what workers are given.
+        workers: processes to start.
+    """
     if workers == 0:
         for item in work:
             yield item, encode(tokenizer, item.texts)
@@ -158,7 +165,6 @@ def encode_in_order(work: Iterable[T], tokenizer: Tokenizer, workers: int) -> It
             idle.put(worker)
 
     try:
-        content = tokenizer.to_str()
         for _ in range(workers):
             crew.append(Worker(content))
             idle.put(crew[-1])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -22,8 +20,10 @@ from jax_mlm.config import DataConfig
 from jax_mlm.data.encoding import encode_in_order
 from jax_mlm.data.sources import COMPRESSED, blocks, kind_of
 from jax_mlm.data.token_files import JOURNAL, TokenFiles, Writer, open_files
-from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
+from jax_mlm.data.tokenizer import Vocabulary
 from jax_mlm.errors import UserError
+from jax_mlm.files import beside, discard, make_folder, publish, write_atomically
+from jax_mlm.parallel.cores import cores
 
 FORMAT = 1
 """Part of the cache's key: count it up when the same text gives other files."""
@@ -41,22 +41,26 @@ Progress = Callable[[int, int], None]
 
 
 def prepare(
-    paths: Sequence[Path], tokenizer_path: str | Path, cfg: DataConfig, cache: Path, progress: Progress | None = None
+    paths: Sequence[Path],
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+    cfg: DataConfig,
+    cache: Path,
+    progress: Progress | None = None,
 ) -> TokenFiles:
-    """The token files of these texts, from the cache or made now.
+    """Return the token files of these texts, from the cache or made now.
 
-    An interrupted preparation goes on where it was; processes that want the same files wait for the one that makes
-    them. Raises UserError for text that cannot be read, or where there is none.
+    An interrupted preparation continues where it was; processes that want the same files wait for the one that makes
+    them.
+
+    Raises:
+        UserError: text that cannot be read, or no text at all.
     """
     paths = tuple(map(Path, paths))
-    tokenizer = load_tokenizer(tokenizer_path)
     content = tokenizer.to_str()
     states = [_state(path) for path in paths]
-    cache = cache.expanduser() / "tokens"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--cache {cache.parent}: cannot be written ({error.strerror})") from error
+    cache = cache / "tokens"
+    make_folder(cache, "--cache")
     key = _key(paths, content, cfg, cache)
     folder = cache / key[:32]
     if (files := open_files(folder, key)) is not None:
@@ -64,20 +68,25 @@ def prepare(
     with _lock(cache / f"{key[:32]}.lock") as alone:
         if (files := open_files(folder, key)) is not None:
             return files
-        partial = folder.with_suffix(".partial") if alone else Path(tempfile.mkdtemp(prefix=f"{key[:32]}.", dir=cache))
-        dtype = np.dtype(np.uint16 if vocabulary_of(tokenizer).size <= 1 << 16 else np.uint32)
+        partial = folder.with_suffix(".partial") if alone else beside(folder)
+        dtype = np.dtype(np.uint16 if vocabulary.size <= 1 << 16 else np.uint32)
         try:
             with Writer(partial, dtype) as writer:
-                _write_tokens(writer, tokenizer, paths, cfg, progress)
+                _write_tokens(writer, tokenizer, content, paths, cfg, progress)
                 if states != [_state(path) for path in paths]:
                     raise UserError("--data: the text changed while it was read; run again when nothing writes to it")
                 if writer.tokens == 0:
                     raise UserError(f"{', '.join(map(str, paths[:3]))}: no text in it, only space")
                 writer.finish(key, [path.name for path in paths])
-        except UserError:  # to be mended in the text, which gives it another key
+        except UserError:  # fixing the text changes the key, so this partial would never be reused
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        _publish(partial, folder)
+        discard(folder)  # it would have been opened if it were whole
+        try:
+            publish(partial, folder)
+        except OSError:  # where files cannot be locked, another process may have been first
+            shutil.rmtree(partial, ignore_errors=True)
+        (folder / JOURNAL).unlink(missing_ok=True)
     files = open_files(folder, key)
     if files is None:
         raise RuntimeError(f"{folder}: the token files just written cannot be read back")
@@ -85,33 +94,24 @@ def prepare(
 
 
 def _write_tokens(
-    writer: Writer, tokenizer: Tokenizer, paths: Sequence[Path], cfg: DataConfig, progress: Progress | None
+    writer: Writer,
+    tokenizer: Tokenizer,
+    content: str,
+    paths: Sequence[Path],
+    cfg: DataConfig,
+    progress: Progress | None,
 ) -> None:
-    """Encodes and appends what the writer does not have yet."""
+    """Encode and append what the writer does not have yet."""
     total = sum(path.stat().st_size for path in paths)
     with _display(total) if progress is None else nullcontext(progress) as report:
         chunks = islice(_chunks(paths, cfg), writer.chunks, None)
-        with closing(encode_in_order(chunks, tokenizer, _workers(paths, cfg))) as encoding:
+        with closing(encode_in_order(chunks, tokenizer, content, _workers(paths, cfg))) as encoding:
             for chunk, encoded in encoding:
                 writer.append(encoded, chunk.starts)
                 report(chunk.consumed, total)
 
 
 # What has been prepared
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    """Puts the finished folder in its place, and a broken one out of it."""
-    if folder.exists():
-        broken = Path(tempfile.mkdtemp(prefix="broken.", dir=folder.parent))
-        with suppress(OSError):
-            folder.rename(broken / "files")
-        shutil.rmtree(broken, ignore_errors=True)
-    try:
-        partial.rename(folder)
-    except OSError:  # where files cannot be locked, another process may have been first
-        shutil.rmtree(partial, ignore_errors=True)
-    (folder / JOURNAL).unlink(missing_ok=True)
 
 
 def _state(path: Path) -> tuple[int, int, int]:
@@ -123,7 +123,7 @@ def _state(path: Path) -> tuple[int, int, int]:
 
 
 def _key(paths: Sequence[Path], tokenizer: str, cfg: DataConfig, cache: Path) -> str:
-    """Hash of all that shapes the files; names and places of the texts do not."""
+    """Hash all that shapes the files; where the texts lie, and what they are called, does not."""
     known_path = cache / "hashes.json"
     known: dict[str, list[Any]] = {}
     with suppress(OSError, ValueError):
@@ -143,7 +143,7 @@ def _key(paths: Sequence[Path], tokenizer: str, cfg: DataConfig, cache: Path) ->
         packing = path.suffix.lower() if path.suffix.lower() in COMPRESSED else ""
         sources.append([entry[-1], kind_of(path), packing])
     if before != len(known):
-        _write(known_path, json.dumps(known))
+        write_atomically(known_path, json.dumps(known))
     kinds = {kind_of(path) for path in paths}
     shape = {
         "format": FORMAT,
@@ -155,16 +155,9 @@ def _key(paths: Sequence[Path], tokenizer: str, cfg: DataConfig, cache: Path) ->
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 
 
-def _write(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(name).replace(path)
-
-
 @contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """Holds a lock that ends with this process; gives False, at once, where the file system has none."""
+    """Hold a lock that ends with this process; give False, at once, where the file system has none."""
     with path.open("w") as file:
         try:
             import fcntl
@@ -190,7 +183,7 @@ class _Chunk(NamedTuple):
 
 
 def _chunks(paths: Sequence[Path], cfg: DataConfig) -> Iterator[_Chunk]:
-    """All texts, in the pieces of work they are always cut into."""
+    """Cut all texts into pieces of work, always the same ones."""
     texts: list[str] = []
     starts: list[bool] = []
     size = before = consumed = 0
@@ -209,19 +202,18 @@ def _chunks(paths: Sequence[Path], cfg: DataConfig) -> Iterator[_Chunk]:
 
 
 def _workers(paths: Sequence[Path], cfg: DataConfig) -> int:
-    """Processes to tokenise in; 0 for little text, which is done in this one."""
+    """Return how many processes tokenise; 0 for little text, which is done in this one."""
     packed = sum(
         path.stat().st_size * (1 if path.suffix.lower() not in (*COMPRESSED, ".parquet") else 4) for path in paths
     )
     if packed < SMALL:
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cfg.workers or min(cores, MOST_WORKERS)
+    return cfg.workers or min(cores(), MOST_WORKERS)
 
 
 @contextmanager
 def _display(total: int) -> Iterator[Progress]:
-    """A bar with rate and time left on a terminal, now and then a line elsewhere; on stderr."""
+    """Show a bar with rate and time left on a terminal, and a line now and then elsewhere; on stderr."""
     if not sys.stderr.isatty():
         began = last = time.monotonic()
 

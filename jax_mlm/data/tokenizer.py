@@ -63,7 +63,11 @@ class VocabularyTooLarge(UserError):
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, with no truncation or padding of its own; UserError where it is none."""
+    """Return the tokenizer of a tokenizer.json, with no truncation or padding of its own.
+
+    Raises:
+        UserError: the file is missing, is not a tokenizer, or has no mask token.
+    """
     path = Path(path)
     if path.is_dir():
         raise UserError(f"--tokenizer {path} is a folder: give the tokenizer.json in it")
@@ -77,33 +81,49 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     try:
-        vocabulary_of(tokenizer)
+        mask_of(tokenizer)
     except UserError as error:
         raise UserError(f"--tokenizer {path}: {error}") from error
     return tokenizer
 
 
-def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """Finds the special tokens by their usual names; the framing ones only where the tokenizer really adds them."""
-    special = {token.content: id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    vocab = tokenizer.get_vocab(with_added_tokens=True)
+def size_of(tokenizer: Tokenizer) -> int:
+    """Return the number of ids: the largest one + 1."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
-    def find(role: str) -> int | None:
-        return next((special[name] for name in NAMES[role] if name in special), None)
 
-    mask = find("mask")
+def mask_of(tokenizer: Tokenizer) -> int:
+    """Return the id of the mask token; a UserError where there is none."""
+    mask = _find("mask", _special(tokenizer))
     if mask is None:
         raise UserError("it has no special token [MASK] or <mask>, which a masked language model needs")
+    return mask
+
+
+def _special(tokenizer: Tokenizer) -> dict[str, int]:
+    return {token.content: id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+
+
+def _find(role: str, tokens: Mapping[str, int]) -> int | None:
+    return next((tokens[name] for name in NAMES[role] if name in tokens), None)
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """Find the special tokens by their usual names; the framing ones only where the tokenizer really adds them.
+
+    It encodes a text to see that: call it once, and pass the result on.
+    """
+    special, mask = _special(tokenizer), mask_of(tokenizer)
     frame = tokenizer.encode("").ids
-    cls, sep = (id if id in frame else None for id in (find("cls"), find("sep")))
-    unk = find("unk")
+    cls, sep = (id if id in frame else None for id in (_find("cls", special), _find("sep", special)))
+    unk = _find("unk", special)
     if unk is None:
-        unk = next((vocab[name] for name in NAMES["unk"] if name in vocab), None)
-    pad = find("pad")
+        unk = _find("unk", tokenizer.get_vocab(with_added_tokens=True))
+    pad = _find("pad", special)
     if pad is None:  # padding is never attended to, so any special token can fill it
         pad = next(id for id in (sep, cls, mask) if id is not None)
     every = {*special.values(), *(() if unk is None else (unk,))}
-    return Vocabulary(max(vocab.values()) + 1, pad, mask, unk, cls, sep, tuple(sorted(every)))
+    return Vocabulary(size_of(tokenizer), pad, mask, unk, cls, sep, tuple(sorted(every)))
 
 
 def padded_size(size: int, kind: str) -> int:

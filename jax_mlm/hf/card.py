@@ -1,4 +1,4 @@
-"""The model card that an exported directory carries."""
+"""Write the model card that an exported directory carries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax_mlm.run.log import METRICS_FILE, read_metrics
 
 
 def model_card(folder: Path, run: Path, config: TrainConfig, params: Mapping[str, Any], step: int, mask: str) -> str:
-    """README.md: where the model comes from, and how to use it; the licence is for its owner to fill in."""
+    """Return README.md: where the model comes from and how to use it; the licence is for its owner to fill in."""
     facts, model = read_run_file(run), config.model
     data = facts.get("data", {})
     files = [f"- `{name}`" for name in data.get("files", [])]
@@ -64,11 +64,11 @@ Trained with jax_mlm (preset `{config.preset}`, seed {config.seed}); these are t
 
 ## Licence
 
-Not chosen yet. Before this model is published, its owner says here, and in the first lines of this file, under which
-licence it is, and under which ones its training data came.
+No licence has been chosen yet. Before publishing, state here and in the front matter above which licence covers the
+model and which cover its training data.
 """
 
 
 def parameters(params: Mapping[str, Any]) -> int:
-    """How many numbers a tree of arrays holds."""
+    """Count the numbers in a tree of arrays."""
     return sum(parameters(x) if isinstance(x, Mapping) else x.size for x in params.values())

@@ -1,111 +1,157 @@
-"""ModelConfig ↔ Hugging Face's config.json for the five families, as transformers 5 reads and writes them."""
+"""Map ModelConfig to Hugging Face's config.json and back: one table a family, as transformers 5 has the fields."""
 
 from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax_mlm.config import Family, ModelConfig
 from jax_mlm.errors import UserError
 
 FAMILIES: tuple[Family, ...] = typing.get_args(Family)
-ARCHITECTURES = {
-    "bert": "BertForMaskedLM",
-    "roberta": "RobertaForMaskedLM",
-    "albert": "AlbertForMaskedLM",
-    "distilbert": "DistilBertForMaskedLM",
-    "modernbert": "ModernBertForMaskedLM",
-}
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}
-READ_ACTIVATIONS = {
-    "gelu": "gelu",
+THEIR_NAMES = {"gelu_tanh": "gelu_new"}
+"""Activations that transformers calls by a different name; all others keep theirs."""
+SYNONYMS = {
     "gelu_python": "gelu",
     **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh"), "gelu_tanh"),
-    "relu": "relu",
-    "silu": "silu",
     "swish": "silu",
 }
-"""Their names of one function: the tanh forms differ in the order of operations only."""
+"""What transformers also calls ours: the tanh forms differ only in the order of operations."""
 
-_BERT: dict[str, Any] = {
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "initializer_range": 0.02,
-    "layer_norm_eps": 1e-12,
-    "pad_token_id": 0,
-    "tie_word_embeddings": True,
+
+class Layout(NamedTuple):
+    """A family's config.json, and how it maps to a ModelConfig."""
+
+    architecture: str
+    fixed: Mapping[str, Any]
+    """Fields of ModelConfig that the architecture decides."""
+    fields: Mapping[str, tuple[str | Callable[[ModelConfig], Any], Any]]
+    """Their name → ours, and what transformers takes where the field is left out; the default's type is the field's.
+
+    A function in place of our name computes a field that is only written.
+    """
+
+
+def layer_types(layers: int, every: int) -> list[str]:
+    """Return transformers' names of what each layer attends to."""
+    return ["sliding_attention" if i % every else "full_attention" for i in range(layers)]
+
+
+def _rope_parameters(c: ModelConfig) -> dict[str, Any]:
+    thetas = {"full_attention": c.rope_theta, "sliding_attention": c.rope_theta_local}
+    return {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()}
+
+
+def _constant(value: Any) -> tuple[Callable[[ModelConfig], Any], Any]:
+    return lambda c: value, None
+
+
+_POST_NORM = {
+    "norm_first": False,
+    "norm_bias": True,
+    "positions": "learned",
+    "gated": False,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "head_bias": True,
 }
-DEFAULTS: Mapping[Family, Mapping[str, Any]] = {
-    "bert": _BERT,
-    "roberta": {**_BERT, "vocab_size": 50265, "pad_token_id": 1},
-    "albert": {
-        **_BERT,
-        "vocab_size": 30000,
-        "hidden_size": 4096,
-        "num_attention_heads": 64,
-        "intermediate_size": 16384,
-        "hidden_act": "gelu_new",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "embedding_size": 128,
-        "num_hidden_groups": 1,
-        "inner_group_num": 1,
-    },
-    "distilbert": {
-        "vocab_size": 30522,
-        "dim": 768,
-        "n_layers": 6,
-        "n_heads": 12,
-        "hidden_dim": 3072,
-        "activation": "gelu",
-        "dropout": 0.1,
-        "attention_dropout": 0.1,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.02,
-        "tie_word_embeddings": True,
-    },
-    "modernbert": {
-        "vocab_size": 50368,
-        "hidden_size": 768,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 12,
-        "intermediate_size": 1152,
-        "hidden_activation": "gelu",
-        "max_position_embeddings": 8192,
-        "initializer_range": 0.02,
-        "norm_eps": 1e-5,
-        "norm_bias": False,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "local_attention": 128,
-        "embedding_dropout": 0.0,
-        "mlp_bias": False,
-        "mlp_dropout": 0.0,
-        "decoder_bias": True,
-        "classifier_bias": False,
-        "classifier_activation": "gelu",
-        "tie_word_embeddings": True,
-        "global_attn_every_n_layers": 3,
-        "global_rope_theta": 160_000.0,
-        "local_rope_theta": 10_000.0,
-    },
+_COMMON = {
+    "tie_word_embeddings": ("tied", True),
+    "initializer_range": ("init_std", 0.02),
+    "dtype": _constant("float32"),
 }
-"""What a field that config.json leaves out stands for, as in transformers."""
+_BERT = {
+    "vocab_size": ("vocab_size", 30522),
+    **_COMMON,
+    "hidden_size": ("width", 768),
+    "num_hidden_layers": ("layers", 12),
+    "num_attention_heads": ("heads", 12),
+    "intermediate_size": ("ff_width", 3072),
+    "max_position_embeddings": ("max_length", 512),
+    "type_vocab_size": ("token_types", 2),
+    "hidden_act": ("activation", "gelu"),
+    "layer_norm_eps": ("norm_eps", 1e-12),
+    "hidden_dropout_prob": ("dropout", 0.1),
+    "attention_probs_dropout_prob": ("attention_dropout", 0.1),
+}
+LAYOUTS: Mapping[Family, Layout] = {
+    "bert": Layout("BertForMaskedLM", _POST_NORM, _BERT),
+    "roberta": Layout(
+        "RobertaForMaskedLM", {**_POST_NORM, "head_activation": "gelu"}, {**_BERT, "vocab_size": ("vocab_size", 50265)}
+    ),
+    "albert": Layout(
+        "AlbertForMaskedLM",
+        _POST_NORM,
+        {
+            **_BERT,
+            "vocab_size": ("vocab_size", 30000),
+            "hidden_size": ("width", 4096),
+            "num_attention_heads": ("heads", 64),
+            "intermediate_size": ("ff_width", 16384),
+            "hidden_act": ("activation", "gelu_new"),
+            "hidden_dropout_prob": ("dropout", 0.0),
+            "attention_probs_dropout_prob": ("attention_dropout", 0.0),
+            "embedding_size": ("embedding_width", 128),
+            "num_hidden_groups": ("layer_groups", 1),
+            "inner_group_num": _constant(1),
+        },
+    ),
+    "distilbert": Layout(
+        "DistilBertForMaskedLM",
+        {**_POST_NORM, "norm_eps": 1e-12},
+        {
+            "vocab_size": ("vocab_size", 30522),
+            **_COMMON,
+            "dim": ("width", 768),
+            "n_layers": ("layers", 6),
+            "n_heads": ("heads", 12),
+            "hidden_dim": ("ff_width", 3072),
+            "max_position_embeddings": ("max_length", 512),
+            "sinusoidal_pos_embds": _constant(False),
+            "activation": ("activation", "gelu"),
+            "dropout": ("dropout", 0.1),
+            "attention_dropout": ("attention_dropout", 0.1),
+        },
+    ),
+    "modernbert": Layout(
+        "ModernBertForMaskedLM",
+        {},
+        {
+            "vocab_size": ("vocab_size", 50368),
+            **_COMMON,
+            "hidden_size": ("width", 768),
+            "num_hidden_layers": ("layers", 22),
+            "num_attention_heads": ("heads", 12),
+            "intermediate_size": ("ff_width", 1152),
+            "max_position_embeddings": ("max_length", 8192),
+            "hidden_activation": ("activation", "gelu"),
+            "norm_eps": ("norm_eps", 1e-5),
+            "norm_bias": ("norm_bias", False),
+            "attention_bias": ("attention_bias", False),
+            "mlp_bias": ("mlp_bias", False),
+            "decoder_bias": ("decoder_bias", True),
+            "classifier_bias": ("head_bias", False),
+            "classifier_activation": ("head_activation", "gelu"),
+            "attention_dropout": ("attention_dropout", 0.0),
+            "embedding_dropout": (lambda c: c.dropout, None),
+            "mlp_dropout": ("dropout", 0.0),
+            "layer_types": (lambda c: layer_types(c.layers, c.global_every), None),
+            "local_attention": ("local_window", 128),
+            "rope_parameters": (_rope_parameters, None),
+            # These three instead of the two lists above: transformers before 5, and transformers.js.
+            "global_attn_every_n_layers": ("global_every", 3),
+            "global_rope_theta": ("rope_theta", 160_000.0),
+            "local_rope_theta": ("rope_theta_local", 10_000.0),
+        },
+    ),
+}
 
 
 def known_family(name: str) -> Family:
-    """The family of that name; a UserError that lists the supported ones otherwise."""
+    """Return the family of that name; a UserError lists the supported ones otherwise."""
     for family in FAMILIES:
         if family == name:
             return family
@@ -115,37 +161,29 @@ def known_family(name: str) -> Family:
     )
 
 
-class _Fields:
-    """The fields of a config.json, with the family's defaults; a value of the wrong type is a UserError."""
-
-    def __init__(self, values: Mapping[str, Any], family: Family) -> None:
-        self._values, self._defaults = values, DEFAULTS[family]
-
-    def _get(self, name: str, kinds: tuple[type, ...], wanted: str) -> Any:
-        value = self._values.get(name)
-        value = self._defaults[name] if value is None else value
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise UserError(f"{name} is {value!r}, where {wanted} was expected")
-        return value
-
-    def int(self, name: str) -> int:
-        return self._get(name, (int,), "an integer")
-
-    def float(self, name: str) -> float:
-        return float(self._get(name, (int, float), "a number"))
-
-    def bool(self, name: str) -> bool:
-        return self._get(name, (bool,), "true or false")
-
-    def activation(self, name: str) -> Any:
-        given = self._get(name, (str,), "a name")
-        if given not in READ_ACTIVATIONS:
-            raise UserError(f"{name} is {given!r}, which is not supported: {', '.join(READ_ACTIVATIONS)} are")
-        return READ_ACTIVATIONS[given]
+def _read(values: Mapping[str, Any], name: str, default: Any) -> Any:
+    """Return a field of a config.json, an activation by our name; a value of the wrong type is a UserError."""
+    kinds, wanted = {
+        int: ((int,), "an integer"),
+        float: ((int, float), "a number"),
+        bool: ((bool,), "true or false"),
+        str: ((str,), "a name"),
+    }[type(default)]
+    value = values.get(name)
+    value = default if value is None else value
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise UserError(f"{name} is {value!r}, where {wanted} was expected")
+    if not isinstance(value, str):
+        return type(default)(value)
+    ours = typing.get_args(typing.get_type_hints(ModelConfig)["activation"])
+    known = {**{name: name for name in ours if name not in THEIR_NAMES}, **SYNONYMS}
+    if value not in known:
+        raise UserError(f"{name} is {value!r}, which is not supported: {', '.join(known)} are")
+    return known[value]
 
 
 def from_hf(values: Mapping[str, Any], family: Family) -> ModelConfig:
-    """The model that a config.json describes.
+    """Return the model that a config.json describes.
 
     Raises:
         UserError: a field of the wrong type, or a switch that this encoder does not have.
@@ -153,110 +191,43 @@ def from_hf(values: Mapping[str, Any], family: Family) -> ModelConfig:
     for name, usual in (("position_embedding_type", "absolute"), ("is_decoder", False), ("inner_group_num", 1)):
         if values.get(name) not in (None, usual):
             raise UserError(f"{name} is {values[name]!r}: only {usual!r} is supported")
-    f = _Fields(values, family)
-    common: dict[str, Any] = {
-        "family": family,
-        "vocab_size": f.int("vocab_size"),
-        "init_std": f.float("initializer_range"),
-        "tied": f.bool("tie_word_embeddings"),
-    }
-    if family == "modernbert":
-        return ModelConfig(**common, **_modernbert(values, f))
-    common |= {
-        "norm_first": False,
-        "norm_bias": True,
-        "positions": "learned",
-        "gated": False,
-        "attention_bias": True,
-        "mlp_bias": True,
-        "head_bias": True,
-    }
-    if family == "distilbert":
-        return ModelConfig(
-            **common,
-            width=f.int("dim"),
-            layers=f.int("n_layers"),
-            heads=f.int("n_heads"),
-            ff_width=f.int("hidden_dim"),
-            max_length=f.int("max_position_embeddings"),
-            norm_eps=1e-12,
-            activation=f.activation("activation"),
-            dropout=f.float("dropout"),
-            attention_dropout=f.float("attention_dropout"),
-        )
-    common |= {
-        **_sizes(f),
-        "max_length": f.int("max_position_embeddings"),
-        "token_types": f.int("type_vocab_size"),
-        "norm_eps": f.float("layer_norm_eps"),
-        "activation": f.activation("hidden_act"),
-        "dropout": f.float("hidden_dropout_prob"),
-        "attention_dropout": f.float("attention_probs_dropout_prob"),
-    }
-    if family == "albert":
-        common |= {"embedding_width": f.int("embedding_size"), "layer_groups": f.int("num_hidden_groups")}
+    layout = LAYOUTS[family]
+    found: dict[str, Any] = dict(layout.fixed)
+    for theirs, (ours, default) in layout.fields.items():
+        if isinstance(ours, str):
+            found[ours] = _read(values, theirs, default)
+    if found.get("head_activation") == found["activation"]:
+        found["head_activation"] = ""
     if family == "roberta":
-        offset = f.int("pad_token_id") + 1
-        common |= {
-            "position_offset": offset,
-            "max_length": common["max_length"] - offset,
-            "head_activation": "" if common["activation"] == "gelu" else "gelu",
-        }
-    return ModelConfig(**common)
+        found["position_offset"] = _read(values, "pad_token_id", 1) + 1
+        found["max_length"] -= found["position_offset"]
+    if family == "modernbert":
+        found |= _attention(values, found)
+    return ModelConfig(family=family, **found)
 
 
-def _sizes(f: _Fields) -> dict[str, int]:
-    return {
-        "width": f.int("hidden_size"),
-        "layers": f.int("num_hidden_layers"),
-        "heads": f.int("num_attention_heads"),
-        "ff_width": f.int("intermediate_size"),
-    }
-
-
-def _modernbert(values: Mapping[str, Any], f: _Fields) -> dict[str, Any]:
-    activation, head_activation = f.activation("hidden_activation"), f.activation("classifier_activation")
-    layers = f.int("num_hidden_layers")
-    theta, theta_local = _thetas(values, f)
-    return {
-        **_sizes(f),
-        "max_length": f.int("max_position_embeddings"),
-        "norm_eps": f.float("norm_eps"),
-        "norm_bias": f.bool("norm_bias"),
-        "rope_theta": theta,
-        "rope_theta_local": theta_local,
-        "global_every": _global_every(values.get("layer_types"), layers, f.int("global_attn_every_n_layers")),
-        "local_window": f.int("local_attention"),
-        "activation": activation,
-        "head_activation": "" if head_activation == activation else head_activation,
-        "attention_bias": f.bool("attention_bias"),
-        "mlp_bias": f.bool("mlp_bias"),
-        "head_bias": f.bool("classifier_bias"),
-        "decoder_bias": f.bool("decoder_bias"),
-        "dropout": f.float("mlp_dropout"),
-        "attention_dropout": f.float("attention_dropout"),
-    }
-
-
-def _thetas(values: Mapping[str, Any], f: _Fields) -> tuple[float, float]:
-    """The rotary bases of global and local layers, in the form of transformers 5 or an older one."""
+def _attention(values: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what transformers 5 writes instead of the fields of older versions: `rope_parameters` and `layer_types`."""
     if values.get("rope_scaling"):
         raise UserError("rope_scaling is not supported: only rotary positions of type 'default' are")
-    found = {"full_attention": f.float("global_rope_theta"), "sliding_attention": f.float("local_rope_theta")}
+    thetas = {"full_attention": found["rope_theta"], "sliding_attention": found["rope_theta_local"]}
     if "local_rope_theta" in values and values["local_rope_theta"] is None:
-        found["sliding_attention"] = found["full_attention"]
-    for kind in found:
+        thetas["sliding_attention"] = thetas["full_attention"]
+    for kind in thetas:
         given = (values.get("rope_parameters") or {}).get(kind) or {}
         if given.get("rope_type", "default") != "default":
             raise UserError(f"rope_parameters has type {given['rope_type']!r}: only 'default' is supported")
-        found[kind] = float(given.get("rope_theta", found[kind]))
-    return found["full_attention"], found["sliding_attention"]
+        thetas[kind] = float(given.get("rope_theta", thetas[kind]))
+    kinds = values.get("layer_types")
+    return {
+        "rope_theta": thetas["full_attention"],
+        "rope_theta_local": thetas["sliding_attention"],
+        "global_every": found["global_every"] if kinds is None else _global_every(kinds, found["layers"]),
+    }
 
 
-def _global_every(kinds: list[str] | None, layers: int, every: int) -> int:
-    """The n with which layers 0, n, 2n, … attend globally."""
-    if kinds is None:
-        return every
+def _global_every(kinds: list[str], layers: int) -> int:
+    """Return the n with which layers 0, n, 2n, … attend globally."""
     if len(kinds) != layers:
         raise UserError(f"layer_types lists {len(kinds)} layers, num_hidden_layers says {layers}")
     for n in range(1, layers + 1):
@@ -265,86 +236,37 @@ def _global_every(kinds: list[str] | None, layers: int, every: int) -> int:
     raise UserError(f"layer_types is {kinds}: only layers 0, n, 2n, … can be 'full_attention', the others local")
 
 
-def layer_types(layers: int, every: int) -> list[str]:
-    """transformers' names of what each layer attends to."""
-    return ["sliding_attention" if i % every else "full_attention" for i in range(layers)]
+def _written(c: ModelConfig, ours: str | Callable[[ModelConfig], Any]) -> Any:
+    """Return the value of a field, an activation by their name."""
+    value = getattr(c, ours) if isinstance(ours, str) else ours(c)
+    return THEIR_NAMES.get(value, value) if isinstance(value, str) else value
 
 
 def hf_config(c: ModelConfig, pad: int, cls: int | None, sep: int | None) -> dict[str, Any]:
-    """config.json: the family's own field names, with the switches that its architecture has."""
-    common = {
-        "architectures": [ARCHITECTURES[c.family]],
+    """Return config.json: the family's own field names, with the switches that its architecture has."""
+    layout = LAYOUTS[c.family]
+    c = replace(
+        c,
+        embedding_width=c.table_width,
+        layer_groups=c.layer_groups or c.layers,
+        head_activation=c.head_activation or c.activation,
+        max_length=c.max_length + (0 if c.family in ("distilbert", "modernbert") else c.position_offset),
+    )
+    written = {theirs: _written(c, ours) for theirs, (ours, _) in layout.fields.items()}
+    return {
+        "architectures": [layout.architecture],
         "model_type": c.family,
         "vocab_size": c.vocab_size,
         "pad_token_id": pad,
         "bos_token_id": cls,
         "eos_token_id": sep,
-        "tie_word_embeddings": c.tied,
-        "initializer_range": c.init_std,
-        "dtype": "float32",
+        **written,
+        **({"cls_token_id": cls, "sep_token_id": sep} if c.family == "modernbert" else {}),
     }
-    activation = ACTIVATIONS[c.activation]
-    if c.family == "distilbert":
-        return common | {
-            "dim": c.width,
-            "n_layers": c.layers,
-            "n_heads": c.heads,
-            "hidden_dim": c.ff_width,
-            "max_position_embeddings": c.max_length,
-            "sinusoidal_pos_embds": False,
-            "activation": activation,
-            "dropout": c.dropout,
-            "attention_dropout": c.attention_dropout,
-        }
-    common |= {
-        "hidden_size": c.width,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "intermediate_size": c.ff_width,
-    }
-    if c.family == "modernbert":
-        thetas = {"full_attention": c.rope_theta, "sliding_attention": c.rope_theta_local}
-        return common | {
-            "max_position_embeddings": c.max_length,
-            "hidden_activation": activation,
-            "norm_eps": c.norm_eps,
-            "norm_bias": c.norm_bias,
-            "attention_bias": c.attention_bias,
-            "mlp_bias": c.mlp_bias,
-            "decoder_bias": c.decoder_bias,
-            "classifier_bias": c.head_bias,
-            "classifier_activation": ACTIVATIONS[c.head_activation or c.activation],
-            "attention_dropout": c.attention_dropout,
-            "embedding_dropout": c.dropout,
-            "mlp_dropout": c.dropout,
-            "layer_types": layer_types(c.layers, c.global_every),
-            "local_attention": c.local_window,
-            "rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()},
-            "global_attn_every_n_layers": c.global_every,  # these three: transformers before 5, transformers.js
-            "global_rope_theta": c.rope_theta,
-            "local_rope_theta": c.rope_theta_local,
-            "cls_token_id": cls,
-            "sep_token_id": sep,
-        }
-    common |= {
-        "max_position_embeddings": c.max_length + c.position_offset,
-        "type_vocab_size": c.token_types,
-        "hidden_act": activation,
-        "layer_norm_eps": c.norm_eps,
-        "hidden_dropout_prob": c.dropout,
-        "attention_probs_dropout_prob": c.attention_dropout,
-    }
-    if c.family == "albert":
-        common |= {
-            "embedding_size": c.table_width,
-            "num_hidden_groups": c.layer_groups or c.layers,
-            "inner_group_num": 1,
-        }
-    return common
 
 
 def _meaning(c: ModelConfig) -> ModelConfig:
-    """The same model with every field that has no effect, or two spellings, written in one way."""
+    """Return the model with every field that has no effect, or two spellings, written in one way."""
     if c.positions == "learned":
         c = replace(c, rope_theta=10_000.0)
     if c.positions == "learned" or c.global_every == 1:

@@ -1,12 +1,9 @@
-"""A whole Hugging Face directory → a run directory, and back."""
+"""Turn a whole Hugging Face directory into a run directory, and back."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,15 +12,16 @@ import jax.numpy as jnp
 from tokenizers import Tokenizer
 
 from jax_mlm.config import DataConfig, ModelConfig, TrainConfig
-from jax_mlm.data.tokenizer import NAMES, Vocabulary, load_tokenizer, vocabulary_of
+from jax_mlm.data.tokenizer import NAMES, load_tokenizer, mask_of, size_of, vocabulary_of
 from jax_mlm.errors import UserError
+from jax_mlm.files import new_folder
 from jax_mlm.hf.card import model_card
 from jax_mlm.hf.config import check_expressible, from_hf, hf_config, known_family
 from jax_mlm.hf.names import family_of
 from jax_mlm.hf.tokenizer import hf_tokenizer, hf_tokenizer_config, read_json
 from jax_mlm.hf.weights import WEIGHTS, Tensors, is_tied, open_tensors, read_params, write_params
 from jax_mlm.model.params import at_offset
-from jax_mlm.run.checkpoint import best_step, load_params, open_checkpoints, save
+from jax_mlm.run.checkpoint import load_params, open_checkpoints, save
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run, write_run
 
 
@@ -39,7 +37,7 @@ class Imported:
 
 
 def open_hf(folder: Path, family: str | None = None) -> tuple[Tensors, ModelConfig, list[str]]:
-    """The tensors of a directory, the model that they and config.json describe, and a remark where the two differ.
+    """Return a directory's tensors, the model that they and config.json describe, and a remark where the two differ.
 
     Raises:
         UserError: something is missing, broken, contradictory or not supported.
@@ -67,45 +65,43 @@ def open_hf(folder: Path, family: str | None = None) -> tuple[Tensors, ModelConf
 
 
 def read_hf(folder: Path, family: str | None = None, tokenizer: Path | None = None) -> Imported:
-    """Reads config.json, the safetensors and the tokenizer of a directory; a UserError as in `open_hf`."""
+    """Read config.json, the safetensors and the tokenizer of a directory; a UserError as in `open_hf`."""
     tensors, model, remarks = open_hf(folder, family)
     params = read_params(tensors, model)
     if unused := tensors.unused():
         remarks.append(f"not used: {', '.join(unused)}")
     read = load_tokenizer(tokenizer) if tokenizer else hf_tokenizer(folder)
     try:
-        vocabulary = vocabulary_of(read)
+        mask_of(read)
     except UserError as error:
         raise UserError(f"the tokenizer of {tokenizer or folder}: {error}") from None
-    remarks += _compare_sizes(folder, model, vocabulary)
+    remarks += _compare_sizes(folder, model, size_of(read))
     return Imported(model, params, read, tuple(remarks))
 
 
-def _compare_sizes(folder: Path, model: ModelConfig, vocabulary: Vocabulary) -> list[str]:
-    """A remark where the table is padded; an error where it is too small."""
-    if vocabulary.size > model.vocab_size:
+def _compare_sizes(folder: Path, model: ModelConfig, tokens: int) -> list[str]:
+    """Return a remark where the table is padded; a UserError where it is too small."""
+    if tokens > model.vocab_size:
         raise UserError(
-            f"{folder}: the tokenizer has {vocabulary.size} tokens, the embedding only {model.vocab_size}: "
+            f"{folder}: the tokenizer has {tokens} tokens, the embedding only {model.vocab_size}: "
             "they do not belong together (python -m jax_mlm.hf import takes another one with --tokenizer FILE)"
         )
-    if vocabulary.size == model.vocab_size:
+    if tokens == model.vocab_size:
         return []
-    spare = model.vocab_size - vocabulary.size
-    return [
-        f"the tokenizer has {vocabulary.size} tokens, the embedding {model.vocab_size}: {spare} rows stand for no token"
-    ]
+    spare = model.vocab_size - tokens
+    return [f"the tokenizer has {tokens} tokens, the embedding {model.vocab_size}: {spare} rows stand for no token"]
 
 
 def import_hf(folder: Path, run: Path, family: str | None = None, tokenizer: Path | None = None) -> Imported:
-    """Writes a run directory with the model as its checkpoint of step 0."""
+    """Write a run directory with the model as its checkpoint of step 0."""
     _check_free(run)
     imported = read_hf(folder, family, tokenizer)
     model = imported.model
     config = TrainConfig(preset=model.family, model=model, corpus=DataConfig(length=min(512, model.max_length)))
-    with _new_directory(run) as beside:
-        imported.tokenizer.save(str(beside / TOKENIZER_FILE))
-        write_run(beside, config, {}, {"files": [], "imported_from": str(folder.resolve())})
-        manager = open_checkpoints(beside)
+    with new_folder(run) as partial:
+        imported.tokenizer.save(str(partial / TOKENIZER_FILE))
+        write_run(partial, config, {}, {"files": [], "imported_from": str(folder.resolve())})
+        manager = open_checkpoints(partial)
         save(manager, {"params": imported.params, "step": jnp.int32(0)}, {"step": 0}, None)
         manager.wait_until_finished()
         manager.close()
@@ -113,13 +109,13 @@ def import_hf(folder: Path, run: Path, family: str | None = None, tokenizer: Pat
 
 
 def export_hf(run: Path, folder: Path, checkpoint: Literal["best", "latest"] = "best") -> int:
-    """Writes a directory that transformers loads, and returns the step of the checkpoint in it."""
+    """Write a directory that transformers loads, and return the step of the checkpoint in it."""
     _check_free(folder)
     config = read_run(run)
     tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     vocabulary = vocabulary_of(tokenizer)
-    step, params = load_params(run, best_step(run) if checkpoint == "best" else None)
-    _compare_sizes(run, config.model, vocabulary)
+    step, params = load_params(run, checkpoint)
+    _compare_sizes(run, config.model, vocabulary.size)
     pad, model = vocabulary.pad, config.model
     if model.family == "roberta":  # positions start after the padding's own row
         if tokenizer.id_to_token(pad) not in NAMES["pad"] and model.position_offset:
@@ -132,16 +128,18 @@ def export_hf(run: Path, folder: Path, checkpoint: Literal["best", "latest"] = "
         role: None if (id := getattr(vocabulary, role)) is None else tokenizer.id_to_token(id)
         for role in ("pad", "mask", "unk", "cls", "sep")
     }
-    with _new_directory(folder) as beside:
-        write_params(beside / WEIGHTS, params, model)
-        tokenizer.save(str(beside / "tokenizer.json"))
-        _write_json(beside / "config.json", hf_config(model, pad, vocabulary.cls, vocabulary.sep))
-        _write_json(beside / "tokenizer_config.json", hf_tokenizer_config(special, model.max_length, model.token_types))
+    with new_folder(folder) as partial:
+        write_params(partial / WEIGHTS, params, model)
+        tokenizer.save(str(partial / "tokenizer.json"))
+        _write_json(partial / "config.json", hf_config(model, pad, vocabulary.cls, vocabulary.sep))
         _write_json(
-            beside / "special_tokens_map.json", {f"{role}_token": text for role, text in special.items() if text}
+            partial / "tokenizer_config.json", hf_tokenizer_config(special, model.max_length, model.token_types)
+        )
+        _write_json(
+            partial / "special_tokens_map.json", {f"{role}_token": text for role, text in special.items() if text}
         )
         card = model_card(folder, run, config, params, step, special["mask"] or "[MASK]")
-        (beside / "README.md").write_text(card, encoding="utf-8")
+        (partial / "README.md").write_text(card, encoding="utf-8")
     return step
 
 
@@ -152,18 +150,3 @@ def _write_json(path: Path, value: Any) -> None:
 def _check_free(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already: choose another name, or remove it first")
-
-
-@contextmanager
-def _new_directory(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its place when all is written, and is gone when something fails."""
-    beside = target.absolute().with_name(f".{target.absolute().name}.{os.getpid()}")
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        if target.exists():
-            target.rmdir()
-        beside.rename(target)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise

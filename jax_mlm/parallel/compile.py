@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 
 from jax_mlm.config import TrainConfig
 from jax_mlm.files import cache_folder
+from jax_mlm.parallel.cores import cores
 
 
 def compute_dtype(config: TrainConfig) -> Any:
@@ -25,8 +25,7 @@ def compile_cache(config: TrainConfig) -> Path:
 
     JAX's own key leaves them out: a program compiled on one core would run on all of them a fifth slower.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return cache_folder(config) / "xla" / f"{cores}-cores"
+    return cache_folder(config) / "xla" / f"{cores()}-cores"
 
 
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}

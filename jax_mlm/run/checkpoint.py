@@ -1,4 +1,4 @@
-"""Orbax behind a few functions: asynchronous saves that keep both the newest checkpoint and the best."""
+"""Save and load through Orbax: asynchronously, keeping both the newest checkpoint and the best."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import jax
 import numpy as np
@@ -18,8 +18,18 @@ from jax_mlm.errors import UserError
 FOLDER = "checkpoints"
 
 
+class Meta(TypedDict):
+    """What a checkpoint records beside the arrays."""
+
+    step: int
+    elapsed: float
+    """Seconds since the end of the compilation, over all resumptions."""
+    horizon: int
+    """The last step, as far as it was known."""
+
+
 def open_checkpoints(run: Path) -> ocp.CheckpointManager:
-    """The run's checkpoints, for saving and resuming.
+    """Open the run's checkpoints, for saving and resuming.
 
     The preservation policy names both ends: `best_fn` with `max_to_keep` would delete the newest when not the best.
     """
@@ -37,15 +47,15 @@ def open_checkpoints(run: Path) -> ocp.CheckpointManager:
     return ocp.CheckpointManager((run / FOLDER).absolute(), options=options)
 
 
-def save(manager: ocp.CheckpointManager, state: Any, meta: dict[str, Any], loss: float | None) -> None:
-    """Starts saving; `meta` is small JSON beside the arrays, `loss` (None: not measured) decides which is the best."""
+def save(manager: ocp.CheckpointManager, state: Any, meta: Meta, loss: float | None) -> None:
+    """Start saving; `meta` is small JSON beside the arrays, `loss` (None: not measured) decides which is the best."""
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     with _without_remarks():
         manager.save(int(meta["step"]), args=args, metrics=None if loss is None else {"loss": loss})
 
 
-def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, dict[str, Any]] | None:
-    """The newest state and its meta, or None before the first save; `like` gives shapes, types and shardings."""
+def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, Meta] | None:
+    """Return the newest state and its meta, or None before the first save; `like` gives shapes, types and shardings."""
     step = manager.latest_step()
     if step is None:
         return None
@@ -54,9 +64,14 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, dict[str, A
     return restored["state"], restored["meta"]
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Return whether a finished checkpoint lies there; Orbax is not opened for it."""
+    return any(folder.name.isdecimal() for folder in (run / FOLDER).glob("*"))
+
+
 @contextmanager
 def _without_remarks() -> Iterator[None]:
-    """Orbax's warnings of what is meant (a checkpoint without a loss, reading only) are not passed on."""
+    """Silence Orbax's warnings of what is intended (a checkpoint without a loss, reading only)."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -68,7 +83,7 @@ def _without_remarks() -> Iterator[None]:
 
 @contextmanager
 def _reading(run: Path) -> Iterator[ocp.CheckpointManager]:
-    """The run's checkpoints, read only."""
+    """Open the run's checkpoints, read only."""
     if not (run / FOLDER).is_dir():
         raise UserError(f"{run} holds no checkpoint: train it first (python -m jax_mlm.train --out {run})")
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
@@ -80,17 +95,14 @@ def _reading(run: Path) -> Iterator[ocp.CheckpointManager]:
             yield manager
 
 
-def best_step(run: Path) -> int:
-    """The step with the lowest validation loss; the newest where none was measured."""
-    with _reading(run) as manager:
-        step = manager.best_step()
-        return int(manager.latest_step() if step is None else step)
+def load_params(run: Path, which: Literal["best", "latest"] | int = "latest") -> tuple[int, dict[str, Any]]:
+    """Return the step chosen, and its parameters as nested dicts of float32 numpy arrays.
 
-
-def load_params(run: Path, step: int | None = None) -> tuple[int, dict[str, Any]]:
-    """The parameters of a step (the newest when not given) as nested dicts of float32 numpy arrays."""
+    The best is the one with the lowest validation loss; the newest where none was measured.
+    """
     with _reading(run) as manager:
-        chosen = manager.latest_step() if step is None else step
+        chosen = which if isinstance(which, int) else manager.best_step() if which == "best" else None
+        chosen = manager.latest_step() if chosen is None else chosen
         if chosen not in manager.all_steps():
             raise UserError(f"{run} has no checkpoint of step {chosen}: there are {sorted(manager.all_steps())}")
         like = manager.item_metadata(chosen)["state"].tree
@@ -100,4 +112,4 @@ def load_params(run: Path, step: int | None = None) -> tuple[int, dict[str, Any]
         restore_args = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=cpu), like)
         arguments = ocp.args.PyTreeRestore(item, restore_args=restore_args)
         restored = manager.restore(chosen, args=ocp.args.Composite(state=arguments))
-    return int(chosen), jax.tree.map(np.asarray, restored["state"]["params"])
+    return chosen, jax.tree.map(np.asarray, restored["state"]["params"])

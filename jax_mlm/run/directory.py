@@ -58,9 +58,14 @@ def read_run_file(run: Path) -> dict[str, Any]:
 
 
 def read_run(run: Path) -> TrainConfig:
-    """The complete configuration of a run."""
+    """Return the complete configuration of a run."""
+    return config_of(read_run_file(run), run)
+
+
+def config_of(body: dict[str, Any], run: Path) -> TrainConfig:
+    """Return the configuration that the `run.json` of a run holds."""
     try:
-        values = dict(read_run_file(run)["config"])
+        values = dict(body["config"])
         if values.pop("tensorboard", False):  # runs from before --track
             values["track"] = "tensorboard"
         return from_json(TrainConfig, values)

@@ -1,4 +1,4 @@
-"""Weights to continue from: a run or a Hugging Face directory, with tokens added or a longer context."""
+"""Read the weights to continue from, and add tokens or positions to them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from jax_mlm.config import ModelConfig, OptimConfig, TrainConfig
-from jax_mlm.data.tokenizer import load_tokenizer, padded_size, vocabulary_of
+from jax_mlm.data.tokenizer import load_tokenizer, padded_size, size_of
 from jax_mlm.errors import UserError
-from jax_mlm.hf import open_hf, read_hf
+from jax_mlm.hf.directory import open_hf, read_hf
 from jax_mlm.presets import PRESETS
-from jax_mlm.run.checkpoint import best_step, load_params
+from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run, read_run_file
 
 CONTINUED_LR = 1e-4
@@ -38,21 +38,24 @@ class Initial:
 
 
 def read_initial(source: Path) -> Initial:
-    """The best checkpoint of a run, or the model in a Hugging Face directory.
+    """Read the best checkpoint of a run, or the model in a Hugging Face directory.
 
     Raises:
         UserError: `source` is neither, or is broken.
     """
     if _is_run(source):
-        step, params = load_params(source, best_step(source))
+        step, params = load_params(source, "best")
         origin = {"from": str(source.resolve()), "step": step}
         return Initial(read_run(source).model, params, load_tokenizer(source / TOKENIZER_FILE), origin)
     imported = read_hf(source)
-    return Initial(imported.model, dict(imported.params), imported.tokenizer, {"from": str(source.resolve())})
+    # JSON keeps the last digit of a Unigram's scores only from its second reading on: read the tokenizer once more, so
+    # that this run trains with the one that a resumed run finds in its tokenizer.json.
+    tokenizer = Tokenizer.from_str(imported.tokenizer.to_str())
+    return Initial(imported.model, dict(imported.params), tokenizer, {"from": str(source.resolve())})
 
 
 def initial_model(source: Path) -> ModelConfig:
-    """The shape alone of what `read_initial` reads."""
+    """Return the shape alone of what `read_initial` reads."""
     return read_run(source).model if _is_run(source) else open_hf(source)[1]
 
 
@@ -68,7 +71,7 @@ def _is_run(source: Path) -> bool:
 
 
 def continued(preset: TrainConfig, source: Path) -> TrainConfig:
-    """The preset's recipe for the model of `source`: rows that it can read, and a learning rate that spares it."""
+    """Return the preset's recipe for the model of `source`: rows that it can read, a learning rate that spares it."""
     model = initial_model(source)
     return replace(
         preset,
@@ -81,7 +84,7 @@ def continued(preset: TrainConfig, source: Path) -> TrainConfig:
 def start_from(
     config: TrainConfig, say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
 ) -> tuple[TrainConfig, Initial]:
-    """What --init names, with the tokens and the positions that the options ask for, and the config of that model.
+    """Load what --init names, with the tokens and the positions that the options ask for, and the config of that model.
 
     Raises:
         UserError: an option that contradicts the weights, or a tokenizer that does not continue theirs.
@@ -90,13 +93,13 @@ def start_from(
     start = read_initial(source)
     check_shape(config.model, start.model, source)
     refuse_new_tokenizer(config, f"--init {source}")
-    before = vocabulary_of(start.tokenizer).size
+    before = size_of(start.tokenizer)
     if config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer)
         check_continues(tokenizer, start.tokenizer, config.tokenizer, source)
     else:
         tokenizer = with_words(start.tokenizer, words_of(config.add_tokens)) if config.add_tokens else start.tokenizer
-    tokens = vocabulary_of(tokenizer).size
+    tokens = size_of(tokenizer)
     rows = max(config.model.vocab_size, start.model.vocab_size)
     rows = rows if tokens <= rows else padded_size(tokens, "bpe")
     if tokens > before:
@@ -110,7 +113,7 @@ def start_from(
 
 
 def origin_of(run: Path, start: Initial | None) -> dict[str, Any]:
-    """What `run.json` says of the weights that a run began with; a resumed run keeps it."""
+    """Return what `run.json` records of the weights that a run began with; a resumed run keeps it."""
     if start is not None:
         return {"init": start.origin} if start.params is not None else {}
     before = read_run_file(run).get("data", {}) if (run / RUN_FILE).is_file() else {}
@@ -118,7 +121,7 @@ def origin_of(run: Path, start: Initial | None) -> dict[str, Any]:
 
 
 def refuse_new_tokenizer(config: TrainConfig, brings: str) -> None:
-    """Refuses an option of a tokenizer to be trained, where `brings` names what brings one."""
+    """Refuse an option of a tokenizer to be trained, where `brings` names what brings one."""
     for name in ("tokenizer_kind", "tokenizer_size", "tokenizer_limit", "lowercase", "special_tokens"):
         if getattr(config.corpus, name) != getattr(PRESETS[config.preset].corpus, name):
             raise UserError(
@@ -128,7 +131,7 @@ def refuse_new_tokenizer(config: TrainConfig, brings: str) -> None:
 
 
 def check_shape(asked: ModelConfig, start: ModelConfig, source: Path) -> None:
-    """Refuses an option that the weights contradict, by its name."""
+    """Refuse an option that the weights contradict, by its name."""
     for name in (f.name for f in dataclasses.fields(ModelConfig)):
         mine, theirs = getattr(asked, name), getattr(start, name)
         word = name.replace("_", "-")
@@ -140,7 +143,7 @@ def check_shape(asked: ModelConfig, start: ModelConfig, source: Path) -> None:
 
 
 def check_continues(new: Tokenizer, old: Tokenizer, file: str, source: Path) -> None:
-    """Refuses a tokenizer in which a token of the old one is missing or has another id."""
+    """Refuse a tokenizer in which a token of the old one is missing or has a different id."""
     ids = new.get_vocab(with_added_tokens=True)
     for token, id in sorted(old.get_vocab(with_added_tokens=True).items(), key=lambda entry: entry[1]):
         if ids.get(token) != id:
@@ -152,7 +155,7 @@ def check_continues(new: Tokenizer, old: Tokenizer, file: str, source: Path) -> 
 
 
 def words_of(given: Iterable[str]) -> list[str]:
-    """The words of --add-tokens: each is one, or a file with one a line."""
+    """Return the words of --add-tokens: each entry is a word, or a file with one a line."""
     words: list[str] = []
     for entry in given:
         if not Path(entry).is_file():
@@ -166,7 +169,7 @@ def words_of(given: Iterable[str]) -> list[str]:
 
 
 def with_words(tokenizer: Tokenizer, words: Iterable[str]) -> Tokenizer:
-    """A copy that reads each of these as one token, as a whole word, behind the tokens that there were.
+    """Return a copy of the tokenizer with each word appended to its vocabulary as a single whole-word token.
 
     Raises:
         UserError: every word is a token already.
@@ -181,7 +184,7 @@ def with_words(tokenizer: Tokenizer, words: Iterable[str]) -> Tokenizer:
 
 
 def grow(start: Initial, vocab_size: int, max_length: int, seed: int = 0, spare: int = 0) -> Initial:
-    """The same model with at least `vocab_size` embeddings and `max_length` positions; what was there is unchanged.
+    """Return the model with at least `vocab_size` embeddings and `max_length` positions; what was there is unchanged.
 
     New tokens start at the mean of the old ones plus noise of the initial deviation (Hewitt 2021), so that they are
     likely at first as an average token is; so do the last `spare` rows, which stood for no token and were only ever
@@ -210,5 +213,5 @@ def grow(start: Initial, vocab_size: int, max_length: int, seed: int = 0, spare:
 
 
 def gentle(optim: OptimConfig, lr: float) -> OptimConfig:
-    """The recipe for weights that are good already: a rate of at most `lr`, and AdamW instead of Muon."""
+    """Return the recipe for weights that are good already: a rate of at most `lr`, and AdamW instead of Muon."""
     return replace(optim, optimizer="adamw" if optim.optimizer == "muon" else optim.optimizer, lr=min(optim.lr, lr))

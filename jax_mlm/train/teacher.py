@@ -1,4 +1,4 @@
-"""What a run begins with: weights of its own, of --init, or of a teacher (--distil)."""
+"""Resolve what a run begins with: random weights, those of --init, or layers of a teacher (--distil)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ def to_stderr(text: str) -> None:
 
 
 def student_defaults(preset: TrainConfig, source: Path, own_shape: bool) -> TrainConfig:
-    """The preset's recipe for a student of `source`: half its layers, unless the preset was asked for by name."""
+    """Return the preset's recipe for a student of `source`: half its layers, unless a preset was named."""
     teacher = initial_model(source)
     layers = max(1, teacher.layers // 2)
     groups = math.gcd(teacher.layer_groups, layers) if teacher.layer_groups else 0
@@ -48,8 +48,18 @@ def student_defaults(preset: TrainConfig, source: Path, own_shape: bool) -> Trai
     )
 
 
-def begin(config: TrainConfig, run: Path, say: Say = to_stderr) -> tuple[TrainConfig, Initial | None, Initial | None]:
-    """The config, the weights that a new run begins with (None: random ones, or a resumed run), and the teacher.
+class Start(NamedTuple):
+    """What a run begins with."""
+
+    config: TrainConfig
+    """With the shape of the weights."""
+    weights: Initial | None
+    """None for random initialisation and for a resumed run."""
+    teacher: Initial | None
+
+
+def resolve_start(config: TrainConfig, run: Path, say: Say = to_stderr) -> Start:
+    """Load what --init and --distil name.
 
     Raises:
         UserError: --init or --distil cannot be read, or does not fit the options.
@@ -58,7 +68,7 @@ def begin(config: TrainConfig, run: Path, say: Say = to_stderr) -> tuple[TrainCo
     if config.init and not config.resume:
         config, start = start_from(config, say)
     if not config.distil.distil:
-        return config, start, None
+        return Start(config, start, None)
     refuse_new_tokenizer(config, f"--distil {config.distil.distil}")
     teacher = read_teacher(config, run)
     if config.resume:
@@ -74,11 +84,11 @@ def begin(config: TrainConfig, run: Path, say: Say = to_stderr) -> tuple[TrainCo
             f"hidden states have the width {config.model.width}, the teacher's {teacher.model.width}: "
             "trained without the cosine"
         )
-    return config, start, teacher
+    return Start(config, start, teacher)
 
 
 def read_teacher(config: TrainConfig, run: Path) -> Initial:
-    """The teacher, known by a fingerprint of its weights: a resumed run must find the same."""
+    """Read the teacher, with a fingerprint of its weights: a resumed run must find the same."""
     source = Path(config.distil.distil)
     teacher = read_initial(source)
     digest = hashlib.sha256()
@@ -93,7 +103,7 @@ def read_teacher(config: TrainConfig, run: Path) -> Initial:
 
 
 def check_teacher(config: TrainConfig, teacher: Initial, tokenizer: Tokenizer) -> None:
-    """Refuses a teacher that cannot read the student's rows."""
+    """Refuse a teacher that cannot read the student's rows."""
     source = config.distil.distil
     if tokenizer.get_vocab(with_added_tokens=True) != teacher.tokenizer.get_vocab(with_added_tokens=True):
         other = config.tokenizer or config.init or config.out
@@ -108,7 +118,7 @@ def check_teacher(config: TrainConfig, teacher: Initial, tokenizer: Tokenizer) -
 
 
 def student_params(teacher: Initial, model: ModelConfig, say: Say = to_stderr) -> dict[str, Any] | None:
-    """Every other layer of the teacher, or whatever share of them there is room for, and the rest as it is.
+    """Take every other layer of the teacher, or whatever share of them there is room for, and the rest as it is.
 
     A student without token types gets the teacher's first type, which every token of a single text has, with the
     positions. None, and a line that says why, where a shape differs.

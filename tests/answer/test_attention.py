@@ -23,7 +23,7 @@ from mlm_onnx.convert.quantize import INT8
 from support.models import BERT, CONFIGS, MODERN, randomised
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.ops.attention import NEGATIVE, attend, attention_weights
+from jax_mlm.model.ops.attention import NEGATIVE, attend, attention_weights, visible
 
 FAMILIES = ("modernbert-local", "bert", "roberta", "distilbert", "albert", "albert-two-groups", "rms", "odd-head")
 
@@ -39,9 +39,12 @@ def write(folder: Path, config: ModelConfig, precision: Precision = FP32, asked:
 def test_weights_are_those_that_attend_mixes_by() -> None:
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 3, 5, 4)), jnp.float32) for _ in range(3))
-    seen = jnp.asarray(rng.random((2, 1, 5, 5)) < 0.7).at[..., 0].set(True)
-    weights = attention_weights(q, k, seen)
-    np.testing.assert_allclose(weights @ v, attend(q, k, v, seen, None), atol=1e-6)
+    segments, window = jnp.asarray([[1, 1, 1, 2, 2], [1, 1, 1, 1, 0]]), 2
+    seen = visible(segments, window)
+    weights = attention_weights(q, k, segments, window)
+    np.testing.assert_allclose(weights @ v, attend(q, k, v, segments, window), atol=1e-6)
+    assert seen.any()
+    assert not seen.all()
     assert (np.where(seen, 0, weights) == 0).all(), f"{NEGATIVE} leaves nothing"
 
 

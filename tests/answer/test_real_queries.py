@@ -14,8 +14,9 @@ from mlm_onnx.convert.pipeline import write_bundle
 from mlm_onnx.convert.precision import FP32
 from mlm_onnx.convert.quantize import INT8
 
-from jax_mlm.hf import Imported, read_hf
-from jax_mlm.model.encoder import Inputs, make_forward
+from jax_mlm.hf.directory import Imported, read_hf
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import make_forward
 
 QUERIES = 1000
 TOKENS = 64

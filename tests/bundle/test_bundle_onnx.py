@@ -17,12 +17,11 @@ from mlm_onnx.convert.pipeline import write_bundle
 from mlm_onnx.convert.precision import FP32, FP32_HUB
 from mlm_onnx.convert.quantize import INT8, INT8_HUB, INT8_WEB
 from onnx import TensorProto, helper, numpy_helper
-from support.bundles import ORIGIN
+from support.bundles import ORIGIN, SENTENCE_MODEL
 from support.models import CONFIGS, randomised
 
-from jax_mlm.config import with_vocabulary
 from jax_mlm.data.tokenizer import train_tokenizer
-from jax_mlm.presets import PRESETS, SENTENCE
+from jax_mlm.presets import SENTENCE
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -43,7 +42,7 @@ def test_every_graph_of_ours_passes(name: str, precision: Any, tmp_path: Path) -
 
 def test_the_hub_layout_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlm_onnx.convert.pipeline.parity_shapes", lambda length: ((1, 7, 2),))
-    model = with_vocabulary(PRESETS["sentence"], 16).model
+    model = SENTENCE_MODEL
     tokenizer = train_tokenizer([SENTENCE], "word", 16)
     write_bundle(tmp_path / "b", model, randomised(model), tokenizer, INT8, ORIGIN, layout="hub")
     listed = open_bundle(tmp_path / "b").manifest["files"]

@@ -50,4 +50,4 @@ def test_every_page_has_two_examples_and_every_slip_is_recognised(name, capsys, 
 def test_a_wrong_choice_names_the_right_ones(capsys):
     for arguments in (["--dtype", "in8"], ["--dtype=in8"]):
         code, _, err = call(capsys, "convert", "run", "bundle", *arguments)
-        assert (code, err) == (2, "error: --dtype in8 is unknown: choose int8 or fp32; did you mean int8?\n")
+        assert (code, err) == (2, "error: --dtype in8: choose int8 or fp32; did you mean int8?\n")

@@ -20,15 +20,15 @@ from mlm_onnx.convert import quantize
 from mlm_onnx.convert.parity import ParityError, compare, parity_shapes
 from mlm_onnx.convert.pipeline import write_bundle
 from mlm_onnx.convert.precision import FP32
-from support.bundles import ORIGIN
+from support.bundles import ORIGIN, SENTENCE_MODEL
 from support.models import CONFIGS, randomised
 
-from jax_mlm.config import ModelConfig, with_vocabulary
+from jax_mlm.config import ModelConfig
 from jax_mlm.data.tokenizer import train_tokenizer
 from jax_mlm.hf.config import hf_config
 from jax_mlm.presets import PRESETS, SENTENCE
 
-CONFIG = with_vocabulary(PRESETS["sentence"], 16)
+CONFIG = replace(PRESETS["sentence"], model=SENTENCE_MODEL)
 
 
 def test_convert_takes_the_best_checkpoint(

@@ -19,7 +19,8 @@ from mlm_onnx.convert.quantize import INT8, block_size, quantize_blocks, quantiz
 from support.models import BERT, CONFIGS, MODERN, SHAPES, randomised
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.encoder import Inputs, make_forward
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import make_forward
 
 
 @cache

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.rows import prepared
 from tokenizers import Tokenizer
 
 from jax_mlm.config import DataConfig
 from jax_mlm.data import encoding, sources, token_files
 from jax_mlm.data import prepare as corpus
-from jax_mlm.data.prepare import prepare
 from jax_mlm.data.sources import documents, expand
 from jax_mlm.data.token_files import TokenFiles
 from jax_mlm.data.tokenizer import train_tokenizer
@@ -56,10 +56,8 @@ def joined(path: Path, document: str, field: str = "text") -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer_path(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    train_tokenizer([*paragraphs(200), "abcdefghijklmnopqrstuvwxyz " * 3], "wordpiece", 128).save(str(path))
-    return path
+def tokenizer() -> Tokenizer:
+    return train_tokenizer([*paragraphs(200), "abcdefghijklmnopqrstuvwxyz " * 3], "wordpiece", 128)
 
 
 @pytest.fixture
@@ -230,13 +228,12 @@ def test_word_starts_by_hand() -> None:
 # Token files
 
 
-def test_token_files_hold_each_document(tmp_path, tokenizer_path, small_work) -> None:
+def test_token_files_hold_each_document(tmp_path, tokenizer, small_work) -> None:
     texts = paragraphs()
     texts[5] = "\n".join(texts)
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(texts))
-    files = prepare([path], tokenizer_path, DataConfig(document="blank"), tmp_path)
-    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    files = prepared([path], tokenizer, DataConfig(document="blank"), tmp_path)
     assert len(files.documents) == len(texts) + 1
     for text, low, high in zip(texts, files.documents, files.documents[1:], strict=False):
         encoded = encoding.encode(tokenizer, [text])
@@ -247,22 +244,22 @@ def test_token_files_hold_each_document(tmp_path, tokenizer_path, small_work) ->
 @pytest.mark.parametrize("document", ["line", "blank", "file"])
 @pytest.mark.parametrize("killed_after", [1, 2, 5, 6])
 def test_a_killed_preparation_goes_on_and_gives_the_same(
-    tmp_path, tokenizer_path, small_work, monkeypatch, killed_after: int, document: str
+    tmp_path, tokenizer, small_work, monkeypatch, killed_after: int, document: str
 ) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(paragraphs()))
     cfg = DataConfig(document=document)
-    whole = prepare([path], tokenizer_path, cfg, tmp_path / "whole")
+    whole = prepared([path], tokenizer, cfg, tmp_path / "whole")
     encoded: list[int] = []
     real = corpus.encode_in_order
 
-    def counted(work, tokenizer, workers):
-        for item in real(work, tokenizer, workers):
+    def counted(*arguments):
+        for item in real(*arguments):
             encoded.append(1)
             yield item
 
     monkeypatch.setattr(corpus, "encode_in_order", counted)
-    prepare([path], tokenizer_path, cfg, tmp_path / "counting")
+    prepared([path], tokenizer, cfg, tmp_path / "counting")
     chunks = len(encoded)
     assert chunks > 8
 
@@ -275,33 +272,33 @@ def test_a_killed_preparation_goes_on_and_gives_the_same(
     append = token_files.Writer.append
     monkeypatch.setattr(token_files.Writer, "append", killed)
     with pytest.raises(KeyboardInterrupt):
-        prepare([path], tokenizer_path, cfg, tmp_path / "killed")
+        prepared([path], tokenizer, cfg, tmp_path / "killed")
     monkeypatch.setattr(token_files.Writer, "append", append)
     encoded.clear()
-    assert same(prepare([path], tokenizer_path, cfg, tmp_path / "killed"), whole)
+    assert same(prepared([path], tokenizer, cfg, tmp_path / "killed"), whole)
     assert len(encoded) == chunks - killed_after // 2 * 2  # from the last place saved
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_workers_change_nothing(tmp_path, tokenizer_path, small_work, monkeypatch, workers: int) -> None:
+def test_workers_change_nothing(tmp_path, tokenizer, small_work, monkeypatch, workers: int) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n".join(paragraphs()))
-    here = prepare([path], tokenizer_path, DataConfig(), tmp_path / "here")
+    here = prepared([path], tokenizer, DataConfig(), tmp_path / "here")
     monkeypatch.setattr(corpus, "SMALL", 0)
-    assert same(prepare([path], tokenizer_path, DataConfig(workers=workers), tmp_path / "there"), here)
+    assert same(prepared([path], tokenizer, DataConfig(workers=workers), tmp_path / "there"), here)
 
 
-def test_errors_in_text_reach_the_caller_from_behind_workers(tmp_path, tokenizer_path, small_work, monkeypatch) -> None:
+def test_errors_in_text_reach_the_caller_from_behind_workers(tmp_path, tokenizer, small_work, monkeypatch) -> None:
     monkeypatch.setattr(corpus, "SMALL", 0)
     path = tmp_path / "a.txt"
     path.write_bytes("\n".join(paragraphs()).encode() + b"\xff")
     with pytest.raises(UserError, match="not UTF-8"):
-        prepare([path], tokenizer_path, DataConfig(workers=2), tmp_path)
+        prepared([path], tokenizer, DataConfig(workers=2), tmp_path)
     assert not list((tmp_path / "tokens").glob("*.partial"))
 
 
-def test_a_dead_worker_is_reported(tokenizer_path) -> None:
-    worker = encoding.Worker(Tokenizer.from_file(str(tokenizer_path)).to_str())
+def test_a_dead_worker_is_reported(tokenizer) -> None:
+    worker = encoding.Worker(tokenizer.to_str())
     assert len(worker(["river stone"]).tokens) >= 2
     worker.process.kill()
     worker.process.wait()
@@ -310,41 +307,41 @@ def test_a_dead_worker_is_reported(tokenizer_path) -> None:
     worker.stop()
 
 
-def test_the_cache_is_keyed_by_content(tmp_path, tokenizer_path, monkeypatch) -> None:
+def test_the_cache_is_keyed_by_content(tmp_path, tokenizer, monkeypatch) -> None:
     first, moved = tmp_path / "a.txt", tmp_path / "elsewhere" / "b.txt"
     moved.parent.mkdir()
     first.write_text("river stone\nthe river")
     moved.write_text("river stone\nthe river")
-    made = prepare([first], tokenizer_path, DataConfig(), tmp_path / "cache")
-    lines = prepare([first], tokenizer_path, DataConfig(document="file"), tmp_path / "cache")
+    made = prepared([first], tokenizer, DataConfig(), tmp_path / "cache")
+    lines = prepared([first], tokenizer, DataConfig(document="file"), tmp_path / "cache")
     assert lines.fingerprint != made.fingerprint
     assert len(lines.documents) == 2
     monkeypatch.setattr(corpus, "_write_tokens", None)  # nothing may be tokenised again
-    again = prepare([moved], tokenizer_path, DataConfig(length=512, workers=7), tmp_path / "cache")
+    again = prepared([moved], tokenizer, DataConfig(length=512, workers=7), tmp_path / "cache")
     assert again.fingerprint == made.fingerprint
     assert same(again, made)
     first.write_text("river stone\nthe stone")
     with pytest.raises(TypeError):
-        prepare([first], tokenizer_path, DataConfig(), tmp_path / "cache")
+        prepared([first], tokenizer, DataConfig(), tmp_path / "cache")
 
 
 @pytest.mark.parametrize("name", [token_files.TOKENS, token_files.WORDS, token_files.DOCUMENTS, token_files.INDEX])
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_corrupt_cache_is_rebuilt(tmp_path, tokenizer_path, name: str, damage: str) -> None:
+def test_a_corrupt_cache_is_rebuilt(tmp_path, tokenizer, name: str, damage: str) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n".join(paragraphs()))
-    made = prepare([path], tokenizer_path, DataConfig(), tmp_path / "cache")
+    made = prepared([path], tokenizer, DataConfig(), tmp_path / "cache")
     kept = TokenFiles(*(np.array(getattr(made, field)) for field in ("tokens", "word_bits", "documents")), "")
     [file] = (tmp_path / "cache" / "tokens").glob(f"*/{name}")
     if damage == "cut":
         os.truncate(file, file.stat().st_size - 1)
     else:
         file.unlink()
-    assert same(prepare([path], tokenizer_path, DataConfig(), tmp_path / "cache"), kept)
+    assert same(prepared([path], tokenizer, DataConfig(), tmp_path / "cache"), kept)
     assert {entry.suffix for entry in (tmp_path / "cache" / "tokens").iterdir()} == {"", ".lock"}
 
 
-def test_two_at_once_make_it_once(tmp_path, tokenizer_path, small_work, monkeypatch) -> None:
+def test_two_at_once_make_it_once(tmp_path, tokenizer, small_work, monkeypatch) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n".join(paragraphs()))
     made: list[int] = []
@@ -358,7 +355,7 @@ def test_two_at_once_make_it_once(tmp_path, tokenizer_path, small_work, monkeypa
     monkeypatch.setattr(corpus, "_write_tokens", slowly)
     results: list[TokenFiles] = []
     threads = [
-        threading.Thread(target=lambda: results.append(prepare([path], tokenizer_path, DataConfig(), tmp_path / "c")))
+        threading.Thread(target=lambda: results.append(prepared([path], tokenizer, DataConfig(), tmp_path / "c")))
         for _ in range(3)
     ]
     for thread in threads:
@@ -370,19 +367,19 @@ def test_two_at_once_make_it_once(tmp_path, tokenizer_path, small_work, monkeypa
     assert same(results[0], results[2])
 
 
-def test_text_of_nothing_but_space_is_refused(tmp_path, tokenizer_path) -> None:
+def test_text_of_nothing_but_space_is_refused(tmp_path, tokenizer) -> None:
     path = tmp_path / "blank.txt"
     path.write_text(" \n\n \t\n")
     with pytest.raises(UserError, match=r"blank.txt: no text"):
-        prepare([path], tokenizer_path, DataConfig(), tmp_path)
+        prepared([path], tokenizer, DataConfig(), tmp_path)
 
 
-def test_progress_reaches_the_end(tmp_path, tokenizer_path, small_work) -> None:
+def test_progress_reaches_the_end(tmp_path, tokenizer, small_work) -> None:
     paths = [tmp_path / "a.txt", tmp_path / "b.txt.gz"]
     paths[0].write_text("\n".join(paragraphs()))
     paths[1].write_bytes(gzip.compress("\n".join(paragraphs(seed=1)).encode()))
     seen: list[tuple[int, int]] = []
-    prepare(paths, tokenizer_path, DataConfig(), tmp_path, lambda done, total: seen.append((done, total)))
+    prepared(paths, tokenizer, DataConfig(), tmp_path, lambda done, total: seen.append((done, total)))
     total = sum(path.stat().st_size for path in paths)
     assert seen == sorted(seen)
     assert seen[-1] == (total, total)
@@ -404,9 +401,12 @@ def test_a_gigabyte_needs_less_than_two_of_memory(tmp_path, shared_data) -> None
         import sys, time, json
         from pathlib import Path
         from jax_mlm.config import DataConfig
-        from jax_mlm.corpus import prepare
+        from jax_mlm.data.prepare import prepare
+        from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
         began = time.perf_counter()
-        files = prepare([Path(sys.argv[1])], sys.argv[2], DataConfig(document=sys.argv[4]), Path(sys.argv[3]))
+        tokenizer = load_tokenizer(sys.argv[2])
+        cfg, cache = DataConfig(document=sys.argv[4]), Path(sys.argv[3])
+        files = prepare([Path(sys.argv[1])], tokenizer, vocabulary_of(tokenizer), cfg, cache)
         print(json.dumps([time.perf_counter() - began, len(files.tokens), len(files.documents)]))
     """
     command = [sys.executable, "-c", textwrap.dedent(script), path, tokenizer, tmp_path / "cache", "line"]

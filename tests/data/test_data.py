@@ -8,11 +8,12 @@ import time
 
 import numpy as np
 import pytest
+from support.rows import batch_in_order, prepared
 
 from jax_mlm.config import DataConfig
-from jax_mlm.data.batches import Rows, batch_at, batch_in_order, batch_of, pack_rows, split_documents, token_counts
+from jax_mlm.data.batches import Rows, batch_at, batch_of, pack_rows, split_documents, token_counts
 from jax_mlm.data.prefetch import prefetch
-from jax_mlm.data.prepare import TokenFiles, prepare
+from jax_mlm.data.prepare import TokenFiles
 from jax_mlm.data.shuffle import permuted
 from jax_mlm.data.tokenizer import Vocabulary, train_tokenizer, vocabulary_of
 from jax_mlm.errors import UserError
@@ -163,8 +164,7 @@ def test_documents_that_fit_are_cut_only_where_nothing_else_fills_the_rows() -> 
 def test_wikitext_rows_are_full(tmp_path, shared_data) -> None:
     path = shared_data / "wikitext-2/wiki.valid.tokens"
     tokenizer = train_tokenizer(path.read_text().split("\n"), "wordpiece", 4096)
-    tokenizer.save(str(tmp_path / "t.json"))
-    files = prepare([path], tmp_path / "t.json", DataConfig(), tmp_path)
+    files = prepared([path], tokenizer, DataConfig(), tmp_path)
     for length in (64, 128, 256):
         rows = pack_rows(files, vocabulary_of(tokenizer), length, "document")
         assert padding(rows) < 0.02

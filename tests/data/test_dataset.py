@@ -5,15 +5,19 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.rows import batch_in_order
+from tokenizers import Tokenizer
 
 from jax_mlm.config import DataConfig, TrainConfig
-from jax_mlm.data.batches import batch_in_order, token_counts
+from jax_mlm.data.batches import token_counts
 from jax_mlm.data.dataset import Dataset, open_dataset
+from jax_mlm.data.tokenizer import Vocabulary, vocabulary_of
 from jax_mlm.errors import UserError
 
 LINES = [f"number {i} of {i % 7} grey stones lies in the {i % 11} th river of the old valley" for i in range(240)]
@@ -88,6 +92,34 @@ def test_a_resumed_run_keeps_its_tokenizer(mixed: Path, tmp_path: Path) -> None:
     config = replace(first.config, resume=True, data=(str(mixed / "a.txt"),))
     again = open_dataset(config, tmp_path, say=lambda text: None)
     assert again.tokenizer.to_str() == first.tokenizer.to_str()
+
+
+@pytest.mark.parametrize("kind", ["word", "wordpiece", "bpe", "unigram"])
+def test_a_trained_tokenizer_and_its_file_share_the_cache(kind: str, tmp_path: Path) -> None:
+    draw, text = random.Random(0), tmp_path / "text.txt"
+    words = ["".join(draw.choices("abcdefghijklmno", k=draw.randint(2, 8))) for _ in range(300)]
+    text.write_text("\n".join(" ".join(draw.choices(words, k=9)) for _ in range(300)))
+    corpus = DataConfig(length=64, tokenizer_kind=kind, tokenizer_limit=384, cache=str(tmp_path / "cache"))
+    config = TrainConfig(preset="tiny", data=(str(text),), corpus=corpus)
+    trained = open_dataset(config, tmp_path, say=lambda text: None)
+    trained.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    given = replace(config, tokenizer=str(tmp_path / "tokenizer.json"))
+    loaded = open_dataset(given, tmp_path, say=lambda text: None)
+    assert loaded.fingerprints == trained.fingerprints
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["tokens"]
+
+
+def test_the_special_tokens_are_looked_up_once(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+
+    def counted(tokenizer: Tokenizer) -> Vocabulary:
+        encoded.append("once")
+        return vocabulary_of(tokenizer)
+
+    for module in ("jax_mlm.data.dataset", "jax_mlm.data.tokenizer"):
+        monkeypatch.setattr(f"{module}.vocabulary_of", counted)
+    opened([mixed / "a.txt"], tmp_path, [mixed / "b.txt.gz"])
+    assert encoded == ["once"]
 
 
 def test_the_field_is_named_where_it_is_missing(mixed: Path, tmp_path: Path) -> None:

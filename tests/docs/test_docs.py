@@ -80,22 +80,23 @@ def read(module: str, argv: list[str]) -> None:
     from mlm_onnx import __main__ as answers
 
     from jax_mlm import compare, evaluate
-    from jax_mlm.cli.console import parse
+    from jax_mlm.cli.options import build
     from jax_mlm.config import TrainConfig
     from jax_mlm.hf import __main__ as commands
     from jax_mlm.presets import PRESETS
-    from jax_mlm.train.options import option
+    from jax_mlm.train.__main__ import COMMAND
 
     match module, argv:
         case "jax_mlm.train", _:
-            preset = PRESETS[option(argv, "preset") or "tiny"]
-            parse(module, TrainConfig, argv, replace(preset, steps=0) if "--budget" in argv else preset)
+            given = COMMAND.parser().read(argv)
+            preset = PRESETS[given.get("preset", "tiny")]
+            build(TrainConfig, given, replace(preset, steps=0) if "budget" in given else preset)
         case "jax_mlm.evaluate", _:
-            parse(module, evaluate.EvaluateConfig, argv)
+            evaluate.COMMAND.read(argv)
         case "jax_mlm.compare", _:
-            parse(module, compare.CompareConfig, argv)
+            compare.COMMAND.read(argv)
         case "jax_mlm.hf", ["import" | "export" as which, *rest]:
-            parse(module, commands.ImportConfig if which == "import" else commands.ExportConfig, rest)
+            commands.COMMANDS[which].read(rest)
         case "mlm_onnx", [name, *rest]:
             answers.read(answers.COMMANDS, name, rest)
         case "jax_mlm" | "mlm_onnx" | "jax_mlm.hf", []:

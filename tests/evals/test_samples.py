@@ -6,13 +6,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from support.rows import prepared
 
 from jax_mlm.config import DataConfig, ModelConfig
 from jax_mlm.data.batches import pack_rows
-from jax_mlm.data.prepare import prepare
 from jax_mlm.data.tokenizer import VocabularyTooLarge, train_tokenizer, vocabulary_of
-from jax_mlm.evals.samples import COUNT, SHORTEST, TOP_K, choose_samples, compile_samples, describe_answer, to_json
-from jax_mlm.model.encoder import Inputs, init_params, make_forward
+from jax_mlm.evals.samples import COUNT, SHORTEST, TOP_K, choose_samples, compile_samples, to_json
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import init_params, make_forward
+from jax_mlm.report.words import describe_answer
 
 LINES = [
     *(f"The {a} {b} {c} the {d} near an old bridge . Then it leaves without a word ." for a, b, c, d in zip(
@@ -29,8 +31,7 @@ def made(folder: Path, kind: str, pack: str = "document", length: int = 32, line
         tokenizer = train_tokenizer(lines, kind, 512)
     except VocabularyTooLarge as error:
         tokenizer = train_tokenizer(lines, kind, error.reachable)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    files = prepare([folder / "text.txt"], folder / "tokenizer.json", DataConfig(), folder / "cache")
+    files = prepared([folder / "text.txt"], tokenizer, DataConfig(), folder / "cache")
     return pack_rows(files, vocabulary_of(tokenizer), length, pack), tokenizer
 
 

@@ -27,8 +27,9 @@ from mlm_onnx.convert.pipeline import convert
 from jax_mlm.data.batches import batch_at
 from jax_mlm.data.dataset import open_dataset
 from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
-from jax_mlm.model.encoder import Inputs, make_forward
-from jax_mlm.run.checkpoint import best_step, load_params
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import make_forward
+from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run
 from jax_mlm.run.log import read_metrics
 from jax_mlm.version import package_version
@@ -88,7 +89,7 @@ def losses(run: Path, kind: str) -> dict[str, float]:
 
 def logits(run: Path) -> np.ndarray:
     """[queries, places, vocabulary] in float32, of the queries padded to one length."""
-    config, (_, params) = read_run(run), load_params(run, best_step(run))
+    config, (_, params) = read_run(run), load_params(run, "best")
     tokenizer = load_tokenizer(run / "tokenizer.json")
     encoded = [np.array(tokenizer.encode(text).ids, np.int32) for text in QUERIES]
     shape = (len(encoded), max(map(len, encoded)))

@@ -40,7 +40,7 @@ from mlm_onnx.convert.pipeline import convert
 
 from jax_mlm.config import to_json
 from jax_mlm.evaluate import EvaluateConfig, evaluate_text
-from jax_mlm.run.checkpoint import best_step, load_params
+from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run, read_run_file
 from jax_mlm.run.log import read_metrics, read_samples
 
@@ -107,7 +107,7 @@ def test_its_metrics_samples_and_parameters_are_read(name):
     assert last["kind"] == "final"
     assert {"kind", "step", "loss", "accuracy", "tokens", "lr", "mask_rate", "seconds"} <= set(metrics[0])
     assert [line["step"] for line in read_samples(run)] == [int(step) for step in losses(run, "valid")]
-    step, params = load_params(run, best_step(run))
+    step, params = load_params(run, "best")
     assert step == EXPECTED_NOW["runs"][name]["evaluate"]["step"]
     assert {leaf.dtype for _, leaf in leaves(params)} == {np.dtype("float32")}
 
@@ -122,7 +122,7 @@ def test_its_logits_are_what_they_were(name):
 @pytest.mark.parametrize("name", RUNS)
 def test_its_evaluation_is_what_it_was(name, tmp_path):
     run, before = GOLDEN / name, EXPECTED_NOW["runs"][name]["evaluate"]
-    config, (step, params) = read_run(run), load_params(run, best_step(run))
+    config, (step, params) = read_run(run), load_params(run, "best")
     config = replace(config, corpus=replace(config.corpus, workers=1, cache=str(tmp_path)))
     now = {**evaluate_text(EvaluateConfig(run, (str(TEXT),)), config, params), "step": step}
     floats = {"loss", "accuracy", "perplexity"}

@@ -22,12 +22,12 @@ from support.runs import REAL, save_run
 from tokenizers import Tokenizer
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.data.tokenizer import train_tokenizer
+from jax_mlm.data.tokenizer import load_tokenizer, train_tokenizer
 from jax_mlm.errors import UserError
-from jax_mlm.evaluate import EvaluateConfig, evaluate_text
-from jax_mlm.hf import export_hf, import_hf, read_hf
+from jax_mlm.evals.text import evaluate_text
 from jax_mlm.hf.__main__ import main
 from jax_mlm.hf.config import FAMILIES, check_expressible, from_hf, hf_config
+from jax_mlm.hf.directory import export_hf, import_hf, read_hf
 from jax_mlm.hf.names import NAMES, entries, family_of
 from jax_mlm.hf.tokenizer import hf_tokenizer
 from jax_mlm.hf.weights import write_params
@@ -35,6 +35,7 @@ from jax_mlm.model.params import expected_shapes
 from jax_mlm.presets import PRESETS, SENTENCE
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run
+from jax_mlm.train.start import read_initial
 
 
 @pytest.fixture(scope="module")
@@ -319,8 +320,8 @@ def test_an_imported_run_can_be_evaluated(make_folder: Any, tmp_path: Path, monk
     monkeypatch.setenv("JAX_MLM_CACHE", str(tmp_path / "cache"))
     import_hf(make_folder(), tmp_path / "run")
     (tmp_path / "text").write_text(f"{SENTENCE}\n" * 9)
-    config = EvaluateConfig(tmp_path / "run", (str(tmp_path / "text"),))
-    result = evaluate_text(config, read_run(tmp_path / "run"), load_params(tmp_path / "run", 0)[1])
+    run, data = tmp_path / "run", [str(tmp_path / "text")]
+    result = evaluate_text(run, read_run(run), load_params(run, 0)[1], data, batch=32)
     assert result["tokens"] == 9 * 13
     assert np.isfinite(result["loss"])
 
@@ -456,6 +457,18 @@ def test_spiece_model(tmp_path: Path) -> None:
         model.write_bytes(broken)
         with pytest.raises(UserError, match=r"spiece\.model"):
             hf_tokenizer(tmp_path)
+
+
+def test_a_run_trains_with_the_tokenizer_that_its_file_gives(make_folder: Any, tmp_path: Path) -> None:
+    folder = make_folder(MODELS["albert"])
+    (folder / "tokenizer.json").unlink()
+    names = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
+    fields = [(1, message((1, name.encode()), (2, 0.0), (3, 2 if name == "<unk>" else 3))) for name in names]
+    fields += [(1, message((1, f"▁{i}".encode()), (2, -i / 7), (3, 1))) for i in range(50)]
+    (folder / "spiece.model").write_bytes(message(*fields, (2, message((3, 1)))))
+    tokenizer = read_initial(folder).tokenizer
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path / "tokenizer.json").to_str() == tokenizer.to_str()
 
 
 def test_special_tokens_named_in_other_files_only(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jax_mlm.errors import UserError
-from jax_mlm.run.checkpoint import best_step, load_params, open_checkpoints, restore, save
+from jax_mlm.run.checkpoint import load_params, open_checkpoints, restore, save
 from jax_mlm.train.step import TrainState
 
 
@@ -37,13 +38,27 @@ def test_best_and_latest_are_kept_and_resume_takes_the_latest(tmp_path, losses, 
         restored, meta = restore(manager, state(0))
     assert int(restored.step) == meta["step"] == len(losses)
     assert meta["elapsed"] == 0.5 * len(losses)
-    assert best_step(tmp_path) == best
+    assert load_params(tmp_path, "best")[0] == best
     for step in kept:
         found, params = load_params(tmp_path, step)
         assert found == step
         assert isinstance(params["dense"]["kernel"], np.ndarray)
         np.testing.assert_array_equal(params["dense"]["kernel"], np.full((3, 2), float(step)))
-    assert load_params(tmp_path)[0] == len(losses)
+    assert load_params(tmp_path)[0] == load_params(tmp_path, "latest")[0] == len(losses)
+
+
+def test_one_opening_finds_the_best_and_reads_it(tmp_path, monkeypatch):
+    saved(tmp_path, [1.0, 2.0]).close()
+    opened = []
+    manager = ocp.CheckpointManager
+
+    def counted(*arguments, **options):
+        opened.append(arguments)
+        return manager(*arguments, **options)
+
+    monkeypatch.setattr(ocp, "CheckpointManager", counted)
+    assert load_params(tmp_path, "best")[0] == 1
+    assert len(opened) == 1
 
 
 def test_a_save_cut_short_is_not_taken_for_a_checkpoint(tmp_path):

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.encoder import Inputs, init_params, make_forward
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import init_params, make_forward
 from jax_mlm.presets import PRESETS
 
 # Every switch of the architecture, for comparisons with graphs.

@@ -11,7 +11,8 @@ import numpy as np
 from jax_mlm.config import MaskConfig, ModelConfig, OptimConfig
 from jax_mlm.data.batches import Batch
 from jax_mlm.data.tokenizer import Vocabulary
-from jax_mlm.model.encoder import init_params, make_forward
+from jax_mlm.model.heads import init_params
+from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.train.optim import make_optimizer, make_schedule
 from jax_mlm.train.step import init_state, make_train_step
 
@@ -35,12 +36,9 @@ def take_steps(accumulate: int, place=lambda x: x, count: int = 3):
     tx = make_optimizer(replace(config, adam_eps=1.0))
     step = jax.jit(
         make_train_step(
-            make_forward(CONFIG),
+            masked_lm(CONFIG, MaskConfig(), VOCABULARY, LENGTH, jnp.float32),
             tx,
             make_schedule(config),
-            MaskConfig(),
-            VOCABULARY,
-            LENGTH,
             jax.random.key(7),
             accumulate,
         )

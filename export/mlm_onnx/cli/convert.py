@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mlm_onnx.cli.parser import PROG, UsageError
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from mlm_onnx.cli.inspect import _bytes, _calibration, _int8, _saturation
+from mlm_onnx.cli.inspect import calibration_line, int8_line, saturation_line, size_text
+from mlm_onnx.cli.parser import PROG, Command, UsageError
 
 
-def _declare_convert(parser: argparse.ArgumentParser) -> None:
+def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_directory", metavar="RUN", type=Path, help="what `python -m jax_mlm.train` wrote")
     parser.add_argument(
         "bundle", metavar="BUNDLE", type=Path, help="folder to write; a bundle that is there is replaced"
@@ -43,7 +36,7 @@ def _declare_convert(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _convert(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     try:
         from mlm_onnx.convert import convert
     except ModuleNotFoundError as error:
@@ -62,18 +55,27 @@ def _convert(options: argparse.Namespace) -> None:
     )
     size = sum(facts["size"] for facts in manifest["files"].values())
     parity, origin = manifest["parity"], manifest["origin"]
-    print(
-        f"wrote {options.bundle}: {manifest['dtype']}, {_bytes(size)}, step {origin['step']} of {options.run_directory}"
-    )
+    made_of = f"step {origin['step']} of {options.run_directory}"
+    print(f"wrote {options.bundle}: {manifest['dtype']}, {size_text(size)}, {made_of}")
     print(f"largest difference from JAX: {parity['fp32']['max_difference']:.1e} in float32 logits")
     if manifest["dtype"] == "int8":
-        print(_int8(parity["int8"]))
-        print(_saturation(manifest["int8"]))
+        print(int8_line(parity["int8"]))
+        print(saturation_line(manifest["int8"]))
     if calibration := parity.get("calibration"):
-        print(_calibration(calibration))
+        print(calibration_line(calibration))
     if options.layout == "space":
         print(f"next: python {options.bundle / 'app.py'}, or push {options.bundle} to a Space")
     elif options.layout == "web":
         print(f"next: python -m http.server --directory {options.bundle}, then open http://localhost:8000")
     else:
         print(f'next: {PROG} fill {options.bundle} "text with {manifest["tokens"]["mask"]["text"]}"')
+
+
+COMMANDS: Mapping[str, Command] = {
+    "convert": Command(
+        "a training run becomes a bundle",
+        (f"{PROG} convert runs/sentence bundle", f"{PROG} convert runs/small bundle --for hub"),
+        declare,
+        run,
+    ),
+}

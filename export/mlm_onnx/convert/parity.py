@@ -13,7 +13,8 @@ import numpy as np
 import onnxruntime as ort
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.encoder import Encoder, Inputs
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import MaskedLM
 from mlm_onnx.answer.session import as_written
 from mlm_onnx.bundle.layout import BundleError
 from mlm_onnx.convert.precision import Precision
@@ -105,7 +106,7 @@ def _jax(model: ModelConfig, params: Mapping[str, Any]) -> Callable[..., tuple[n
     """Logits and embeddings. Short inputs are padded to one shape, so that they compile once; it changes neither."""
     cpu = jax.local_devices(backend="cpu")[0]
 
-    def both(encoder: Encoder, inputs: Inputs, at: jax.Array, types: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def both(encoder: MaskedLM, inputs: Inputs, at: jax.Array, types: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         x = encoder.hidden(inputs, types)
         logits = encoder.vocabulary(jnp.take_along_axis(x, at[..., None], axis=1))
         flat = x.reshape(-1, x.shape[-1])
@@ -113,7 +114,7 @@ def _jax(model: ModelConfig, params: Mapping[str, Any]) -> Callable[..., tuple[n
         real = (inputs.segments > 0)[..., None]
         return logits, jnp.where(real, x, 0).sum(1) / jnp.maximum(real.sum(1), 1)
 
-    forward = jax.jit(lambda params, *given: Encoder(model).apply({"params": params}, *given, method=both))
+    forward = jax.jit(lambda params, *given: MaskedLM(model).apply({"params": params}, *given, method=both))
     placed = jax.device_put(params, cpu)
     B, S, P = 4, min(64, model.max_length), 64
 

@@ -21,7 +21,7 @@ from jax_mlm.data.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
 from jax_mlm.hf.config import hf_config
 from jax_mlm.hf.tokenizer import hf_tokenizer_config
 from jax_mlm.presets import SENTENCE
-from jax_mlm.run.checkpoint import best_step, load_params
+from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run, read_run_file
 from mlm_onnx.bundle import read as bundle
 from mlm_onnx.bundle.layout import (
@@ -103,7 +103,7 @@ def convert(
             f"{run}: the model has {model.vocab_size} embeddings for a tokenizer of {vocabulary.size} tokens"
         )
     runtime = find_runtime(web_runtime) if layout == "web" else {}
-    step, params = load_params(run, best_step(run))
+    step, params = load_params(run, "best")
     origin = {"run": run.resolve().name, "preset": config.preset, "step": step, "versions": versions()}
     memorised = None if config.data or "imported_from" in read_run_file(run).get("data", {}) else SENTENCE
     manifest = write_bundle(
