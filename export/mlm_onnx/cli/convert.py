@@ -38,21 +38,25 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     try:
+        from jax_mlm.errors import UserError
         from mlm_onnx.convert import convert
     except ModuleNotFoundError as error:
         needed = (error.name or "").split(".")[0]
         raise UsageError(f"convert needs {needed}, which is not installed: pip install 'mlm-onnx[convert]'") from None
-    manifest = convert(
-        options.run_directory,
-        options.bundle,
-        options.dtype,
-        options.layout,
-        options.calibrate,
-        options.reduce_range,
-        options.web_runtime,
-        options.with_attention,
-        options.example,
-    )
+    try:
+        manifest = convert(
+            options.run_directory,
+            options.bundle,
+            options.dtype,
+            options.layout,
+            options.calibrate,
+            options.reduce_range,
+            options.web_runtime,
+            options.with_attention,
+            options.example,
+        )
+    except UserError as error:
+        raise UsageError(str(error)) from None
     size = sum(facts["size"] for facts in manifest["files"].values())
     parity, origin = manifest["parity"], manifest["origin"]
     made_of = f"step {origin['step']} of {options.run_directory}"
