@@ -62,7 +62,7 @@ def prepare(
     Returns:
         The model's configuration; and what is missing, and why.
     """
-    from mlm_onnx.convert.pipeline import PRECISIONS, write_bundle
+    from mlm_onnx.convert import Request, write_bundle
 
     from jax_mlm.hf.directory import read_hf
 
@@ -74,7 +74,7 @@ def prepare(
     read = read_hf(hf)
     origin = {"run": "benchmark", "preset": shape, "step": 0, "versions": {}}
     for dtype in dtypes:
-        write_bundle(folder / dtype, read.model, read.params, read.tokenizer, PRECISIONS[dtype], origin)
+        write_bundle(folder / dtype, read.model, read.params, read.tokenizer, Request(dtype=dtype), origin)
     if peer_python is None:
         return read.model, ["peers: no --peer-python"]
     done = subprocess.run(

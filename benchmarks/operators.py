@@ -21,9 +21,9 @@ import numpy as np
 import onnxruntime as ort
 from machine import command, processor
 from mlm_onnx.answer.session import as_written
-from mlm_onnx.convert.graphs import fill_mask_graph
 from mlm_onnx.convert.precision import FP32
 from mlm_onnx.convert.quantize import INT8
+from mlm_onnx.convert.targets import fill_mask_graph
 from random_models import SHAPES, shaped
 
 from jax_mlm.model.heads import init_params

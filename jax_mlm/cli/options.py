@@ -10,6 +10,7 @@ import itertools
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -50,7 +51,9 @@ def options_of(kind: type, base: Any = None, part: str = "the run") -> Iterator[
         text, default = docs[name], getattr(base, name, None if field.default is dataclasses.MISSING else field.default)
         if default is not None and default is not False and default not in ("", ()):
             text = f"{text} ({'yes' if default is True else default})"
-        settings, metavar = {"help": text.replace("%", "%%"), **_value(name, hint)}, field.metadata.get("positional")
+        choices = keys_of(field.metadata["choices"]) if "choices" in field.metadata else ()
+        settings = {"help": text.replace("%", "%%"), **_value(name, hint, choices)}
+        metavar = field.metadata.get("positional")
         settings |= {"metavar": metavar} if metavar else {"dest": name, "default": argparse.SUPPRESS}
         yield name, part, name if metavar else f"--{name.replace('_', '-')}", settings
 
@@ -65,13 +68,21 @@ def field_docs(kind: type) -> dict[str, str]:
     return docs
 
 
-def _value(name: str, hint: Any) -> dict[str, Any]:
+def keys_of(table: str) -> tuple[str, ...]:
+    """Return the keys of a module's table, read from its source: importing the module would import JAX as well."""
+    room, module, name = table.rsplit(".", 2)
+    body = ast.parse(files(room).joinpath(f"{module}.py").read_text(encoding="utf-8")).body
+    tables = {ast.unparse(node.target): node.value for node in body if isinstance(node, ast.AnnAssign)}
+    return tuple(ast.literal_eval(key) for key in typing.cast(ast.Dict, tables[name]).keys if key is not None)
+
+
+def _value(name: str, hint: Any, choices: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return what argparse has to know of the value of a field of this type."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
         return {**_value(name, arguments[0]), "nargs": "+"}
-    if typing.get_origin(hint) is Literal:
-        return {"choices": arguments, "metavar": f"{{{','.join(filter(None, arguments))}}}"}
+    if choices := arguments if typing.get_origin(hint) is Literal else choices:
+        return {"choices": choices, "metavar": f"{{{','.join(filter(None, choices))}}}"}
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     return {"type": hint, "metavar": {int: "N", float: "X", Path: "PATH"}.get(hint) or SPOKEN.get(name, "TEXT")}

@@ -14,12 +14,14 @@ import pytest
 from mlm_onnx import FillMask, QueryError
 from mlm_onnx.__main__ import main
 from mlm_onnx.bundle.layout import EMBED_GRAPH, FAST_DATA, FAST_GRAPH, BundleError
-from mlm_onnx.convert import pipeline as convert
-from mlm_onnx.convert.graphs import embed_graph, fill_mask_graph
-from mlm_onnx.convert.parity import ParityError, compare_embeddings, jax_sides, onnx_embed
+from mlm_onnx.convert import pipeline
+from mlm_onnx.convert.parity import EMBEDDINGS, ParityError, onnx_side, open_session
 from mlm_onnx.convert.precision import FP32
 from mlm_onnx.convert.quantize import INT8
-from support.bundles import ORIGIN, SENTENCE_MODEL
+from mlm_onnx.convert.reference import Reference
+from mlm_onnx.convert.request import Request
+from mlm_onnx.convert.targets import EMBED, FILL_MASK, embed_graph, fill_mask_graph
+from support.bundles import ONE_SHAPE, ORIGIN, SENTENCE_MODEL
 from support.models import BERT, CONFIGS, SHAPES, randomised
 from support.texts import ROOM, long_text
 
@@ -51,9 +53,9 @@ def test_embeddings_equal_jax(name: str, tmp_path: Path) -> None:
     file = tmp_path / "fill.onnx"
     fill_mask_graph(config, params).write(file)
     embed_graph(config, params).write_sharing(tmp_path / "embed.onnx", file)
-    found = compare_embeddings(
-        jax_sides(config, params)[1], onnx_embed(tmp_path / "embed.onnx"), config.vocab_size, SHAPES
-    )
+    expected = Reference(config, params, config.vocab_size).embedding
+    ours = onnx_side(open_session(tmp_path / "embed.onnx", EMBEDDINGS.options))
+    found = EMBEDDINGS.compare(expected, ours, config.vocab_size, SHAPES)
     assert found.std > 0.1, "too flat a model would hide mistakes"
     assert found.max_difference <= 1e-4
     assert found.least_cosine > 1 - 1e-6
@@ -61,7 +63,7 @@ def test_embeddings_equal_jax(name: str, tmp_path: Path) -> None:
 
 def test_a_text_is_the_mean_of_its_hidden_states(fill: FillMask) -> None:
     for text in ("This", SENTENCE):
-        ids = fill._reader.encode(text).ids.tolist()
+        ids = fill.reader.encode(text).ids.tolist()
         np.testing.assert_allclose(fill.embed(text), hidden_mean(ids), atol=1e-4)
     assert fill.embed("This").dtype == np.float32
 
@@ -81,7 +83,7 @@ def test_a_long_text_is_the_mean_over_its_windows(fill: FillMask) -> None:
     parts = [words[:43], words[43:86], words[86:]]
     expected = sum(len(part) * fill.embed(" ".join(part)) for part in parts) / len(words)
     np.testing.assert_allclose(fill.embed(" ".join(words)), expected, atol=1e-5)
-    assert len(list(fill._reader.parts(fill._reader.encode(" ".join(words[:ROOM]))))) == 1
+    assert len(list(fill.reader.parts(fill.reader.encode(" ".join(words[:ROOM]))))) == 1
 
 
 @pytest.mark.parametrize("config", [SENTENCE_MODEL, BERT, CONFIGS["albert"]], ids=["modernbert", "bert", "albert"])
@@ -114,26 +116,26 @@ def test_an_embedding_that_differs_is_not_written(tmp_path: Path, monkeypatch: p
     def wrong(model: Any, params: Any, precision: Any) -> Any:
         return embed_graph(replace(model, rope_theta=100.0), params, precision)
 
-    monkeypatch.setattr(convert, "embed_graph", wrong)
-    monkeypatch.setattr(convert, "parity_shapes", lambda length: ((1, 7, 2),))
+    monkeypatch.setattr(pipeline, "TARGETS", (FILL_MASK, replace(EMBED, build=wrong)))
     tokenizer = train_tokenizer([SENTENCE], "word", 16)
+    params, request = randomised(SENTENCE_MODEL), Request("fp32")
     with pytest.raises(ParityError, match="embedding"):
-        convert.write_bundle(tmp_path / "b", SENTENCE_MODEL, randomised(SENTENCE_MODEL), tokenizer, FP32, ORIGIN)
+        pipeline.write_bundle(tmp_path / "b", SENTENCE_MODEL, params, tokenizer, request, ORIGIN, ONE_SHAPE)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_graph_is_opened_when_it_is_asked_for(
     sentence_bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlm_onnx.answer import engine
+    from mlm_onnx.answer import session
 
-    opened, real = [], engine.ort.InferenceSession
+    opened, real = [], session.ort.InferenceSession
 
     def record(path: str, *rest: Any, **more: Any) -> Any:
         opened.append(path)
         return real(path, *rest, **more)
 
-    monkeypatch.setattr(engine.ort, "InferenceSession", record)
+    monkeypatch.setattr(session.ort, "InferenceSession", record)
     path = sentence_bundles["fp32"]
     fill = FillMask(path, threads=1)
     fill("This [MASK] a")

@@ -18,7 +18,7 @@ from mlm_onnx.answer.reader import Reader
 from mlm_onnx.bundle.layout import MANIFEST, TOKENIZER, Limits, Special
 from mlm_onnx.bundle.read import Bundle
 from mlm_onnx.bundle.write import seal
-from support.bundles import KINDS, ORIGIN, SENTENCE_MODEL, piecewise
+from support.bundles import KINDS, ONE_SHAPE, ORIGIN, SENTENCE_MODEL, piecewise
 from support.models import randomised
 from support.texts import ROOM, long_text
 
@@ -119,7 +119,7 @@ def test_every_window_keeps_the_frame(readers: dict[str, Reader], kind: str) -> 
 def test_a_wide_beam_finds_the_best_order_of_all(fill: FillMask) -> None:
     """With room for every filling, the beam is the brute force: each filling at its best order."""
     text = "[MASK] model creates [MASK] super [MASK]"
-    query = fill._reader.masked(text)
+    query = fill.reader.masked(text)
     ids = [id for id in range(16) if id not in fill.bundle.special.never][:4]
     found = fill_jointly(query, fill._ask, lambda row, k: np.array(ids), 10_000)
     assert len(found) == 4**3
@@ -128,8 +128,9 @@ def test_a_wide_beam_finds_the_best_order_of_all(fill: FillMask) -> None:
         for filling in itertools.product(ids, repeat=3):
             tokens, total = query.ids.copy(), 0.0
             for mask in order:
-                ((_, _, row),) = fill._ask([(query.with_ids(tokens), query.at[[mask]])])
-                total += float(row[0][filling[mask]])
+                asked = [(query.with_ids(tokens), query.at[[mask]])]
+                ((logprob,),) = fill._ask(asked, lambda _text, _mask, row, id=filling[mask]: float(row[id]))
+                total += logprob
                 tokens[query.at[mask]] = filling[mask]
             best[filling] = max(total, best.get(filling, -math.inf))
     for filling in found:
@@ -212,14 +213,12 @@ def test_words_are_whole(readers: dict[str, Reader], kind: str) -> None:
 # ---- targets that are more than one token -----------------------------------------------------------
 
 
-def test_first_pieces_are_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlm_onnx.convert import pipeline as convert
-    from mlm_onnx.convert.quantize import INT8
+def test_first_pieces_are_said_so(tmp_path: Path) -> None:
+    from mlm_onnx.convert import Request, write_bundle
 
-    monkeypatch.setattr(convert, "parity_shapes", lambda length: ((1, 4, 1),))
     tokenizer = piecewise("wordpiece")
     model = replace(SENTENCE_MODEL, vocab_size=tokenizer.get_vocab_size())
-    convert.write_bundle(tmp_path / "b", model, randomised(model), tokenizer, INT8, ORIGIN)
+    write_bundle(tmp_path / "b", model, randomised(model), tokenizer, Request(), ORIGIN, ONE_SHAPE)
     fill, text = FillMask(tmp_path / "b"), "The cat [MASK] in the garden."
     with pytest.raises(QueryError, match=r"'gardener' is not one token .* split into garden ##.* first_piece"):
         fill(text, targets=["gardener"])

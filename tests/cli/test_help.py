@@ -13,13 +13,15 @@ from support.texts import slips
 
 from jax_mlm import __main__ as entry
 from jax_mlm import compare, evaluate
-from jax_mlm.cli.options import build
-from jax_mlm.config import TrainConfig
+from jax_mlm.cli.options import build, keys_of
+from jax_mlm.config import MaskConfig, OptimConfig, TrainConfig
 from jax_mlm.errors import UserError
 from jax_mlm.hf import __main__ as hf
 from jax_mlm.presets import PRESETS
+from jax_mlm.tasks.masking import RULES, slots
 from jax_mlm.train import options
 from jax_mlm.train.__main__ import COMMAND
+from jax_mlm.train.optim import OPTIMIZERS, make_optimizer
 
 COMMANDS = {
     "train": COMMAND,
@@ -60,6 +62,18 @@ def test_the_page_of_training_is_short_and_grouped_and_the_other_complete(monkey
     for action in options_of("train"):
         assert len(re.findall(rf"^  {', '.join(action.option_strings)}(?![\w-])", full, re.M)) == 1, action
     assert "(512)" in full, "the defaults are those of the preset: width 512"
+
+
+def test_choices_that_are_read_from_a_table_are_its_keys():
+    assert keys_of("jax_mlm.tasks.masking.RULES") == tuple(RULES)
+    assert keys_of("jax_mlm.train.optim.OPTIMIZERS") == tuple(OPTIMIZERS)
+    parser = COMMAND.parser()
+    assert {action.dest: tuple(action.choices) for action in parser._actions if action.dest == "mask_rule"} == {
+        "mask_rule": tuple(RULES)
+    }
+    for refused in (lambda: slots(MaskConfig("spam"), 8), lambda: make_optimizer(OptimConfig("spam"))):
+        with pytest.raises(UserError, match=r"^--[\w-]+ spam: choose \w+, [\w-]+ or \w+"):
+            refused()
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

@@ -289,6 +289,15 @@ def extended(tmp_path: Path, runner: ModuleType) -> Path:
     return tmp_path
 
 
+def test_each_addition_touches_few_files() -> None:
+    most = {"An architecture": 3, "A masking rule": 1, "An optimizer": 1, "An export target": 2}
+    for section in (ROOT / "docs" / "extending.md").read_text().split("\n## ")[1:]:
+        title, body = section.split("\n", 1)
+        files = set(re.findall(r"^\+\+\+ b/(.+)$", body, re.M))
+        assert 0 < len(files) <= most.pop(title), f"{title}: {files}"
+    assert not most
+
+
 def test_what_extending_adds_is_there(extended: Path, environment: dict[str, str]) -> None:
     here = {**environment, "PYTHONPATH": f"{extended}{os.pathsep}{extended / 'export'}"}
     for module, new in (("jax_mlm.train", ["relu2", "pair", "lion"]), ("mlm_onnx", ["states"])):

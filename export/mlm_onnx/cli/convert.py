@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+from mlm_onnx.bundle.layout import LAYOUTS
 from mlm_onnx.cli.inspect import calibration_line, int8_line, saturation_line, size_text
 from mlm_onnx.cli.parser import PROG, Command, UsageError
 
@@ -18,10 +19,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("int8", "fp32"), default="int8", help="how weights are stored (default: int8)"
     )
-    layouts = {"choices": ("predictor", "hub", "web", "space"), "default": "predictor", "dest": "layout"}
-    said = "predictor: for FillMask (default); hub: also for optimum and transformers.js; web: also a page "
-    said += "for browsers; space: the demo as a hosted Space"
-    parser.add_argument("--for", **layouts, help=said)
+    layouts = "; ".join(f"{layout}: {text}" for layout, text in LAYOUTS.items())
+    parser.add_argument("--for", choices=tuple(LAYOUTS), default="predictor", dest="layout", help=layouts)
     int8, pages = parser.add_argument_group("int8"), parser.add_argument_group("pages and demo")
     pages.add_argument(
         "--web-runtime", type=Path, metavar="DIR", help="node_modules with what --for web otherwise fetches with npm"
@@ -39,22 +38,21 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     try:
         from jax_mlm.errors import UserError
-        from mlm_onnx.convert import convert
+        from mlm_onnx.convert import Request, convert
     except ModuleNotFoundError as error:
         needed = (error.name or "").split(".")[0]
         raise UsageError(f"convert needs {needed}, which is not installed: pip install 'mlm-onnx[convert]'") from None
+    request = Request(
+        dtype=options.dtype,
+        layout=options.layout,
+        calibration=options.calibrate,
+        reduce_range=options.reduce_range,
+        with_attention=options.with_attention,
+        web_runtime=options.web_runtime,
+        examples=options.example,
+    )
     try:
-        manifest = convert(
-            options.run_directory,
-            options.bundle,
-            options.dtype,
-            options.layout,
-            options.calibrate,
-            options.reduce_range,
-            options.web_runtime,
-            options.with_attention,
-            options.example,
-        )
+        manifest = convert(options.run_directory, options.bundle, request)
     except UserError as error:
         raise UsageError(str(error)) from None
     size = sum(facts["size"] for facts in manifest["files"].values())
@@ -64,7 +62,8 @@ def run(options: argparse.Namespace) -> None:
     print(f"largest difference from JAX: {parity['fp32']['max_difference']:.1e} in float32 logits")
     if manifest["dtype"] == "int8":
         print(int8_line(parity["int8"]))
-        print(saturation_line(manifest["int8"]))
+        if line := saturation_line(manifest["int8"]):
+            print(line)
     if calibration := parity.get("calibration"):
         print(calibration_line(calibration))
     if options.layout == "space":

@@ -42,7 +42,8 @@ def _print_info(path: Path, bundle: Bundle) -> None:
     print(f"parity    largest difference from JAX {parity['fp32']['max_difference']:.1e} in float32 logits")
     if manifest["dtype"] == "int8":
         print(f"          {int8_line(parity['int8'])}")
-        print(f"          {saturation_line(manifest['int8'])}")
+        if line := saturation_line(manifest["int8"]):
+            print(f"          {line}")
     if calibration := parity.get("calibration"):
         print(f"          {calibration_line(calibration)}")
     if memory := _memory(path):
@@ -75,10 +76,11 @@ def int8_line(parity: Mapping[str, float]) -> str:
 
 
 def saturation_line(int8: Mapping[str, Any]) -> str:
-    """What the bundle asks of a processor, and what one without it makes of the answers."""
+    """Return what processors without VNNI make of the answers, where it is known."""
     if int8["weight_bits"] < 8:
         return "7-bit weights: right on every processor"
-    facts = int8["saturation"]
+    if not (facts := int8.get("saturation")):
+        return ""
     changed = 1 - facts["top1_agreement"]
     line = f"without VNNI {facts['pairs']:.2%} of the sums of two products are cut off, which changes {changed:.1%} of "
     line += f"the first answers ({facts['tokens']} tokens, {facts['on']})"
