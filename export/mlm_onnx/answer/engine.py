@@ -1,4 +1,4 @@
-"""Rows of tokens → what is reduced from their logits, and hidden states; rows that are alike run together, unpadded."""
+"""Rows of tokens → results reduced from their logits, and embeddings; rows that are alike run together, unpadded."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def default_threads() -> int:
 
 def side_by_side(run: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
     """Yield run(item) of each, in order, several at once; at most 2 × threads are started and not yet taken."""
-    if threads == 1 or len(items) == 1:
+    if threads == 1 or len(items) < 2:
         yield from map(run, items)
         return
     from concurrent.futures import ThreadPoolExecutor  # slow to import: one text does not wait for it
