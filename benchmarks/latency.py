@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import importlib.util
 import json
 import os
 import statistics
@@ -61,9 +62,9 @@ def prepare(
     Returns:
         The model's configuration; and what is missing, and why.
     """
-    from mlm_onnx.convert.pipeline import PRECISIONS, write_bundle
+    from mlm_onnx.convert import Request, write_bundle
 
-    from jax_mlm.hf import read_hf
+    from jax_mlm.hf.directory import read_hf
 
     hf = folder / "hf"
     if model is not None:
@@ -73,7 +74,7 @@ def prepare(
     read = read_hf(hf)
     origin = {"run": "benchmark", "preset": shape, "step": 0, "versions": {}}
     for dtype in dtypes:
-        write_bundle(folder / dtype, read.model, read.params, read.tokenizer, PRECISIONS[dtype], origin)
+        write_bundle(folder / dtype, read.model, read.params, read.tokenizer, Request(dtype=dtype), origin)
     if peer_python is None:
         return read.model, ["peers: no --peer-python"]
     done = subprocess.run(
@@ -257,7 +258,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def plot(results: list[dict[str, Any]], file: Path) -> None:
-    """Bars of the median, a tick at the 90th percentile."""
+    """Draw bars of the median, with a tick at the 90th percentile."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -294,6 +295,8 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="where models are written while it runs (default: /tmp)")
     parser.add_argument("--out", type=Path, default=RESULTS / "latency.json", help="the plot goes beside it")
     options = parser.parse_args()
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("the plot needs matplotlib: pip install -e '.[bench]'")
     results = []
     for shape in options.shape[:1] if options.model else options.shape:
         results.append(measure(shape, options))

@@ -21,12 +21,12 @@ import numpy as np
 import onnxruntime as ort
 from machine import command, processor
 from mlm_onnx.answer.session import as_written
-from mlm_onnx.convert.graphs import fill_mask_graph
 from mlm_onnx.convert.precision import FP32
 from mlm_onnx.convert.quantize import INT8
+from mlm_onnx.convert.targets import fill_mask_graph
 from random_models import SHAPES, shaped
 
-from jax_mlm.model.encoder import init_params
+from jax_mlm.model.heads import init_params
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LENGTHS = {"short": 18, "long": 128}

@@ -54,7 +54,7 @@ def write_hugging_face(folder: Path, config: ModelConfig) -> None:
     from jax_mlm.hf.config import hf_config
     from jax_mlm.hf.tokenizer import hf_tokenizer_config
     from jax_mlm.hf.weights import WEIGHTS, write_params
-    from jax_mlm.model.encoder import init_params
+    from jax_mlm.model.heads import init_params
 
     folder.mkdir()
     made_up_words(config.vocab_size).save(str(folder / "tokenizer.json"))

@@ -55,12 +55,13 @@ def tokens(shape: Shape) -> np.ndarray:
 def jax_step(shape: Shape) -> Callable[[], float]:
     """Our step as train.py runs it: masking, forward, backward, clipping, AdamW, schedule."""
     import jax
+    import jax.numpy as jnp
 
     from jax_mlm.config import MaskConfig, ModelConfig, OptimConfig
     from jax_mlm.data.batches import Batch
     from jax_mlm.data.tokenizer import Vocabulary
-    from jax_mlm.model.encoder import init_params, make_forward
     from jax_mlm.parallel.compile import compile_step
+    from jax_mlm.tasks.mlm import masked_lm
     from jax_mlm.train.optim import make_optimizer, make_schedule
     from jax_mlm.train.step import init_state, make_train_step
 
@@ -70,10 +71,11 @@ def jax_step(shape: Shape) -> Callable[[], float]:
     vocabulary = Vocabulary(size=shape.vocabulary, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4))
     optim, mask = OptimConfig(), MaskConfig(mask_rate=MASKED)
     tx, key = make_optimizer(optim), jax.random.key(0)
-    step = make_train_step(make_forward(model), tx, make_schedule(optim), mask, vocabulary, shape.length, key)
+    task = masked_lm(model, mask, vocabulary, shape.length, jnp.float32)
+    step = make_train_step(task, tx, make_schedule(optim), key)
     at = np.tile(np.arange(shape.length, dtype=np.int32), (shape.batch, 1))
     batch = Batch(tokens(shape), np.ones_like(at), at, at, np.arange(shape.batch, dtype=np.int32))
-    state = init_state(init_params(model, key), tx)
+    state = init_state(task.init(key), tx)
     horizon = np.int32(1000)
     compiled = compile_step(jax.jit(step, donate_argnums=0).lower(state, batch, horizon))
 

@@ -1,14 +1,12 @@
-"""`python -m jax_mlm`: the map of the commands, and a second way to call them."""
+"""`python -m jax_mlm` and `jax-mlm`: the map of the commands, and a second way to call them."""
 
 from __future__ import annotations
 
-import os
-import runpy
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from jax_mlm.cli.help import nearest
-from jax_mlm.version import package_version
+from jax_mlm.cli.command import run_one_of
 
 PROG = "python -m jax_mlm"
 COMMANDS = {
@@ -17,7 +15,7 @@ COMMANDS = {
     "compare": "several runs side by side, in a table and as curves",
     "hf": "Hugging Face directories in and out",
 }
-MAP = f"""usage: {PROG}.COMMAND … or {PROG} COMMAND …
+MAP = f"""usage: {PROG}.COMMAND …, {PROG} COMMAND … or jax-mlm COMMAND …
 
 Pretrains masked language models in JAX.
 
@@ -33,26 +31,14 @@ What was trained answers through python -m mlm_onnx, which shows a map like this
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Shows the map, or runs a command as if it had been called by its own name; the exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
-    try:
-        if name in ("-h", "--help"):
-            print(MAP)
-        elif name == "--version":
-            print(f"jax_mlm {package_version('jax-mlm')}, jax {package_version('jax')}")
-        elif name in COMMANDS:
-            sys.argv = [f"{PROG}.{name}", *rest]
-            runpy.run_module(f"jax_mlm.{name}", run_name="__main__", alter_sys=True)
-        else:
-            close = nearest(name, list(COMMANDS)) or f" Choose from {', '.join(COMMANDS)}."
-            print(f"error: {name} is no command.{close}", file=sys.stderr)
-            return 2
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe has gone: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    return 0
+    """Print the map, or run a command as if it had been called by its own name; return the exit status."""
+    return run_one_of({name: load(name) for name in COMMANDS}, MAP, argv)
+
+
+def load(name: str) -> Callable[[Sequence[str]], int]:
+    """Return a command that is imported when it is called."""
+    module = f"jax_mlm.{name}.__main__" if name in ("train", "hf") else f"jax_mlm.{name}"
+    return lambda argv: importlib.import_module(module).main(argv)
 
 
 if __name__ == "__main__":

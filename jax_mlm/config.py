@@ -1,6 +1,7 @@
 """Frozen dataclasses that hold every default, and their JSON form; named sets of values are in `presets.py`.
 
-A field is declared once, here; the command line, `run.json` and the code all read this declaration.
+A field is declared once, here; the command line, `run.json` and the code all read this declaration. Where its values
+are the keys of a table in a higher room, its metadata names the table.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 Family = Literal["bert", "roberta", "albert", "distilbert", "modernbert"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,9 @@ class ModelConfig:
     """Window in tokens, half of it on each side, of the layers that attend locally."""
     token_types: int = 0
     """Rows of the token type table; 0 for families without one."""
-    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
+    activation: Activation = "gelu"
     """Non-linearity of the feed-forward layer."""
-    head_activation: Literal["", "gelu", "gelu_tanh", "relu", "silu"] = ""
+    head_activation: Literal["", Activation] = ""
     """Non-linearity of the head, where it differs (RoBERTa: gelu, whatever the layers use); empty takes theirs."""
     gated: bool = True
     """Multiply by a linear gate (GeGLU)."""
@@ -142,7 +144,7 @@ class DataConfig:
 class MaskConfig:
     """Which tokens are hidden, and what stands in their place."""
 
-    mask_rule: Literal["token", "whole-word", "span"] = "token"
+    mask_rule: str = field(default="token", metadata={"choices": "jax_mlm.tasks.masking.RULES"})
     """What is chosen as one: a token, a word, or a span."""
     mask_rate: float = 0.15
     """Part of the eligible tokens that are targets."""
@@ -174,7 +176,7 @@ class MaskConfig:
 class OptimConfig:
     """The optimizer and its schedule."""
 
-    optimizer: Literal["adamw", "muon", "lamb"] = "adamw"
+    optimizer: str = field(default="adamw", metadata={"choices": "jax_mlm.train.optim.OPTIMIZERS"})
     """AdamW; Muon for the hidden matrices and AdamW for the rest; or LAMB, for very large batches."""
     lr: float = 2e-3
     """Peak learning rate of AdamW and LAMB."""

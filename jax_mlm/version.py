@@ -11,3 +11,8 @@ def package_version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed as a package"
+
+
+def versions() -> str:
+    """Return one line: this distribution and what it computes with."""
+    return f"jax_mlm {package_version('jax-mlm')}, jax {package_version('jax')}"

@@ -59,24 +59,18 @@ def sentence_run(environment: dict[str, str], tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def sentence_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Bundles of the founding sentence's shape with random weights, in fp32 and in int8: to be read, not changed."""
-    from mlm_onnx.convert import pipeline as convert
-    from mlm_onnx.convert.precision import FP32
-    from mlm_onnx.convert.quantize import INT8
+    from mlm_onnx.convert import Request, write_bundle
+    from support.bundles import ONE_SHAPE
 
     from jax_mlm.data.tokenizer import train_tokenizer
     from jax_mlm.presets import SENTENCE
 
     folder = tmp_path_factory.mktemp("bundles")
-    model = SENTENCE_MODEL
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convert, "parity_shapes", lambda length: ((1, 7, 2),))  # the others are test_convert's
-        for precision in (FP32, INT8):
-            tokenizer = train_tokenizer([SENTENCE], "word", 16)
-            convert.write_bundle(folder / precision.name, model, randomised(model), tokenizer, precision, ORIGIN)
-        convert.write_bundle(
-            folder / "attention", model, randomised(model), tokenizer, INT8, ORIGIN, with_attention=True
-        )
-    return {name: folder / name for name in ("fp32", "int8", "attention")}
+    tokenizer = train_tokenizer([SENTENCE], "word", 16)
+    requests = {"fp32": Request("fp32"), "int8": Request("int8"), "attention": Request(with_attention=True)}
+    for name, request in requests.items():
+        write_bundle(folder / name, SENTENCE_MODEL, randomised(SENTENCE_MODEL), tokenizer, request, ORIGIN, ONE_SHAPE)
+    return {name: folder / name for name in requests}
 
 
 @pytest.fixture(scope="session")

@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Int
 
-from jax_mlm.config import MaskConfig
 from jax_mlm.data.batches import Batch, Rows, batch_of
-from jax_mlm.data.tokenizer import Vocabulary
-from jax_mlm.model.encoder import Forward, Params
-from jax_mlm.tasks.masking import make_mask, row_keys
+from jax_mlm.model.encoder import Params
 from jax_mlm.tasks.metrics import Metrics
-from jax_mlm.tasks.mlm import batch_metrics
-
-
-def make_eval_step(
-    forward: Forward, mask_config: MaskConfig, vocabulary: Vocabulary, length: int, key: Key[Array, ""]
-) -> Callable[[Params, Batch], Metrics]:
-    """`eval_step(params, batch)`: metrics under masks fixed by the key and each row's number in the data set."""
-    mask = make_mask(mask_config, vocabulary, length)
-    rate = jnp.float32(mask_config.mask_rate)
-
-    def eval_step(params: Params, batch: Batch) -> Metrics:
-        keys = jax.vmap(jax.random.split)(row_keys(key, 0, batch.rows))
-        masked = mask(keys[:, 0], batch.tokens, batch.words, rate)
-        return batch_metrics(forward, params, batch, masked, None)
-
-    return eval_step
-
-
-EVAL_MASK = MaskConfig()
-"""15 % of the tokens, 80/10/10, one by one: what the field reports, whatever the training masks were."""
-
-
-EVAL_SEED = 0
 
 
 class Result(NamedTuple):
@@ -66,7 +40,7 @@ def result_of(metrics: Metrics) -> Result:
 
 
 def evaluate_rows(
-    eval_step: Callable[[Params, Batch], Metrics],
+    examine: Callable[[Params, Batch], Metrics],
     params: Params,
     rows: Rows,
     indices: np.ndarray,
@@ -84,7 +58,7 @@ def evaluate_rows(
         mine = indices[start : start + batch][shard[0] * part : (shard[0] + 1) * part]
         padded = np.full(part, len(rows), np.int64)
         padded[: len(mine)] = mine
-        metrics = eval_step(params, place(batch_of(rows, padded)))
+        metrics = examine(params, place(batch_of(rows, padded)))
         if pending is not None:
             total += result_of(pending)
         pending = metrics
@@ -92,10 +66,39 @@ def evaluate_rows(
 
 
 def spread(total: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """`wanted` of `total` row numbers at even distances (all when 0), and the others."""
+    """Return `wanted` of `total` row numbers at even distances (all when 0), and the others."""
     count = total if wanted <= 0 else min(wanted, total)
     chosen = np.arange(count) * total // count
     return chosen, np.setdiff1d(np.arange(total), chosen)
+
+
+@dataclass(frozen=True)
+class Validator:
+    """Validation of a run: a part of the rows while it trains, and the rest of them once, at its end."""
+
+    examine: Callable[[Params, Batch], Metrics]
+    """Compiled for `batch` rows."""
+    rows: Rows
+    batch: int
+    wanted: int
+    """Rows of the part; 0 takes all."""
+    place: Callable[[Batch], Batch]
+    shard: tuple[int, int]
+
+    def __call__(self, params: Params) -> Result:
+        """Measure the part."""
+        return self._over(params, spread(len(self.rows), self.wanted)[0])
+
+    def rest(self, params: Params) -> Result:
+        """Measure the rows that are not in the part."""
+        return self._over(params, spread(len(self.rows), self.wanted)[1])
+
+    def whole_over_part(self) -> float:
+        """Return how many times the part the last validation is, which measures every row."""
+        return len(self.rows) / len(spread(len(self.rows), self.wanted)[0])
+
+    def _over(self, params: Params, indices: np.ndarray) -> Result:
+        return evaluate_rows(self.examine, params, self.rows, indices, self.batch, self.place, self.shard)
 
 
 def unigram_baseline(train_counts: Int[np.ndarray, V], valid_counts: Int[np.ndarray, V]) -> tuple[float, float]:

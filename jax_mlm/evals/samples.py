@@ -11,7 +11,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jax_mlm.data.batches import Rows
-from jax_mlm.model.encoder import Forward, Inputs, Params
+from jax_mlm.model.encoder import Inputs, Params
+from jax_mlm.model.heads import Forward
 from jax_mlm.parallel.compile import compile_step
 
 COUNT = 4
@@ -152,19 +153,8 @@ def _name(tokenizer: Tokenizer, id: int) -> str:
     return tokenizer.decode([id], skip_special_tokens=False).strip() or tokenizer.id_to_token(id) or f"id {id}"
 
 
-def describe_answer(answer: Answer) -> str:
-    """One plain line: the text, the right word, the likeliest ones."""
-    best = ", ".join(f"{word} {percent(probability)}" for word, probability in answer.candidates)
-    return f"{answer.text}  → {best}  (right: {answer.right} {percent(answer.probability)})"
-
-
-def percent(probability: float) -> str:
-    """A confidence as one reads it."""
-    return "<1%" if probability < 0.005 else f"{probability:.0%}"
-
-
 def to_json(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """The answers as `samples.jsonl` holds them."""
+    """Return the answers as `samples.jsonl` holds them."""
     return [
         {
             "text": answer.text,

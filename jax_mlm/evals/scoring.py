@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 from tokenizers import Tokenizer
 
 from jax_mlm.data.tokenizer import Vocabulary
-from jax_mlm.model.encoder import Forward, Inputs, Params
+from jax_mlm.model.encoder import Inputs, Params
+from jax_mlm.model.heads import Forward
 
 
 class Prediction(NamedTuple):

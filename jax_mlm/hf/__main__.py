@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
-from jax_mlm.cli.console import run_command
-from jax_mlm.cli.help import nearest
-from jax_mlm.hf.card import parameters
-from jax_mlm.hf.directory import export_hf, import_hf
+from jax_mlm.cli.command import Command, run_one_of
 
 
 @dataclass(frozen=True)
 class ImportConfig:
     """Makes a run directory of a Hugging Face model, to evaluate, convert or train on."""
 
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="HF_DIR")]
+    source: Path = field(metadata={"positional": "HF_DIR"})
     """The directory with config.json, model.safetensors and the tokenizer."""
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Path = field(metadata={"positional": "RUN"})
     """The run directory to write."""
     family: str = ""
     """bert, roberta, albert, distilbert or modernbert, where config.json does not say or says otherwise."""
@@ -34,16 +29,19 @@ class ImportConfig:
 class ExportConfig:
     """Writes a run's model in Hugging Face's layout: config.json, model.safetensors, tokenizer and model card."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Path = field(metadata={"positional": "RUN"})
     """The run directory."""
-    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="HF_DIR")]
+    target: Path = field(metadata={"positional": "HF_DIR"})
     """The directory to write."""
     checkpoint: Literal["best", "latest"] = "best"
     """The checkpoint with the lowest validation loss, or the newest."""
 
 
-def import_command(config: ImportConfig) -> None:
-    """Imports; the last line on stdout is the run directory."""
+def run_import(config: ImportConfig) -> None:
+    """Import; the last line on stdout is the run directory."""
+    from jax_mlm.hf.card import parameters
+    from jax_mlm.hf.directory import import_hf
+
     imported = import_hf(
         config.source, config.run, config.family or None, Path(config.tokenizer) if config.tokenizer else None
     )
@@ -54,8 +52,10 @@ def import_command(config: ImportConfig) -> None:
     print(config.run)
 
 
-def export_command(config: ExportConfig) -> None:
-    """Exports; the last line on stdout is the directory."""
+def run_export(config: ExportConfig) -> None:
+    """Export; the last line on stdout is the directory."""
+    from jax_mlm.hf.directory import export_hf
+
     step = export_hf(config.run, config.target, config.checkpoint)
     print(f"step {step} of {config.run}; fill in the licence in {config.target}/README.md before you publish it")
     print(config.target)
@@ -76,20 +76,15 @@ Hugging Face directories in and out, without torch.
 {EXPORT_EXAMPLES.removeprefix("examples:" + chr(10))}"""
 
 
+COMMANDS = {
+    "import": Command("python -m jax_mlm.hf import", ImportConfig, run_import, IMPORT_EXAMPLES),
+    "export": Command("python -m jax_mlm.hf export", ExportConfig, run_export, EXPORT_EXAMPLES),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `import` or `export`; the exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    match argv:
-        case ["import", *rest]:
-            return run_command("python -m jax_mlm.hf import", ImportConfig, import_command, IMPORT_EXAMPLES, rest)
-        case ["export", *rest]:
-            return run_command("python -m jax_mlm.hf export", ExportConfig, export_command, EXPORT_EXAMPLES, rest)
-        case [] | ["-h" | "--help", *_]:
-            print(USAGE)
-            return 0
-    close = nearest(argv[0], ["import", "export"]) or " Give import or export."
-    print(f"error: {argv[0]} is no command of jax_mlm.hf.{close}", file=sys.stderr)
-    return 2
+    """Run `import` or `export`; return the exit status."""
+    return run_one_of({name: command.main for name, command in COMMANDS.items()}, USAGE, argv)
 
 
 if __name__ == "__main__":

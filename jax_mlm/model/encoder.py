@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.ops.attention import attend, attention_weights
-from jax_mlm.model.ops.dense import add_bias, dense, gelu, layer_norm, vocabulary_logits
+from jax_mlm.model.ops.attention import Drop, attend, attention_weights
+from jax_mlm.model.ops.dense import add_bias, dense, gelu, layer_norm
 
 Params = Mapping[str, Any]
 ATTENTION = "attention"
@@ -87,13 +87,17 @@ class Dense(nn.Module):
         return y
 
 
-def dropout(x: Array, rate: float, row_keys: Array | None, site: int) -> Array:
-    """Drops activations with a key of each row, so that the batch's layout over devices changes nothing."""
-    if row_keys is None or rate == 0.0:
+def dropout(x: Array, drop: Drop | None) -> Array:
+    """Drop activations; None leaves them as they are."""
+    if drop is None:
         return x
-    rows = x.reshape(row_keys.shape[0], -1)
-    keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, site), 1 - rate, rows.shape[1:]))(row_keys)
-    return jnp.where(keep.reshape(x.shape), x / (1 - rate), 0).astype(x.dtype)
+    rows = x.reshape(drop.row_keys.shape[0], -1)
+    return jnp.where(drop.kept(rows.shape[1:]).reshape(x.shape), x / (1 - drop.rate), 0).astype(x.dtype)
+
+
+def drop_at(rate: float, row_keys: Key[Array, "B"] | None, site: int) -> Drop | None:
+    """Return the dropout of one site; None where nothing is dropped."""
+    return None if row_keys is None or rate == 0.0 else Drop(rate, row_keys, site)
 
 
 def rope_tables(positions: Int[Array, "B S"], head_width: int, theta: float) -> tuple[Array, Array]:
@@ -112,15 +116,6 @@ def rotate(x: Float[Array, "B H S K"], tables: tuple[Array, Array]) -> Float[Arr
     return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
 
 
-def attention_mask(inputs: Inputs, window: int | None) -> Bool[Array, "B 1 S S"]:
-    """True where a query may see a key: same document, and at most `window` tokens away."""
-    seen = inputs.segments[:, :, None] == inputs.segments[:, None, :]
-    if window is not None:
-        at = jnp.arange(inputs.tokens.shape[1])
-        seen &= jnp.abs(at[:, None] - at[None, :]) <= window
-    return seen[:, None]
-
-
 class Attention(nn.Module):
     """Bidirectional multi-head self-attention; softmax in float32."""
 
@@ -131,25 +126,22 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "T D"],
-        mask: Bool[Array, "B 1 S S"],
+        segments: Int[Array, "B S"],
+        window: int | None,
         rope: tuple[Array, Array] | None,
-        row_keys: Array | None,
-        site: int,
+        drop: Drop | None,
     ) -> Float[Array, "T D"]:
         c = self.config
-        B, _, S, _ = mask.shape
+        B, S = segments.shape
         qkv = Dense(c, 3 * c.width, c.attention_bias, self.dtype, name="qkv")(x)
         heads = qkv.reshape(B, S, 3, c.heads, c.head_width).transpose(2, 0, 3, 1, 4)
         q, k, v = (y[0] for y in jnp.split(heads, 3))
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        keep = None
-        if row_keys is not None and c.attention_dropout:
-            keep = dropout(jnp.ones((B, c.heads, S, S), x.dtype), c.attention_dropout, row_keys, site)
         q = q * c.head_width**-0.5
         if self.is_mutable_collection(ATTENTION):
-            self.sow(ATTENTION, "weights", attention_weights(q, k, mask))
-        mixed = attend(q, k, v, mask, keep).swapaxes(1, 2).reshape(B * S, c.width)
+            self.sow(ATTENTION, "weights", attention_weights(q, k, segments, window))
+        mixed = attend(q, k, v, segments, window, drop).swapaxes(1, 2).reshape(B * S, c.width)
         return Dense(c, c.width, c.attention_bias, self.dtype, name="out")(mixed)
 
 
@@ -181,25 +173,32 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "T D"], mask: Array, rope: tuple[Array, Array] | None, row_keys: Array | None, site: int
+        self,
+        x: Float[Array, "T D"],
+        segments: Int[Array, "B S"],
+        window: int | None,
+        rope: tuple[Array, Array] | None,
+        row_keys: Key[Array, "B"] | None,
+        site: int,
     ) -> Float[Array, "T D"]:
         c = self.config
         attention = Attention(c, self.dtype, name="attention")
         feed_forward = FeedForward(c, self.dtype, name="mlp")
         norm_attention = None if c.norm_first and self.first else Norm(c, name="attention_norm")
         norm_mlp = Norm(c, name="mlp_norm")
-        drop = partial(dropout, rate=c.dropout, row_keys=row_keys)
+        in_attention = drop_at(c.attention_dropout, row_keys, site)
+        after_attention, after_mlp = (drop_at(c.dropout, row_keys, site + block) for block in (1, 2))
         if c.norm_first:
             h = x if norm_attention is None else norm_attention(x)
-            x = x + drop(attention(h, mask, rope, row_keys, site), site=site + 1)
-            return x + drop(feed_forward(norm_mlp(x)), site=site + 2)
+            x = x + dropout(attention(h, segments, window, rope, in_attention), after_attention)
+            return x + dropout(feed_forward(norm_mlp(x)), after_mlp)
         assert norm_attention is not None
-        x = norm_attention(x + drop(attention(x, mask, rope, row_keys, site), site=site + 1))
-        return norm_mlp(x + drop(feed_forward(x), site=site + 2))
+        x = norm_attention(x + dropout(attention(x, segments, window, rope, in_attention), after_attention))
+        return norm_mlp(x + dropout(feed_forward(x), after_mlp))
 
 
 class Encoder(nn.Module):
-    """Tokens → logits over the vocabulary at the asked positions."""
+    """The body: tokens → hidden states. A head (`heads.py`) is a subclass: its parameters stand beside the body's."""
 
     config: ModelConfig
     dtype: Any = jnp.float32
@@ -220,12 +219,6 @@ class Encoder(nn.Module):
         self.layer = [Layer(c, self.dtype, first=i == 0, name=f"layer_{i}") for i in range(distinct)]
         if c.norm_first:
             self.final_norm = Norm(c)
-        self.head = Dense(c, c.table_width, c.head_bias, self.dtype)
-        self.head_norm = Norm(c)
-        if not c.tied:
-            self.decoder = self.param("decoder", init, (c.vocab_size, c.table_width), jnp.float32)
-        if c.decoder_bias:
-            self.decoder_bias = self.param("decoder_bias", nn.initializers.zeros, (c.vocab_size,), jnp.float32)
 
     def embed(self, inputs: Inputs, token_types: Int[Array, "B S"] | None, row_keys: Array | None) -> Array:
         """Embeddings [T, D], normalised."""
@@ -235,7 +228,7 @@ class Encoder(nn.Module):
             x = x + self.position_table[inputs.positions.reshape(-1) + c.position_offset]
         if c.token_types:
             x = x + (self.type_table[0] if token_types is None else self.type_table[token_types.reshape(-1)])
-        x = dropout(self.embedding_norm(x).astype(self.dtype), c.dropout, row_keys, 0)
+        x = dropout(self.embedding_norm(x).astype(self.dtype), drop_at(c.dropout, row_keys, 0))
         return self.widen(x) if c.embedding_width else x
 
     def hidden(
@@ -244,7 +237,6 @@ class Encoder(nn.Module):
         """Hidden states of the last layer (pre-norm: before the final norm); `row_keys` [B] turns dropout on."""
         c = self.config
         x = self.embed(inputs, token_types, row_keys)
-        masks = {window: attention_mask(inputs, window) for window in {c.window(i) for i in range(c.layers)}}
         ropes: dict[float, tuple[Array, Array]] = {}
         for i in range(c.layers):
             window = c.window(i)
@@ -253,46 +245,8 @@ class Encoder(nn.Module):
                 theta = c.rope_theta if window is None else c.rope_theta_local
                 rope = ropes.setdefault(theta, rope_tables(inputs.positions, c.head_width, theta))
             shared = i * c.layer_groups // c.layers if c.layer_groups else i
-            x = self.layer[shared](x, masks[window], rope, row_keys, 3 * i + 1)
+            x = self.layer[shared](x, inputs.segments, window, rope, row_keys, 3 * i + 1)
         return x.reshape(*inputs.tokens.shape, c.width)
-
-    def vocabulary(self, x: Float[Array, "B P D"]) -> Float[Array, "B P V"]:
-        """The head and the vocabulary projection; logits in float32."""
-        c = self.config
-        B, P, D = x.shape
-        x = x.reshape(B * P, D)
-        x = self.final_norm(x) if c.norm_first else x
-        x = self.head_norm(ACTIVATIONS[c.head_activation or c.activation](self.head(x)))
-        table = (self.token_table if c.tied else self.decoder).astype(self.dtype)
-        logits = vocabulary_logits(x, table)
-        return (add_bias(logits, self.decoder_bias) if c.decoder_bias else logits).reshape(B, P, -1)
-
-    def __call__(
-        self,
-        inputs: Inputs,
-        at: Int[Array, "B P"],
-        token_types: Int[Array, "B S"] | None = None,
-        row_keys: Array | None = None,
-    ) -> Float[Array, "B P V"]:
-        """Logits at positions `at` only: the projection of the other positions is never computed."""
-        x = self.hidden(inputs, token_types, row_keys)
-        return self.vocabulary(jnp.take_along_axis(x, at[..., None], axis=1))
-
-
-def init_params(config: ModelConfig, key: Array) -> Params:
-    """Initial parameters: matrices normal with `init_std`, norm scales 1, biases 0, all float32."""
-    row = jnp.zeros((1, 2), jnp.int32)
-    return Encoder(config).init(key, Inputs(row, row + 1, row), row)["params"]
-
-
-def make_forward(config: ModelConfig, dtype: Any = jnp.float32) -> Callable[..., Float[Array, "B P V"]]:
-    """`forward(params, inputs, at, token_types=None, row_keys=None)` → logits [B, P, V] in float32."""
-    encoder = Encoder(config, dtype)
-
-    def forward(params: Params, inputs: Inputs, at: Array, token_types: Any = None, row_keys: Any = None) -> Array:
-        return encoder.apply({"params": params}, inputs, at, token_types, row_keys)
-
-    return forward
 
 
 def make_attention(config: ModelConfig) -> Callable[..., Float[Array, "L B H S S"]]:
@@ -307,6 +261,3 @@ def make_attention(config: ModelConfig) -> Callable[..., Float[Array, "L B H S S
         return jnp.stack([weights for group in groups for weights in group])
 
     return attention
-
-
-Forward = Callable[..., Array]

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.encoder import init_params
+from jax_mlm.model.heads import init_params
 
 
 def expected_shapes(c: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:

@@ -66,13 +66,6 @@ def first_speaks() -> Iterator[None]:
         yield
 
 
-class Nobody:
-    """In the place of what only the first host has, such as a log: takes every call and does nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
-
 def gather(text: str) -> list[str]:
     """What each host says, by its number; all of them have to call it."""
     if jax.process_count() == 1:
@@ -86,8 +79,11 @@ def gather(text: str) -> list[str]:
     return [bytes(row[:size]).decode() for row, size in zip(process_allgather(padded), sizes, strict=True)]
 
 
-def together(act: Callable[[], T]) -> T:
-    """Does it on every host. A UserError on one stops all, said once: no host is left waiting for another."""
+def on_every_host(act: Callable[[], T]) -> T:
+    """Run `act` on every host.
+
+    If it raises UserError on any of them, all stop and exactly one reports it, so none is left waiting.
+    """
     try:
         made, failure = act(), None
     except UserError as error:

@@ -1,1 +1,1 @@
-"""A run as people read it: pictures, and one page of HTML."""
+"""A run as people read it: the live panel, charts, and pages."""

@@ -1,4 +1,4 @@
-"""Several runs side by side: figures, differences, curves."""
+"""Runs side by side: figures, options that differ, curves."""
 
 from __future__ import annotations
 
@@ -10,40 +10,39 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jax_mlm.report.charts import Series, Unit, figure, smoothed
+from jax_mlm.report.charts import Chart, Series, Unit, figure
 from jax_mlm.report.markup import page, table, text_of
+from jax_mlm.report.picture import picture
+from jax_mlm.report.smoothing import smoothed
 from jax_mlm.report.summary import Axis, Summary, flat, summarise
 
 INCIDENTAL = {"--out", "--resume", "--track", "--cache", "--workers", "--log-every"}
-"""Options that change no figure: they are not listed as differences."""
-
+"""Options that affect no figure; they are not listed as differences."""
 
 AXES: tuple[tuple[Axis, str, Unit], ...] = (
     ("step", "step", "number"),
-    ("tokens", "tokens trained on", "number"),
+    ("tokens", "training tokens", "number"),
     ("seconds", "time", "time"),
 )
-
-
 PIPE_WIDTH = 120
-"""Columns of a table that is not printed on a terminal."""
+"""Width of a table that is not printed on a terminal."""
 
 
 def compare(paths: Sequence[Path]) -> tuple[list[Summary], list[dict[str, Any]], dict[str, list[Any]]]:
-    """The runs, a row of figures for each, and the options that are not the same in all: a value for each run."""
+    """Return the runs, a row of figures for each, and the options that differ, each with its value in every run."""
     runs = [summarise(path) for path in paths]
     rows = [figures_of(name, run) for name, run in zip(names(paths), runs, strict=True)]
     return runs, rows, differences([flat(run.config) for run in runs])
 
 
 def names(paths: Sequence[Path]) -> list[str]:
-    """What to call each run: the folder's name, or all of its path where names are not different."""
+    """Return a name for each run: that of its folder, or the whole path where two folders share a name."""
     short = [path.resolve().name for path in paths]
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
 
 
 def figures_of(name: str, run: Summary) -> dict[str, Any]:
-    """The figures of one run; None for what was not measured."""
+    """Return the figures of one run; None for what was not measured."""
     best = run.best or {}
     return {
         "run": name,
@@ -59,14 +58,14 @@ def figures_of(name: str, run: Summary) -> dict[str, Any]:
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Options whose values differ, each with its value in every run; None where a run does not know the option."""
+    """Return the options that differ, each with its value in every run; None where a run does not have the option."""
     every = dict.fromkeys(name for config in configs for name in config)
     values = {name: [config.get(name) for config in configs] for name in every if name not in INCIDENTAL}
     return {name: of for name, of in values.items() if any(value != of[0] for value in of)}
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row of figures as one reads it."""
+    """Return a row of figures as text."""
 
     def shown(key: str, form: str) -> str:
         return "–" if row[key] is None else format(row[key], form)
@@ -87,7 +86,7 @@ HEADER = ("run", "steps", "tokens", "seconds", "tokens/s", "best valid loss", "a
 
 
 def print_tables(rows: Sequence[dict[str, Any]], different: Mapping[str, Sequence[Any]]) -> None:
-    """Prints the figures, the best loss in bold, and the options that differ."""
+    """Print the figures, the best loss in bold, and the options that differ."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=max(PIPE_WIDTH, 24 * (len(rows) + 1)))
@@ -107,37 +106,37 @@ def print_tables(rows: Sequence[dict[str, Any]], different: Mapping[str, Sequenc
         options.add_column(name, overflow="fold")
     for name, values in different.items():
         options.add_row(name, *map(text_of, values))
-    console.print("\nwhere they differ")
+    console.print("\noptions that differ")
     console.print(options)
 
 
 def comparison_page(
     runs: Sequence[Summary], rows: Sequence[dict[str, Any]], different: Mapping[str, Sequence[Any]]
 ) -> str:
-    """One self-contained page: the tables, and the curves over steps, tokens and time."""
+    """Return one self-contained page: the tables, and the curves by step, tokens and time."""
     called = [row["run"] for row in rows]
-    parts = [f"<h1>{escape(' · '.join(called))}</h1>", '<p class="quiet">runs side by side</p>']
+    parts = [f"<h1>{escape(' · '.join(called))}</h1>", '<p class="quiet">Comparison of runs</p>']
     parts += ["<h2>Figures</h2>", table(HEADER, map(cells, rows))]
     for axis, label, unit in AXES:
         if axis == "tokens" and any(run.tokens is None for run in runs):
             continue  # a run from before tokens were counted
         drawn = [
-            figure(title, overlay(called, runs, kind, key, axis), label, unit)
+            figure(Chart(title, overlay(called, runs, kind, key, axis), label, unit))
             for title, kind, key in (
                 ("validation loss", "valid", "loss"),
                 ("validation accuracy", "valid", "accuracy"),
                 ("training loss, smoothed", "train", "loss"),
             )
         ]
-        parts.append(f'<h2>Over {escape(label)}</h2><div class="charts">{"".join(drawn)}</div>')
-    parts.append("<h2>Where they differ</h2>")
+        parts.append(f'<h2>By {escape(label)}</h2><div class="charts">{"".join(drawn)}</div>')
+    parts.append("<h2>Options that differ</h2>")
     listed = [(name, *map(text_of, values)) for name, values in different.items()]
     parts.append(table(("option", *called), listed) if listed else "<p>All options are the same.</p>")
     return page(f"{', '.join(called)} · jax_mlm", "\n".join(parts))
 
 
 def overlay(called: Sequence[str], runs: Sequence[Summary], kind: str, key: str, axis: Axis) -> list[Series]:
-    """The same curve of every run."""
+    """Return the same curve of every run."""
     out = []
     for number, (name, run) in enumerate(zip(called, runs, strict=True)):
         if kind == "valid":
@@ -147,21 +146,12 @@ def overlay(called: Sequence[str], runs: Sequence[Summary], kind: str, key: str,
     return out
 
 
-def write_picture(path: Path, called: Sequence[str], runs: Sequence[Summary]) -> None:
-    """Validation loss and accuracy over steps and over time, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(11, 7), layout="constrained")
-    axes = drawing.subplots(2, 2)
-    for row, key in enumerate(("loss", "accuracy")):
-        for column, axis in enumerate(("step", "seconds")):
-            for series in overlay(called, runs, "valid", key, axis):
-                xs, ys = zip(*series.points, strict=True) if series.points else ((), ())
-                axes[row][column].plot(xs, ys, marker="o", ms=4, label=series.name)
-            axes[row][column].set(xlabel=axis, ylabel=f"validation {key}")
-            axes[row][column].grid(alpha=0.3)
-    axes[0][0].legend(frameon=False)
-    beside = path.with_name(f".{path.name}")
-    FigureCanvasAgg(drawing).print_png(str(beside))
-    beside.replace(path)
+def comparison_picture(called: Sequence[str], runs: Sequence[Summary]) -> str:
+    """Return validation loss and accuracy by step and by time, as one SVG file."""
+    charts = [
+        Chart(f"validation {key}", overlay(called, runs, "valid", key, axis), label, unit)
+        for key in ("loss", "accuracy")
+        for axis, label, unit in AXES
+        if axis != "tokens"
+    ]
+    return picture("Validation loss and accuracy", charts, columns=2)

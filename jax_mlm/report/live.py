@@ -1,4 +1,4 @@
-"""Training, seen: a live panel at a terminal, plain lines now and then in a pipe or CI. On stderr."""
+"""Monitoring on stderr: a live panel at a terminal, a plain line now and then in a pipe or CI."""
 
 from __future__ import annotations
 
@@ -15,38 +15,23 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from jax_mlm.evals.samples import Answer, describe_answer, percent
-
-SMOOTHING = 0.8
-"""Weight of the past in the loss and accuracy that are shown: an exponential mean over the log lines."""
-BARS = "▁▂▃▄▅▆▇█"
+from jax_mlm.evals.samples import Answer
+from jax_mlm.report.smoothing import ExponentialMean
+from jax_mlm.report.words import clipped, describe, describe_answer, duration, gapped, percent, spark
 
 
 def at_terminal() -> bool:
-    """Whether a person watches: CI systems that lend a terminal keep what is drawn on it, frame by frame."""
+    """Return whether a person watches: CI systems with a terminal keep every frame that is drawn on it."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 
 
-class Smooth:
-    """Exponential mean that starts unbiased (Kingma & Ba 2014)."""
-
-    def __init__(self) -> None:
-        self._sum = self._weight = 0.0
-
-    def add(self, value: float) -> float:
-        """Takes a value and returns the mean."""
-        self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * value
-        self._weight = SMOOTHING * self._weight + 1 - SMOOTHING
-        return self._sum / self._weight
-
-
 class Progress:
-    """What one sees of a run while it trains."""
+    """The state of a run while it trains, for the person who watches."""
 
     def __init__(self, plain_every: float = 10.0) -> None:
         self._plain_every, self._said = plain_every, time.monotonic()
         self._console = Console(stderr=True, highlight=False)
-        self._loss, self._accuracy = Smooth(), Smooth()
+        self._loss, self._accuracy = ExponentialMean(), ExponentialMean()
         self._losses: deque[float] = deque(maxlen=500)
         self._figures: dict[str, float] = {}
         self._step = self._total = self._next = 0
@@ -62,7 +47,7 @@ class Progress:
     def update(
         self, step: int, total: int, figures: Mapping[str, float], seconds_left: float, next_evaluation: int
     ) -> None:
-        """Shows the state after `step` of `total`."""
+        """Show the state after `step` of `total`."""
         smooth = {"loss": self._loss.add(figures["loss"]), "accuracy": self._accuracy.add(figures["accuracy"])}
         self._figures = {**figures, **smooth}
         self._losses.append(figures["loss"])
@@ -75,7 +60,7 @@ class Progress:
             self.say(f"step {step}/{total}  {describe(self._figures)}  {duration(seconds_left)} left")
 
     def evaluated(self, step: int, total: int, loss: float, accuracy: float, answers: Sequence[Answer]) -> None:
-        """Shows a validation: a line that stays, and the answers to the samples."""
+        """Show a validation: a line that stays, and the answers to the samples."""
         self._valid, self._answers = (step, loss, accuracy), answers
         self.say(f"step {step}/{total}  valid loss {loss:.4f}  accuracy {accuracy:.4f}")
         if self._live is None:
@@ -83,7 +68,7 @@ class Progress:
                 self.say(f"  {describe_answer(answer)}")
 
     def say(self, text: str) -> None:
-        """A line that stays, above the panel."""
+        """Print a line that stays, above the panel."""
         if self._live is not None:
             self._console.print(text, markup=False)
         else:
@@ -96,7 +81,7 @@ class Progress:
         self.close()
 
     def close(self) -> None:
-        """Leaves the panel as it is, and the terminal as it was; harmless when done twice."""
+        """Leave the panel as it is and the terminal as it was; harmless when done twice."""
         if self._live is not None:
             self._live.stop()
 
@@ -133,7 +118,7 @@ class Progress:
 
 
 def samples_table(answers: Sequence[Answer], width: int) -> Table:
-    """One line for each sample: the words around the gap, and the likeliest ones, the right one in green."""
+    """Return one line for each sample: the words around the gap, and the top predictions, the right one in green."""
     table = Table.grid(padding=(0, 2), expand=False)
     best = min(3 if width >= 90 else 2 if width >= 60 else 1, max((len(a.candidates) for a in answers), default=0))
     room = max(width - 18 * best - 2, 16)
@@ -147,53 +132,3 @@ def samples_table(answers: Sequence[Answer], width: int) -> Table:
         before, gap, after = gapped(answer, room)
         table.add_row(Text.assemble(before, (gap, "bold"), after), *cells)
     return table
-
-
-def gapped(answer: Answer, room: int) -> tuple[str, str, str]:
-    """The text before the gap, [the right word], and the text behind it, cut to `room` characters around the gap."""
-    before, after = answer.split
-    gap = f"[{clipped(answer.right, 14)}]"
-    spare = max(room - len(gap), 8)
-    behind = min(len(after), max(spare - len(before), spare // 3))
-    ahead = spare - behind
-    before = before if len(before) <= ahead else "…" + before[len(before) - ahead + 1 :]
-    return before, gap, clipped(after, behind)
-
-
-def clipped(text: str, room: int) -> str:
-    """The text, or its beginning and an ellipsis."""
-    return text if len(text) <= room else text[: max(room - 1, 0)] + "…"
-
-
-def spark(values: Sequence[float], width: int) -> str:
-    """The course of the values as `width` bars at most, the last ones at the right."""
-    if len(values) < 2:
-        return ""
-    points = [values[i * (len(values) - 1) // (width - 1)] for i in range(width)] if len(values) > width else [*values]
-    low, high = min(points), max(points)
-    return "".join(BARS[round((p - low) / (high - low or 1.0) * (len(BARS) - 1))] for p in points)
-
-
-def duration(seconds: float) -> str:
-    """45 s, 3:07 min, 2:05 h, 3.1 days."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{int(seconds) // 60}:{int(seconds) % 60:02} min"
-    if seconds < 172800:
-        return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02} h"
-    return f"{seconds / 86400:.1f} days"
-
-
-TAUGHT = ("soft", "cosine")
-"""What distillation adds to the figures of a step, a hidden token each: see `jax_mlm.distil`."""
-
-
-def describe(figures: dict[str, float]) -> str:
-    """Figures of the progress line."""
-    mfu = f"  mfu {figures['mfu']:.1%}" if "mfu" in figures else ""
-    more = "".join(f"  {name} {figures[name]:.3f}" for name in TAUGHT if name in figures)
-    return (
-        f"loss {figures['loss']:.3f}  accuracy {figures['accuracy']:.3f}{more}  "
-        f"{figures['tokens_per_second']:,.0f} tokens/s{mfu}"
-    )

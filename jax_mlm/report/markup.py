@@ -6,20 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from jax_mlm.report.theme import CHART_RULES, variables
 from jax_mlm.version import package_version
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --quiet: #5b6675; --paper: #fbfbfa; --card: #ffffff;
-  --line: #e2e5ea; --good: #17803d; --bar: #d8e5fb; --mark: #fff2c4;
-  --c0: #2f6fdb; --c1: #d1561f; --c2: #1f8a5a; --c3: #9a4fc4; --c4: #b58900;
-  --c5: #0f8b9c; --c6: #c2336b; --c7: #6b7280; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --quiet: #9aa5b4; --paper: #12161c; --card: #1a2029;
-  --line: #2c3440; --good: #5fd08a; --bar: #23395e; --mark: #4d431a;
-  --c0: #6ea3ff; --c1: #ff9057; --c2: #57cf97; --c3: #cf94f2; --c4: #e5c04f;
-  --c5: #4fcadb; --c6: #ff79a8; --c7: #a8b0bd; } }
+STYLE = (
+    variables()
+    + CHART_RULES
+    + """
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 68rem; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: break-word; }
+  font: 15px/1.5 var(--font); overflow-wrap: break-word; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .2rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 2.2rem 0 .7rem; }
 h3 { font-size: .85rem; margin: 1rem 0 .3rem; color: var(--quiet); text-transform: uppercase; letter-spacing: .04em; }
@@ -34,9 +30,6 @@ h3 { font-size: .85rem; margin: 1rem 0 .3rem; color: var(--quiet); text-transfor
 figure { margin: 0; padding: .7rem .7rem .3rem; min-width: 0; }
 figcaption { font-weight: 600; }
 svg { display: block; width: 100%; height: auto; }
-svg text { font-size: 11px; fill: var(--quiet); font-variant-numeric: tabular-nums; }
-svg .grid { stroke: var(--line); } polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
-polyline.faint { opacity: .3; stroke-width: 1; } polyline.dots { stroke-width: 1.4; }
 .legend { display: flex; flex-wrap: wrap; gap: 0 1rem; font-size: .85rem; color: var(--quiet); }
 .legend b { color: var(--ink); font-weight: 600; } .legend span { overflow-wrap: anywhere; }
 .swatch { display: inline-block; width: 1.1em; border-top: 3px solid var(--c); vertical-align: middle;
@@ -61,10 +54,11 @@ mark { background: var(--mark); color: inherit; border-radius: .25rem; padding: 
 details { padding: .5rem .9rem; margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; }
 details .facts { margin: .4rem 0; }
 """
+)
 
 
 def page(title: str, body: str) -> str:
-    """A whole document."""
+    """Return a whole document."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -74,14 +68,13 @@ def page(title: str, body: str) -> str:
 
 
 def card(name: str, value: str, remark: str = "") -> str:
-    """One figure, large."""
+    """Return one figure, large."""
     below = f'<span class="quiet">{escape(remark)}</span>' if remark else ""
     return f'<div class="card"><span class="quiet">{escape(name)}</span><b>{escape(value)}</b>{below}</div>'
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Rows under a header, the first cell of each as its name; wide ones scroll by themselves."""
-
+    """Return rows under a header, the first cell of each as its name; a wide table scrolls by itself."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = "".join(
         f"<tr><th>{escape(str(row[0]))}</th>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row[1:])}</tr>"
@@ -91,19 +84,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def facts(values: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> str:
-    """Names and values; where `usual` is given, the values that differ from it are marked."""
+    """Return names and values; where `usual` is given, the values that differ from it are marked."""
     rows = []
     for name, value in values.items():
-        changed = usual is not None and name in usual and usual[name] != value
-        mark, was = (
-            (' class="changed"', f' title="the preset has {escape(text_of(usual[name]))}"') if changed else ("", "")
-        )
+        mark = was = ""
+        if usual is not None and name in usual and usual[name] != value:
+            mark, was = ' class="changed"', f' title="the preset has {escape(text_of(usual[name]))}"'
         rows.append(f"<tr{mark}><th>{escape(name)}</th><td{was}>{escape(text_of(value))}</td></tr>")
     return f'<table class="facts"><tbody>{"".join(rows)}</tbody></table>'
 
 
 def text_of(value: Any) -> str:
-    """A value of a configuration as one reads it."""
+    """Return a value of a configuration as text."""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(text_of, value)) or "–"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""What a run says at its end: the held-out figures beside a baseline, and what to type next."""
+"""What a run prints at its end: the held-out figures beside a baseline, and the next commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jax_mlm.run.log import read_samples
 
 
 def print_result(data: Dataset, result: Result) -> None:
-    """Prints the held-out figures beside those of guessing by frequency alone."""
+    """Print the held-out figures beside those of guessing by frequency alone."""
     size = data.vocabulary.size
     ordinary = np.setdiff1d(np.arange(size), data.vocabulary.special)
     loss, accuracy = unigram_baseline(
@@ -30,16 +30,16 @@ def print_result(data: Dataset, result: Result) -> None:
 
 
 def print_sentence(predictions: list[Prediction]) -> None:
-    """Prints the founding sentence's table, and says what it measures."""
+    """Print the founding sentence's table and what it measures."""
     print_predictions(predictions)
     wrong = sum(not prediction.right for prediction in predictions)
     learned = "learned by heart" if not wrong else f"not learned yet ({wrong} words are wrong: more --steps help)"
-    print(f"This is one sentence, {learned}: there is no held-out text, so no measure of anything beyond.")
+    print(f"This is one sentence, {learned}: there is no held-out text, so it measures nothing beyond itself.")
     print("For a model of your own text: python -m jax_mlm.train --data FILE")
 
 
 def print_next(run: Path, own_text: bool) -> None:
-    """Prints the commands that turn the run into answers, with a sentence of its own text to ask."""
+    """Print the commands that turn the run into answers, with a query from its own text."""
     shown = read_samples(run)[-1:] if own_text else []
     query = next(
         (sample["text"] for line in shown for sample in line["samples"]), SENTENCE.replace("creates", "[MASK]")
@@ -50,7 +50,7 @@ def print_next(run: Path, own_text: bool) -> None:
 
 
 def print_predictions(predictions: list[Prediction]) -> None:
-    """Prints one line for each position: the hidden word, the likeliest ones, and right or wrong."""
+    """Print one line for each position: the hidden word, the top predictions, and right or wrong."""
     table = Table(box=None, pad_edge=False)
     for column in ("position", "hidden word", "first", "second", "third", ""):
         table.add_column(column, justify="right" if column == "position" else "left")

@@ -1,49 +1,40 @@
-"""`report.html`: the whole of a run on one self-contained page."""
+"""`report.html`: a whole run on one self-contained page."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from jax_mlm.config import to_json
-from jax_mlm.evals.samples import percent
-from jax_mlm.files import write_atomically
 from jax_mlm.presets import PRESETS
-from jax_mlm.report.charts import Series, figure, smoothed
-from jax_mlm.report.live import duration
+from jax_mlm.report.charts import Chart, figure
 from jax_mlm.report.markup import card, facts, page, table
-from jax_mlm.report.summary import Checkpoint, Summary, checkpoints, flat, summarise
+from jax_mlm.report.summary import Checkpoint, Summary, flat
+from jax_mlm.report.words import duration, percent
 
 REPORT_FILE = "report.html"
 SHOWN = 8
-"""Evaluations shown of each sample, at even distances; the first and the last are among them."""
+"""Evaluations shown for each sample, evenly spaced; the first and the last are among them."""
 OTHER = "training"
-"""What the options that belong to no part of the configuration are called."""
+"""Heading of the options that belong to no part of the configuration."""
 
 
-def write_report(run: Path) -> None:
-    """Writes the page anew from what the run directory holds."""
-    summary = summarise(run)
-    write_atomically(run / REPORT_FILE, report(summary, checkpoints(summary)))
-
-
-def report(summary: Summary, saved: Sequence[Checkpoint]) -> str:
-    """The page of a run."""
-    name = summary.run.resolve().name
+def report(summary: Summary, saved: Sequence[Checkpoint], charts: Iterable[Chart]) -> str:
+    """Return the page of a run."""
+    name = summary.name
     parts = [
         f"<h1>{escape(name)}</h1>",
         f'<p class="quiet">{escape(_subtitle(summary))}</p>',
         f'<div class="cards">{"".join(_cards(summary))}</div>',
-        f'<h2>Curves</h2><div class="charts">{"".join(_figures(summary))}</div>',
+        f'<h2>Curves</h2><div class="charts">{"".join(map(figure, charts))}</div>',
     ]
     if summary.samples:
-        note = "Held-out sentences, one word hidden; the same at every evaluation. Green: the hidden word itself."
+        note = "The same held-out sentences at every validation, each with one word masked. Green: the right word."
         if not summary.config["data"]:
-            note = "The one sentence that was learned by heart, one word hidden: nothing here is held out."
-        parts.append(f'<h2>What it thinks</h2><p class="quiet">{note}</p>{_samples(summary.samples)}')
+            note = "The training sentence itself, one word masked: nothing here is held out."
+        parts.append(f'<h2>Sample predictions</h2><p class="quiet">{note}</p>{_samples(summary.samples)}')
     parts += ["<h2>Checkpoints</h2>", _checkpoints(saved), "<h2>Configuration</h2>", _configuration(summary)]
     parts += ["<h2>Environment</h2>", _environment(summary)]
     return page(f"{name} · jax_mlm", "\n".join(parts))
@@ -59,10 +50,12 @@ def _subtitle(summary: Summary) -> str:
 
 def _cards(summary: Summary) -> list[str]:
     out = []
-    loss = "validation loss" if summary.config["data"] else "loss on the sentence"
+    loss, end = "validation loss", "full validation set, at the end"
+    if not summary.config["data"]:
+        loss, end = "loss on the sentence", "at the end"
     measured = summary.final or summary.best
     if measured:
-        which = "all of it, at the end" if summary.final else f"best so far, step {measured['step']:,}"
+        which = end if summary.final else f"best so far, step {measured['step']:,}"
         out += [
             card(loss, f"{measured['loss']:.4f}", which),
             card("masked accuracy", f"{measured['accuracy']:.1%}", "15 % masks, 80/10/10"),
@@ -71,54 +64,14 @@ def _cards(summary: Summary) -> list[str]:
     if summary.final and summary.best:
         out.append(card("best validation", f"{summary.best['loss']:.4f}", f"at step {summary.best['step']:,}"))
     if summary.tokens is not None:
-        out.append(card("tokens trained on", f"{summary.tokens:,}"))
-    rate = card("tokens a second", f"{summary.tokens_per_second:,.0f}")
+        out.append(card("training tokens", f"{summary.tokens:,}"))
+    rate = card("tokens per second", f"{summary.tokens_per_second:,.0f}")
     used = sorted(line["mfu"] for line in summary.train if "mfu" in line)
     return [*out, rate, *([card("MFU", f"{used[len(used) // 2]:.1%}")] if used else [])]
 
 
 def _perplexity(loss: float) -> str:
     return f"{math.exp(loss):,.2f}" if loss < 50 else "∞"
-
-
-def _figures(summary: Summary) -> list[str]:
-    def both(key: str) -> list[Series]:
-        raw = summary.curve(summary.train, key)
-        valid = summary.curve(summary.valid, key)
-        return [
-            Series("each line", raw, 0, "faint"),
-            Series("train", smoothed(raw)),
-            Series("valid", valid, 1, "dots"),
-        ]
-
-    out = [
-        figure("loss, nats a masked token", both("loss"), "step"),
-        figure("masked accuracy", both("accuracy"), "step"),
-        figure(
-            "learning rate",
-            [Series("peak rate × schedule", summary.curve(summary.train, "lr"), 2)],
-            "step",
-            from_zero=True,
-        ),
-        figure(
-            "tokens a second",
-            [Series("speed", summary.curve(summary.train, "tokens_per_second"), 3)],
-            "step",
-            from_zero=True,
-        ),
-    ]
-    for key, label in (
-        ("soft", "soft targets: divergence from the teacher, nats × T²"),
-        ("cosine", "1 − cosine to the teacher's hidden states"),
-    ):
-        if points := summary.curve(summary.train, key):
-            out.append(
-                figure(label, [Series("each line", points, 0, "faint"), Series("train", smoothed(points))], "step")
-            )
-    rates = summary.curve(summary.train, "mask_rate")
-    if len({round(rate, 6) for _, rate in rates}) > 1:
-        out.append(figure("mask rate", [Series("share of tokens hidden", rates, 4)], "step", from_zero=True))
-    return out
 
 
 def _samples(evaluations: Sequence[dict[str, Any]]) -> str:
@@ -133,7 +86,7 @@ def _samples(evaluations: Sequence[dict[str, Any]]) -> str:
         before, after = sample["split"]
         text = f"{escape(before)}<mark>{escape(sample['right'])}</mark>{escape(after)}"
         most = len(sample["candidates"])
-        head = f"<thead><tr><th>step</th><td colspan={most}>likeliest words</td><td>hidden</td></tr></thead>"
+        head = f"<thead><tr><th>step</th><td colspan={most}>top predictions</td><td>right word</td></tr></thead>"
         cards.append(
             f'<div class="card"><div>{text}</div><table class="answers">{head}<tbody>{rows}</tbody></table></div>'
         )
@@ -141,7 +94,7 @@ def _samples(evaluations: Sequence[dict[str, Any]]) -> str:
 
 
 def _candidates(sample: dict[str, Any]) -> str:
-    """Cells: the likeliest words, with confidences as bars, and that of the hidden word."""
+    """Return cells: the top predictions, with probabilities as bars, and the probability of the hidden word."""
     cells = []
     for candidate in sample["candidates"]:
         right = " right" if candidate["token"] == sample["right"] else ""
@@ -153,7 +106,7 @@ def _candidates(sample: dict[str, Any]) -> str:
 
 def _checkpoints(saved: Sequence[Checkpoint]) -> str:
     if not saved:
-        return '<p class="quiet">none yet</p>'
+        return '<p class="quiet">No checkpoint yet.</p>'
     best = min((c.loss for c in saved if c.loss is not None), default=None)
     rows = []
     for c in saved:
@@ -169,7 +122,7 @@ def _configuration(summary: Summary) -> str:
     groups = {OTHER: {k: v for k, v in config.items() if not isinstance(v, dict)}}
     groups |= {name: values for name, values in config.items() if isinstance(values, dict)}
     usual = flat(preset) if preset else None
-    parts = ['<p class="quiet">Marked: what differs from the preset.</p>' if usual else ""]
+    parts = ['<p class="quiet">Highlighted values differ from the preset.</p>' if usual else ""]
     for name, values in groups.items():
         parts.append(f"<details><summary>{escape(name)}</summary>{facts(flat(values), usual)}</details>")
     return "".join(parts)

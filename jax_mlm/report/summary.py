@@ -1,4 +1,4 @@
-"""A run in figures, from its directory alone: what the report and the comparison show."""
+"""What the report and the comparison show of a run, read from its directory alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from jax_mlm.config import to_json
 from jax_mlm.errors import UserError
 from jax_mlm.run.checkpoint import FOLDER
-from jax_mlm.run.directory import read_run, read_run_file
+from jax_mlm.run.directory import config_of, read_run_file
 from jax_mlm.run.log import METRICS_FILE, read_metrics, read_samples
 
 Axis = Literal["step", "tokens", "seconds"]
@@ -21,7 +21,7 @@ Axis = Literal["step", "tokens", "seconds"]
 
 @dataclass(frozen=True)
 class Summary:
-    """One run: what it was asked for, and what came of it."""
+    """One run: its configuration and its measurements."""
 
     run: Path
     facts: dict[str, Any]
@@ -33,6 +33,11 @@ class Summary:
     final: dict[str, Any] | None
     """The measurement on all of the validation text; None until the run has ended."""
     samples: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.run.resolve().name
 
     @property
     def steps(self) -> int:
@@ -59,34 +64,34 @@ class Summary:
         return rates[len(rates) // 2] if rates else 0.0
 
     def curve(self, lines: Sequence[dict[str, Any]], key: str, axis: Axis = "step") -> list[tuple[float, float]]:
-        """(x, y) of each line that has the key, placed by its step, or by the tokens or seconds until then."""
-        place: dict[int, float] = {line["step"]: line["step"] for line in lines}
+        """Return (x, y) of each line that has the key; x is its step, or the tokens or seconds until then."""
+        at: dict[int, float] = {line["step"]: line["step"] for line in lines}
         if axis != "step":
             amounts = [line["seconds"] if axis == "seconds" else line.get("tokens", 0) for line in self.train]
             sums = amounts if axis == "seconds" else itertools.accumulate(amounts)
-            place = dict(zip((line["step"] for line in self.train), sums, strict=True))
-        return [(place[line["step"]], line[key]) for line in lines if key in line and line["step"] in place]
+            at = dict(zip((line["step"] for line in self.train), sums, strict=True))
+        return [(at[line["step"]], line[key]) for line in lines if key in line and line["step"] in at]
 
 
 def summarise(run: Path) -> Summary:
-    """Reads a run directory.
+    """Read a run directory, each of its files once.
 
     Raises:
-        UserError: it is none, or nothing was trained in it.
+        UserError: it is not a run directory, or nothing was trained in it.
     """
     facts = read_run_file(run)
     if not (run / METRICS_FILE).is_file():
         raise UserError(f"{run} has no {METRICS_FILE}: nothing was trained there")
     lines = read_metrics(run)
     of = {kind: [line for line in lines if line["kind"] == kind] for kind in ("train", "valid", "final")}
-    config = to_json(read_run(run))
+    config = to_json(config_of(facts, run))
     return Summary(
         run, facts, config, of["train"], of["valid"], of["final"][-1] if of["final"] else None, read_samples(run)
     )
 
 
 def flat(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration's options by the names they have on the command line."""
+    """Return the configuration's options by the names they have on the command line."""
     out: dict[str, Any] = {}
     for name, value in config.items():
         out |= flat(value) if isinstance(value, dict) else {f"--{name.replace('_', '-')}": value}
@@ -105,7 +110,7 @@ class Checkpoint:
 
 
 def checkpoints(summary: Summary) -> list[Checkpoint]:
-    """The finished checkpoints, in order of their steps."""
+    """Return the finished checkpoints, in order of their steps."""
     losses = {line["step"]: line["loss"] for line in summary.valid}
     folder = summary.run / FOLDER
     found = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
@@ -113,7 +118,7 @@ def checkpoints(summary: Summary) -> list[Checkpoint]:
 
 
 def _size(folder: Path) -> int:
-    """Bytes below a folder; what is deleted meanwhile, as a checkpoint that is replaced, counts as nothing."""
+    """Return the bytes below a folder; a file deleted meanwhile, by a checkpoint that is replaced, counts as zero."""
     total = 0
     for parent, _, files in os.walk(folder):  # which, unlike rglob, passes over a folder that has gone
         for name in files:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import jax
 import numpy as np
@@ -16,6 +16,16 @@ from orbax.checkpoint import checkpoint_managers as policies
 from jax_mlm.errors import UserError
 
 FOLDER = "checkpoints"
+
+
+class Meta(TypedDict):
+    """What a checkpoint records beside the arrays."""
+
+    step: int
+    elapsed: float
+    """Seconds since the end of the compilation, over all resumptions."""
+    horizon: int
+    """The last step, as far as it was known."""
 
 
 def open_checkpoints(run: Path) -> ocp.CheckpointManager:
@@ -37,14 +47,14 @@ def open_checkpoints(run: Path) -> ocp.CheckpointManager:
     return ocp.CheckpointManager((run / FOLDER).absolute(), options=options)
 
 
-def save(manager: ocp.CheckpointManager, state: Any, meta: dict[str, Any], loss: float | None) -> None:
+def save(manager: ocp.CheckpointManager, state: Any, meta: Meta, loss: float | None) -> None:
     """Start saving; `meta` is small JSON beside the arrays, `loss` (None: not measured) decides which is the best."""
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     with _without_remarks():
         manager.save(int(meta["step"]), args=args, metrics=None if loss is None else {"loss": loss})
 
 
-def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, dict[str, Any]] | None:
+def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, Meta] | None:
     """Return the newest state and its meta, or None before the first save; `like` gives shapes, types and shardings."""
     step = manager.latest_step()
     if step is None:
@@ -52,6 +62,11 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, dict[str, A
     args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
     restored = manager.restore(step, args=args)
     return restored["state"], restored["meta"]
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Return whether a finished checkpoint lies there; Orbax is not opened for it."""
+    return any(folder.name.isdecimal() for folder in (run / FOLDER).glob("*"))
 
 
 @contextmanager

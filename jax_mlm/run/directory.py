@@ -23,7 +23,7 @@ def choose_directory(config: TrainConfig) -> Path:
             raise UserError("--resume needs --out DIR: the run directory to continue")
         run = Path(config.out)
         if not (run / RUN_FILE).is_file():
-            raise UserError(f"--out {run} is no run directory (it has no {RUN_FILE}): nothing to --resume")
+            raise UserError(f"--out {run} is not a run directory (it has no {RUN_FILE}): nothing to --resume")
         if "imported_from" in read_run_file(run).get("data", {}):
             raise UserError(f"--out {run} was imported from Hugging Face: there is no training of it to --resume")
         return run
@@ -50,7 +50,7 @@ def read_run_file(run: Path) -> dict[str, Any]:
     """The whole of `run.json`."""
     path = Path(run) / RUN_FILE
     if not path.is_file():
-        raise UserError(f"{run} is no run directory: it has no {RUN_FILE}")
+        raise UserError(f"{run} is not a run directory: it has no {RUN_FILE}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -58,9 +58,14 @@ def read_run_file(run: Path) -> dict[str, Any]:
 
 
 def read_run(run: Path) -> TrainConfig:
-    """The complete configuration of a run."""
+    """Return the complete configuration of a run."""
+    return config_of(read_run_file(run), run)
+
+
+def config_of(body: dict[str, Any], run: Path) -> TrainConfig:
+    """Return the configuration that the `run.json` of a run holds."""
     try:
-        values = dict(read_run_file(run)["config"])
+        values = dict(body["config"])
         if values.pop("tensorboard", False):  # runs from before --track
             values["track"] = "tensorboard"
         return from_json(TrainConfig, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ class MetricsLog:
         self._written: set[tuple[str, float]] = set()
         for name in (METRICS_FILE, SAMPLES_FILE):
             if resume_after is not None and (run / name).exists():
-                lines = (run / name).read_text(encoding="utf-8").splitlines(True)
+                lines = _lines(run / name)
                 keys = [_key_of(line) for line in lines]
                 stay = [kind != "final" and step <= resume_after for kind, step in keys]
                 write_atomically(run / name, "".join(itertools.compress(lines, stay)))
@@ -84,6 +85,10 @@ def read_samples(run: Path) -> list[dict[str, Any]]:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; one that is being written, or was cut short by a kill, is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Return every whole line; one that is being written, or was cut short by a kill, is left out."""
+    return [json.loads(line) for line in _lines(path) if line.endswith("\n")]
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines, split at newlines alone (a text may hold U+2028); the last may be cut within a character."""
+    return list(io.StringIO(path.read_text(encoding="utf-8", errors="replace")))

@@ -8,23 +8,19 @@ hidden states at every token.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Key
 
 from jax_mlm.config import DistilConfig, ModelConfig
 from jax_mlm.data.batches import Batch
-from jax_mlm.model.encoder import Encoder, Inputs, Params
-from jax_mlm.tasks.masking import Masked
+from jax_mlm.model.encoder import Inputs, Params
+from jax_mlm.model.heads import MaskedLM
 from jax_mlm.tasks.metrics import Metrics, masked_metrics
-from jax_mlm.tasks.mlm import Objective
-
-# ---- what a run begins with ----------------------------------------------------------------------
-
-
-# ---- the objective -------------------------------------------------------------------------------
+from jax_mlm.tasks.mlm import MaskedBatch
+from jax_mlm.tasks.task import Task
 
 
 def soft_targets(
@@ -48,9 +44,9 @@ def cosine_distance(
 
 def make_states(config: ModelConfig, dtype: Any) -> Callable[..., tuple[Array, Array]]:
     """`states(params, inputs, at, row_keys=None)` → last hidden states [B, S, D], normalised, and logits [B, P, V]."""
-    encoder = Encoder(config, dtype)
+    model = MaskedLM(config, dtype)
 
-    def both(module: Encoder, inputs: Inputs, at: Array, row_keys: Array | None) -> tuple[Array, Array]:
+    def both(module: MaskedLM, inputs: Inputs, at: Array, row_keys: Array | None) -> tuple[Array, Array]:
         x = module.hidden(inputs, None, row_keys)
         logits = module.vocabulary(jnp.take_along_axis(x, at[..., None], axis=1))
         if config.norm_first:
@@ -58,32 +54,47 @@ def make_states(config: ModelConfig, dtype: Any) -> Callable[..., tuple[Array, A
         return x, logits
 
     def states(params: Params, inputs: Inputs, at: Array, row_keys: Array | None = None) -> tuple[Array, Array]:
-        return encoder.apply({"params": params}, inputs, at, row_keys, method=both)
+        return model.apply({"params": params}, inputs, at, row_keys, method=both)
 
     return states
 
 
-def make_objective(config: DistilConfig, student: ModelConfig, teacher: ModelConfig, dtype: Any) -> Objective:
-    """The weighted sum of masked-language loss, soft targets and cosine, as a sum over targets.
+class TaughtBatch(NamedTuple):
+    """A masked batch, and how many targets a token of the whole batch stands for, once for each row."""
+
+    example: MaskedBatch
+    targets_per_token: Float[Array, "B"]
+
+
+def distilled(
+    task: Task, config: DistilConfig, student: ModelConfig, teacher: ModelConfig, taught_by: Params, dtype: Any
+) -> Task:
+    """Return the masked-LM `task` with the weighted sum of its loss, soft targets and cosine, as a sum over targets.
 
     Soft targets are taken where the vocabulary is projected anyway, at the hidden tokens; the cosine at every token.
     """
     learn, teach = make_states(student, dtype), make_states(teacher, dtype)
     tokens = min(student.vocab_size, teacher.vocab_size)  # what a table has beyond is padding
 
-    def objective(
-        params: Params, fixed: Params, targets_per_token: Array, batch: Batch, masked: Masked, drop_keys: Array | None
-    ) -> tuple[Array, Metrics]:
-        inputs = Inputs(masked.tokens, batch.segments, batch.positions)
+    def prepare(batch: Batch, keys: Key[Array, "B"], step: Int[Array, ""], horizon: Int[Array, ""]) -> TaughtBatch:
+        example = task.prepare(batch, keys, step, horizon)
+        share = example.masked.weights.sum() / jnp.maximum((batch.segments > 0).sum(), 1)
+        return TaughtBatch(example, jnp.broadcast_to(share, batch.rows.shape))
+
+    def loss(
+        params: Params, frozen: Params | None, taught: TaughtBatch, drop_keys: Key[Array, "B"] | None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        assert frozen is not None, "the teacher's parameters are the step's last argument"
+        masked, inputs = taught.example.masked, taught.example.inputs()
         hidden, logits = learn(params, inputs, masked.at, drop_keys)
-        their_hidden, their_logits = jax.lax.stop_gradient(teach(fixed, inputs, masked.at))
+        their_hidden, their_logits = jax.lax.stop_gradient(teach(frozen, inputs, masked.at))
         metrics = masked_metrics(logits, masked.targets, masked.weights)
         soft = soft_targets(logits[..., :tokens], their_logits[..., :tokens], masked.weights, config.distil_temperature)
         total, more = config.distil_mlm * metrics.loss_sum + config.distil_soft * soft, {"soft": soft}
         if student.width == teacher.width and config.distil_cosine:
-            apart = cosine_distance(hidden, their_hidden, batch.segments > 0)
-            more["cosine"] = targets_per_token * apart
+            distance = cosine_distance(hidden, their_hidden, inputs.segments > 0)
+            more["cosine"] = taught.targets_per_token[0] * distance
             total += config.distil_cosine * more["cosine"]
         return total, metrics._replace(more=more)
 
-    return objective
+    return task._replace(prepare=prepare, loss=loss, frozen=taught_by)

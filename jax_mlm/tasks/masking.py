@@ -10,7 +10,7 @@ floor or the ceiling of `rate` times the eligible ones, in the proportion that m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jax_mlm.cli.parser import unknown_choice
 from jax_mlm.config import MaskConfig
 from jax_mlm.data.tokenizer import Vocabulary
 
@@ -38,13 +39,13 @@ GroupRule = Callable[[Key[Array, ""], Bool[Array, "S"], Int[Array, "S"]], Int[Ar
 """(key, eligible, words) → a number for each token; equal numbers side by side are hidden together."""
 
 
-def token_groups(key: Key[Array, ""], eligible: Bool[Array, S], words: Int[Array, S]) -> Int[Array, S]:
+def token_groups(key: Key[Array, ""], eligible: Bool[Array, "S"], words: Int[Array, "S"]) -> Int[Array, "S"]:
     """Each token by itself."""
     del key, words
     return jnp.arange(eligible.shape[0])
 
 
-def word_groups(key: Key[Array, ""], eligible: Bool[Array, S], words: Int[Array, S]) -> Int[Array, S]:
+def word_groups(key: Key[Array, ""], eligible: Bool[Array, "S"], words: Int[Array, "S"]) -> Int[Array, "S"]:
     """All tokens of a word together."""
     del key, eligible
     return words
@@ -53,7 +54,7 @@ def word_groups(key: Key[Array, ""], eligible: Bool[Array, S], words: Int[Array,
 def make_span_groups(mean: float, longest: int) -> GroupRule:
     """Spans of geometric length, cut at `longest` (as in SpanBERT, Joshi et al. 2019), never across a special token."""
 
-    def span_groups(key: Key[Array, ""], eligible: Bool[Array, S], words: Int[Array, S]) -> Int[Array, S]:
+    def span_groups(key: Key[Array, ""], eligible: Bool[Array, "S"], words: Int[Array, "S"]) -> Int[Array, "S"]:
         del words
         ends = jax.random.bernoulli(key, 1 / mean, eligible.shape)
         broken = ends | ~eligible
@@ -68,22 +69,33 @@ def make_span_groups(mean: float, longest: int) -> GroupRule:
     return span_groups
 
 
-def group_rule(config: MaskConfig) -> GroupRule:
-    """The rule that the configuration names: the one place to add another."""
-    match config.mask_rule:
-        case "token":
-            return token_groups
-        case "whole-word":
-            return word_groups
-        case "span":
-            return make_span_groups(config.span_mean, config.span_max)
+class Rule(NamedTuple):
+    """What is hidden as one."""
+
+    groups: Callable[[MaskConfig], GroupRule]
+    room: Callable[[MaskConfig], int]
+    """Tokens by which the last group chosen may exceed the rate."""
+
+
+RULES: Mapping[str, Rule] = {
+    "token": Rule(lambda config: token_groups, lambda config: 0),
+    "whole-word": Rule(lambda config: word_groups, lambda config: LONGEST_WORD),
+    "span": Rule(lambda config: make_span_groups(config.span_mean, config.span_max), lambda config: config.span_max),
+}
+"""The choices of --mask-rule, and the one place to add another."""
+
+
+def rule_of(config: MaskConfig) -> Rule:
+    """Return the rule that the configuration names."""
+    if config.mask_rule not in RULES:
+        raise unknown_choice("--mask-rule", config.mask_rule, RULES)
+    return RULES[config.mask_rule]
 
 
 def slots(config: MaskConfig, length: int) -> int:
-    """Static number P of target slots in a row of `length` tokens: enough for the largest rate of the schedule."""
+    """Return the static number P of target slots in a row of `length` tokens: enough for the largest rate."""
     needed = math.ceil(config.largest_rate * length - 1e-6)
-    room = {"token": 0, "whole-word": LONGEST_WORD, "span": config.span_max}[config.mask_rule]
-    return min(length, needed + room)
+    return min(length, needed + rule_of(config).room(config))
 
 
 def rate_at(config: MaskConfig, step: Array | int, horizon: Array | int) -> Array:
@@ -95,8 +107,8 @@ def rate_at(config: MaskConfig, step: Array | int, horizon: Array | int) -> Arra
 
 
 def choose(
-    key: Key[Array, ""], groups: Int[Array, S], eligible: Bool[Array, S], rate: Array, room: int
-) -> Bool[Array, S]:
+    key: Key[Array, ""], groups: Int[Array, "S"], eligible: Bool[Array, "S"], rate: Array, room: int
+) -> Bool[Array, "S"]:
     """Chooses whole groups by the law above; one that would exceed `room` tokens in all is left out whole."""
     S = groups.shape[0]
     order_key, window_key = jax.random.split(key)
@@ -123,17 +135,17 @@ def choose(
 
 def make_mask(
     config: MaskConfig, vocabulary: Vocabulary, length: int
-) -> Callable[[Key[Array, B], Int[Array, "B S"], Int[Array, "B S"], Array], Masked]:
+) -> Callable[[Key[Array, "B"], Int[Array, "B S"], Int[Array, "B S"], Array], Masked]:
     """`mask(row_keys, tokens, words, rate)` for rows of `length` tokens.
 
     Special tokens (the unknown token among them) and padding are never targets and never drawn as replacements.
     """
-    rule, room = group_rule(config), slots(config, length)
+    rule, room = rule_of(config).groups(config), slots(config, length)
     special = np.zeros(vocabulary.size, bool)
     special[list(vocabulary.special)] = True
     ordinary = np.flatnonzero(~special).astype(np.int32)
 
-    def mask_row(key: Key[Array, ""], tokens: Int[Array, S], words: Int[Array, S], rate: Array) -> Masked:
+    def mask_row(key: Key[Array, ""], tokens: Int[Array, "S"], words: Int[Array, "S"], rate: Array) -> Masked:
         group_key, choose_key, split_key, random_key = jax.random.split(key, 4)
         eligible = (words >= 0) & ~jnp.asarray(special)[tokens]
         chosen = choose(choose_key, rule(group_key, eligible, words), eligible, rate, room)
@@ -150,7 +162,7 @@ def make_mask(
     return jax.vmap(mask_row, in_axes=(0, 0, 0, None))
 
 
-def row_keys(key: Key[Array, ""], step: Array | int, rows: Int[Array, B]) -> Key[Array, B]:
+def row_keys(key: Key[Array, ""], step: Array | int, rows: Int[Array, "B"]) -> Key[Array, "B"]:
     """A key for each global row of a step: the same however the rows are spread over microbatches, devices or hosts."""
     step_key = jax.random.fold_in(key, step)
     return jax.vmap(lambda row: jax.random.fold_in(step_key, row))(rows)

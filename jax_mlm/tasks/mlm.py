@@ -1,28 +1,80 @@
-"""Masked language modelling: loss and accuracy at the masked positions."""
+"""Masked language modelling: hide tokens, predict them; loss and accuracy at the masked positions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from jaxtyping import Array, Key
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
+from jax_mlm.config import MaskConfig, ModelConfig
 from jax_mlm.data.batches import Batch
-from jax_mlm.model.encoder import Forward, Inputs, Params
-from jax_mlm.tasks.masking import Masked
+from jax_mlm.data.tokenizer import Vocabulary
+from jax_mlm.model.encoder import Inputs, Params
+from jax_mlm.model.heads import Forward, init_params, make_forward
+from jax_mlm.tasks.masking import Masked, make_mask, rate_at, row_keys, slots
 from jax_mlm.tasks.metrics import Metrics, masked_metrics
+from jax_mlm.tasks.task import Task
 
-Objective = Callable[..., tuple[Array, Metrics]]
-"""(params, fixed params, targets a token, batch, masked rows, dropout keys) → what to minimise, and the metrics.
-
-Both are sums over targets; a mean over tokens becomes one when it is multiplied by the targets a token, a number of the
-whole batch.
-"""
+EVAL_MASK = MaskConfig()
+"""15 % of the tokens, 80/10/10, one by one: what the field reports, whatever the training masks were."""
+EVAL_SEED = 0
 
 
-def batch_metrics(
-    forward: Forward, params: Params, batch: Batch, masked: Masked, drop_keys: Key[Array, B] | None
+class MaskedBatch(NamedTuple):
+    """A batch and what of it is hidden."""
+
+    batch: Batch
+    masked: Masked
+
+    def inputs(self) -> Inputs:
+        return Inputs(self.masked.tokens, self.batch.segments, self.batch.positions)
+
+
+def measure(
+    forward: Forward, params: Params, example: MaskedBatch, drop_keys: Key[Array, "B"] | None = None
 ) -> Metrics:
-    """Loss and accuracy sums of masked rows."""
-    inputs = Inputs(masked.tokens, batch.segments, batch.positions)
-    logits = forward(params, inputs, masked.at, row_keys=drop_keys)
-    return masked_metrics(logits, masked.targets, masked.weights)
+    """Return loss and accuracy sums over the masked positions."""
+    logits = forward(params, example.inputs(), example.masked.at, row_keys=drop_keys)
+    return masked_metrics(logits, example.masked.targets, example.masked.weights)
+
+
+def make_examine(
+    forward: Forward, vocabulary: Vocabulary, length: int, config: MaskConfig = EVAL_MASK, seed: int = EVAL_SEED
+) -> Callable[[Params, Batch], Metrics]:
+    """Return `examine(params, batch)`: sums under masks fixed by the seed and each row's number in the data set."""
+    mask = make_mask(config, vocabulary, length)
+    rate, key = jnp.float32(config.mask_rate), jax.random.key(seed)
+
+    def examine(params: Params, batch: Batch) -> Metrics:
+        keys = jax.vmap(jax.random.split)(row_keys(key, 0, batch.rows))
+        return measure(forward, params, MaskedBatch(batch, mask(keys[:, 0], batch.tokens, batch.words, rate)))
+
+    return examine
+
+
+def masked_lm(model: ModelConfig, config: MaskConfig, vocabulary: Vocabulary, length: int, dtype: Any) -> Task:
+    """Return the task of predicting hidden tokens in rows of `length`, computed in `dtype`."""
+    forward = make_forward(model, dtype)
+    mask = make_mask(config, vocabulary, length)
+
+    def prepare(batch: Batch, keys: Key[Array, "B"], step: Int[Array, ""], horizon: Int[Array, ""]) -> MaskedBatch:
+        return MaskedBatch(batch, mask(keys, batch.tokens, batch.words, rate_at(config, step, horizon)))
+
+    def loss(
+        params: Params, frozen: Params | None, example: MaskedBatch, drop_keys: Key[Array, "B"] | None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        del frozen
+        metrics = measure(forward, params, example, drop_keys)
+        return metrics.loss_sum, metrics
+
+    return Task(
+        init=lambda key: init_params(model, key),
+        prepare=prepare,
+        loss=loss,
+        examine=make_examine(forward, vocabulary, length),
+        scheduled=lambda step, horizon: {"mask_rate": float(rate_at(config, step, horizon))},
+        targets=slots(config, length),
+    )

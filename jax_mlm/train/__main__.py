@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import sys
 
-from jax_mlm.cli.console import run_command
+from jax_mlm.cli.command import Command
 from jax_mlm.config import TrainConfig
-from jax_mlm.parallel import hosts
-from jax_mlm.report.live import Progress
-from jax_mlm.report.outcome import print_next
-from jax_mlm.train.loop import train
-from jax_mlm.train.options import EXAMPLES, GROUPS, check_resumed, defaults
+from jax_mlm.train.options import EXAMPLES, GROUPS, defaults, shown
 
 
-def main(config: TrainConfig) -> None:
-    """Trains, and says what to type next; the last line on stdout is the run directory."""
-    check_resumed(config)
-    hosts.join(config.multi_host)
+def run(config: TrainConfig) -> None:
+    """Train, and print what to type next; the last line on stdout is the run directory."""
+    from jax_mlm.parallel import hosts  # JAX is imported once the command line is known to be right
+    from jax_mlm.parallel.stop import stop_request
+    from jax_mlm.report.outcome import print_next
+    from jax_mlm.train.loop import train
+
     with hosts.first_speaks():
-        with Progress() as progress:
-            run = train(config, progress)
-        print_next(run, bool(config.data))
-        print(run)
+        directory = train(config, stopping=stop_request)
+        print_next(directory, bool(config.data))
+        print(directory)
 
+
+COMMAND = Command("python -m jax_mlm.train", TrainConfig, run, EXAMPLES, defaults, shown, GROUPS)
+main = COMMAND.main
 
 if __name__ == "__main__":
-    sys.exit(run_command("python -m jax_mlm.train", TrainConfig, main, EXAMPLES, default=defaults, groups=GROUPS))
+    sys.exit(main())

@@ -4,37 +4,38 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
 
 import jax
 
 from jax_mlm.evals.heldout import Result, result_of
+from jax_mlm.tasks.metrics import Metrics
 
 
 class Meter:
     """Adds up the metrics of the steps between two log lines, always one step behind the one just dispatched."""
 
-    def __init__(self, peak: float | None) -> None:
-        """`peak`: operations a second of all devices together, where known."""
-        self._peak = peak
-        self._pending: Any = None
+    def __init__(self, flops: Callable[[int], float], peak: float | None) -> None:
+        """Count the arithmetic of a step by its tokens; `peak` is that of all devices in a second, where known."""
+        self._flops_of, self._peak = flops, peak
+        self._pending: tuple[Metrics, int] | None = None
         self._reset()
 
     def _reset(self) -> None:
         self._sums, self._tokens, self._flops, self._since = Result(0, 0, 0), 0, 0.0, time.perf_counter()
         self._more: Counter[str] = Counter()
 
-    def add(self, metrics: Any, tokens: int, flops: float) -> None:
-        """Takes the step just dispatched, and waits for the one before it."""
-        before, self._pending = self._pending, (metrics, tokens, flops)
+    def add(self, metrics: Metrics, tokens: int) -> None:
+        """Take the step just dispatched, and wait for the one before it."""
+        before, self._pending = self._pending, (metrics, tokens)
         if before is not None:
             self._take(before)
 
-    def _take(self, step: Any) -> None:
+    def _take(self, step: tuple[Metrics, int]) -> None:
         self._sums += result_of(step[0])
         self._more.update({name: float(value) for name, value in jax.device_get(step[0].more).items()})
         self._tokens += step[1]
-        self._flops += step[2]
+        self._flops += self._flops_of(step[1])
 
     def restart(self) -> None:
         """Leaves the time since the last reading out of the rates: a validation, between two steps."""

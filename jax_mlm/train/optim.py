@@ -6,7 +6,7 @@ horizon while it is measured, without recompilation. The chains therefore end be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from jax_mlm.cli.parser import unknown_choice
 from jax_mlm.config import OptimConfig
 
 Schedule = Callable[[Array | int, Array | int], Array]
@@ -91,24 +92,32 @@ def orthogonalised(x: Float[Array, "M N"]) -> Float[Array, "M N"]:
 
 
 def _muon(config: OptimConfig) -> optax.GradientTransformation:
-    """Momentum, orthogonalised, and longer where a matrix [in, out] widens (Jordan et al. 2024: √max(1, out / in))."""
+    """Momentum, orthogonalised, and longer where a matrix [in, out] widens (Jordan et al. 2024: √max(1, out / in)).
+
+    What is not a hidden matrix is left to AdamW.
+    """
     lengthened = lambda x: orthogonalised(x) * max(1.0, x.shape[1] / x.shape[0]) ** 0.5  # noqa: E731
-    return optax.chain(
+    matrices = optax.chain(
         optax.trace(0.95, nesterov=True),
         optax.stateless(lambda u, _: jax.tree.map(lengthened, u)),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale(-config.muon_lr),
     )
+    kinds = lambda params: jax.tree.map(lambda h: "muon" if h else "adamw", is_hidden_matrix(params))  # noqa: E731
+    return optax.partition({"muon": matrices, "adamw": _adamw(config)}, kinds)
+
+
+OPTIMIZERS: Mapping[str, Callable[[OptimConfig], optax.GradientTransformation]] = {
+    "adamw": _adamw,
+    "muon": _muon,
+    "lamb": _lamb,
+}
+"""The choices of --optimizer, and the one place to add another."""
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """Gradient → update at the peak learning rate; multiply it by the schedule. The one place to add another."""
-    match config.optimizer:
-        case "adamw":
-            chain = _adamw(config)
-        case "lamb":
-            chain = _lamb(config)
-        case "muon":
-            kinds = lambda params: jax.tree.map(lambda h: "muon" if h else "adamw", is_hidden_matrix(params))  # noqa: E731
-            chain = optax.partition({"muon": _muon(config), "adamw": _adamw(config)}, kinds)
+    """Return the chain from a gradient to an update at the peak learning rate; multiply it by the schedule."""
+    if config.optimizer not in OPTIMIZERS:
+        raise unknown_choice("--optimizer", config.optimizer, OPTIMIZERS)
+    chain = OPTIMIZERS[config.optimizer](config)
     return optax.chain(optax.clip_by_global_norm(config.clip), chain) if config.clip else chain

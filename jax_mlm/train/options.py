@@ -1,23 +1,20 @@
-"""The options of `python -m jax_mlm.train`: what they are read over, and which a resumed run may change."""
+"""The options of `python -m jax_mlm.train`: what they are laid over, and which a resumed run may change."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import jax
-
-from jax_mlm.cli.help import nearest
+from jax_mlm.cli.options import Given
+from jax_mlm.cli.parser import unknown_choice
 from jax_mlm.config import TrainConfig
 from jax_mlm.errors import UserError
-from jax_mlm.parallel import hosts
 from jax_mlm.presets import PRESETS
 from jax_mlm.run.directory import RUN_FILE, read_run
-from jax_mlm.train.start import continued
-from jax_mlm.train.teacher import student_defaults
 
 EXAMPLES = """examples:
   python -m jax_mlm.train                                     the founding sentence, in seconds
@@ -41,45 +38,60 @@ FREE_ON_RESUME = {
 """Fields that may differ from those a run began with."""
 
 
-def option(argv: Sequence[str], name: str) -> str | None:
-    """The value of --name in raw arguments: needed before the others can be read."""
-    for i, word in enumerate(argv):
-        if word == f"--{name}" and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(f"--{name}="):
-            return word.partition("=")[2]
-    return None
+def shown(argv: Sequence[str]) -> TrainConfig:
+    """Return the preset whose values --help shows as defaults: the named one, or that of no options."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", nargs="?")
+    return PRESETS.get(parser.parse_known_args(argv)[0].preset, PRESETS["sentence"])
 
 
-def defaults(argv: Sequence[str]) -> TrainConfig:
-    """The defaults that options are read over: those of the run to resume, or of the preset."""
-    hosts.join("--multi-host" in argv)  # before any device is looked at
-    out, preset, init, teacher = (option(argv, name) for name in ("out", "preset", "init", "distil"))
-    if "--resume" in argv and out and (Path(out) / RUN_FILE).is_file():
-        return replace(read_run(Path(out)), resume=True, out=out)
+def defaults(given: Given) -> TrainConfig:
+    """Return what the given options are laid over: the config of the run to resume, or of the preset.
+
+    The other hosts are joined here, before any device is looked at.
+    """
+    preset, data = given.get("preset"), given.get("data")
+    if preset is not None and preset not in PRESETS:
+        raise unknown_choice("--preset", preset, PRESETS)
+    before = _run_to_resume(given.get("resume", False), given.get("out", ""))
+    if before is None and preset is None and data is None:
+        for name in ("init", "distil"):
+            if name in given:
+                raise UserError(f"--{name} needs --data: the text to learn from")
+    from jax_mlm.parallel import hosts
+
+    hosts.join(given.get("multi_host", before is not None and before.multi_host))
+    if before is not None:
+        return replace(before, resume=True)
+    if preset is None and data is None:
+        return PRESETS["sentence"]
     if preset is None:
-        if option(argv, "data") is None:
-            if init is not None or teacher is not None:
-                raise UserError(f"--{'init' if init is not None else 'distil'} needs --data: the text to learn from")
-            return PRESETS["sentence"]
+        import jax
+
         preset = "tiny" if jax.default_backend() == "cpu" else "small"
         if hosts.is_first():
             print(f"--data without --preset: taking {preset} for {jax.default_backend()}", file=sys.stderr)
-    if preset not in PRESETS:
-        raise UserError(
-            f"--preset {preset} is unknown: choose from {', '.join(PRESETS)}.{nearest(preset, list(PRESETS))}"
-        )
-    chosen = replace(PRESETS[preset], steps=0) if option(argv, "budget") is not None else PRESETS[preset]
-    if init is not None:
-        return continued(chosen, Path(init))
-    return chosen if teacher is None else student_defaults(chosen, Path(teacher), option(argv, "preset") is not None)
+    chosen = replace(PRESETS[preset], steps=0) if "budget" in given else PRESETS[preset]
+    if "init" in given:
+        from jax_mlm.train.start import continued
+
+        return continued(chosen, Path(given["init"]))
+    if "distil" in given:
+        from jax_mlm.train.teacher import student_defaults
+
+        return student_defaults(chosen, Path(given["distil"]), "preset" in given)
+    return chosen
+
+
+def _run_to_resume(resume: bool, out: str) -> TrainConfig | None:
+    return read_run(Path(out)) if resume and out and (Path(out) / RUN_FILE).is_file() else None
 
 
 def check_resumed(config: TrainConfig) -> None:
-    """Refuses options that contradict the run to resume."""
-    if not config.resume or not config.out or not (Path(config.out) / RUN_FILE).is_file():
+    """Refuse options that contradict the run to resume."""
+    before = _run_to_resume(config.resume, config.out)
+    if before is None:
         return
-    before = read_run(Path(config.out))
     for field in dataclasses.fields(TrainConfig):
         if field.name not in FREE_ON_RESUME and getattr(config, field.name) != getattr(before, field.name):
             raise UserError(

@@ -7,12 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import jax
 import numpy as np
 
 from jax_mlm.errors import UserError
+from jax_mlm.run.checkpoint import Meta
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 EVALUATIONS = 10
@@ -41,7 +41,7 @@ class Pace:
         steps: int,
         budget: float | None,
         eval_every: int,
-        meta: dict[str, Any],
+        meta: Meta,
         final_rows: float,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -50,7 +50,7 @@ class Pace:
         self._every = eval_every or max(1, -(-steps // EVALUATIONS))
         self._fixed_every = bool(eval_every)
         self._began = clock() - float(meta["elapsed"])
-        self._first = self._done = int(meta["step"])
+        self.first = self._done = int(meta["step"])
         self.horizon = steps if budget is None else int(meta["horizon"]) or FIRST_GUESS
         self._evaluations = EVALUATIONS * self._done // max(self.horizon, 1)
         self._evaluating_seconds, self._last_evaluation = 0.0, None
@@ -114,6 +114,6 @@ class Pace:
             return max(self._budget - self.elapsed(), 0.0)
         return (self.horizon - self._done) * self.seconds_per_step()
 
-    def meta(self, done: int) -> dict[str, Any]:
+    def meta(self, done: int) -> Meta:
         """What a checkpoint records of the clock."""
         return {"step": done, "elapsed": self.elapsed(), "horizon": self.horizon}

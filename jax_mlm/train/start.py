@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 from jax_mlm.config import ModelConfig, OptimConfig, TrainConfig
 from jax_mlm.data.tokenizer import load_tokenizer, padded_size, size_of
 from jax_mlm.errors import UserError
-from jax_mlm.hf import open_hf, read_hf
+from jax_mlm.hf.directory import open_hf, read_hf
 from jax_mlm.presets import PRESETS
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run, read_run_file

@@ -1,4 +1,4 @@
-"""One optimizer step and one validation step, as pure functions built once."""
+"""One optimizer step, as a pure function built once."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from jax_mlm.config import MaskConfig
 from jax_mlm.data.batches import Batch
-from jax_mlm.data.tokenizer import Vocabulary
-from jax_mlm.model.encoder import Forward, Params
-from jax_mlm.tasks.masking import make_mask, rate_at, row_keys
+from jax_mlm.model.encoder import Params
+from jax_mlm.tasks.masking import row_keys
 from jax_mlm.tasks.metrics import Metrics
-from jax_mlm.tasks.mlm import Objective, batch_metrics
+from jax_mlm.tasks.task import Task
 from jax_mlm.train.optim import Schedule
 
-TrainStep = Callable[["TrainState", Batch, Int[Array, ""]], tuple["TrainState", Metrics]]
+TrainStep = Callable[..., tuple["TrainState", Metrics]]
+"""(state, batch, horizon, frozen parameters of the task, if it has any) → the next state, and the batch's metrics."""
 
 
 class TrainState(NamedTuple):
@@ -27,50 +26,34 @@ class TrainState(NamedTuple):
 
     step: Int[Array, ""]
     params: Params
-    opt_state: Any
+    opt_state: optax.OptState
 
 
 def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+    """Return the state before the first step."""
     return TrainState(jnp.int32(0), params, tx.init(params))
 
 
 def make_train_step(
-    forward: Forward,
-    tx: optax.GradientTransformation,
-    schedule: Schedule,
-    mask_config: MaskConfig,
-    vocabulary: Vocabulary,
-    length: int,
-    key: Key[Array, ""],
-    accumulate: int = 1,
-    objective: Objective | None = None,
+    task: Task, tx: optax.GradientTransformation, schedule: Schedule, key: Key[Array, ""], accumulate: int = 1
 ) -> TrainStep:
-    """`train_step(state, batch, horizon)` → the next state, and the metrics of this batch before the update.
+    """Return `train_step(state, batch, horizon)` → the next state, and the metrics of this batch before the update.
 
-    The gradient is that of Σloss / Σcount over the whole batch, in whatever number of microbatches it is computed. An
-    `objective` takes the loss's place; parameters that it needs and that do not learn are the step's last argument.
+    The gradient is that of Σloss / Σcount over the whole batch, in whatever number of microbatches it is computed. The
+    parameters that a task has frozen are the step's last argument.
     """
-    mask = make_mask(mask_config, vocabulary, length)
-
-    def masked_lm(params: Params, _: Any, __: Array, *part: Any) -> tuple[Array, Metrics]:
-        metrics = batch_metrics(forward, params, *part)
-        return metrics.loss_sum, metrics
-
-    gradient = jax.grad(objective or masked_lm, has_aux=True)
+    gradient = jax.grad(task.loss, has_aux=True)
 
     def train_step(
-        state: TrainState, batch: Batch, horizon: Int[Array, ""], fixed: Params | None = None
+        state: TrainState, batch: Batch, horizon: Int[Array, ""], frozen: Params | None = None
     ) -> tuple[TrainState, Metrics]:
         keys = jax.vmap(jax.random.split)(row_keys(key, state.step, batch.rows))
-        masked = mask(keys[:, 0], batch.tokens, batch.words, rate_at(mask_config, state.step, horizon))
-        per_token = masked.weights.sum() / jnp.maximum((batch.segments > 0).sum(), 1)
+        parts = (task.prepare(batch, keys[:, 0], state.step, horizon), keys[:, 1])
 
-        def value_and_grad(params: Params, *part: Any) -> tuple[Metrics, Params]:
-            grads, metrics = gradient(params, fixed, per_token, *part)
+        def value_and_grad(params: Params, example: Any, drop_keys: Key[Array, "B"]) -> tuple[Metrics, Params]:
+            grads, metrics = gradient(params, frozen, example, drop_keys)
             return metrics, grads
 
-        parts = (batch, masked, keys[:, 1])
         if accumulate == 1:
             metrics, grads = value_and_grad(state.params, *parts)
         else:

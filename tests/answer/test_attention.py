@@ -14,16 +14,16 @@ from mlm_onnx.answer.attention import AttentionReader, carries_attention
 from mlm_onnx.answer.reader import Reader
 from mlm_onnx.bundle.layout import ATTENTION_GRAPH, FAST_DATA
 from mlm_onnx.bundle.read import open_bundle
-from mlm_onnx.convert.attention import jax_attention, shapes, write_attention
-from mlm_onnx.convert.graphs import attention_graph, fill_mask_graph
 from mlm_onnx.convert.onnx_file import Graph
-from mlm_onnx.convert.parity import ParityError, open_session
+from mlm_onnx.convert.parity import ATTENTION_WEIGHTS, ParityError, open_session
 from mlm_onnx.convert.precision import FP32, Precision
 from mlm_onnx.convert.quantize import INT8
+from mlm_onnx.convert.reference import Reference
+from mlm_onnx.convert.targets import ATTENTION, attention_graph, fill_mask_graph, write_target
 from support.models import BERT, CONFIGS, MODERN, randomised
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.ops.attention import NEGATIVE, attend, attention_weights
+from jax_mlm.model.ops.attention import NEGATIVE, attend, attention_weights, visible
 
 FAMILIES = ("modernbert-local", "bert", "roberta", "distilbert", "albert", "albert-two-groups", "rms", "odd-head")
 
@@ -32,16 +32,20 @@ def write(folder: Path, config: ModelConfig, precision: Precision = FP32, asked:
     (folder / "fast").mkdir()
     params = randomised(config)
     fill_mask_graph(config, params, precision).write(folder / "fast" / "fill_mask.onnx")
-    reference = jax_attention(asked or config, params)
-    return write_attention(folder, config, params, precision, reference, config.vocab_size)
+    target = replace(ATTENTION, build=lambda asked, *rest: attention_graph(config, *rest))
+    reference = Reference(asked or config, params, config.vocab_size)
+    return write_target(folder, target, reference, precision, ATTENTION.comparison.shapes(config.max_length))[0]
 
 
 def test_weights_are_those_that_attend_mixes_by() -> None:
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 3, 5, 4)), jnp.float32) for _ in range(3))
-    seen = jnp.asarray(rng.random((2, 1, 5, 5)) < 0.7).at[..., 0].set(True)
-    weights = attention_weights(q, k, seen)
-    np.testing.assert_allclose(weights @ v, attend(q, k, v, seen, None), atol=1e-6)
+    segments, window = jnp.asarray([[1, 1, 1, 2, 2], [1, 1, 1, 1, 0]]), 2
+    seen = visible(segments, window)
+    weights = attention_weights(q, k, segments, window)
+    np.testing.assert_allclose(weights @ v, attend(q, k, v, segments, window), atol=1e-6)
+    assert seen.any()
+    assert not seen.all()
     assert (np.where(seen, 0, weights) == 0).all(), f"{NEGATIVE} leaves nothing"
 
 
@@ -87,7 +91,7 @@ def test_a_weight_that_is_not_stored_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("longest", [1, 7, 160, 512])
 def test_shapes_fit_the_model(longest: int) -> None:
-    assert max(length for _, length in shapes(longest)) == min(longest, 160)
+    assert max(length for _, length, _ in ATTENTION_WEIGHTS.shapes(longest)) == min(longest, 160)
 
 
 def test_a_bundle_answers_what_each_token_attends_to(sentence_bundles: dict[str, Path]) -> None:

@@ -14,12 +14,14 @@ import pytest
 from mlm_onnx import FillMask, QueryError
 from mlm_onnx.__main__ import main
 from mlm_onnx.bundle.layout import EMBED_GRAPH, FAST_DATA, FAST_GRAPH, BundleError
-from mlm_onnx.convert import pipeline as convert
-from mlm_onnx.convert.graphs import embed_graph, fill_mask_graph
-from mlm_onnx.convert.parity import ParityError, compare_embeddings, jax_sides, onnx_embed
+from mlm_onnx.convert import pipeline
+from mlm_onnx.convert.parity import EMBEDDINGS, ParityError, onnx_side, open_session
 from mlm_onnx.convert.precision import FP32
 from mlm_onnx.convert.quantize import INT8
-from support.bundles import ORIGIN, SENTENCE_MODEL
+from mlm_onnx.convert.reference import Reference
+from mlm_onnx.convert.request import Request
+from mlm_onnx.convert.targets import EMBED, FILL_MASK, embed_graph, fill_mask_graph
+from support.bundles import ONE_SHAPE, ORIGIN, SENTENCE_MODEL
 from support.models import BERT, CONFIGS, SHAPES, randomised
 from support.texts import ROOM, long_text
 
@@ -51,9 +53,9 @@ def test_embeddings_equal_jax(name: str, tmp_path: Path) -> None:
     file = tmp_path / "fill.onnx"
     fill_mask_graph(config, params).write(file)
     embed_graph(config, params).write_sharing(tmp_path / "embed.onnx", file)
-    found = compare_embeddings(
-        jax_sides(config, params)[1], onnx_embed(tmp_path / "embed.onnx"), config.vocab_size, SHAPES
-    )
+    expected = Reference(config, params, config.vocab_size).embedding
+    ours = onnx_side(open_session(tmp_path / "embed.onnx", EMBEDDINGS.options))
+    found = EMBEDDINGS.compare(expected, ours, config.vocab_size, SHAPES)
     assert found.std > 0.1, "too flat a model would hide mistakes"
     assert found.max_difference <= 1e-4
     assert found.least_cosine > 1 - 1e-6
@@ -114,11 +116,11 @@ def test_an_embedding_that_differs_is_not_written(tmp_path: Path, monkeypatch: p
     def wrong(model: Any, params: Any, precision: Any) -> Any:
         return embed_graph(replace(model, rope_theta=100.0), params, precision)
 
-    monkeypatch.setattr(convert, "embed_graph", wrong)
-    monkeypatch.setattr(convert, "parity_shapes", lambda length: ((1, 7, 2),))
+    monkeypatch.setattr(pipeline, "TARGETS", (FILL_MASK, replace(EMBED, build=wrong)))
     tokenizer = train_tokenizer([SENTENCE], "word", 16)
+    params, request = randomised(SENTENCE_MODEL), Request("fp32")
     with pytest.raises(ParityError, match="embedding"):
-        convert.write_bundle(tmp_path / "b", SENTENCE_MODEL, randomised(SENTENCE_MODEL), tokenizer, FP32, ORIGIN)
+        pipeline.write_bundle(tmp_path / "b", SENTENCE_MODEL, params, tokenizer, request, ORIGIN, ONE_SHAPE)
     assert list(tmp_path.iterdir()) == []
 
 

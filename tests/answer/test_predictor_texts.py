@@ -18,7 +18,7 @@ from mlm_onnx.answer.reader import Reader
 from mlm_onnx.bundle.layout import MANIFEST, TOKENIZER, Limits, Special
 from mlm_onnx.bundle.read import Bundle
 from mlm_onnx.bundle.write import seal
-from support.bundles import KINDS, ORIGIN, SENTENCE_MODEL, piecewise
+from support.bundles import KINDS, ONE_SHAPE, ORIGIN, SENTENCE_MODEL, piecewise
 from support.models import randomised
 from support.texts import ROOM, long_text
 
@@ -212,14 +212,12 @@ def test_words_are_whole(readers: dict[str, Reader], kind: str) -> None:
 # ---- targets that are more than one token -----------------------------------------------------------
 
 
-def test_first_pieces_are_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlm_onnx.convert import pipeline as convert
-    from mlm_onnx.convert.quantize import INT8
+def test_first_pieces_are_said_so(tmp_path: Path) -> None:
+    from mlm_onnx.convert import Request, write_bundle
 
-    monkeypatch.setattr(convert, "parity_shapes", lambda length: ((1, 4, 1),))
     tokenizer = piecewise("wordpiece")
     model = replace(SENTENCE_MODEL, vocab_size=tokenizer.get_vocab_size())
-    convert.write_bundle(tmp_path / "b", model, randomised(model), tokenizer, INT8, ORIGIN)
+    write_bundle(tmp_path / "b", model, randomised(model), tokenizer, Request(), ORIGIN, ONE_SHAPE)
     fill, text = FillMask(tmp_path / "b"), "The cat [MASK] in the garden."
     with pytest.raises(QueryError, match=r"'gardener' is not one token .* split into garden ##.* first_piece"):
         fill(text, targets=["gardener"])

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from mlm_onnx import FillMask
-from mlm_onnx.convert.pipeline import write_bundle
-from mlm_onnx.convert.precision import FP32
-from mlm_onnx.convert.quantize import INT8
+from mlm_onnx.convert import Request, write_bundle
+from support.bundles import ONE_SHAPE
 
-from jax_mlm.hf import Imported, read_hf
-from jax_mlm.model.encoder import Inputs, make_forward
+from jax_mlm.hf.directory import Imported, read_hf
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import make_forward
 
 QUERIES = 1000
 TOKENS = 64
@@ -47,16 +46,13 @@ def queries(imported: Imported, lines: list[str]) -> list[str]:
     return made
 
 
-def convert(imported: Imported, folder: Path, precision: Any, monkeypatch: pytest.MonkeyPatch, **more: Any) -> FillMask:
-    monkeypatch.setattr("mlm_onnx.convert.pipeline.parity_shapes", lambda length: ((1, 7, 2),))
-    write_bundle(folder, imported.model, imported.params, imported.tokenizer, precision, ORIGIN, **more)
+def convert(imported: Imported, folder: Path, request: Request) -> FillMask:
+    write_bundle(folder, imported.model, imported.params, imported.tokenizer, request, ORIGIN, ONE_SHAPE)
     return FillMask(folder, threads=1)
 
 
-def test_a_thousand_first_answers_are_jaxs(
-    imported: Imported, queries: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill = convert(imported, tmp_path / "b", FP32, monkeypatch)
+def test_a_thousand_first_answers_are_jaxs(imported: Imported, queries: list[str], tmp_path: Path) -> None:
+    fill = convert(imported, tmp_path / "b", Request("fp32"))
     encoded = [imported.tokenizer.encode(text).ids for text in queries]
     tokens, segments = np.zeros((2, QUERIES, TOKENS), np.int32)
     for row, ids in enumerate(encoded):
@@ -80,13 +76,10 @@ def test_a_thousand_first_answers_are_jaxs(
     np.testing.assert_allclose([each["probability"] for each in found], expected, atol=1e-4)
 
 
-def test_int8_is_measured_on_the_text(
-    imported: Imported, lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_int8_is_measured_on_the_text(imported: Imported, lines: list[str], tmp_path: Path) -> None:
     (tmp_path / "held-out.txt").write_text("\n".join(lines[:400]), encoding="utf-8")
-    fill = convert(imported, tmp_path / "b", INT8, monkeypatch, calibration=tmp_path / "held-out.txt")
+    fill = convert(imported, tmp_path / "b", Request(calibration=tmp_path / "held-out.txt"))
     measured = fill.bundle.manifest["parity"]["calibration"]
     assert measured["tokens"] >= 1000
     assert measured["drop"] <= 0.01
     assert measured["top1_agreement"] > 0.9
-    assert fill.bundle.manifest["int8"]["saturation"]["on"] == "held-out.txt"

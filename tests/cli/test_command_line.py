@@ -5,6 +5,7 @@ import re
 import pytest
 from mlm_onnx import __main__ as entry
 from mlm_onnx.cli.parser import UsageError, read
+from support.paths import ROOT
 from support.texts import slips
 
 
@@ -50,4 +51,14 @@ def test_every_page_has_two_examples_and_every_slip_is_recognised(name, capsys, 
 def test_a_wrong_choice_names_the_right_ones(capsys):
     for arguments in (["--dtype", "in8"], ["--dtype=in8"]):
         code, _, err = call(capsys, "convert", "run", "bundle", *arguments)
-        assert (code, err) == (2, "error: --dtype in8 is unknown: choose int8 or fp32; did you mean int8?\n")
+        assert (code, err) == (2, "error: --dtype in8: choose int8 or fp32; did you mean int8?\n")
+
+
+def test_info_shows_what_older_bundles_measured_without_vnni(capsys, sentence_bundles):
+    code, out, _ = call(capsys, "info", str(ROOT / "tests" / "golden" / "bundle-int8"))
+    assert code == 0
+    assert "without VNNI 0.80% of the sums of two products are cut off, which changes 8.3% of the first answers" in out
+    assert "convert with --reduce-range" in out
+    code, out, _ = call(capsys, "info", str(sentence_bundles["int8"]))
+    assert code == 0
+    assert "VNNI" not in out

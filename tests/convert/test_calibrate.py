@@ -14,11 +14,11 @@ from mlm_onnx.bundle.layout import BundleError
 from mlm_onnx.bundle.read import open_bundle
 from mlm_onnx.convert import calibrate
 from mlm_onnx.convert.calibrate import against, queries
-from mlm_onnx.convert.graphs import fill_mask_graph
-from mlm_onnx.convert.parity import onnx_forward
 from mlm_onnx.convert.precision import FP32
-from mlm_onnx.convert.quantize import INT8, adjusted
+from mlm_onnx.convert.quantize import INT8, REDUCED, adjusted
+from mlm_onnx.convert.targets import fill_mask_graph
 from onnx import numpy_helper
+from support.bundles import fast_side
 from support.models import MODERN, randomised
 
 from jax_mlm.data.tokenizer import train_tokenizer, vocabulary_of
@@ -66,7 +66,7 @@ def test_the_matrix_that_costs_too_much_stays_in_float32(
 ) -> None:
     params = randomised(CONFIG)
     fill_mask_graph(CONFIG, params).write(tmp_path / "g.onnx")
-    exact = onnx_forward(tmp_path / "g.onnx")
+    exact = fast_side(tmp_path / "g.onnx")
     asked = [(i, at, exact(i, at)[0].argmax(-1)) for i, at, _ in queries(text, TOKENIZER, VOCABULARY, 48)[:60]]
 
     def broken(g: Any, x: str, name: str, kernel: Any, bias: Any, **rest: Any) -> str:
@@ -89,7 +89,8 @@ def test_kept_matrices_and_seven_bits_are_what_is_stored(tmp_path: Path) -> None
     assert stored["head.kernel"].dtype == np.float32
     sevens = [array for array in stored.values() if array.dtype == np.int8]
     assert len(sevens) == 4 * CONFIG.layers + 1  # queries of the last layer are a matrix of their own
-    assert {int(np.abs(array).max()) for array in sevens} == {63}
+    assert {int(np.abs(array).max()) for array in sevens} == {REDUCED}
+    assert 2 * 255 * REDUCED < 1 << 15, "the sum of two products must fit into 16 bits"
 
 
 def test_convert_writes_it_into_the_manifest(
@@ -100,7 +101,9 @@ def test_convert_writes_it_into_the_manifest(
     (tmp_path / "text.txt").write_text("This model creates a super relationships between the words\n" * 100)
     options = ["--calibrate", str(tmp_path / "text.txt"), "--reduce-range", "--for", "hub"]
     assert main(["convert", str(two_checkpoints), str(tmp_path / "b"), *options]) == 0
-    assert "hidden tokens of text.txt" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "hidden tokens of text.txt" in said
+    assert "7-bit weights: right on every processor" in said
     manifest = open_bundle(tmp_path / "b").manifest
     assert manifest["parity"]["calibration"]["tokens"] == 100
     assert manifest["parity"]["calibration"]["drop"] <= 0.01

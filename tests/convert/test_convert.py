@@ -17,9 +17,10 @@ from mlm_onnx.bundle.layout import BundleError
 from mlm_onnx.bundle.read import open_bundle
 from mlm_onnx.convert import pipeline as convert
 from mlm_onnx.convert import quantize
-from mlm_onnx.convert.parity import ParityError, compare, parity_shapes
+from mlm_onnx.convert.parity import LOGITS, ParityError
 from mlm_onnx.convert.pipeline import write_bundle
-from mlm_onnx.convert.precision import FP32
+from mlm_onnx.convert.request import Request
+from mlm_onnx.convert.targets import FILL_MASK
 from support.bundles import ORIGIN, SENTENCE_MODEL
 from support.models import CONFIGS, randomised
 
@@ -43,7 +44,7 @@ def test_convert_takes_the_best_checkpoint(
 
 
 def test_int8_is_the_default_and_replaces_a_bundle(two_checkpoints: Path, tmp_path: Path) -> None:
-    convert.convert(two_checkpoints, tmp_path / "b", "fp32")
+    convert.convert(two_checkpoints, tmp_path / "b", Request("fp32"))
     assert main(["convert", str(two_checkpoints), str(tmp_path / "b")]) == 0
     manifest = open_bundle(tmp_path / "b").manifest
     assert manifest["dtype"] == "int8"
@@ -68,15 +69,13 @@ def test_a_run_without_its_parts(
 
 
 def test_a_graph_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = convert.fill_mask_graph
-
     def wrong(model: ModelConfig, *rest: Any) -> Any:
-        return build(replace(model, activation="gelu_tanh"), *rest)
+        return FILL_MASK.build(replace(model, activation="gelu_tanh"), *rest)
 
-    monkeypatch.setattr(convert, "fill_mask_graph", wrong)
+    monkeypatch.setattr(convert, "TARGETS", (replace(FILL_MASK, build=wrong),))
     tokenizer = train_tokenizer([SENTENCE], "word", 16)
     with pytest.raises(ParityError, match="nothing was written"):
-        write_bundle(tmp_path / "b", CONFIG.model, randomised(CONFIG.model), tokenizer, FP32, ORIGIN)
+        write_bundle(tmp_path / "b", CONFIG.model, randomised(CONFIG.model), tokenizer, Request("fp32"), ORIGIN)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -84,7 +83,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     params = randomised(CONFIG.model)
     params["layer_1"]["mlp"]["up"]["kernel"][3, 4] = np.nan
     with pytest.raises(BundleError, match=r"layer_1\.mlp\.up\.kernel"):
-        write_bundle(tmp_path / "b", CONFIG.model, params, train_tokenizer([SENTENCE], "word", 16), FP32, ORIGIN)
+        write_bundle(tmp_path / "b", CONFIG.model, params, train_tokenizer([SENTENCE], "word", 16), Request(), ORIGIN)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -92,7 +91,7 @@ def test_int8_that_ruins_the_answers_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(quantize, "quantize_columns", _coarse)
     tokenizer = train_tokenizer([SENTENCE], "word", 16)
     with pytest.raises(ParityError, match="use --dtype fp32"):
-        write_bundle(tmp_path / "b", CONFIG.model, randomised(CONFIG.model), tokenizer, quantize.INT8, ORIGIN)
+        write_bundle(tmp_path / "b", CONFIG.model, randomised(CONFIG.model), tokenizer, Request(), ORIGIN)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -102,23 +101,23 @@ def _coarse(kernel: np.ndarray, largest: int = 127) -> tuple[np.ndarray, np.ndar
 
 
 def test_nan_never_passes_the_comparison() -> None:
-    def zeros(ids: np.ndarray, at: np.ndarray) -> np.ndarray:
-        return np.zeros((*at.shape, 8), np.float32)
+    def zeros(input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return np.zeros((*positions.shape, 8), np.float32)
 
-    parity = compare(zeros, lambda ids, at: zeros(ids, at) * np.nan, 8, ((1, 4, 2),))
+    parity = LOGITS.compare(zeros, lambda **query: zeros(**query) * np.nan, 8, ((1, 4, 2),))
     assert not parity.max_difference <= 1e-4
 
 
 @pytest.mark.parametrize("longest", [1, 2, 17, 64, 512])
 def test_shapes_fit_the_model(longest: int) -> None:
-    shapes = parity_shapes(longest)
+    shapes = LOGITS.shapes(longest)
     assert max(length for _, length, _ in shapes) == longest
     assert all(positions <= length for _, length, positions in shapes)
 
 
 def test_the_founding_files_are_hugging_faces(two_checkpoints: Path, tmp_path: Path) -> None:
     tokenizer = train_tokenizer([SENTENCE], "word", 16)
-    write_bundle(tmp_path / "b", CONFIG.model, randomised(CONFIG.model), tokenizer, FP32, ORIGIN)
+    write_bundle(tmp_path / "b", CONFIG.model, randomised(CONFIG.model), tokenizer, Request("fp32"), ORIGIN)
     config = json.loads((tmp_path / "b" / "config.json").read_text())
     assert (config["model_type"], config["architectures"]) == ("modernbert", ["ModernBertForMaskedLM"])
     assert json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())["mask_token"] == "[MASK]"

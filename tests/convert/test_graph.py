@@ -12,30 +12,32 @@ import jax
 import numpy as np
 import onnxruntime as ort
 import pytest
-from mlm_onnx.convert.graphs import fill_mask_graph
-from mlm_onnx.convert.parity import Forward, compare, onnx_forward
+from mlm_onnx.convert.parity import LOGITS, Side
 from mlm_onnx.convert.precision import FP32, Precision
 from mlm_onnx.convert.quantize import INT8, block_size, quantize_blocks, quantize_columns
+from mlm_onnx.convert.targets import fill_mask_graph
+from support.bundles import fast_side
 from support.models import BERT, CONFIGS, MODERN, SHAPES, randomised
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.encoder import Inputs, make_forward
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import make_forward
 
 
 @cache
-def reference(name: str) -> Forward:
+def reference(name: str) -> Side:
     """The JAX model with randomised parameters; padded to one shape, so that it compiles once for all of them."""
     config = CONFIGS[name]
     forward, params = jax.jit(make_forward(config)), randomised(config)
     B, S, P = (max(sizes) for sizes in zip(*SHAPES, strict=True))
 
-    def run(ids: np.ndarray, at: np.ndarray) -> np.ndarray:
-        (b, s), p = ids.shape, at.shape[1]
-        tokens, segments, positions = (np.zeros((B, S), np.int32) for _ in range(3))
-        tokens[:b, :s], segments[:b, :s], positions[:b, :s] = ids, 1, np.arange(s)
+    def run(input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        (b, s), p = input_ids.shape, positions.shape[1]
+        tokens, segments, places = (np.zeros((B, S), np.int32) for _ in range(3))
+        tokens[:b, :s], segments[:b, :s], places[:b, :s] = input_ids, 1, np.arange(s)
         where = np.zeros((B, P), np.int32)
-        where[:b, :p] = at
-        return np.asarray(forward(params, Inputs(tokens, segments, positions), where))[:b, :p]
+        where[:b, :p] = positions
+        return np.asarray(forward(params, Inputs(tokens, segments, places), where))[:b, :p]
 
     return run
 
@@ -46,7 +48,7 @@ def run(tmp_path: Path) -> Callable[..., Callable[..., np.ndarray]]:
 
     def build(config: ModelConfig, params: Any, precision: Precision = FP32) -> Callable[..., np.ndarray]:
         fill_mask_graph(config, params, precision).write(tmp_path / "g.onnx")
-        return onnx_forward(tmp_path / "g.onnx")
+        return fast_side(tmp_path / "g.onnx")
 
     return build
 
@@ -54,7 +56,7 @@ def run(tmp_path: Path) -> Callable[..., Callable[..., np.ndarray]]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_jax(name: str, run: Any) -> None:
     config = CONFIGS[name]
-    parity = compare(reference(name), run(config, randomised(config)), config.vocab_size, SHAPES)
+    parity = LOGITS.compare(reference(name), run(config, randomised(config)), config.vocab_size, SHAPES)
     assert parity.logit_std >= 1, "too flat a model would hide mistakes"
     assert parity.max_difference <= 1e-4
     assert parity.top1_agreement == 1.0
@@ -78,7 +80,7 @@ def test_logits_equal_jax(name: str, run: Any) -> None:
 def test_parity_notices_a_wrong_switch(name: str, wrong: dict[str, Any], run: Any) -> None:
     config = CONFIGS[name]
     ours = run(replace(config, **wrong), randomised(config))
-    assert compare(reference(name), ours, config.vocab_size, SHAPES[2:6]).max_difference > 1e-3
+    assert LOGITS.compare(reference(name), ours, config.vocab_size, SHAPES[2:6]).max_difference > 1e-3
 
 
 @pytest.mark.parametrize("name", ["modernbert-local", "bert"])
@@ -150,7 +152,7 @@ def test_quantised_values_by_hand() -> None:
 )
 def test_int8_logits_stay_close(name: str, run: Any) -> None:
     config = CONFIGS[name]
-    parity = compare(reference(name), run(config, randomised(config), INT8), config.vocab_size, SHAPES)
+    parity = LOGITS.compare(reference(name), run(config, randomised(config), INT8), config.vocab_size, SHAPES)
     assert 0 < parity.rms_difference <= 0.08 * parity.logit_std
     assert parity.top1_agreement >= 0.8
 

@@ -21,12 +21,13 @@ from mlm_onnx import FillMask
 from mlm_onnx.answer.predictor import log_softmax, top
 from mlm_onnx.bundle.layout import HUB_GRAPH, HUB_QUANTIZED
 from mlm_onnx.bundle.read import open_bundle
-from mlm_onnx.convert.graphs import masked_lm_graph
-from mlm_onnx.convert.hub import hub_files
-from mlm_onnx.convert.parity import PaddedForward, compare_padded, jax_padded, onnx_padded
+from mlm_onnx.convert.parity import PADDED_LOGITS, Side, onnx_side, open_session
 from mlm_onnx.convert.pipeline import write_bundle
 from mlm_onnx.convert.precision import FP32_HUB, Precision
-from mlm_onnx.convert.quantize import INT8, INT8_HUB
+from mlm_onnx.convert.quantize import INT8_HUB
+from mlm_onnx.convert.reference import Reference
+from mlm_onnx.convert.request import Dtype, Request
+from mlm_onnx.convert.targets import TARGETS, masked_lm_graph
 from support.bundles import ORIGIN
 from support.models import CONFIGS, MODERN, randomised
 from tokenizers import Tokenizer
@@ -47,33 +48,30 @@ WEB_OPERATORS = {
 
 
 @cache
-def reference(name: str) -> PaddedForward:
+def reference(name: str) -> Side:
     """The JAX model with randomised parameters; padded to one shape, so that it compiles once for all of them."""
     config = CONFIGS[name]
-    forward = jax_padded(config, randomised(config))
+    forward = Reference(config, randomised(config), config.vocab_size).everywhere
     B, S, _ = (max(sizes) for sizes in zip(*SHAPES, strict=True))
 
-    def run(*given: np.ndarray) -> np.ndarray:
-        b, s = given[0].shape
-        grown = [np.zeros((B, S), np.int32) for _ in given]
-        for small, large in zip(given, grown, strict=True):
-            large[:b, :s] = small
-        return forward(*grown)[:b, :s]
+    def run(**query: np.ndarray) -> np.ndarray:
+        b, s = query["input_ids"].shape
+        return forward(**{name: np.pad(each, ((0, B - b), (0, S - s))) for name, each in query.items()})[:b, :s]
 
     return run
 
 
-def build(path: Path, config: Any, precision: Precision = FP32_HUB, params: Any = None) -> PaddedForward:
+def build(path: Path, config: Any, precision: Precision = FP32_HUB, params: Any = None) -> Side:
     params = randomised(config) if params is None else params
     masked_lm_graph(config, params, precision).write_single(path / "model.onnx")
-    return onnx_padded(path / "model.onnx")
+    return onnx_side(open_session(path / "model.onnx"))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_padded_logits_equal_jax(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
     types = config.token_types if config.family in ("bert", "albert") else 0
-    parity = compare_padded(reference(name), build(tmp_path, config), config.vocab_size, SHAPES, types)
+    parity = PADDED_LOGITS.compare(reference(name), build(tmp_path, config), config.vocab_size, SHAPES, types)
     assert parity.logit_std >= 1, "too flat a model would hide mistakes"
     assert parity.max_difference <= 1e-4
     assert parity.top1_agreement == 1.0
@@ -82,21 +80,24 @@ def test_padded_logits_equal_jax(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["modernbert-local", "bert", "albert"])
 def test_padding_may_stand_anywhere(name: str, tmp_path: Path) -> None:
     config, rng = CONFIGS[name], np.random.default_rng(2)
-    ids, types = rng.integers(0, 96, (4, 30)), np.zeros((4, 30), np.int64)
+    ids = rng.integers(0, 96, (4, 30))
     mask = (rng.random((4, 30)) < 0.6).astype(np.int64)
     mask[1, :12] = 0  # on the left: a window full of padding
     mask[2] = 0  # nothing at all
-    got = build(tmp_path, config)(ids, mask, types)
+    query = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    got = build(tmp_path, config)(**query)
     assert np.isfinite(got).all()
     seen = mask.astype(bool)
-    np.testing.assert_allclose(got[seen], reference(name)(ids, mask, types)[seen], atol=1e-4)
+    np.testing.assert_allclose(got[seen], reference(name)(**query)[seen], atol=1e-4)
 
 
 def test_a_mask_that_is_ignored_would_be_noticed(tmp_path: Path) -> None:
     ours = build(tmp_path, MODERN)
-    parity = compare_padded(
-        reference("modernbert"), lambda ids, mask, types: ours(ids, mask * 0 + 1, types), 96, SHAPES
-    )
+
+    def ignoring(attention_mask: np.ndarray, **query: np.ndarray) -> np.ndarray:
+        return ours(attention_mask=np.ones_like(attention_mask), **query)
+
+    parity = PADDED_LOGITS.compare(reference("modernbert"), ignoring, 96, SHAPES)
     assert parity.max_difference > 1e-2
 
 
@@ -138,7 +139,7 @@ def test_weights_beyond_protobufs_limit_are_refused(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("name", ["modernbert-local", "every-bias", "untied", "bert", "albert"])
 def test_int8_logits_stay_close(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
-    parity = compare_padded(reference(name), build(tmp_path, config, INT8_HUB), config.vocab_size, SHAPES)
+    parity = PADDED_LOGITS.compare(reference(name), build(tmp_path, config, INT8_HUB), config.vocab_size, SHAPES)
     assert 0 < parity.rms_difference <= 0.08 * parity.logit_std
     assert parity.top1_agreement >= 0.8
 
@@ -157,7 +158,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), (400, 5))
     tokenizer = train_tokenizer([*TEXTS, *("".join(word) for word in letters)], kind, 320 if kind == "bpe" else 256)
     config = replace(CONFIGS[request.param], vocab_size=tokenizer.get_vocab_size())
-    write_bundle(path, config, randomised(config, 3), tokenizer, INT8, ORIGIN, "hub")
+    write_bundle(path, config, randomised(config, 3), tokenizer, Request(layout="hub"), ORIGIN)
     return path
 
 
@@ -175,6 +176,10 @@ def test_the_manifest_lists_the_hub_files(bundle: Path) -> None:
 
 
 def test_float32_keeps_everything_in_float32() -> None:
+    def hub_files(dtype: Dtype) -> list[str]:
+        written = [target.file for target in TARGETS if target.dtypes(Request(dtype, "hub"))]
+        return [file for file in written if file.startswith("onnx/")]
+
     assert hub_files("fp32") == [HUB_GRAPH]
     assert hub_files("int8") == [HUB_GRAPH, HUB_QUANTIZED]
 

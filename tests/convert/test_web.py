@@ -12,9 +12,9 @@ import pytest
 from mlm_onnx.__main__ import main
 from mlm_onnx.bundle.layout import BundleError
 from mlm_onnx.convert import web
-from mlm_onnx.convert.graphs import fill_mask_graph
-from mlm_onnx.convert.parity import onnx_forward
 from mlm_onnx.convert.quantize import INT8, INT8_WEB
+from mlm_onnx.convert.targets import fill_mask_graph
+from support.bundles import fast_side
 from support.models import CONFIGS, randomised
 
 
@@ -39,7 +39,7 @@ def test_the_int8_graph_for_wasm_computes_what_the_fast_one_does(name: str, tmp_
     params = randomised(config)
     fill_mask_graph(config, params, INT8).write(tmp_path / "fast.onnx")
     fill_mask_graph(config, params, INT8_WEB).write_sharing(tmp_path / "web.onnx", tmp_path / "fast.onnx")
-    fast, wasm = onnx_forward(tmp_path / "fast.onnx"), onnx_forward(tmp_path / "web.onnx")
+    fast, wasm = fast_side(tmp_path / "fast.onnx"), fast_side(tmp_path / "web.onnx")
     rng = np.random.default_rng(0)
     for rows, length, masks in ((1, 1, 1), (1, 18, 1), (3, 18, 5), (2, 48, 30)):
         ids, at = rng.integers(0, 96, (rows, length)), rng.integers(0, length, (rows, masks))

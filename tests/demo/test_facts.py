@@ -13,13 +13,12 @@ from mlm_onnx import FillMask, QueryError
 from mlm_onnx.answer.attention import AttentionReader
 from mlm_onnx.bundle.layout import EXAMPLES, BundleError
 from mlm_onnx.bundle.read import open_bundle
-from mlm_onnx.convert import pipeline as convert
+from mlm_onnx.convert import Request, write_bundle
 from mlm_onnx.convert.examples import PLAIN, examples_for
-from mlm_onnx.convert.precision import FP32
 from mlm_onnx.demo import markup as demo_page
 from mlm_onnx.demo.facts import MOST_WORDS, Facts, filled_in, strength
 from mlm_onnx.demo.heatmap import png
-from support.bundles import ORIGIN, SENTENCE_MODEL, piecewise
+from support.bundles import ONE_SHAPE, ORIGIN, SENTENCE_MODEL, piecewise
 from support.models import randomised
 
 from jax_mlm.data.tokenizer import train_tokenizer, vocabulary_of
@@ -80,12 +79,11 @@ def test_reasons_are_the_predictors(facts: Facts) -> None:
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
-def test_words_of_several_pieces(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_of_several_pieces(kind: str, tmp_path: Path) -> None:
     """Words stay words, whatever their pieces; each is said to be where it is, and the sentence is filled in alike."""
     tokenizer = piecewise(kind)
     model = replace(SENTENCE_MODEL, vocab_size=tokenizer.get_vocab_size())
-    monkeypatch.setattr(convert, "parity_shapes", lambda length: ((1, 7, 2),))  # the others are test_convert's
-    convert.write_bundle(tmp_path / "b", model, randomised(model), tokenizer, FP32, ORIGIN)
+    write_bundle(tmp_path / "b", model, randomised(model), tokenizer, Request("fp32"), ORIGIN, ONE_SHAPE)
     facts = Facts(FillMask(tmp_path / "b"))
     text = "The cat, terdobanumi, was playing in the garden."
     words = facts.words(text)

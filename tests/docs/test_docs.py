@@ -80,22 +80,23 @@ def read(module: str, argv: list[str]) -> None:
     from mlm_onnx import __main__ as answers
 
     from jax_mlm import compare, evaluate
-    from jax_mlm.cli.console import parse
+    from jax_mlm.cli.options import build
     from jax_mlm.config import TrainConfig
     from jax_mlm.hf import __main__ as commands
     from jax_mlm.presets import PRESETS
-    from jax_mlm.train.options import option
+    from jax_mlm.train.__main__ import COMMAND
 
     match module, argv:
         case "jax_mlm.train", _:
-            preset = PRESETS[option(argv, "preset") or "tiny"]
-            parse(module, TrainConfig, argv, replace(preset, steps=0) if "--budget" in argv else preset)
+            given = COMMAND.parser().read(argv)
+            preset = PRESETS[given.get("preset", "tiny")]
+            build(TrainConfig, given, replace(preset, steps=0) if "budget" in given else preset)
         case "jax_mlm.evaluate", _:
-            parse(module, evaluate.EvaluateConfig, argv)
+            evaluate.COMMAND.read(argv)
         case "jax_mlm.compare", _:
-            parse(module, compare.CompareConfig, argv)
+            compare.COMMAND.read(argv)
         case "jax_mlm.hf", ["import" | "export" as which, *rest]:
-            parse(module, commands.ImportConfig if which == "import" else commands.ExportConfig, rest)
+            commands.COMMANDS[which].read(rest)
         case "mlm_onnx", [name, *rest]:
             answers.read(answers.COMMANDS, name, rest)
         case "jax_mlm" | "mlm_onnx" | "jax_mlm.hf", []:
@@ -286,6 +287,15 @@ def extended(tmp_path: Path, runner: ModuleType) -> Path:
         done = subprocess.run(line, cwd=tmp_path, input=change, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{done.stderr}{change}"
     return tmp_path
+
+
+def test_each_addition_touches_few_files() -> None:
+    most = {"An architecture": 3, "A masking rule": 1, "An optimizer": 1, "An export target": 2}
+    for section in (ROOT / "docs" / "extending.md").read_text().split("\n## ")[1:]:
+        title, body = section.split("\n", 1)
+        files = set(re.findall(r"^\+\+\+ b/(.+)$", body, re.M))
+        assert 0 < len(files) <= most.pop(title), f"{title}: {files}"
+    assert not most
 
 
 def test_what_extending_adds_is_there(extended: Path, environment: dict[str, str]) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from jax_mlm import evaluate
-from jax_mlm.cli.console import run_command
 from jax_mlm.config import DataConfig, ModelConfig
 from jax_mlm.data.tokenizer import load_tokenizer, train_tokenizer, vocabulary_of
-from jax_mlm.model.encoder import Inputs, init_params, make_forward
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import init_params, make_forward
 from jax_mlm.presets import PRESETS
-from jax_mlm.run.checkpoint import open_checkpoints, save
-from jax_mlm.run.directory import write_run
+from jax_mlm.run.checkpoint import load_params, open_checkpoints, save
+from jax_mlm.run.directory import read_run, write_run
 from jax_mlm.train.step import TrainState
 
 LINES = [f"line {i} says that {i * 7 % 13} birds and {i * 5 % 11} fish met near the old bridge" for i in range(60)]
@@ -39,8 +39,7 @@ def run(tmp_path_factory) -> Path:
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
-    argv = [str(a) for a in arguments]
-    code = run_command("python -m jax_mlm.evaluate", evaluate.EvaluateConfig, evaluate.main, evaluate.EXAMPLES, argv)
+    code = evaluate.main([str(a) for a in arguments])
     out = capsys.readouterr()
     return code, out.out, out.err
 
@@ -78,8 +77,8 @@ def test_pseudo_log_likelihood_equals_one_query_a_token(run, capsys):
     assert code == 0
     scored = [json.loads(line) for line in out.splitlines()]
     assert [s["text"] for s in scored] == LINES
-    config = evaluate.read_run(run)
-    _, params = evaluate.load_params(run)
+    config = read_run(run)
+    _, params = load_params(run)
     tokenizer = load_tokenizer(run / "tokenizer.json")
     vocabulary, forward = vocabulary_of(tokenizer), jax.jit(make_forward(config.model))
     ids = np.array(tokenizer.encode(LINES[4]).ids, np.int32)

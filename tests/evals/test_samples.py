@@ -11,8 +11,10 @@ from support.rows import prepared
 from jax_mlm.config import DataConfig, ModelConfig
 from jax_mlm.data.batches import pack_rows
 from jax_mlm.data.tokenizer import VocabularyTooLarge, train_tokenizer, vocabulary_of
-from jax_mlm.evals.samples import COUNT, SHORTEST, TOP_K, choose_samples, compile_samples, describe_answer, to_json
-from jax_mlm.model.encoder import Inputs, init_params, make_forward
+from jax_mlm.evals.samples import COUNT, SHORTEST, TOP_K, choose_samples, compile_samples, to_json
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import init_params, make_forward
+from jax_mlm.report.words import describe_answer
 
 LINES = [
     *(f"The {a} {b} {c} the {d} near an old bridge . Then it leaves without a word ." for a, b, c, d in zip(

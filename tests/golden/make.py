@@ -22,12 +22,13 @@ from typing import Any
 import jax
 import numpy as np
 from mlm_onnx import FillMask
-from mlm_onnx.convert.pipeline import convert
+from mlm_onnx.convert import Request, convert
 
 from jax_mlm.data.batches import batch_at
 from jax_mlm.data.dataset import open_dataset
 from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
-from jax_mlm.model.encoder import Inputs, make_forward
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import make_forward
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run
 from jax_mlm.run.log import read_metrics
@@ -202,7 +203,7 @@ def main() -> None:
         expected["bundles"] = {}
         for dtype in DTYPES:
             bundle = GOLDEN / f"bundle-{dtype}"
-            convert(GOLDEN / "run", bundle, dtype, with_attention=True)
+            convert(GOLDEN / "run", bundle, Request(dtype, with_attention=True))
             expected["bundles"][dtype] = answers(bundle)
             expected["bits"][dtype] = graph_bits(bundle)
         EXPECTED.write_text(json.dumps(expected, indent=1) + "\n")

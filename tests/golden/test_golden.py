@@ -36,10 +36,11 @@ from golden.make import (
     trained_bits,
 )
 from mlm_onnx.bundle.read import open_bundle, read_manifest
-from mlm_onnx.convert.pipeline import convert
+from mlm_onnx.convert import Request, convert
 
 from jax_mlm.config import to_json
-from jax_mlm.evaluate import EvaluateConfig, evaluate_text
+from jax_mlm.evals.text import evaluate_text
+from jax_mlm.evaluate import EvaluateConfig
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run, read_run_file
 from jax_mlm.run.log import read_metrics, read_samples
@@ -76,7 +77,7 @@ def converted(tmp_path_factory) -> dict[str, Path]:
     """The run, converted once more."""
     folder = tmp_path_factory.mktemp("converted")
     for dtype in DTYPES:
-        convert(GOLDEN / "run", folder / dtype, dtype, with_attention=True)
+        convert(GOLDEN / "run", folder / dtype, Request(dtype, with_attention=True))
     return {dtype: folder / dtype for dtype in DTYPES}
 
 
@@ -124,7 +125,7 @@ def test_its_evaluation_is_what_it_was(name, tmp_path):
     run, before = GOLDEN / name, EXPECTED_NOW["runs"][name]["evaluate"]
     config, (step, params) = read_run(run), load_params(run, "best")
     config = replace(config, corpus=replace(config.corpus, workers=1, cache=str(tmp_path)))
-    now = {**evaluate_text(EvaluateConfig(run, (str(TEXT),)), config, params), "step": step}
+    now = {**evaluate_text(run, config, params, (str(TEXT),), EvaluateConfig.batch), "step": step}
     floats = {"loss", "accuracy", "perplexity"}
     assert {key: now[key] for key in before if key not in floats} == {
         key: value for key, value in before.items() if key not in floats

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from mlm_onnx import FillMask
-from mlm_onnx.convert.pipeline import convert
+from mlm_onnx.convert import Request, convert
 from safetensors.numpy import load_file, save_file
 from support.models import HF_BERT, HF_ROBERTA, HF_TINY, MODELS, assert_trees_equal, logits_of, randomised
 from support.runs import REAL, save_run
@@ -24,10 +24,10 @@ from tokenizers import Tokenizer
 from jax_mlm.config import ModelConfig
 from jax_mlm.data.tokenizer import load_tokenizer, train_tokenizer
 from jax_mlm.errors import UserError
-from jax_mlm.evaluate import EvaluateConfig, evaluate_text
-from jax_mlm.hf import export_hf, import_hf, read_hf
+from jax_mlm.evals.text import evaluate_text
 from jax_mlm.hf.__main__ import main
 from jax_mlm.hf.config import FAMILIES, check_expressible, from_hf, hf_config
+from jax_mlm.hf.directory import export_hf, import_hf, read_hf
 from jax_mlm.hf.names import NAMES, entries, family_of
 from jax_mlm.hf.tokenizer import hf_tokenizer
 from jax_mlm.hf.weights import write_params
@@ -142,7 +142,7 @@ def test_import_export_import_is_the_identity(real: Any, tmp_path: Path) -> None
 def test_bundles_of_real_checkpoints_give_the_same_top5(real: Any, tmp_path: Path) -> None:
     name, folder, run = real
     recorded = json.loads((folder / "reference.json").read_text())
-    manifest = convert(run, tmp_path / "bundle", "fp32")
+    manifest = convert(run, tmp_path / "bundle", Request("fp32"))
     assert manifest["parity"]["fp32"]["max_difference"] <= 1e-4
     fill = FillMask(tmp_path / "bundle")
     if name == "bert-tiny-english":
@@ -173,7 +173,7 @@ def test_bundles_of_real_checkpoints_give_the_same_top5(real: Any, tmp_path: Pat
 
 def test_int8_bundles_of_real_checkpoints_keep_tokens_and_most_answers(real: Any, tmp_path: Path) -> None:
     name, folder, run = real
-    parity = convert(run, tmp_path / "bundle", "int8")["parity"]
+    parity = convert(run, tmp_path / "bundle")["parity"]
     assert parity["fp32"]["max_difference"] <= 1e-4
     assert parity["int8"]["top1_agreement"] >= 0.85, "on random tokens, of which the model is least sure"
     recorded = json.loads((folder / "reference.json").read_text())
@@ -320,8 +320,8 @@ def test_an_imported_run_can_be_evaluated(make_folder: Any, tmp_path: Path, monk
     monkeypatch.setenv("JAX_MLM_CACHE", str(tmp_path / "cache"))
     import_hf(make_folder(), tmp_path / "run")
     (tmp_path / "text").write_text(f"{SENTENCE}\n" * 9)
-    config = EvaluateConfig(tmp_path / "run", (str(tmp_path / "text"),))
-    result = evaluate_text(config, read_run(tmp_path / "run"), load_params(tmp_path / "run", 0)[1])
+    run, data = tmp_path / "run", [str(tmp_path / "text")]
+    result = evaluate_text(run, read_run(run), load_params(run, 0)[1], data, batch=32)
     assert result["tokens"] == 9 * 13
     assert np.isfinite(result["loss"])
 
@@ -563,7 +563,7 @@ def test_targets_in_use_and_unknown_commands(make_folder: Any, capsys: Any, tmp_
     assert main(["import", str(tmp_path / "none"), str(tmp_path / "run")]) == 2
     assert "is no folder" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
-    assert "is no run directory" in capsys.readouterr().err
+    assert "is not a run directory" in capsys.readouterr().err
     assert main(["push"]) == 2
     assert main([]) == 0
     assert main(["--help"]) == 0

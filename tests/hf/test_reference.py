@@ -18,12 +18,13 @@ from tokenizers import Tokenizer
 
 from jax_mlm.config import ModelConfig
 from jax_mlm.data.tokenizer import train_tokenizer
-from jax_mlm.hf import export_hf, import_hf, read_hf
 from jax_mlm.hf.config import from_hf, hf_config
+from jax_mlm.hf.directory import export_hf, import_hf, read_hf
 from jax_mlm.hf.names import entries
 from jax_mlm.hf.tokenizer import hf_tokenizer
 from jax_mlm.hf.weights import write_params
-from jax_mlm.model.encoder import Inputs, make_forward
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import make_forward
 from jax_mlm.presets import PRESETS, SENTENCE
 
 torch = pytest.importorskip("torch", reason="compares with torch: pip install 'jax-mlm[reference]'")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.encoder import Inputs, init_params, make_forward
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import init_params, make_forward
 from jax_mlm.presets import PRESETS
 
 SMALL = ModelConfig(vocab_size=50, width=32, layers=2, heads=4, ff_width=48, max_length=64)

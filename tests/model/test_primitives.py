@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jax_mlm.model.ops import dense as p
-from jax_mlm.model.ops.attention import attend
+from jax_mlm.model.ops.attention import dense_attention
 
 
 def normal(seed: int, *shape: int):
@@ -33,9 +33,9 @@ CASES = {
     "dense": (p.dense, lambda x, w: x @ w, [normal(0, 5, 3), normal(1, 3, 4)]),
     "bias": (p.add_bias, lambda x, b: x + b, [normal(0, 5, 3), normal(1, 3)]),
     "vocabulary": (p.vocabulary_logits, lambda x, t: x @ t.T, [normal(0, 5, 3), normal(1, 9, 3)]),
-    "attention": (lambda q, k, v: attend(q, k, v, SEEN, None), plain_attention, QKV),
+    "attention": (lambda q, k, v: dense_attention(q, k, v, SEEN, None), plain_attention, QKV),
     "attention, dropout": (
-        lambda q, k, v: attend(q, k, v, SEEN, KEEP),
+        lambda q, k, v: dense_attention(q, k, v, SEEN, KEEP),
         lambda q, k, v: plain_attention(q, k, v, KEEP),
         QKV,
     ),

@@ -20,11 +20,9 @@ from mlm_onnx.bundle.graph_check import check_onnx
 from mlm_onnx.bundle.layout import FAST_GRAPH, WEB_GRAPH
 from mlm_onnx.bundle.read import open_bundle
 from mlm_onnx.bundle.write import seal
-from mlm_onnx.convert import pipeline as convert
-from mlm_onnx.convert import web
-from mlm_onnx.convert.precision import FP32, Precision
-from mlm_onnx.convert.quantize import INT8
-from support.bundles import ORIGIN
+from mlm_onnx.convert import Request, web, write_bundle
+from mlm_onnx.convert.request import Dtype
+from support.bundles import ONE_SHAPE, ORIGIN
 from support.models import CONFIGS, randomised
 
 from jax_mlm.data.tokenizer import train_tokenizer
@@ -152,24 +150,21 @@ def check(compared: Sequence[Beside], tolerance: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(web_runtime: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Precision], Path]:
+def made(web_runtime: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Dtype], Path]:
     """Bundles with random weights, by kind of tokenizer."""
     folder = tmp_path_factory.mktemp("web")
     letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), (400, 5))
     sample = [*TEXTS, LONG, *("".join(word) for word in letters)]
     sizes = {"word": 32, "wordpiece": 256, "bpe": 320, "unigram": 256}
 
-    def make(kind: str, precision: Precision) -> Path:
-        path = folder / f"{kind}-{precision.name}"
+    def make(kind: str, dtype: Dtype) -> Path:
+        path = folder / f"{kind}-{dtype}"
         if not path.exists():
             tokenizer = train_tokenizer(sample, kind, sizes[kind])
             config = CONFIGS["bert" if kind == "wordpiece" else "modernbert-local"]
             config = replace(config, vocab_size=tokenizer.get_vocab_size())
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(convert, "parity_shapes", lambda length: ((1, 7, 2),))  # the others are test_convert's
-                convert.write_bundle(
-                    path, config, randomised(config, 3), tokenizer, precision, ORIGIN, "web", runtime=web_runtime
-                )
+            request = Request(dtype, "web")  # its runtime is in the cache: `web_runtime` has seen to that
+            write_bundle(path, config, randomised(config, 3), tokenizer, request, ORIGIN, ONE_SHAPE)
         return path
 
     return make
@@ -177,21 +172,21 @@ def made(web_runtime: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize("kind", ["word", "wordpiece", "bpe", "unigram"])
 def test_float32_answers_are_pythons(kind: str, made: Any, open_page: Callable[..., Driven]) -> None:
-    path = made(kind, FP32)
+    path = made(kind, "fp32")
     driven, fill = open_page(path), FillMask(path)
     for text, hidden in [*zip(TEXTS, HIDDEN, strict=True), (LONG, (3, 60, 115))]:
         check(beside(driven, fill, text, hidden), FP32_TOLERANCE)
 
 
 def test_int8_answers_are_near_pythons(made: Any, open_page: Callable[..., Driven]) -> None:
-    path = made("wordpiece", INT8)
+    path = made("wordpiece", "int8")
     driven, fill = open_page(path), FillMask(path)
     for text, hidden in zip(TEXTS, HIDDEN, strict=True):
         check(beside(driven, fill, text, hidden), INT8_TOLERANCE)
 
 
 def test_the_hidden_words_rank_is_pythons(made: Any, open_page: Callable[..., Driven]) -> None:
-    path, text, ranks = made("word", FP32), " ".join(LONG.split()[:12]), set()
+    path, text, ranks = made("word", "fp32"), " ".join(LONG.split()[:12]), set()
     driven, fill = open_page(path), FillMask(path)
     for index, word in enumerate(text.split()):
         driven.ask(text, (index,))
@@ -203,7 +198,7 @@ def test_the_hidden_words_rank_is_pythons(made: Any, open_page: Callable[..., Dr
 
 
 def test_a_hidden_word_of_several_pieces_has_no_rank(made: Any, open_page: Callable[..., Driven]) -> None:
-    driven = open_page(made("wordpiece", FP32))
+    driven = open_page(made("wordpiece", "fp32"))
     driven.ask("a relationships here", (1,))
     said = driven.page.text_content("#answers .note")
     assert re.fullmatch(
@@ -212,14 +207,14 @@ def test_a_hidden_word_of_several_pieces_has_no_rank(made: Any, open_page: Calla
 
 
 def test_the_int8_graph_for_wasm_stores_no_weight_again(made: Any) -> None:
-    path = made("wordpiece", INT8)
+    path = made("wordpiece", "int8")
     manifest = open_bundle(path).manifest
     sizes = {file.name: file.stat().st_size for file in (path / "fast").iterdir()}
     check_onnx(path / WEB_GRAPH, sizes)
     assert sizes["fill_mask_web.onnx"] < sizes["fill_mask.onnx"] + 2000
     assert manifest["parity"]["web"]["int8"]["rms_difference"] < 0.1 * manifest["parity"]["web"]["int8"]["logit_std"]
     assert manifest["graphs"][WEB_GRAPH]["outputs"] == manifest["graphs"][FAST_GRAPH]["outputs"]
-    assert WEB_GRAPH not in open_bundle(made("wordpiece", FP32)).manifest["files"]
+    assert WEB_GRAPH not in open_bundle(made("wordpiece", "fp32")).manifest["files"]
 
 
 def run(environment: dict[str, str], *words: Any) -> str:
@@ -316,7 +311,8 @@ def test_the_address_carries_what_is_shown(sentence: Path, open_page: Callable[.
 
 
 def test_examples_can_be_chosen(made: Any, tmp_path: Path, open_page: Callable[..., Driven]) -> None:
-    path, examples = Path(shutil.copytree(made("wordpiece", FP32), tmp_path / "b")), ["one two three four", "five six"]
+    path = Path(shutil.copytree(made("wordpiece", "fp32"), tmp_path / "b"))
+    examples = ["one two three four", "five six"]
     manifest = open_bundle(path).manifest
     seal(path, {**manifest, "examples": examples})
     driven = open_page(path)
@@ -328,7 +324,7 @@ def test_examples_can_be_chosen(made: Any, tmp_path: Path, open_page: Callable[.
     driven.page.fill("#sentence", "seven eight")
     assert driven.settle().text("status") == "Click a word to hide it."
     assert chosen.input_value() == "", "so that any can be chosen"
-    assert open_page(made("bpe", FP32)).text("status") == "Write a sentence first.", "no examples"
+    assert open_page(made("bpe", "fp32")).text("status") == "Write a sentence first.", "no examples"
 
 
 def test_typing_keeps_the_words_that_stay(sentence: Path, open_page: Callable[..., Driven]) -> None:

@@ -169,7 +169,7 @@ def test_hosts_have_to_be_told_their_number(environment, tmp_path, given, said):
 
 def test_one_host_agrees_with_itself():
     assert hosts.gather("a") == ["a"]
-    assert hosts.together(lambda: 3) == 3
+    assert hosts.on_every_host(lambda: 3) == 3
     hosts.agree("text", "abc")
     with pytest.raises(UserError, match="mine"):
-        hosts.together(lambda: (_ for _ in ()).throw(UserError("mine")))
+        hosts.on_every_host(lambda: (_ for _ in ()).throw(UserError("mine")))

@@ -6,7 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from jax_mlm.report.charts import COLOURS, Series, chart, figure, number, smoothed, thinned, ticks
+from jax_mlm.report.charts import Chart, Series, figure, number, thinned, ticks
+from jax_mlm.report.smoothing import smoothed
+from jax_mlm.report.theme import COLOURS
 
 
 @pytest.mark.parametrize(
@@ -40,15 +42,16 @@ def test_smoothing_leaves_a_constant_and_a_single_point():
 def test_a_drawing_is_well_formed_and_lies_inside_its_frame():
     wild = [(0, 1.0), (10, float("nan")), (20, float("inf")), (30, 3.0)]
     for drawing in (
-        chart([Series("<a> & b", wild, 0, "dots"), Series("c", [(5, 2.0)], COLOURS)], "step", 'loss "x"'),
-        chart([Series("a", [(0, 0.0), (3, 0.0)])], "time", "flat", "time", from_zero=True),
+        figure(Chart('loss "x"', [Series("<a> & b", wild, 0, "dots"), Series("c", [(5, 2.0)], COLOURS)])),
+        figure(Chart("flat", [Series("a", [(0, 0.0), (3, 0.0)])], "time", "time", from_zero=True)),
     ):
-        root = ElementTree.fromstring(drawing)
+        root = ElementTree.fromstring(drawing).find("svg")
+        assert root is not None
         _, _, width, height = map(float, root.attrib["viewBox"].split())
         for line in root.iter("polyline"):
             for x, y in (map(float, pair.split(",")) for pair in line.attrib["points"].split()):
                 assert 0 <= x <= width
                 assert 0 <= y <= height
         assert not re.search(r"nan|inf", "".join(line.attrib["points"] for line in root.iter("polyline")))
-    assert "nothing measured" in chart([Series("a", [])], "step", "loss")
-    assert "&lt;a&gt;" in figure("t", [Series("<a>", wild)], "step")
+    assert "nothing measured" in figure(Chart("loss", [Series("a", [])]))
+    assert "&lt;a&gt;" in figure(Chart("t", [Series("<a>", wild)]))

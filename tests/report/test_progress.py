@@ -13,13 +13,14 @@ import pytest
 from support.paths import ROOT
 
 from jax_mlm.evals.samples import Answer
-from jax_mlm.report.live import Smooth, at_terminal, clipped, duration, gapped, spark
+from jax_mlm.report.live import at_terminal
+from jax_mlm.report.smoothing import ExponentialMean
+from jax_mlm.report.words import clipped, duration, gapped, spark
 from jax_mlm.run.log import read_samples
 
 SCENE = """
-from jax_mlm.progress import Progress
-from jax_mlm.run import read_samples
-from jax_mlm.samples import Answer
+from jax_mlm.report.live import Progress
+from jax_mlm.evals.samples import Answer
 
 answers = [Answer("the red [MASK] sees apples", "fox", 0.5, (("fox", 0.5), ("dog", 0.2)), ("the red ", " sees apples"))]
 with Progress(plain_every=0.0) as progress:
@@ -111,7 +112,7 @@ def test_a_dumb_terminal_and_a_terminal_of_ci_are_not_drawn_on(monkeypatch, envi
 
 
 def test_the_mean_that_is_shown_starts_unbiased_and_follows():
-    mean = Smooth()
+    mean = ExponentialMean()
     assert mean.add(8.0) == pytest.approx(8.0)
     assert [mean.add(8.0) for _ in range(3)] == pytest.approx([8.0] * 3)
     assert 2.0 < mean.add(2.0) < 8.0

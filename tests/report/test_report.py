@@ -6,14 +6,14 @@ import threading
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from jax_mlm import compare
-from jax_mlm.cli.console import run_command
 from jax_mlm.presets import PRESETS
-from jax_mlm.report.page import REPORT_FILE, write_report
-from jax_mlm.report.plots import write_plots
+from jax_mlm.report.figures import PLOTS, PLOTS_FOLDER, draw
+from jax_mlm.report.page import REPORT_FILE
 from jax_mlm.report.summary import checkpoints, summarise
 from jax_mlm.run.directory import write_run
 from jax_mlm.run.log import MetricsLog, read_metrics
@@ -78,7 +78,7 @@ def test_the_report_holds_the_last_figures_samples_and_checkpoints_and_fetches_n
         (run / "checkpoints" / str(step) / "state").mkdir(parents=True)
         (run / "checkpoints" / str(step) / "state" / "x").write_bytes(bytes(size * 1000))
     (run / "checkpoints" / "60.orbax-checkpoint-tmp-1").mkdir()
-    write_report(run)
+    draw(run)
     document = (run / REPORT_FILE).read_text()
     text = checked(document)
     assert "6.5432" in text
@@ -97,14 +97,27 @@ def test_a_run_that_has_only_begun_and_one_with_hostile_names_have_reports(tmp_p
         make_run(tmp_path / "begun", until=10, final=False),
         make_run(tmp_path / "<script>alert(1)<", word="</td><script>'\"&"),
     ):
-        write_report(run)
+        draw(run)
         assert run.name in checked((run / REPORT_FILE).read_text())
-    write_plots(tmp_path / "begun")
+        for name in PLOTS:
+            plot = ElementTree.fromstring((run / PLOTS_FOLDER / f"{name}.svg").read_text())
+            assert run.name in "".join(plot.itertext())
+
+
+def test_a_drawing_reads_each_file_of_the_run_once(tmp_path, monkeypatch):
+    run, read, names = make_run(tmp_path / "run"), Path.read_text, []
+
+    def read_text(path: Path, *options, **named) -> str:
+        names.extend([path.name] if path.parent == run else [])
+        return read(path, *options, **named)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    draw(run)
+    assert sorted(names) == ["metrics.jsonl", "run.json", "samples.jsonl"]
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
-    argv = [str(a) for a in arguments]
-    code = run_command("python -m jax_mlm.compare", compare.CompareConfig, compare.main, compare.EXAMPLES, argv)
+    code = compare.main([str(a) for a in arguments])
     out = capsys.readouterr()
     return code, out.out, out.err
 
@@ -132,8 +145,12 @@ def test_the_comparison_has_the_figures_of_the_metrics_and_the_options_that_diff
     text = checked((tmp_path / "both.html").read_text())
     assert "6.5250" in text
     assert text.count("validation loss") == 3, "over steps, tokens and time"
-    code, out, _ = call(capsys, *paths, "--out", tmp_path / "both.png")
-    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = call(capsys, *paths, "--out", tmp_path / "both.svg")
+    assert (code, out.splitlines()[-1]) == (0, str(tmp_path / "both.svg"))
+    text = "\n".join(ElementTree.parse(tmp_path / "both.svg").getroot().itertext())
+    for shown, count in (("validation loss", 2), ("validation accuracy", 2), ("step", 2), ("time (seconds)", 2)):
+        assert len(re.findall(f"^{re.escape(shown)}$", text, re.M)) == count, shown
+    assert text.count("b: 6.525 at 40") == 1, "a point's title: the best loss of the run that is not finished, by step"
 
 
 def test_runs_of_one_name_are_told_apart_and_old_runs_are_read(tmp_path, capsys):
@@ -141,7 +158,7 @@ def test_runs_of_one_name_are_told_apart_and_old_runs_are_read(tmp_path, capsys)
     lines = [{k: v for k, v in line.items() if k != "tokens"} for line in read_metrics(paths[1])]
     (paths[1] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (paths[1] / "samples.jsonl").unlink()
-    write_report(paths[1])
+    draw(paths[1])
     code, out, _ = call(capsys, *paths, "--json")
     assert code == 0
     told = json.loads(out)
@@ -160,6 +177,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         ([run, tmp_path / "none"], "none"),
         ([tmp_path / "bare"], "metrics.jsonl"),
         ([run, "--out", "x.pdf"], "x.pdf"),
+        ([run, "--out", "x.png"], "ends in .html or .svg"),
         ([run, "--out", tmp_path / "no" / "x.html"], "no folder"),
     ]:
         code, out, err = call(capsys, *arguments)
@@ -169,11 +187,22 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         assert named in err
 
 
+def test_a_line_that_is_being_written_and_a_line_separator_in_a_text_do_no_harm(tmp_path):
+    run = make_run(tmp_path / "run", word="zwei\u2028Zeilen\x85ü")
+    whole = (run / "samples.jsonl").read_bytes()
+    for cut in range(1, 5):  # among them one within the ü, which is two bytes long
+        at = whole.rindex("ü".encode()) + cut - 2
+        (run / "samples.jsonl").write_bytes(whole[:at])
+        assert [line["step"] for line in summarise(run).samples] == [20, 40]
+    MetricsLog(run, resume_after=40).close()
+    assert [line["step"] for line in summarise(run).samples] == [20, 40]
+
+
 @pytest.mark.parametrize("broken", ["", "{"])
 def test_an_empty_or_cut_metrics_file_still_gives_a_report(tmp_path, broken):
     run = make_run(tmp_path / "run")
     (run / "metrics.jsonl").write_text(broken)
-    write_report(run)
+    draw(run)
     assert "nothing measured yet" in checked((run / REPORT_FILE).read_text())
 
 
@@ -219,7 +248,7 @@ def test_in_a_browser_the_pages_fit_a_telephone_and_nothing_is_asked_of_anybody(
     paths = [
         make_run(tmp_path / f"a-run-with-quite-a-long-name-{n}", lr=n / 1000, word="wordwithoutend" * 3) for n in (1, 2)
     ]
-    write_report(paths[0])
+    draw(paths[0])
     assert call(capsys, *paths, "--out", tmp_path / "both.html")[0] == 0
     for width in (375, 1280):
         page = chromium.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)

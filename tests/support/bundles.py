@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+from mlm_onnx.convert.parity import LOGITS, onnx_side, open_session
 from tokenizers import Tokenizer
 
 from jax_mlm.data.tokenizer import train_tokenizer
@@ -19,7 +23,15 @@ TEXTS = [
     for c in SYLLABLES
 ]
 KINDS = ("wordpiece", "bpe", "unigram")
+ONE_SHAPE = ((1, 7, 2),)
+"""What a bundle is compared on where the comparison is not what is tested: the other shapes are test_convert's."""
 
 
 def piecewise(kind: str) -> Tokenizer:
     return train_tokenizer(TEXTS, kind, 320)  # type: ignore[arg-type]
+
+
+def fast_side(file: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """(input_ids, positions) → the answers of a graph of `fast/`."""
+    side = onnx_side(open_session(file, LOGITS.options))
+    return lambda input_ids, positions: side(input_ids=input_ids, positions=positions)

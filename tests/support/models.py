@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
 
-from jax_mlm.config import ModelConfig
-from jax_mlm.model.encoder import Inputs, init_params, make_forward
+from jax_mlm.config import Activation, ModelConfig
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import init_params, make_forward
 from jax_mlm.presets import PRESETS
 
 # Every switch of the architecture, for comparisons with graphs.
@@ -34,6 +35,8 @@ CONFIGS = {
     "odd-head": replace(BERT, width=30, heads=6, ff_width=31),
     "rms-learned": replace(BERT, norm="rms", gated=True, decoder_bias=False),
 }
+USED = {config.activation for config in CONFIGS.values()}
+CONFIGS |= {name: replace(MODERN, activation=name) for name in get_args(Activation) if name not in USED}
 
 # One a family, for the way to Hugging Face and back.
 HF_TINY = {"vocab_size": 64, "width": 16, "layers": 2, "heads": 2, "ff_width": 24, "max_length": 32}

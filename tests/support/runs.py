@@ -11,13 +11,11 @@ from typing import Any
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
-from jax_mlm.cli.console import run_command
 from jax_mlm.config import ModelConfig, TrainConfig
 from jax_mlm.presets import PRESETS
 from jax_mlm.run.checkpoint import open_checkpoints, save
 from jax_mlm.run.directory import write_run
 from jax_mlm.train.__main__ import main
-from jax_mlm.train.options import EXAMPLES, defaults
 
 TINY = [
     "--preset", "tiny", "--width", "32", "--layers", "2", "--heads", "2", "--ff-width", "48", "--length", "32",
@@ -28,8 +26,8 @@ REAL = ("bert-tiny-english", "albert-reactions", "roberta-antibody")
 
 
 def train_line(*arguments: Any) -> int:
-    """Runs the command in this process; its exit status."""
-    return run_command("train", TrainConfig, main, EXAMPLES, [str(word) for word in arguments], defaults)
+    """Run the command in this process; return its exit status."""
+    return main([str(word) for word in arguments])
 
 
 def one_line(done: subprocess.CompletedProcess) -> str:

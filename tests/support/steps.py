@@ -11,9 +11,10 @@ import numpy as np
 from jax_mlm.config import MaskConfig, ModelConfig, OptimConfig
 from jax_mlm.data.batches import Batch
 from jax_mlm.data.tokenizer import Vocabulary
-from jax_mlm.model.encoder import init_params, make_forward
+from jax_mlm.model.heads import init_params
+from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.train.optim import make_optimizer, make_schedule
-from jax_mlm.train.step import init_state, make_train_step
+from jax_mlm.train.step import TrainState, init_state, make_train_step
 
 VOCABULARY = Vocabulary(size=64, pad=0, mask=4, unk=1, cls=2, sep=3, special=(0, 1, 2, 3, 4))
 CONFIG = ModelConfig(vocab_size=64, width=32, layers=2, heads=4, ff_width=48, max_length=32, dropout=0.1)
@@ -35,12 +36,9 @@ def take_steps(accumulate: int, place=lambda x: x, count: int = 3):
     tx = make_optimizer(replace(config, adam_eps=1.0))
     step = jax.jit(
         make_train_step(
-            make_forward(CONFIG),
+            masked_lm(CONFIG, MaskConfig(), VOCABULARY, LENGTH, jnp.float32),
             tx,
             make_schedule(config),
-            MaskConfig(),
-            VOCABULARY,
-            LENGTH,
             jax.random.key(7),
             accumulate,
         )
@@ -49,6 +47,12 @@ def take_steps(accumulate: int, place=lambda x: x, count: int = 3):
     for i in range(count):
         state, metrics = step(state, place(uneven_batch(i)), jnp.int32(100))
     return state.params, metrics, step
+
+
+def state_shapes(optimizer: str = "adamw") -> TrainState:
+    """Shapes of the whole state, without arrays."""
+    tx = make_optimizer(OptimConfig(optimizer=optimizer))
+    return jax.eval_shape(lambda: init_state(init_params(CONFIG, jax.random.key(0)), tx))
 
 
 def tree_difference(a, b) -> float:

@@ -17,15 +17,16 @@ from support.texts import write_sentences
 
 from jax_mlm.config import DistilConfig, MaskConfig, ModelConfig, OptimConfig
 from jax_mlm.data.tokenizer import train_tokenizer
-from jax_mlm.hf import export_hf, read_hf
 from jax_mlm.hf.config import FAMILIES
-from jax_mlm.model.encoder import make_forward
+from jax_mlm.hf.directory import export_hf, read_hf
 from jax_mlm.presets import PRESETS, SENTENCE
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run_file
 from jax_mlm.run.log import read_metrics
-from jax_mlm.tasks.distil import cosine_distance, make_objective, soft_targets
+from jax_mlm.tasks.distil import TaughtBatch, cosine_distance, distilled, soft_targets
 from jax_mlm.tasks.masking import make_mask, row_keys
+from jax_mlm.tasks.mlm import MaskedBatch, masked_lm
+from jax_mlm.tasks.task import Task
 from jax_mlm.train.optim import make_optimizer, make_schedule
 from jax_mlm.train.start import Initial
 from jax_mlm.train.step import init_state, make_train_step
@@ -39,6 +40,11 @@ def masked() -> Any:
     rows = uneven_batch()
     keys = jax.vmap(jax.random.split)(row_keys(jax.random.key(3), 0, rows.rows))
     return make_mask(MaskConfig(), VOCABULARY, LENGTH)(keys[:, 0], rows.tokens, rows.words, jnp.float32(0.15))
+
+
+def taught_task(config: DistilConfig, student: ModelConfig = STUDENT, teacher: ModelConfig = TEACHER) -> Task:
+    task = masked_lm(student, MaskConfig(), VOCABULARY, LENGTH, jnp.float32)
+    return distilled(task, config, student, teacher, softened(teacher), jnp.float32)
 
 
 # ---- the terms, by hand --------------------------------------------------------------------------
@@ -61,11 +67,12 @@ def test_the_objective_is_their_weighted_sum_and_only_the_student_learns() -> No
     rows, hidden = uneven_batch(), masked()
     student, teacher = softened(STUDENT), softened(TEACHER)
     share = float(hidden.weights.sum() / (rows.segments > 0).sum())
+    given = TaughtBatch(MaskedBatch(rows, hidden), jnp.full(BATCH, share))
     parts = {}
     for weights in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 5, 3)):
         config = DistilConfig("t", *map(float, (weights[1], weights[0], weights[2])))
-        objective = make_objective(config, STUDENT, TEACHER, jnp.float32)
-        parts[weights] = jax.jit(objective)(student, teacher, share, rows, hidden, None)
+        objective = taught_task(config).loss
+        parts[weights] = jax.jit(objective)(student, teacher, given, None)
     total, metrics = parts[2, 5, 3]
     mlm, soften, cosine = (float(parts[weights][0]) for weights in ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
     assert mlm == pytest.approx(float(metrics.loss_sum))
@@ -73,7 +80,7 @@ def test_the_objective_is_their_weighted_sum_and_only_the_student_learns() -> No
     assert float(total) == pytest.approx(2 * mlm + 5 * soften + 3 * cosine, rel=1e-5)
     assert cosine < 2 * float(hidden.weights.sum()), "a mean over tokens, times the number of targets"
     to_both = jax.jit(jax.grad(objective, argnums=(0, 1), has_aux=True))
-    (to_student, to_teacher), _ = to_both(student, teacher, share, rows, hidden, None)
+    (to_student, to_teacher), _ = to_both(student, teacher, given, None)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(to_student))
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(to_teacher))
 
@@ -82,23 +89,20 @@ def test_the_objective_is_their_weighted_sum_and_only_the_student_learns() -> No
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(family: str) -> None:
     model = replace(MODELS[family], layers=1, dropout=0.0, attention_dropout=0.0)
     params = softened(model)
-    objective = jax.jit(make_objective(DistilConfig("t", 1.0, 0.0, 1.0), model, model, jnp.float32))
-    total, metrics = objective(params, params, 0.15, uneven_batch(), masked(), None)
+    objective = jax.jit(taught_task(DistilConfig("t", 1.0, 0.0, 1.0), model, model).loss)
+    given = TaughtBatch(MaskedBatch(uneven_batch(), masked()), jnp.full(BATCH, 0.15))
+    total, metrics = objective(params, params, given, None)
     assert abs(float(total)) / float(metrics.count) < 1e-5
 
 
 def test_a_short_run_comes_nearer_to_the_teacher() -> None:
     config = OptimConfig(lr=1e-2, schedule="constant", warmup=0.0)
-    objective, tx = make_objective(DistilConfig("t"), STUDENT, TEACHER, jnp.float32), make_optimizer(config)
-    step = jax.jit(
-        make_train_step(
-            make_forward(STUDENT), tx, make_schedule(config), MaskConfig(), VOCABULARY, LENGTH,
-            jax.random.key(7), 1, objective,
-        )
-    )  # fmt: skip
+    task, tx = taught_task(DistilConfig("t")), make_optimizer(config)
+    step = jax.jit(make_train_step(task, tx, make_schedule(config), jax.random.key(7)))
     state, rows, hidden = init_state(softened(STUDENT), tx), uneven_batch(), masked()
     teacher = jax.tree.map(jnp.asarray, softened(TEACHER))
-    apart = jax.jit(lambda params: objective(params, teacher, 0.15, rows, hidden, None)[0])
+    given = TaughtBatch(MaskedBatch(rows, hidden), jnp.full(BATCH, 0.15))
+    apart = jax.jit(lambda params: task.loss(params, teacher, given, None)[0])
     before = float(apart(state.params))
     for number in range(20):
         state, _ = step(state, uneven_batch(number), jnp.int32(100), teacher)
@@ -107,13 +111,10 @@ def test_a_short_run_comes_nearer_to_the_teacher() -> None:
 
 def test_microbatches_add_up_to_the_batch() -> None:
     config = OptimConfig(lr=0.1, clip=0.0, schedule="constant", warmup=0.0, weight_decay=0.0, adam_eps=1.0)
-    objective, tx = make_objective(DistilConfig("t"), STUDENT, TEACHER, jnp.float32), make_optimizer(config)
+    task, tx = taught_task(DistilConfig("t")), make_optimizer(config)
     results = []
     for accumulate in (1, 4):
-        step = make_train_step(
-            make_forward(STUDENT), tx, make_schedule(config), MaskConfig(), VOCABULARY, LENGTH,
-            jax.random.key(7), accumulate, objective,
-        )  # fmt: skip
+        step = make_train_step(task, tx, make_schedule(config), jax.random.key(7), accumulate)
         state, metrics = jax.jit(step)(
             init_state(softened(STUDENT), tx), uneven_batch(), jnp.int32(100), softened(TEACHER)
         )

@@ -17,20 +17,19 @@ from support.models import MODELS, SHAPE, assert_trees_equal, logits_of, softene
 from support.rows import prepared
 from support.runs import SMALL, save_run, train_line
 
-from jax_mlm.cli.console import parse
 from jax_mlm.config import MaskConfig, ModelConfig, TrainConfig
 from jax_mlm.data.batches import batch_at, pack_rows, split_documents
 from jax_mlm.data.sources import expand
 from jax_mlm.data.tokenizer import train_tokenizer, vocabulary_of
-from jax_mlm.hf import export_hf
 from jax_mlm.hf.config import FAMILIES
-from jax_mlm.model.encoder import make_forward
+from jax_mlm.hf.directory import export_hf
+from jax_mlm.model.heads import make_forward
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run, read_run_file
 from jax_mlm.run.log import read_metrics
 from jax_mlm.tasks.masking import make_mask, row_keys
-from jax_mlm.tasks.mlm import batch_metrics
-from jax_mlm.train.options import defaults
+from jax_mlm.tasks.mlm import MaskedBatch, measure
+from jax_mlm.train.__main__ import COMMAND
 from jax_mlm.train.start import Initial, start_from, with_words
 
 LINES = 200
@@ -38,8 +37,7 @@ LINES = 200
 
 def started(*arguments: Any) -> tuple[TrainConfig, Initial]:
     """What such a command begins with, without training."""
-    argv = [str(word) for word in arguments]
-    return start_from(parse("train", TrainConfig, argv, defaults(argv)))
+    return start_from(COMMAND.read([str(word) for word in arguments]))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +78,7 @@ def test_the_first_step_has_the_loss_of_the_weights(family: str, text: Path, tok
     keys = row_keys(jax.random.split(jax.random.key(config.seed))[1], 0, batch.rows)
     mask = make_mask(MaskConfig(), vocabulary, 16)
     masked = mask(jax.vmap(jax.random.split)(keys)[:, 0], batch.tokens, batch.words, jnp.float32(0.15))
-    expected = batch_metrics(jax.jit(make_forward(model)), params, batch, masked, None)
+    expected = measure(jax.jit(make_forward(model)), params, MaskedBatch(batch, masked))
     first = next(line for line in read_metrics(run) if line["kind"] == "train")
     np.testing.assert_allclose(first["loss"], float(expected.loss_sum / expected.count), rtol=1e-5)
     assert read_run_file(run)["data"]["init"] == {"from": str(source)}

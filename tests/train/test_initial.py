@@ -13,8 +13,8 @@ from support.runs import save_run
 
 from jax_mlm.data.tokenizer import train_tokenizer
 from jax_mlm.errors import UserError
-from jax_mlm.hf import export_hf
 from jax_mlm.hf.config import FAMILIES
+from jax_mlm.hf.directory import export_hf
 from jax_mlm.model.params import expected_shapes
 from jax_mlm.presets import SENTENCE
 from jax_mlm.train.start import Initial, grow, read_initial

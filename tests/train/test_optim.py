@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jax_mlm.config import ModelConfig, OptimConfig
-from jax_mlm.model.encoder import init_params
+from jax_mlm.model.heads import init_params
 from jax_mlm.train.optim import is_hidden_matrix, make_optimizer, make_schedule
 
 PARAMS = init_params(ModelConfig(vocab_size=20, width=16, layers=2, heads=2, ff_width=24), jax.random.key(0))

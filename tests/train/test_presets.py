@@ -16,8 +16,8 @@ from support.runs import train_line
 from support.texts import write_sentences
 
 from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
-from jax_mlm.hf import export_hf, read_hf
-from jax_mlm.model.encoder import init_params
+from jax_mlm.hf.directory import export_hf, read_hf
+from jax_mlm.model.heads import init_params
 from jax_mlm.presets import PRESETS
 from jax_mlm.run.directory import read_run
 from jax_mlm.run.log import read_metrics

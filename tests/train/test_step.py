@@ -25,14 +25,14 @@ def test_accumulation_equals_one_batch():
 EIGHT = """
 import json
 import jax, numpy as np
-from jax_mlm import sharding
+from jax_mlm.parallel.mesh import make_mesh, make_placer
 from support.steps import take_steps, tree_difference
 assert jax.device_count() == 8
-mesh = sharding.make_mesh(16, 1)
+mesh = make_mesh(16, 1)
 one, metrics, _ = take_steps(1)
 out = {}
 for accumulate in (1, 2):
-    spread, theirs, _ = take_steps(accumulate, sharding.make_placer(mesh))
+    spread, theirs, _ = take_steps(accumulate, make_placer(mesh))
     loss, count = metrics.loss_sum - theirs.loss_sum, metrics.count - theirs.count
     out[accumulate] = [tree_difference(one, spread), float(loss), float(count)]
 print(json.dumps(out))
@@ -68,13 +68,13 @@ def test_the_meter_waits_only_for_the_step_before():
             read.append(self.step)
             return np.asarray(1.0)
 
-    meter = Meter(None)
+    meter = Meter(lambda tokens: 0.0, None)
     for step in range(4):
-        meter.add(Metrics(Pending(step), Pending(step), Pending(step)), tokens=10, flops=0.0)
+        meter.add(Metrics(Pending(step), Pending(step), Pending(step)), tokens=10)
         assert set(read) == set(range(step))
     assert meter.read(wait=False)["loss"] == 1.0
     assert 3 not in read
     meter.read(wait=True)
     assert 3 in read
-    meter.add(Metrics(Pending(4), Pending(4), Pending(4)), tokens=10, flops=0.0)
+    meter.add(Metrics(Pending(4), Pending(4), Pending(4)), tokens=10)
     assert meter.read(wait=False)["tokens"] == 10, "a line that has only this step waits for it, and is not empty"

@@ -13,7 +13,7 @@ from support.runs import TINY, one_line
 
 from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
 from jax_mlm.evals.scoring import predict_each
-from jax_mlm.model.encoder import make_forward
+from jax_mlm.model.heads import make_forward
 from jax_mlm.presets import SENTENCE
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run
@@ -50,7 +50,7 @@ def test_the_founding_sentence(sentence_run):
     answers = predict_each(make_forward(config.model), params, tokenizer, vocabulary_of(tokenizer), SENTENCE)
     assert [a.hidden for a in answers] == SENTENCE.split()
     assert all(a.right and a.candidates[0][1] >= 0.98 for a in answers)
-    assert {p.name for p in (run / "plots").iterdir()} == {"loss.png", "accuracy.png", "learning_rate.png"}
+    assert {p.name for p in (run / "plots").iterdir()} == {"loss.svg", "accuracy.svg", "learning_rate.svg"}
     kinds = {line["kind"] for line in read_metrics(run)}
     assert kinds == {"train", "valid", "final"}
 
@@ -138,7 +138,7 @@ def test_bad_input_is_one_line_and_exit_2(environment, text, tmp_path):
     (tmp_path / "taken" / "precious.txt").write_text("mine")
     out = ["--out", tmp_path / "run"]
     cases = [
-        (["--preset", "tinny"], "Did you mean tiny"),
+        (["--preset", "tinny"], "did you mean tiny?"),
         (["--data", tmp_path / "nowhere.txt"], "nowhere.txt"),
         (["--data", tmp_path / "empty.txt"], "empty.txt"),
         (["--data", broken, *TINY], "broken.txt"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 FORMAT = 1
@@ -39,6 +40,15 @@ WEB_GRAPH = "fast/fill_mask_web.onnx"
 
 HUB_GRAPH, HUB_QUANTIZED = "onnx/model.onnx", "onnx/model_quantized.onnx"
 """Only in bundles made `--for hub`: names that optimum and transformers.js look for."""
+
+
+LAYOUTS: Mapping[str, str] = {
+    "predictor": "for FillMask (default)",
+    "hub": "also for optimum and transformers.js",
+    "web": "also a page for browsers",
+    "space": "the demo as a hosted Space",
+}
+"""Whom a bundle is made for, and what that gives."""
 
 
 REQUIRED = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, FAST_GRAPH, FAST_DATA)

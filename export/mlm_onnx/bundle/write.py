@@ -68,4 +68,18 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
         if file.is_file() and file.name != MANIFEST
     }
     manifest = {"kind": KIND, "format": FORMAT, "task": TASK, **facts, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST, manifest)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a file that people read, too."""
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Write beside the file, then rename, so that two processes never see half of it."""
+    import tempfile  # a query starts faster without
+
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as beside:
+        beside.write(content)
+    Path(beside.name).replace(file)

@@ -7,65 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlm_onnx.cli.parser import at_least_one
+from mlm_onnx.cli.parser import PROG, Command, at_least_one, print_json
 
 if TYPE_CHECKING:
     from mlm_onnx.answer.predictor import FillMask
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.answer.predictor import FillMask
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.answer.predictor import FillMask
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.answer.predictor import FillMask
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.answer.predictor import FillMask
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.answer.predictor import FillMask
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.answer.predictor import FillMask
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.answer.predictor import FillMask
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.answer.predictor import FillMask
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.answer.predictor import FillMask
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.answer.predictor import FillMask
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.answer.predictor import FillMask
-from mlm_onnx.cli.parser import _print_json
 
 
 def _declare_query(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `convert` wrote")
     parser.add_argument("text", metavar="TEXT", help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--threads", type=at_least_one, help="threads to compute with (default: the cores, up to 4)")
+    parser.add_argument(
+        "--threads", type=at_least_one, metavar="N", help="threads to compute with (default: the cores, up to 4)"
+    )
 
 
-def _declare_fill(parser: argparse.ArgumentParser) -> None:
+def declare_fill(parser: argparse.ArgumentParser) -> None:
     _declare_query(parser, "a text with the model's mask token where a word is missing")
     parser.add_argument("--top-k", type=at_least_one, metavar="N", help="candidates for each mask (default: 5)")
     parser.add_argument("--targets", metavar="A,B", help="consider only these words")
@@ -82,26 +39,26 @@ def _declare_first_piece(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(options: argparse.Namespace) -> FillMask:
-    """The predictor, which lives as long as the options: answers are printed before it is taken apart.
+    """Return the predictor, which lives as long as the options: answers are printed before it is taken apart.
 
     The bundle is opened first: its weights are hashed while numpy and onnxruntime are imported.
     """
     from mlm_onnx.bundle import open_bundle
 
     bundle = open_bundle(options.bundle, full=False, ahead=True)
-    from mlm_onnx.predictor import FillMask
+    from mlm_onnx.answer.predictor import FillMask
 
     options.fill = FillMask(bundle, options.threads)
     return options.fill
 
 
-def _fill(options: argparse.Namespace) -> None:
+def fill(options: argparse.Namespace) -> None:
     targets = None if options.targets is None else [word for word in options.targets.split(",") if word.strip()]
     answer = _load(options)(
         options.text, top_k=options.top_k, targets=targets, joint=options.joint, first_piece=options.first_piece
     )
     if options.json:
-        _print_json(answer)
+        print_json(answer)
         return
     for mask in answer["masks"]:
         print(mask["candidates"][0]["text"])
@@ -115,22 +72,21 @@ def _fill(options: argparse.Namespace) -> None:
 
 
 def _pieces_of(answer: Mapping[str, Any]) -> str:
-    """Says which words a token only begins."""
+    """Return which words a token only begins."""
     words = answer.get("first_piece_of")
     return f"  (first piece of {', '.join(words)})" if words else ""
 
 
-def _declare_explain(parser: argparse.ArgumentParser) -> None:
+def declare_explain(parser: argparse.ArgumentParser) -> None:
     _declare_query(parser, "a text with the model's mask token where a word is missing")
     parser.add_argument("--target", metavar="WORD", help="explain this word (default: the likeliest)")
     _declare_first_piece(parser)
 
 
-def _explain(options: argparse.Namespace) -> None:
-    fill = _load(options)
-    answer = fill.explain(options.text, options.target, first_piece=options.first_piece)
+def explain(options: argparse.Namespace) -> None:
+    answer = _load(options).explain(options.text, options.target, first_piece=options.first_piece)
     if options.json:
-        _print_json(answer)
+        print_json(answer)
         return
     for mask in answer["masks"]:
         print(f"{mask['token']}  {mask['probability']:.2%}{_pieces_of(mask)}; without each other word:")
@@ -140,14 +96,14 @@ def _explain(options: argparse.Namespace) -> None:
             print(f"  {word['word']:<{width}}  {word['probability']:7.2%}  {-word['effect']:+8.3f}{instead}")
 
 
-def _declare_score(parser: argparse.ArgumentParser) -> None:
+def declare_score(parser: argparse.ArgumentParser) -> None:
     _declare_query(parser, "a whole sentence, without a mask")
 
 
-def _score(options: argparse.Namespace) -> None:
+def score(options: argparse.Namespace) -> None:
     answer = _load(options).score(options.text)
     if options.json:
-        _print_json(answer)
+        print_json(answer)
         return
     print(f"pseudo-log-likelihood {answer['score']:.3f}, perplexity {answer['perplexity']:.2f}")
     width = max(len(token["token"]) for token in answer["tokens"])
@@ -155,13 +111,47 @@ def _score(options: argparse.Namespace) -> None:
         print(f"  {token['token']:<{width}}  {token['logprob']:8.3f}")
 
 
-def _declare_embed(parser: argparse.ArgumentParser) -> None:
+def declare_embed(parser: argparse.ArgumentParser) -> None:
     _declare_query(parser, "a text of any length")
 
 
-def _embed(options: argparse.Namespace) -> None:
+def embed(options: argparse.Namespace) -> None:
     numbers = _load(options).embed(options.text).tolist()
     if options.json:
-        _print_json({"text": options.text, "embedding": numbers})
+        print_json({"text": options.text, "embedding": numbers})
         return
     print(*(f"{number:.6g}" for number in numbers))
+
+
+COMMANDS: Mapping[str, Command] = {
+    "fill": Command(
+        "the likeliest words at each mask of a text",
+        (
+            f'{PROG} fill bundle "This model [MASK] a super"',
+            f'{PROG} fill bundle "a [MASK] day" --targets good,bad --json',
+        ),
+        declare_fill,
+        fill,
+    ),
+    "explain": Command(
+        "which words an answer depends on: each other word is hidden in turn",
+        (
+            f'{PROG} explain bundle "This model [MASK] a super"',
+            f'{PROG} explain bundle "a [MASK] day" --target good --json',
+        ),
+        declare_explain,
+        explain,
+    ),
+    "score": Command(
+        "how likely a sentence is (pseudo-log-likelihood)",
+        (f'{PROG} score bundle "This model creates a super"', f'{PROG} score bundle "a good day" --json'),
+        declare_score,
+        score,
+    ),
+    "embed": Command(
+        "a text as a vector: the mean of its hidden states",
+        (f'{PROG} embed bundle "This model creates a super"', f'{PROG} embed bundle "a good day" --json'),
+        declare_embed,
+        embed,
+    ),
+}

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mlm_onnx.cli.parser import PROG, UsageError
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from mlm_onnx.cli.inspect import _bytes, _calibration, _int8, _saturation
+from mlm_onnx.bundle.layout import LAYOUTS
+from mlm_onnx.cli.inspect import calibration_line, int8_line, saturation_line, size_text
+from mlm_onnx.cli.parser import PROG, Command, UsageError
 
 
-def _declare_convert(parser: argparse.ArgumentParser) -> None:
+def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_directory", metavar="RUN", type=Path, help="what `python -m jax_mlm.train` wrote")
     parser.add_argument(
         "bundle", metavar="BUNDLE", type=Path, help="folder to write; a bundle that is there is replaced"
@@ -25,10 +19,8 @@ def _declare_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("int8", "fp32"), default="int8", help="how weights are stored (default: int8)"
     )
-    layouts = {"choices": ("predictor", "hub", "web", "space"), "default": "predictor", "dest": "layout"}
-    said = "predictor: for FillMask (default); hub: also for optimum and transformers.js; web: also a page "
-    said += "for browsers; space: the demo as a hosted Space"
-    parser.add_argument("--for", **layouts, help=said)
+    layouts = "; ".join(f"{layout}: {text}" for layout, text in LAYOUTS.items())
+    parser.add_argument("--for", choices=tuple(LAYOUTS), default="predictor", dest="layout", help=layouts)
     int8, pages = parser.add_argument_group("int8"), parser.add_argument_group("pages and demo")
     pages.add_argument(
         "--web-runtime", type=Path, metavar="DIR", help="node_modules with what --for web otherwise fetches with npm"
@@ -43,37 +35,46 @@ def _declare_convert(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _convert(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     try:
-        from mlm_onnx.convert import convert
+        from mlm_onnx.convert import Request, convert
     except ModuleNotFoundError as error:
         needed = (error.name or "").split(".")[0]
         raise UsageError(f"convert needs {needed}, which is not installed: pip install 'mlm-onnx[convert]'") from None
-    manifest = convert(
-        options.run_directory,
-        options.bundle,
-        options.dtype,
-        options.layout,
-        options.calibrate,
-        options.reduce_range,
-        options.web_runtime,
-        options.with_attention,
-        options.example,
+    request = Request(
+        dtype=options.dtype,
+        layout=options.layout,
+        calibration=options.calibrate,
+        reduce_range=options.reduce_range,
+        with_attention=options.with_attention,
+        web_runtime=options.web_runtime,
+        examples=options.example,
     )
+    manifest = convert(options.run_directory, options.bundle, request)
     size = sum(facts["size"] for facts in manifest["files"].values())
     parity, origin = manifest["parity"], manifest["origin"]
-    print(
-        f"wrote {options.bundle}: {manifest['dtype']}, {_bytes(size)}, step {origin['step']} of {options.run_directory}"
-    )
+    made_of = f"step {origin['step']} of {options.run_directory}"
+    print(f"wrote {options.bundle}: {manifest['dtype']}, {size_text(size)}, {made_of}")
     print(f"largest difference from JAX: {parity['fp32']['max_difference']:.1e} in float32 logits")
     if manifest["dtype"] == "int8":
-        print(_int8(parity["int8"]))
-        print(_saturation(manifest["int8"]))
+        print(int8_line(parity["int8"]))
+        if line := saturation_line(manifest["int8"]):
+            print(line)
     if calibration := parity.get("calibration"):
-        print(_calibration(calibration))
+        print(calibration_line(calibration))
     if options.layout == "space":
         print(f"next: python {options.bundle / 'app.py'}, or push {options.bundle} to a Space")
     elif options.layout == "web":
         print(f"next: python -m http.server --directory {options.bundle}, then open http://localhost:8000")
     else:
         print(f'next: {PROG} fill {options.bundle} "text with {manifest["tokens"]["mask"]["text"]}"')
+
+
+COMMANDS: Mapping[str, Command] = {
+    "convert": Command(
+        "a training run becomes a bundle",
+        (f"{PROG} convert runs/sentence bundle", f"{PROG} convert runs/small bundle --for hub"),
+        declare,
+        run,
+    ),
+}

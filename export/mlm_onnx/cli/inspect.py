@@ -7,54 +7,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from mlm_onnx.bundle.read import Bundle
-from typing import TYPE_CHECKING
+from mlm_onnx.cli.parser import PROG, Command, print_json
 
 if TYPE_CHECKING:
     from mlm_onnx.bundle.read import Bundle
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.bundle.read import Bundle
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.bundle.read import Bundle
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.bundle.read import Bundle
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.bundle.read import Bundle
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.bundle.read import Bundle
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.bundle.read import Bundle
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlm_onnx.bundle.read import Bundle
-from mlm_onnx.cli.parser import _print_json
 
 
-def _declare_info(parser: argparse.ArgumentParser) -> None:
+def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `convert` wrote")
     parser.add_argument("--json", action="store_true", help="print the manifest")
 
 
-def _info(options: argparse.Namespace) -> None:
-    from mlm_onnx.bundle import MANIFEST, BundleError, open_bundle
+def run(options: argparse.Namespace) -> None:
+    from mlm_onnx.bundle.layout import MANIFEST, BundleError
+    from mlm_onnx.bundle.read import open_bundle
 
     bundle = open_bundle(options.bundle)
     if options.json:
-        _print_json(bundle.manifest)
+        print_json(bundle.manifest)
         return
     try:
         _print_info(options.bundle, bundle)
@@ -71,21 +41,22 @@ def _print_info(path: Path, bundle: Bundle) -> None:
     print(f"limits    {bundle.limits.max_length} tokens, {bundle.limits.max_characters} characters a text")
     print(f"parity    largest difference from JAX {parity['fp32']['max_difference']:.1e} in float32 logits")
     if manifest["dtype"] == "int8":
-        print(f"          {_int8(parity['int8'])}")
-        print(f"          {_saturation(manifest['int8'])}")
+        print(f"          {int8_line(parity['int8'])}")
+        if line := saturation_line(manifest["int8"]):
+            print(f"          {line}")
     if calibration := parity.get("calibration"):
-        print(f"          {_calibration(calibration)}")
+        print(f"          {calibration_line(calibration)}")
     if memory := _memory(path):
         print(f"memory    {memory}")
     for name, graph in manifest["graphs"].items():
         print(f"graph     {name}: {_ports(graph['inputs'])} → {_ports(graph['outputs'])}")
     for name, facts in manifest["files"].items():
-        print(f"file      {name}  {_bytes(facts['size'])}")
+        print(f"file      {name}  {size_text(facts['size'])}")
 
 
 def _memory(path: Path) -> str:
     """What this process holds in memory once it has answered from the bundle; on Linux, else nothing."""
-    from mlm_onnx.predictor import FillMask
+    from mlm_onnx.answer.predictor import FillMask
 
     fill = FillMask(path)
     fill(f"a {fill.mask_token}", top_k=1)
@@ -95,27 +66,28 @@ def _memory(path: Path) -> str:
         return ""
     facts = dict(line.split(":", 1) for line in lines)
     resident, mapped = (int(facts[name].split()[0]) * 1024 for name in ("VmRSS", "RssFile"))
-    return f"{_bytes(resident)} resident after an answer, of which {_bytes(mapped)} are mapped files"
+    return f"{size_text(resident)} resident after an answer, of which {size_text(mapped)} are mapped files"
 
 
-def _int8(parity: Mapping[str, float]) -> str:
+def int8_line(parity: Mapping[str, float]) -> str:
     share = parity["rms_difference"] / max(parity["logit_std"], 1e-9)
     changed = 1 - parity["top1_agreement"]
     return f"int8 changes logits by {share:.1%} of their spread, and {changed:.1%} of the first answers to random texts"
 
 
-def _saturation(int8: Mapping[str, Any]) -> str:
-    """What the bundle asks of a processor, and what one without it makes of the answers."""
+def saturation_line(int8: Mapping[str, Any]) -> str:
+    """Return what processors without VNNI make of the answers, where it is known."""
     if int8["weight_bits"] < 8:
         return "7-bit weights: right on every processor"
-    facts = int8["saturation"]
+    if not (facts := int8.get("saturation")):
+        return ""
     changed = 1 - facts["top1_agreement"]
     line = f"without VNNI {facts['pairs']:.2%} of the sums of two products are cut off, which changes {changed:.1%} of "
     line += f"the first answers ({facts['tokens']} tokens, {facts['on']})"
     return f"{line}; for such processors convert with --reduce-range" if facts["matters"] else line
 
 
-def _calibration(facts: Mapping[str, Any]) -> str:
+def calibration_line(facts: Mapping[str, Any]) -> str:
     accuracy, kept = facts["accuracy"], facts["kept_in_fp32"]
     line = f"on {facts['tokens']} hidden tokens of {facts['file']}: accuracy {accuracy['int8']:.1%}, "
     line += f"{accuracy['fp32']:.1%} in float32; {facts['top1_agreement']:.1%} of the first answers are the same"
@@ -126,5 +98,15 @@ def _ports(ports: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{port['name']} {port['dtype']}[{', '.join(map(str, port['shape']))}]" for port in ports)
 
 
-def _bytes(size: int) -> str:
+def size_text(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+COMMANDS: Mapping[str, Command] = {
+    "info": Command(
+        "what a bundle holds, all of its files checked",
+        (f"{PROG} info bundle", f"{PROG} info bundle --json"),
+        declare,
+        run,
+    ),
+}

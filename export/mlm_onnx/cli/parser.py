@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
 import difflib
-import itertools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 PROG = "python -m mlm_onnx"
 
@@ -33,83 +26,73 @@ class UsageError(ValueError):
     """A command line that cannot be understood."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Refuses a command line with a UsageError of one line."""
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            *others, last = action.choices
+            choose = f"choose {', '.join(others)} or {last}{nearest(value, action.choices)}"
+            raise UsageError(f"{'/'.join(action.option_strings)} {value}: {choose}")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Return what the words of a command line give; --help is answered before a mistake."""
+        known, words = self._option_string_actions, argv[: [*argv, "--"].index("--")]
+        if "-h" in words or "--help" in words:
+            self.print_help()
+            self.exit()
+        for option in (word.partition("=")[0] for word in words):
+            if option.startswith("--") and " " not in option and option not in known:
+                raise UsageError(f"unknown option {option}{nearest(option, known) or f' (see {self.prog} --help)'}")
+        try:
+            return self.parse_args(argv)
+        except argparse.ArgumentError as error:
+            if error.argument_name is None:
+                self.error(error.message)
+            raise UsageError(f"{error.argument_name} {error.message}") from None
+
 
 def command_map(commands: Mapping[str, Command]) -> str:
-    """What is shown when no command is given."""
-    lines = [f"usage: {PROG} COMMAND …", "", "Answers masked queries from an ONNX bundle.", "", "commands:"]
-    lines += [f"  {name:<8}  {command.summary}" for name, command in commands.items()]
+    """Return what is printed when no command is given."""
+    lines = [f"usage: {PROG} COMMAND … or mlm-onnx COMMAND …", "", "Answers masked queries from an ONNX bundle.", ""]
+    lines += ["commands:", *(f"  {name:<8}  {command.summary}" for name, command in commands.items())]
     lines += ["", "examples:", *(f"  {commands[name].examples[0]}" for name in ("convert", "fill"))]
     return "\n".join([*lines, "", f"{PROG} COMMAND --help shows its options and examples; --version the versions."])
 
 
-def versions() -> str:
-    """One line: this distribution and what it computes with."""
-    from importlib.metadata import PackageNotFoundError, version  # a query starts faster without
-
-    def installed(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return "not installed as a package"
-
-    return f"mlm_onnx {installed('mlm-onnx')}, onnxruntime {installed('onnxruntime')}"
-
-
 def read(commands: Mapping[str, Command], name: str, argv: Sequence[str]) -> argparse.Namespace:
-    """The options of the command of this name.
-
-    Raises:
-        UsageError: there is no such command, or an option or a value of one is wrong.
-    """
+    """Return the options of a command; raise a UsageError where it is unknown, or an option or a value is wrong."""
     if name not in commands:
-        close = _nearest(name, list(commands)) or f": choose {', '.join(commands)}"
+        close = nearest(name, commands) or f": choose {', '.join(commands)}"
         raise UsageError(f"unknown command {name}{close}")
-    command = commands[name]
-    parser = _Parser(
+    parser = Parser(
         prog=f"{PROG} {name}",
-        description=command.summary.capitalize() + ".",
-        epilog="examples:\n  " + "\n  ".join(command.examples),
+        description=commands[name].summary.capitalize() + ".",
+        epilog="\n  ".join(["examples:", *commands[name].examples]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        exit_on_error=False,
     )
-    command.declare(parser)
-    known = {option: action for action in parser._actions for option in action.option_strings}
-    for word, following in itertools.zip_longest(argv, argv[1:]):
-        if word == "--":
-            break
-        if not word.startswith("--"):
-            continue
-        option, equals, value = word.partition("=")
-        if option not in known:
-            raise UsageError(
-                f"unknown option {option}{_nearest(option, list(known)) or f' (see {parser.prog} --help)'}"
-            )
-        given, choices = value if equals else following, known[option].choices
-        if choices is not None and given is not None and given not in choices:
-            close = _nearest(given, list(choices))
-            raise UsageError(f"{option} {given} is unknown: choose {' or '.join(choices)}{close}")
-    return parser.parse_args(argv)
+    commands[name].declare(parser)
+    return parser.read(argv)
 
 
 def at_least_one(text: str) -> int:
-    """The type of an option that counts."""
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
+    """Read the value of an option that counts."""
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text}: expected an integer of at least 1")
 
 
-def _nearest(word: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, choices, 1)
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return '; did you mean X?' where a known word is close, else nothing."""
+    close = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """Print one JSON object."""
     print(json.dumps(value, ensure_ascii=False))

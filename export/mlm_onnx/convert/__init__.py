@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlm_onnx.convert.pipeline import convert, write_bundle
+    from mlm_onnx.convert.request import Request
 
-__all__ = ["convert", "write_bundle"]
+__all__ = ["Request", "convert", "write_bundle"]
 
 
 def __getattr__(name: str) -> object:
-    """Loads what it needs only when it is asked for (PEP 562)."""
+    """Import what it needs only when it is asked for (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("mlm_onnx.convert.pipeline"), name)
+    home = "request" if name == "Request" else "pipeline"
+    return getattr(import_module(f"mlm_onnx.convert.{home}"), name)

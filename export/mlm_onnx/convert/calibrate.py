@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 from jax_mlm.config import ModelConfig
 from jax_mlm.data.tokenizer import Vocabulary
 from mlm_onnx.bundle.layout import BundleError
-from mlm_onnx.convert.graphs import fill_mask_graph
 from mlm_onnx.convert.onnx_file import Graph
-from mlm_onnx.convert.parity import Forward, onnx_forward
+from mlm_onnx.convert.parity import onnx_side, open_session
 from mlm_onnx.convert.precision import FP32, Precision
 from mlm_onnx.convert.quantize import INT8, adjusted
+from mlm_onnx.convert.targets import FILL_MASK
 
 MASKED = 0.15
 """Part of a text's tokens that is hidden, all of them behind the mask token."""
@@ -30,6 +30,8 @@ SAMPLE = 16
 """Texts on which the matrices are ranked."""
 Query = tuple[np.ndarray, np.ndarray, np.ndarray]
 """(ids [1, S] with masks in them, their positions [1, P], the hidden ids [P])."""
+Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(ids, positions) → logits [1, P, V]."""
 
 
 def queries(file: Path, tokenizer: Tokenizer, vocabulary: Vocabulary, max_length: int) -> list[Query]:
@@ -68,8 +70,10 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
 
         def run(precision: Precision) -> Forward:
-            fill_mask_graph(model, params, precision).write(Path(folder) / "g.onnx")
-            return onnx_forward(Path(folder) / "g.onnx")
+            file = Path(folder) / "g.onnx"
+            FILL_MASK.build(model, params, precision).write(file)
+            ask = onnx_side(open_session(file, FILL_MASK.comparison.options))
+            return lambda ids, at: ask(input_ids=ids, positions=at)
 
         def facts(keep: Collection[str]) -> dict[str, Any]:
             return against(expected, _firsts(run(adjusted(INT8, keep, reduce_range)), asked), asked)
@@ -105,7 +109,12 @@ def _firsts(forward: Forward, asked: Sequence[Query]) -> np.ndarray:
 
 
 def _ranked(
-    model: ModelConfig, params: Mapping[str, Any], exact: Forward, run: Any, asked: Sequence[Query], reduce_range: bool
+    model: ModelConfig,
+    params: Mapping[str, Any],
+    exact: Forward,
+    run: Callable[[Precision], Forward],
+    asked: Sequence[Query],
+    reduce_range: bool,
 ) -> list[str]:
     """The encoder matrices, the one first that disturbs the logits most when it alone is in int8."""
     names: dict[str, None] = {}
@@ -114,7 +123,7 @@ def _ranked(
         names[name.removesuffix(".query").removesuffix(".key_value")] = None
         return FP32.linear(g, x, name, kernel, bias)
 
-    fill_mask_graph(model, params, Precision("fp32", record, FP32.lookup, FP32.project))
+    FILL_MASK.build(model, params, Precision("fp32", record, FP32.lookup, FP32.project))
     wanted = [exact(ids, at) for ids, at, _ in asked]
     harm = {}
     for name in names:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from jax_mlm.config import ModelConfig
 from mlm_onnx.convert.onnx_file import Graph
-
-if TYPE_CHECKING:
-    from jax_mlm.config import ModelConfig
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from jax_mlm.config import ModelConfig
 from mlm_onnx.convert.precision import Precision
 
 NEGATIVE = -1e30
 """Score of a pair that may not attend: its exponential is exactly 0 in float32."""
 
 
-class _Encoder:
+class OnnxEncoder:
     """Adds the encoder's nodes to a graph; a method stands for one module of `jax_mlm.model`.
 
     Without `mask`, every token of a row sees all the others; without `types`, all are of type 0. `fused` takes the
@@ -214,8 +208,8 @@ class _Encoder:
                 q = g.op("RotaryEmbedding", q, *self.rope(theta, at), num_heads=c.heads)
                 k = g.op("RotaryEmbedding", k, *self.rope(theta, None), num_heads=c.heads)
             bias = self.score_bias(window, at)
-            heads = {"q_num_heads": c.heads, "kv_num_heads": c.heads}
-            return g.op("Attention", q, k, v, *([] if bias is None else [bias]), **heads)
+            given = (q, k, v) if bias is None else (q, k, v, bias)
+            return g.op("Attention", *given, q_num_heads=c.heads, kv_num_heads=c.heads)
         weights = self.attention_weights(q, k, window, at)
         self.attended.append(weights)
         mixed = g.op("Transpose", g.op("MatMul", weights, self.heads(v)), perm=[0, 2, 1, 3])

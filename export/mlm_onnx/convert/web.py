@@ -18,6 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from mlm_onnx.bundle.layout import BundleError
+from mlm_onnx.bundle.write import write_atomically
 
 INDEX = "index.html"
 FOLDER = "web"
@@ -97,7 +98,7 @@ def _package(package: str, given: Path | None) -> list[tuple[Part, bytes]]:
         found = _fetch(package, wanted)
         folder.mkdir(parents=True, exist_ok=True)
         for part, content in found:
-            _keep(folder / part.name, content)
+            write_atomically(folder / part.name, content)
     return found
 
 
@@ -130,13 +131,6 @@ def _cached(file: Path) -> bytes:
         return file.read_bytes()
     except FileNotFoundError:
         return b""
-
-
-def _keep(file: Path, content: bytes) -> None:
-    """Written beside and moved, so that two conversions at once never see half a file."""
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as beside:
-        beside.write(content)
-    os.replace(beside.name, file)
 
 
 def _fetch(package: str, wanted: list[Part]) -> list[tuple[Part, bytes]]:

@@ -1,42 +1,92 @@
-"""Attention with its gradient written out; the place where a kernel is chosen."""
+"""Attention with its gradient written out, and the one place where its kernel is chosen."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Key
 
 NEGATIVE = -1e30
 """Score of a pair that may not attend: its exponential is exactly 0 in float32."""
 
 
+class Drop(NamedTuple):
+    """Dropout with a key of each row, so that the batch's layout over devices changes nothing."""
+
+    rate: float
+    row_keys: Key[Array, "B"]
+    site: int
+    """Number of the place in the network: each draws from the row's key by its own."""
+
+    def kept(self, shape: tuple[int, ...]) -> Bool[Array, "B ..."]:
+        """Return True with probability 1 − rate, for each element of rows of this shape."""
+        return jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, self.site), 1 - self.rate, shape))(
+            self.row_keys
+        )
+
+
+def visible(segments: Int[Array, "B S"], window: int | None) -> Bool[Array, "B 1 S S"]:
+    """Return True where a query may see a key: the same document, and at most `window` tokens away."""
+    seen = segments[:, :, None] == segments[:, None, :]
+    if window is not None:
+        at = jnp.arange(segments.shape[1])
+        seen &= jnp.abs(at[:, None] - at[None, :]) <= window
+    return seen[:, None]
+
+
 def attention_weights(
-    q: Float[Array, "B H Q K"], k: Float[Array, "B H S K"], seen: Bool[Array, "B 1 Q S"]
-) -> Float[Array, "B H Q S"]:
-    """softmax(q · kᵀ where seen) in float32: what `attend` mixes by, for looking at it."""
+    q: Float[Array, "B H S K"], k: Float[Array, "B H S K"], segments: Int[Array, "B S"], window: int | None
+) -> Float[Array, "B H S S"]:
+    """Return softmax(q · kᵀ where visible) in float32: what `attend` mixes by, for looking at it."""
     scores = jnp.einsum("BHQK,BHSK->BHQS", q, k, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(jnp.where(seen, scores, NEGATIVE), axis=-1)
+    return jax.nn.softmax(jnp.where(visible(segments, window), scores, NEGATIVE), axis=-1)
+
+
+def attend(
+    q: Float[Array, "B H S K"],
+    k: Float[Array, "B H S K"],
+    v: Float[Array, "B H S K"],
+    segments: Int[Array, "B S"],
+    window: int | None,
+    drop: Drop | None = None,
+) -> Float[Array, "B H S K"]:
+    """Return softmax(q · kᵀ) · v over the visible keys, by the kernel that suits platform and shape.
+
+    Every kernel is chosen here, and a test compares each with the dense one.
+
+    Args:
+        q, k, v: queries (scaled already), keys and values.
+        segments: document of each token; 0 is padding. Tokens of one document see each other.
+        window: how many tokens away a key may lie; None sees all.
+        drop: dropout of the attention probabilities.
+    """
+    keep = None
+    if drop is not None:
+        B, H, S, _ = q.shape
+        ones = jnp.ones((B, H, S, S), q.dtype)
+        keep = jnp.where(drop.kept((H * S * S,)).reshape(B, H, S, S), ones / (1 - drop.rate), 0).astype(q.dtype)
+    return dense_attention(q, k, v, visible(segments, window), keep)
 
 
 @jax.custom_vjp
-def attend(
-    q: Float[Array, "B H Q K"],
+def dense_attention(
+    q: Float[Array, "B H S K"],
     k: Float[Array, "B H S K"],
     v: Float[Array, "B H S K"],
-    seen: Bool[Array, "B 1 Q S"],
-    keep: Float[Array, "B H Q S"] | None,
-) -> Float[Array, "B H Q K"]:
-    """softmax(q · kᵀ where seen) · v, with the softmax in float32; `keep` multiplies its weights (dropout).
+    seen: Bool[Array, "B 1 S S"],
+    keep: Float[Array, "B H S S"] | None,
+) -> Float[Array, "B H S K"]:
+    """Return softmax(q · kᵀ where seen) · v, with the softmax in float32; `keep` multiplies its weights (dropout).
 
     The weights are divided by their sum after the mixing, on K columns instead of S, and the gradient of the softmax
     takes its row sums from the output (as FlashAttention does, Dao et al. 2022): fewer passes over the S × S scores.
     """
-    return _attend_forward(q, k, v, seen, keep)[0]
+    return _dense_forward(q, k, v, seen, keep)[0]
 
 
-def _attend_forward(q: Array, k: Array, v: Array, seen: Array, keep: Array | None) -> tuple[Array, Any]:
+def _dense_forward(q: Array, k: Array, v: Array, seen: Array, keep: Array | None) -> tuple[Array, Any]:
     scores = jnp.where(seen, jnp.einsum("BHQK,BHSK->BHQS", q, k, preferred_element_type=jnp.float32), NEGATIVE)
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     total = weights.sum(-1, keepdims=True)
@@ -45,7 +95,7 @@ def _attend_forward(q: Array, k: Array, v: Array, seen: Array, keep: Array | Non
     return out, (q, k, v, weights.astype(v.dtype), kept, total, out, keep)
 
 
-def _attend_backward(saved: Any, g: Array) -> tuple[Array | None, ...]:
+def _dense_backward(saved: Any, g: Array) -> tuple[Array | None, ...]:
     q, k, v, weights, kept, total, out, keep = saved
     scaled = (g.astype(jnp.float32) / total).astype(v.dtype)
     dv = jnp.einsum("BHQS,BHQK->BHSK", kept, scaled)
@@ -56,3 +106,6 @@ def _attend_backward(saved: Any, g: Array) -> tuple[Array | None, ...]:
     dq = jnp.einsum("BHQS,BHSK->BHQK", dscores, k)
     dk = jnp.einsum("BHQS,BHQK->BHSK", dscores, q)
     return dq, dk, dv, None, None
+
+
+dense_attention.defvjp(_dense_forward, _dense_backward)

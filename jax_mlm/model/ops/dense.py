@@ -15,8 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_mlm.model.ops.attention import _attend_backward, _attend_forward, attend
-
 
 @jax.custom_vjp
 def dense(x: Float[Array, "T D"], kernel: Float[Array, "D F"]) -> Float[Array, "T F"]:
@@ -48,9 +46,6 @@ def _add_bias_backward(like: Array, g: Array) -> tuple[Array, Array]:
 
 
 add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
-
-
-attend.defvjp(_attend_forward, _attend_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

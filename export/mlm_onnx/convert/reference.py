@@ -1,0 +1,90 @@
+"""The JAX model in float32 on the CPU, where matrix products are exact to float32: what every graph must agree with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_mlm.config import ModelConfig
+from jax_mlm.model.encoder import Inputs, make_attention
+from jax_mlm.model.heads import MaskedLM
+
+LONGEST = 160
+"""Tokens of a text whose attention is compared: more than a local window holds."""
+
+
+class Reference:
+    """One model, which answers the queries that its graphs are given; the arguments are named like their inputs.
+
+    Each kind of answer is compiled when it is first asked for. Short queries are padded to one shape, so that they
+    compile once; that changes no answer.
+    """
+
+    def __init__(self, config: ModelConfig, params: Mapping[str, Any], vocab_size: int) -> None:
+        self.config, self.params = config, params
+        self.vocab_size = vocab_size
+        """Tokens of the tokenizer; the table may have more rows."""
+        self._cpu = jax.local_devices(backend="cpu")[0]
+        self._placed = jax.device_put(params, self._cpu)
+        read = lambda params, *given: MaskedLM(config).apply({"params": params}, *given, method=_read)  # noqa: E731
+        self._read, self._attend = jax.jit(read), jax.jit(make_attention(config))
+
+    def logits(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Return the logits [B, P, V] at the positions [B, P] of rows [B, S]."""
+        return self._answer(input_ids, np.ones_like(input_ids), None, positions)[0]
+
+    def embedding(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Return the embeddings [B, D], whatever the positions: JAX compiles once for both answers."""
+        return self._answer(input_ids, np.ones_like(input_ids), None, positions)[1]
+
+    def everywhere(self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> np.ndarray:
+        """Return the logits [B, S, V] at every position of padded rows."""
+        positions = np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape)
+        types = token_type_ids if self.config.token_types else None
+        return self._answer(input_ids, attention_mask, types, positions)[0]
+
+    def attention(self, input_ids: np.ndarray) -> np.ndarray:
+        """Return what each token attends to, [layers, B, H, S, S]."""
+        b, s = input_ids.shape
+        rows, columns = max(b, 2), max(s, min(LONGEST, self.config.max_length))
+        with jax.default_device(self._cpu):
+            inputs = _inputs(_grown(input_ids, rows, columns), _grown(np.ones_like(input_ids), rows, columns))
+            return np.asarray(self._attend(self._placed, inputs))[:, :b, :, :s, :s]
+
+    def _answer(
+        self, ids: np.ndarray, segments: np.ndarray, types: np.ndarray | None, at: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the logits at some positions, and the embeddings."""
+        (b, s), p = ids.shape, at.shape[1]
+        B, S, P = 4, min(64, self.config.max_length), 64
+        if b <= B and s <= S and p <= P:
+            ids, segments, at = _grown(ids, B, S), _grown(segments, B, S), _grown(at, B, P)
+            types = None if types is None else _grown(types, B, S)
+        with jax.default_device(self._cpu):
+            types = None if types is None else types.astype(np.int32)
+            logits, embeddings = self._read(self._placed, _inputs(ids, segments), at.astype(np.int32), types)
+            return np.asarray(logits)[:b, :p], np.asarray(embeddings)[:b]
+
+
+def _read(encoder: MaskedLM, inputs: Inputs, at: jax.Array, types: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Return the logits at some positions, and the mean over a row of the last hidden states (after the final norm)."""
+    x = encoder.hidden(inputs, types)
+    logits = encoder.vocabulary(jnp.take_along_axis(x, at[..., None], axis=1))
+    flat = x.reshape(-1, x.shape[-1])
+    x = (encoder.final_norm(flat) if encoder.config.norm_first else flat).reshape(x.shape)
+    real = (inputs.segments > 0)[..., None]
+    return logits, jnp.where(real, x, 0).sum(1) / jnp.maximum(real.sum(1), 1)
+
+
+def _inputs(ids: np.ndarray, segments: np.ndarray) -> Inputs:
+    positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+    return Inputs(*(jnp.asarray(array, jnp.int32) for array in (ids, segments, positions)))
+
+
+def _grown(array: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Return the array with zeros after it on both axes."""
+    return np.pad(array, ((0, rows - array.shape[0]), (0, columns - array.shape[1])))

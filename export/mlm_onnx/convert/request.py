@@ -1,0 +1,46 @@
+"""What is asked of a conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mlm_onnx.bundle.layout import LAYOUTS, BundleError
+
+Dtype = Literal["int8", "fp32"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a bundle should hold.
+
+    Raises:
+        BundleError: the fields contradict each other.
+    """
+
+    dtype: Dtype = "int8"
+    """How the weights in `fast/` are stored."""
+    layout: str = "predictor"
+    """Whom the bundle is for: a key of LAYOUTS."""
+    calibration: Path | None = None
+    """A text file on which int8 is compared with float32; where it costs more than a point of accuracy, matrices stay
+    in float32."""
+    reduce_range: bool = False
+    """7-bit encoder weights, for processors without VNNI."""
+    with_attention: bool = False
+    """Add a graph of what each token attends to; a Space always has it."""
+    web_runtime: Path | None = None
+    """For the layout "web": a node_modules folder to use instead of what npm fetches."""
+    examples: Sequence[str] = ()
+    """Sentences that pages offer to try."""
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise BundleError(f"--for {self.layout} is unknown: choose {' or '.join(LAYOUTS)}")
+        if self.dtype == "fp32" and (self.calibration is not None or self.reduce_range):
+            option = "--reduce-range" if self.calibration is None else "--calibrate"
+            raise BundleError(f"{option} is about int8: leave out --dtype fp32")
+        if self.web_runtime is not None and self.layout != "web":
+            raise BundleError("--web-runtime is about the page: add --for web")

@@ -1,0 +1,259 @@
+"""The graphs that a bundle may hold: how each is built from config and weights, compared with JAX, and described.
+
+A graph is built node by node rather than traced, so that it holds only what an answer needs. Adding one takes a
+function that builds it and an entry of TARGETS; a layout of its own takes a line of LAYOUTS (`bundle/layout.py`).
+
+Axes, as in `jax_mlm.model`: B batch, S sequence, P asked positions, D model width, E embedding width, F feed-forward
+width, H heads, K head size, V vocabulary.
+
+Three things make the fast graph fast: the head and the vocabulary projection see only the asked positions; so do the
+queries and the feed-forward layer of the last encoder layer; and the table is the left factor of the projection
+(table · xᵀ), so that onnxruntime reads it in place, shared with the embedding lookup, instead of repacking a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from jax_mlm.config import ModelConfig
+from mlm_onnx.bundle.layout import (
+    ATTENTION_GRAPH,
+    EMBED_GRAPH,
+    FAST_GRAPH,
+    HUB_GRAPH,
+    HUB_QUANTIZED,
+    WEB_GRAPH,
+    BundleError,
+)
+from mlm_onnx.convert.encoder import OnnxEncoder
+from mlm_onnx.convert.onnx_file import FUSED_OPSET, Graph
+from mlm_onnx.convert.parity import (
+    ATTENTION_WEIGHTS,
+    EMBEDDINGS,
+    LOGITS,
+    PADDED_LOGITS,
+    Comparison,
+    Figures,
+    Shapes,
+    onnx_side,
+    open_session,
+)
+from mlm_onnx.convert.precision import FP32, FP32_HUB, Precision
+from mlm_onnx.convert.quantize import INT8, INT8_HUB, INT8_WEB
+from mlm_onnx.convert.reference import Reference
+from mlm_onnx.convert.request import Request
+
+TYPED = ("bert", "albert")
+"""Families whose models take token_type_ids."""
+
+# ---- how they are built --------------------------------------------------------------------------
+
+
+def fill_mask_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32) -> Graph:
+    """The predictor's graph: input_ids [B, S], positions [B, P] → logits [B, P, V] there. Rows need no padding."""
+    g = Graph("fill_mask", FUSED_OPSET)
+    ids = g.input("input_ids", np.int64, ("batch", "sequence"))
+    at = g.input("positions", np.int64, ("batch", "masks"))
+    encoder = OnnxEncoder(g, config, params, precision, ids, fused=True)
+    x = encoder.hidden(at=at, apart=True)
+    g.output("logits", encoder.vocabulary(x, at), np.float32, ("batch", "masks", config.vocab_size))
+    return g
+
+
+def embed_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32) -> Graph:
+    """For a vector of a text: input_ids [B, S] → embedding [B, D], the mean of the last hidden states over a row.
+
+    Special tokens count, and the final norm is applied where the model has one: sentence-transformers makes the same
+    of the same model by mean pooling. Its weights are those of `fill_mask_graph`, under the same names.
+    """
+    g = Graph("embed", FUSED_OPSET)
+    ids = g.input("input_ids", np.int64, ("batch", "sequence"))
+    encoder = OnnxEncoder(g, config, params, precision, ids, fused=True)
+    x = encoder.hidden(apart=True)
+    x = encoder.norm(x, "final_norm") if config.norm_first else x
+    g.output("embedding", g.op("ReduceMean", x, g.ints(1), keepdims=0), np.float32, ("batch", config.width))
+    return g
+
+
+def masked_lm_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32_HUB) -> Graph:
+    """Hugging Face's graph: input_ids, attention_mask (token_type_ids) [B, S] → logits everywhere [B, S, V].
+
+    Names are optimum's, which is what optimum and transformers.js look for. Padded keys are not seen; what a padded
+    query computes is finite and means nothing.
+    """
+    g = Graph("masked_lm")
+    shape = ("batch_size", "sequence_length")
+    ids, mask = (g.input(name, np.int64, shape) for name in ("input_ids", "attention_mask"))
+    types = g.input("token_type_ids", np.int64, shape) if config.family in TYPED and config.token_types else None
+    encoder = OnnxEncoder(g, config, params, precision, ids, mask, types)
+    g.output("logits", encoder.vocabulary(encoder.hidden(), ids), np.float32, (*shape, config.vocab_size))
+    return g
+
+
+def attention_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32) -> Graph:
+    """For looking inside: input_ids [B, S] → what each token attends to, [layers, B, H, S, S]; its last axis sums to 1.
+
+    Its weights are those of `fill_mask_graph`, under the same names, so that a bundle stores them once.
+    """
+    g = Graph("attention")
+    shape, last = ("batch", "sequence"), config.layers - 1
+    encoder = OnnxEncoder(g, config, params, precision, g.input("input_ids", np.int64, shape))
+    x = encoder.embed()
+    for index in range(last):
+        x = encoder.layer(x, index, None)
+    q, k, _ = encoder.queries_keys_values(x, last, None, last=True)
+    weights = [*encoder.attended, encoder.attention_weights(q, k, config.window(last), None)]
+    every = g.op("Concat", *(g.op("Unsqueeze", layer, g.ints(0)) for layer in weights), axis=0)
+    g.output("attention", every, np.float32, (config.layers, "batch", config.heads, "sequence", "sequence"))
+    return g
+
+
+# ---- what they are -------------------------------------------------------------------------------
+
+DTYPES = {"tensor(int64)": "int64", "tensor(float)": "float32"}
+ROWS = "ids of a text's tokens, framed by special tokens as tokenizer.json does; rows of one length, none padded"
+PADDED = "ids of a text's tokens, framed by special tokens as tokenizer.json does; shorter rows are padded"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One graph of a bundle."""
+
+    file: str
+    """Its path in the bundle."""
+    build: Callable[[ModelConfig, Mapping[str, Any], Precision], Graph]
+    comparison: Comparison[Figures]
+    meanings: Mapping[str, str]
+    """What each input and output is, in words, for the manifest."""
+    precisions: Mapping[str, Precision] = field(default_factory=lambda: {"fp32": FP32, "int8": INT8})
+    """How it is stored, by dtype. A bundle holds it in the bundle's own dtype; in float32 where it knows no other."""
+    weights: Literal["shared", "own", "inside"] = "shared"
+    """Where its weights are: with those of FAST_GRAPH, in a file of its own beside it, or in the graph's file."""
+    section: str = ""
+    """Where the manifest's `parity` holds its figures; empty is the top."""
+    shapes_recorded: bool = False
+    """Whether that section holds the shapes that were compared, too."""
+    wanted: Callable[[Request], bool] = lambda request: True
+
+    def dtypes(self, request: Request) -> list[str]:
+        """Return the dtypes it is compared in: int8 too is built on a graph that is right in float32.
+
+        The last one is what the bundle holds.
+        """
+        known = [dtype for dtype in dict.fromkeys(("fp32", request.dtype)) if dtype in self.precisions]
+        return known if self.wanted(request) else []
+
+
+FILL_MASK_PORTS = {
+    "input_ids": ROWS,
+    "positions": "where in its row each asked mask is, from 0",
+    "logits": "unnormalised logarithms of the probability of each token of the vocabulary, at each asked position",
+}
+HUB_PORTS = {
+    "input_ids": PADDED,
+    "attention_mask": "1 where input_ids holds a token, 0 where it is padded",
+    "token_type_ids": "0 in the first segment of a row, 1 in the second",
+    "logits": "unnormalised logarithms of the probability of each token of the vocabulary, at every position",
+}
+FILL_MASK = Target(FAST_GRAPH, fill_mask_graph, LOGITS, FILL_MASK_PORTS, weights="own", shapes_recorded=True)
+EMBED = Target(
+    EMBED_GRAPH,
+    embed_graph,
+    EMBEDDINGS,
+    {
+        "input_ids": ROWS,
+        "embedding": "mean over a row, special tokens included, of the last hidden states (after the final norm)",
+    },
+    section="embeddings",
+)
+ATTENTION = Target(
+    ATTENTION_GRAPH,
+    attention_graph,
+    ATTENTION_WEIGHTS,
+    {
+        "input_ids": ROWS,
+        "attention": "how much each token (second last axis) attends to each (last axis, sums to 1), by layer and head",
+    },
+    section="attention",
+    wanted=lambda request: request.with_attention or request.layout == "space",
+)
+HUB = Target(
+    HUB_GRAPH,
+    masked_lm_graph,
+    PADDED_LOGITS,
+    HUB_PORTS,
+    {"fp32": FP32_HUB},
+    weights="inside",
+    section="hub",
+    shapes_recorded=True,
+    wanted=lambda request: request.layout == "hub",
+)
+WEB = Target(
+    WEB_GRAPH,
+    fill_mask_graph,
+    LOGITS,
+    FILL_MASK_PORTS,
+    {"int8": INT8_WEB},
+    section="web",
+    wanted=lambda request: request.layout == "web",
+)
+TARGETS: Sequence[Target] = (
+    FILL_MASK,  # the first: it stores the weights that others share
+    EMBED,
+    ATTENTION,
+    HUB,
+    replace(HUB, file=HUB_QUANTIZED, precisions={"int8": INT8_HUB}),
+    WEB,
+)
+
+
+def write_target(
+    folder: Path, target: Target, reference: Reference, precision: Precision, shapes: Shapes
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Build a graph, write it into a bundle and compare it with the JAX model.
+
+    Returns:
+        What the manifest states: its figures, and its inputs and outputs.
+
+    Raises:
+        ParityError: it is not the JAX model.
+        BundleError: its weights do not fit into one file.
+    """
+    file = folder / target.file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    graph = target.build(reference.config, reference.params, precision)
+    match target.weights:
+        case "own":
+            graph.write(file)
+        case "shared":
+            graph.write_sharing(file, folder / FAST_GRAPH)
+        case "inside":
+            try:
+                graph.write_single(file)
+            except ValueError as error:
+                raise BundleError(f"{target.file}: {error}; use --for predictor") from None
+    session = open_session(file, target.comparison.options)
+    expected = partial(target.comparison.answer, reference)
+    size, types = reference.vocab_size, reference.config.token_types
+    figures = target.comparison.compare(expected, onnx_side(session), size, shapes, types)
+    figures.check(precision.name)
+    return dict(vars(figures)), _ports(session, target.meanings)
+
+
+def _ports(session: ort.InferenceSession, meanings: Mapping[str, str]) -> dict[str, Any]:
+    """Return the inputs and outputs of a graph as onnxruntime sees them, with their meanings."""
+
+    def facts(ports: Sequence[ort.NodeArg]) -> list[dict[str, Any]]:
+        return [
+            {"name": port.name, "dtype": DTYPES[port.type], "shape": port.shape, "meaning": meanings[port.name]}
+            for port in ports
+        ]
+
+    return {"inputs": facts(session.get_inputs()), "outputs": facts(session.get_outputs())}

@@ -1,0 +1,80 @@
+"""argparse with help at the terminal's width, and one line for a mistake that names the nearest right word."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from jax_mlm.errors import UserError
+
+COLUMN, NARROWEST, WIDEST = 27, 50, 100
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return '; did you mean X?' where a known word is close, else nothing."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def unknown_choice(option: str, word: str, choices: Iterable[str]) -> UserError:
+    """Return the error of a word that is not one of the choices of an option."""
+    *others, last = filter(None, choices)
+    return UserError(f"{option} {word}: choose {', '.join(others)} or {last}{nearest(word, [*others, last])}")
+
+
+class Page(argparse.HelpFormatter):
+    """Wraps paragraphs at the terminal's width, and leaves a text of several lines as it is."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
+        super().__init__(prog, max_help_position=COLUMN, width=width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses a command line with a UserError of one line; --eval_every is --eval-every."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, formatter_class=Page, add_help=False, allow_abbrev=False, exit_on_error=False)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # -1e-3 is a value too, as it is from Python 3.14 on
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise unknown_choice("/".join(action.option_strings), value, action.choices)
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            expected = "an integer" if action.type is int else "a number"
+            raise UserError(f"{'/'.join(action.option_strings)} {arg_string}: expected {expected}") from None
+
+    def read(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Return what the words of a command line give, by field; a UserError where one of them is wrong or missing."""
+        words, known = list(argv), self._option_string_actions
+        for at, word in enumerate(words[: [*words, "--"].index("--")]):
+            written, equals, value = word.partition("=")
+            if word.startswith("--"):
+                words[at] = (name := written.replace("_", "-")) + equals + value
+                if name not in known:
+                    raise UserError(f"unknown option {written}{nearest(name, known) or f' (see {self.prog} --help)'}")
+        try:
+            given = vars(self.parse_args(words))
+        except argparse.ArgumentError as error:
+            if error.argument_name is None:
+                self.error(error.message)
+            raise UserError(f"{error.argument_name} {error.message}") from None
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}

@@ -1,0 +1,85 @@
+"""Heads on the encoder's body: what turns hidden states into an answer. A new task's head goes here."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jax_mlm.config import ModelConfig
+from jax_mlm.model.encoder import ACTIVATIONS, Dense, Encoder, Inputs, Norm, Params
+from jax_mlm.model.ops.dense import add_bias, vocabulary_logits
+
+
+class Forward(Protocol):
+    """`forward(params, inputs, at, token_types=None, row_keys=None)` → logits [B, P, V] in float32."""
+
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs,
+        at: Int[Array, "B P"],
+        token_types: Int[Array, "B S"] | None = None,
+        row_keys: Key[Array, "B"] | None = None,
+    ) -> Float[Array, "B P V"]: ...
+
+
+class MaskedLM(Encoder):
+    """Tokens → logits over the vocabulary at the asked positions."""
+
+    def setup(self) -> None:
+        super().setup()
+        c = self.config
+        self.head = Dense(c, c.table_width, c.head_bias, self.dtype)
+        self.head_norm = Norm(c)
+        if not c.tied:
+            init = nn.initializers.normal(c.init_std)
+            self.decoder = self.param("decoder", init, (c.vocab_size, c.table_width), jnp.float32)
+        if c.decoder_bias:
+            self.decoder_bias = self.param("decoder_bias", nn.initializers.zeros, (c.vocab_size,), jnp.float32)
+
+    def vocabulary(self, x: Float[Array, "B P D"]) -> Float[Array, "B P V"]:
+        """Project hidden states to the vocabulary; logits in float32."""
+        c = self.config
+        B, P, D = x.shape
+        x = x.reshape(B * P, D)
+        x = self.final_norm(x) if c.norm_first else x
+        x = self.head_norm(ACTIVATIONS[c.head_activation or c.activation](self.head(x)))
+        table = (self.token_table if c.tied else self.decoder).astype(self.dtype)
+        logits = vocabulary_logits(x, table)
+        return (add_bias(logits, self.decoder_bias) if c.decoder_bias else logits).reshape(B, P, -1)
+
+    def __call__(
+        self,
+        inputs: Inputs,
+        at: Int[Array, "B P"],
+        token_types: Int[Array, "B S"] | None = None,
+        row_keys: Key[Array, "B"] | None = None,
+    ) -> Float[Array, "B P V"]:
+        """Return logits at positions `at` only: the projection of the other positions is never computed."""
+        x = self.hidden(inputs, token_types, row_keys)
+        return self.vocabulary(jnp.take_along_axis(x, at[..., None], axis=1))
+
+
+def init_params(config: ModelConfig, key: Key[Array, ""]) -> Params:
+    """Return initial parameters: matrices normal with `init_std`, norm scales 1, biases 0, all float32."""
+    row = jnp.zeros((1, 2), jnp.int32)
+    return MaskedLM(config).init(key, Inputs(row, row + 1, row), row)["params"]
+
+
+def make_forward(config: ModelConfig, dtype: Any = jnp.float32) -> Forward:
+    """Return the masked language model as a pure function of its parameters, computed in `dtype`."""
+    model = MaskedLM(config, dtype)
+
+    def forward(
+        params: Params,
+        inputs: Inputs,
+        at: Int[Array, "B P"],
+        token_types: Int[Array, "B S"] | None = None,
+        row_keys: Key[Array, "B"] | None = None,
+    ) -> Float[Array, "B P V"]:
+        return model.apply({"params": params}, inputs, at, token_types, row_keys)  # type: ignore[return-value]  # Linen's apply may also return collections
+
+    return forward

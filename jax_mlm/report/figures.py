@@ -1,0 +1,77 @@
+"""`plots/*.svg` and `report.html`, drawn from the run directory alone, beside the training."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from jax_mlm.files import write_atomically
+from jax_mlm.report.curves import curves
+from jax_mlm.report.page import REPORT_FILE, report
+from jax_mlm.report.picture import picture
+from jax_mlm.report.summary import checkpoints, summarise
+
+PLOTS_FOLDER = "plots"
+PLOTS = ("loss", "accuracy", "learning_rate")
+"""The curves that also become files of their own."""
+
+
+def draw(run: Path) -> None:
+    """Write the plots and the report page anew from what the run directory holds."""
+    summary = summarise(run)
+    charts = curves(summary)
+    (run / PLOTS_FOLDER).mkdir(exist_ok=True)
+    for name in PLOTS:
+        write_atomically(run / PLOTS_FOLDER / f"{name}.svg", picture(summary.name, [charts[name]]))
+    write_atomically(run / REPORT_FILE, report(summary, checkpoints(summary), charts.values()))
+
+
+class Drawer:
+    """Draws a run while it trains, off the training thread; its end draws what the run directory holds then.
+
+    A drawing that fails is one warning on stderr: it costs a picture, never the training.
+    """
+
+    def __init__(self, run: Path, every: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+        """`every`: the least number of seconds from the beginning of one drawing to that of the next."""
+        self._run, self._every, self._clock = run, every, clock
+        self._began: float | None = None
+        self._thread: threading.Thread | None = None
+
+    def due(self) -> bool:
+        """Return whether it is time for a drawing; never while one is under way."""
+        if self._thread is not None and self._thread.is_alive():
+            return False
+        return self._began is None or self._clock() - self._began >= self._every
+
+    def maybe(self) -> None:
+        """Begin a drawing in the background if one is due."""
+        if self.due():
+            self._began = self._clock()
+            self._thread = threading.Thread(target=self._draw, name="drawer", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Wait for the drawing under way, then draw the final state before returning."""
+        if self._thread is not None:
+            self._thread.join()
+        self._draw()
+
+    def __enter__(self) -> Drawer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _draw(self) -> None:
+        try:
+            draw(self._run)
+        except Exception as error:
+            reason = " ".join(str(error).split()) or "no message"
+            print(f"warning: {self._run} was not drawn ({type(error).__name__}: {reason})", file=sys.stderr, flush=True)

@@ -1,0 +1,36 @@
+"""A trained model back in memory: `load(RUN)`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from jax_mlm.config import TrainConfig
+from jax_mlm.model.encoder import Params
+from jax_mlm.model.heads import Forward, make_forward
+from jax_mlm.run.checkpoint import load_params
+from jax_mlm.run.directory import read_run
+
+
+class Trained(NamedTuple):
+    """What a run made."""
+
+    config: TrainConfig
+    params: Params
+    """Nested dicts of float32 numpy arrays."""
+    forward: Forward
+    """`forward(params, Inputs(tokens, segments, positions), at)` → logits [B, P, V], computed in float32."""
+    step: int
+    """Of the checkpoint that the parameters come from."""
+
+
+def load(run: str | os.PathLike[str], checkpoint: Literal["best", "latest"] | int = "best") -> Trained:
+    """Load a run's configuration, the parameters of one of its checkpoints, and the model as a pure function.
+
+    Raises:
+        UserError: `run` is not a run directory, or has no such checkpoint.
+    """
+    config = read_run(Path(run))
+    step, params = load_params(Path(run), checkpoint)
+    return Trained(config, params, make_forward(config.model), step)

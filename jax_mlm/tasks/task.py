@@ -1,0 +1,34 @@
+"""The seam between what is learned and how: the step, the loop and the checkpoints know a task by these fields only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float, Int, Key
+
+from jax_mlm.data.batches import Batch
+from jax_mlm.model.encoder import Params
+from jax_mlm.tasks.metrics import Metrics
+
+Example = Any
+"""What a task makes of a batch: a tree of arrays whose first axis is B, so that it divides into microbatches."""
+
+
+class Task(NamedTuple):
+    """What a model learns, as pure functions; a new task is a function that returns one of these."""
+
+    init: Callable[[Key[Array, ""]], Params]
+    """Return fresh parameters, the body's and the head's."""
+    prepare: Callable[[Batch, Key[Array, "B"], Int[Array, ""], Int[Array, ""]], Example]
+    """(batch, a key for each row, step, horizon) → what the loss reads; it draws what is random."""
+    loss: Callable[[Params, Params | None, Example, Key[Array, "B"] | None], tuple[Float[Array, ""], Metrics]]
+    """(params, frozen, example, dropout keys) → what to minimise and what to log, both as sums over targets."""
+    examine: Callable[[Params, Batch], Metrics]
+    """(params, batch) → validation sums, the same whenever and however often they are asked for."""
+    scheduled: Callable[[int, int], dict[str, float]]
+    """(step, horizon) → what follows a schedule, by its name in the log."""
+    targets: int
+    """Most positions of a row that the vocabulary is projected at."""
+    frozen: Params | None = None
+    """Parameters that the loss reads and that do not learn, such as a teacher's; an argument of the step."""

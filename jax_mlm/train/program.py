@@ -1,0 +1,97 @@
+"""What a run computes, compiled before its clock starts: the step, validation, samples, and the batches they read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array, Key
+
+from jax_mlm.data.batches import Batch, batch_at, batch_of
+from jax_mlm.evals.heldout import Validator
+from jax_mlm.evals.samples import Answer, choose_samples, compile_samples
+from jax_mlm.model.encoder import Params
+from jax_mlm.model.heads import make_forward
+from jax_mlm.parallel.compile import compile_step, compute_dtype
+from jax_mlm.parallel.mesh import make_copier, make_placer, replicated
+from jax_mlm.plan.flops import train_flops
+from jax_mlm.tasks.metrics import Metrics
+from jax_mlm.train.optim import Schedule
+from jax_mlm.train.setup import Setup
+from jax_mlm.train.step import TrainState, make_train_step
+
+
+class Placed(NamedTuple):
+    """A batch on the devices."""
+
+    batch: Batch
+    tokens: int
+    """Real ones on all hosts, padding not counted."""
+
+
+class Program(NamedTuple):
+    """Compiled functions without state."""
+
+    step: Callable[[TrainState, Batch, int], tuple[TrainState, Metrics]]
+    """(state, batch, horizon) → the next state, and the metrics of this batch."""
+    validate: Validator
+    answer: Callable[[Params], tuple[Answer, ...]]
+    """What the model answers to a few held-out sentences."""
+    batch_at: Callable[[int], Placed]
+    """The batch of a step, as a pure function of its number."""
+    seconds: float
+    """What the compilation took."""
+
+
+def compile_program(
+    setup: Setup,
+    state: TrainState,
+    tx: optax.GradientTransformation,
+    schedule: Schedule,
+    step_key: Key[Array, ""],
+    first: int,
+) -> Program:
+    """Compile everything that the loop calls; `first` is the number of its first step."""
+    config, data, mesh = setup.config, setup.data, setup.mesh
+    place, copy, everywhere = make_placer(mesh), make_copier(mesh), replicated(mesh)
+    index, count = setup.shard
+    frozen = () if setup.task.frozen is None else (jax.tree.map(copy, setup.task.frozen),)
+
+    def placed(step: int) -> Placed:
+        batch = batch_at(data.train, step, config.seed, config.batch, (index, count))
+        return Placed(place(batch), int((batch.segments > 0).sum()) * count)
+
+    began = time.perf_counter()
+    microbatch = config.batch // config.accumulate
+    example = place(batch_of(data.valid, np.arange(microbatch // count)))
+    step = make_train_step(setup.task, tx, schedule, step_key, config.accumulate)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
+    compiled = compile_step(jitted.lower(state, placed(first).batch, copy(np.int32(1)), *frozen))
+    examine = compile_step(jax.jit(setup.task.examine, out_shardings=everywhere).lower(state.params, example))
+    forward = make_forward(config.model, compute_dtype(config))
+    samples = choose_samples(data.valid, data.tokenizer)
+    answer = compile_samples(forward, state.params, samples, data.valid, data.tokenizer, everywhere)
+    return Program(
+        step=lambda state, batch, horizon: compiled(state, batch, copy(np.int32(horizon)), *frozen),
+        validate=Validator(examine, data.valid, microbatch, config.eval_rows, place, setup.shard),
+        answer=answer,
+        batch_at=placed,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def flops_a_step(setup: Setup) -> Callable[[int], float]:
+    """Return the arithmetic of a step as a function of its real tokens; a teacher runs forward only, a third of it."""
+    config, length = setup.config, setup.config.corpus.length
+    targets = config.batch * setup.task.targets
+
+    def flops(tokens: int) -> float:
+        work = train_flops(config.model, tokens, tokens * length, targets)
+        return work + train_flops(setup.teacher.model, tokens, tokens * length, targets) / 3 if setup.teacher else work
+
+    return flops

@@ -1,0 +1,101 @@
+"""What a run shows and leaves behind while it trains: log, tracker, panel and drawings as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
+
+from jax_mlm.evals.heldout import Result
+from jax_mlm.evals.samples import Answer, to_json
+from jax_mlm.files import write_atomically
+from jax_mlm.parallel import hosts
+from jax_mlm.parallel.devices import device_facts
+from jax_mlm.report.figures import Drawer
+from jax_mlm.report.live import Progress
+from jax_mlm.run.directory import TOKENIZER_FILE, write_run
+from jax_mlm.run.log import MetricsLog
+from jax_mlm.run.trackers import open_tracker
+from jax_mlm.train.optim import Schedule
+from jax_mlm.train.pace import Pace
+from jax_mlm.train.setup import Setup
+from jax_mlm.train.start import origin_of
+
+
+def write_down(setup: Setup) -> None:
+    """Write what the run is made of into its directory, on one host: `run.json`, and a new run's tokenizer."""
+    if not hosts.is_first():
+        return
+    if not setup.config.resume:
+        write_atomically(setup.run / TOKENIZER_FILE, setup.data.tokenizer.to_str(pretty=True))
+    teacher = {"teacher": setup.teacher.origin} if setup.teacher else {}
+    origin = {"files": list(setup.config.data), **setup.data.fingerprints, **origin_of(setup.run, setup.start)}
+    write_run(setup.run, setup.config, device_facts(), {**origin, **teacher})
+
+
+class Recorder(AbstractContextManager["Recorder"]):
+    """Takes figures as they come; closing it draws the final state."""
+
+    def __init__(
+        self, log: MetricsLog, progress: Progress, drawer: Drawer, scheduled: Callable[[int, int], dict[str, float]]
+    ) -> None:
+        """`scheduled`: (step, horizon) → what follows a schedule, by its name in the log."""
+        self._log, self._progress, self._drawer, self._scheduled = log, progress, drawer, scheduled
+        self._closing = ExitStack()
+        self._closing.callback(drawer.close)
+        self._closing.callback(progress.close)
+        self._closing.callback(log.close)
+
+    def trained(self, step: int, pace: Pace, figures: dict[str, float]) -> None:
+        """Take the figures of the steps since the last line."""
+        schedules = {**self._scheduled(step - 1, pace.horizon), "seconds": pace.elapsed()}
+        self._log.write("train", step, {**figures, **schedules})
+        self._progress.update(step, pace.horizon, figures, pace.seconds_left(), pace.next_evaluation(step))
+
+    def validated(self, step: int, pace: Pace, result: Result, answers: Sequence[Answer]) -> None:
+        """Take a validation and the answers to the samples; figures are drawn in the background."""
+        self._log.write("valid", step, {"loss": result.loss, "accuracy": result.accuracy})
+        self._log.write_samples(step, to_json(answers))
+        self._progress.evaluated(step, pace.horizon, result.loss, result.accuracy, answers)
+
+    def draw(self) -> None:
+        """Draw in the background, at most once a minute."""
+        self._drawer.maybe()
+
+    def finished(self, step: int, pace: Pace, result: Result) -> None:
+        """Take the figures over all validation rows."""
+        self._log.write("final", step, {"loss": result.loss, "accuracy": result.accuracy, "seconds": pace.elapsed()})
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.close()
+
+
+class SilentRecorder(Recorder):
+    """The recorder of hosts that do not write."""
+
+    def __init__(self) -> None:
+        self._closing = ExitStack()
+
+    def trained(self, step: int, pace: Pace, figures: dict[str, float]) -> None: ...
+
+    def validated(self, step: int, pace: Pace, result: Result, answers: Sequence[Answer]) -> None: ...
+
+    def draw(self) -> None: ...
+
+    def finished(self, step: int, pace: Pace, result: Result) -> None: ...
+
+
+def open_recorder(setup: Setup, schedule: Schedule, progress: Progress, first: int) -> Recorder:
+    """Return the recorder of this host; a resumed run's log first drops what was after step `first`."""
+    if not hosts.is_first():
+        return SilentRecorder()
+    config = setup.config
+
+    def scheduled(step: int, horizon: int) -> dict[str, float]:
+        return {"lr": config.optim.lr * float(schedule(step, horizon)), **setup.task.scheduled(step, horizon)}
+
+    tracker = open_tracker(config.track, setup.run, config)
+    log = MetricsLog(setup.run, first if config.resume else None, tracker)
+    return Recorder(log, progress, Drawer(setup.run), scheduled)

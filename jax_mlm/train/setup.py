@@ -1,0 +1,88 @@
+"""Everything that a run is made of, read and checked before anything is written: the one place that refuses."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from jax_mlm.config import TrainConfig
+from jax_mlm.data.dataset import Dataset, open_dataset
+from jax_mlm.errors import UserError
+from jax_mlm.parallel import hosts
+from jax_mlm.parallel.compile import compile_cache, compute_dtype
+from jax_mlm.parallel.devices import describe_devices, warn_of_unused_accelerator
+from jax_mlm.parallel.mesh import make_mesh
+from jax_mlm.parallel.rules import REPLICATED, Rules
+from jax_mlm.run.checkpoint import has_checkpoint
+from jax_mlm.run.directory import choose_directory
+from jax_mlm.run.trackers import check_tracker
+from jax_mlm.tasks.distil import distilled
+from jax_mlm.tasks.mlm import masked_lm
+from jax_mlm.tasks.task import Task
+from jax_mlm.train.options import check_resumed
+from jax_mlm.train.pace import parse_budget
+from jax_mlm.train.start import Initial
+from jax_mlm.train.teacher import resolve_start
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is made of; nothing of it changes while it trains."""
+
+    config: TrainConfig
+    """Complete: the vocabulary's size and the model's shape are filled in."""
+    run: Path
+    budget: float | None
+    """Seconds; None where the number of steps is given."""
+    mesh: Mesh
+    rules: Rules
+    data: Dataset
+    start: Initial | None
+    """The weights of --init or of a teacher; None for random ones and for a resumed run."""
+    teacher: Initial | None
+    task: Task
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """This host's number, and how many there are."""
+        return jax.process_index(), jax.process_count()
+
+
+def set_up(config: TrainConfig) -> Setup:
+    """Read and check what the options name, on all hosts alike.
+
+    Raises:
+        UserError: a mistake in the options or the data.
+    """
+    hosts.join(config.multi_host)  # done already where the options came from a command line
+    check_resumed(config)
+    run = hosts.on_every_host(lambda: choose_directory(config))
+    hosts.agree("options", f"{run} {config}")
+    check_tracker(config.track)
+    budget = parse_budget(config.budget) if config.budget else None
+    if budget is None and config.steps < 1:
+        raise UserError(f"--steps must be at least 1, not {config.steps}")
+    mesh = make_mesh(config.batch, config.accumulate)
+    print(describe_devices(), file=sys.stderr)
+    warn_of_unused_accelerator()
+    jax.config.update("jax_compilation_cache_dir", str(compile_cache(config)))
+    if config.resume and (config.init or config.distil.distil) and not has_checkpoint(run):
+        raise UserError(f"{run} has lost its checkpoints, and with them the weights it began with: begin a new run")
+    config, start, teacher = hosts.on_every_host(lambda: resolve_start(config, run))
+    data = hosts.on_every_host(lambda: open_dataset(config, run, given=start.tokenizer if start else None))
+    hosts.agree("text", str(data.fingerprints))
+    task = task_of(data, teacher)
+    return Setup(data.config, run, budget, mesh, REPLICATED, data, start, teacher, task)
+
+
+def task_of(data: Dataset, teacher: Initial | None) -> Task:
+    """Return what the run learns: hidden tokens, and what a teacher makes of them where there is one."""
+    config, dtype = data.config, compute_dtype(data.config)
+    task = masked_lm(config.model, config.mask, data.vocabulary, config.corpus.length, dtype)
+    if teacher is None or teacher.params is None:
+        return task
+    return distilled(task, config.distil, config.model, teacher.model, teacher.params, dtype)
