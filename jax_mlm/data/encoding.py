@@ -16,7 +16,7 @@ import sys
 import traceback
 import unicodedata
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
@@ -139,7 +139,9 @@ def _kind(code: int) -> int:
 # Worker processes
 
 
-def encode_in_order(work: Iterable[T], tokenizer: Tokenizer, content: str, workers: int) -> Iterator[tuple[T, Encoded]]:
+def encode_in_order(
+    work: Iterable[T], tokenizer: Tokenizer, content: str, workers: int
+) -> Generator[tuple[T, Encoded], None, None]:
     """Encode each piece of work, in order and with few pieces under way at any time.
 
     Args:
