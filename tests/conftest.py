@@ -27,17 +27,7 @@ if TYPE_CHECKING:
 
 WORKERS = 4
 """At most: each takes a gigabyte of memory."""
-LONGEST = (
-    "page",
-    "docs/test_docs",
-    "train/test_train",
-    "parallel/test_hosts",
-    "train",
-    "convert",
-    "hf",
-    "demo",
-    "answer",
-)
+LONGEST = ("docs/test_docs", "page", "train/test_train", "parallel", "golden", "train", "convert", "hf", "demo")
 """What starts first, so that all workers end together: folders of tests, or files."""
 
 
