@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def bundle(sentence_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(trained_bundle: Callable[..., Path]) -> Path:
     """The founding sentence, trained, with attention."""
-    path = tmp_path_factory.mktemp("demo") / "bundle"
-    assert main(["convert", str(sentence_run.path), str(path), "--with-attention"]) == 0
-    return path
+    return trained_bundle("--with-attention")
 
 
 @pytest.fixture(scope="module")
