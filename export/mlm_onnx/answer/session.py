@@ -81,7 +81,7 @@ def as_written() -> ort.SessionOptions:
     """Options for the graphs in `fast/`: they are written as they should run, so nothing is looked for in them.
 
     That halves the start of a small session, and what onnxruntime would fuse runs no faster
-    (benchmarks/graph_variants.py).
+    (benchmarks/results/graph-variants.json).
     """
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
