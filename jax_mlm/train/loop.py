@@ -83,9 +83,7 @@ def train(
         meter = Meter(flops_a_step(setup), peak * jax.device_count() if peak else None)
         vote = Vote(setup.mesh)
         with stopping() as asked:
-            outcome = fit(
-                program, state, pace, meter, record, checkpoints, lambda: vote(asked()), config.log_every, setup.run
-            )
+            outcome = fit(program, state, pace, meter, record, checkpoints, lambda: vote(asked()), config.log_every)
         result = finish(program, outcome, pace, record, checkpoints)
     if outcome.stopped:
         again = f"python -m jax_mlm.train --resume --out {setup.run}"
@@ -103,7 +101,6 @@ def fit(
     checkpoints: ocp.CheckpointManager,
     stop: Callable[[], bool],
     log_every: int,
-    run: Path,
 ) -> Outcome:
     """Train to the horizon, or until `stop`: batch, step, log, validate, save."""
     done, measured = pace.first, None
@@ -120,7 +117,7 @@ def fit(
             if logging or validating or ending:
                 figures = meter.read(wait=validating or ending)
                 record.trained(done, pace, figures)
-                check_finite(figures["loss"], done, run)
+                check_finite(figures["loss"], done)
             if validating:
                 with pace.evaluating():
                     measured = validate(program, state, done, pace, record)
@@ -164,10 +161,10 @@ def described(setup: Setup, state: TrainState, program: Program) -> str:
     )
 
 
-def check_finite(loss: float, step: int, run: Path) -> None:
+def check_finite(loss: float, step: int) -> None:
     """End a run that has diverged."""
     if not math.isfinite(loss):
-        raise UserError(f"the loss of {run} is {loss} at step {step}: it diverged, try a lower --lr")
+        raise UserError(f"the loss is {loss} at step {step}: the run diverged, try a lower --lr")
 
 
 def print_outcome(setup: Setup, state: TrainState, result: Result | None) -> None:
