@@ -8,6 +8,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from jax_mlm.errors import UserError
@@ -30,10 +31,6 @@ def unknown_choice(option: str, word: str, choices: Iterable[str]) -> UserError:
 class Page(argparse.HelpFormatter):
     """Wraps paragraphs at the terminal's width, and leaves a text of several lines as it is."""
 
-    def __init__(self, prog: str) -> None:
-        width = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
-        super().__init__(prog, max_help_position=COLUMN, width=width)
-
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
 
@@ -45,7 +42,9 @@ class Parser(argparse.ArgumentParser):
     """Refuses a command line with a UserError of one line; --eval_every is --eval-every."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, formatter_class=Page, add_help=False, allow_abbrev=False, exit_on_error=False)
+        width = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
+        page = partial(Page, max_help_position=COLUMN, width=width)
+        super().__init__(**settings, formatter_class=page, add_help=False, allow_abbrev=False, exit_on_error=False)
         self._negative_number_matcher = re.compile(r"-\.?\d")  # -1e-3 is a value too, as it is from Python 3.14 on
 
     def error(self, message: str) -> NoReturn:
