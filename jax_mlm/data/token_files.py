@@ -94,10 +94,10 @@ class Writer:
 
     def append(self, encoded: Encoded, starts: list[bool]) -> None:
         """Adds one chunk; `starts` tells which of its texts begin a document."""
-        self.files[TOKENS].write(encoded.tokens.astype(self.dtype, copy=False))
+        self.files[TOKENS].write(encoded.tokens.astype(self.dtype, copy=False).data)
         bits = np.concatenate([self.bits, encoded.begins])
         self.files[WORDS].seek(self.tokens // 8)
-        self.files[WORDS].write(np.packbits(bits))
+        self.files[WORDS].write(np.packbits(bits).data)
         self.bits = bits[len(bits) // 8 * 8 :]
         at = self.tokens + np.cumsum(encoded.lengths) - encoded.lengths
         self._begin(at[np.asarray(starts, bool)])
@@ -109,7 +109,7 @@ class Writer:
     def _begin(self, at: np.ndarray) -> None:
         """Notes where documents begin, but for those that turned out to be empty."""
         at = at[np.diff(at, prepend=self.last_document) > 0]
-        self.files[DOCUMENTS].write(at.astype("<i8"))
+        self.files[DOCUMENTS].write(at.astype("<i8").data)
         self.documents += len(at)
         if len(at):
             self.last_document = int(at[-1])
