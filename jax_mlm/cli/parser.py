@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import shutil
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from jax_mlm.errors import UserError
+from jax_mlm.errors import UserError, nearest, unknown_choice
 
 Given = Mapping[str, Any]  # field → value, for the options that a command line gives; argparse has made its type
 COLUMN, NARROWEST, WIDEST = 27, 50, 100
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return '; did you mean X?' where a known word is close, else nothing."""
-    close = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def unknown_choice(option: str, word: str, choices: Iterable[str]) -> UserError:
-    """Return the error of a word that is not one of the choices of an option."""
-    *others, last = filter(None, choices)
-    return UserError(f"{option} {word}: choose {', '.join(others)} or {last}{nearest(word, [*others, last])}")
 
 
 class Page(argparse.HelpFormatter):

@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -48,6 +48,7 @@ class Encoded(NamedTuple):
     """Tokens of each text."""
 
 
+@runtime_checkable
 class Texts(Protocol):
     """What is encoded as one piece of work."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax_mlm.data.encoding import Encoded
 
 SAVE_EVERY = 16
-"""Chunks between two places from which an interrupted preparation can go on."""
+"""Chunks between two points from which an interrupted preparation can continue."""
 TOKENS, WORDS, DOCUMENTS, JOURNAL, INDEX = "tokens.bin", "words.bin", "documents.bin", "journal.jsonl", "index.json"
 
 
@@ -31,12 +31,12 @@ class TokenFiles:
     """Hash of the text's bytes, the tokenizer and the options that shaped the files."""
 
     def begins_word(self, at: np.ndarray) -> np.ndarray:
-        """Whether the tokens at these places begin a word."""
+        """Return whether the tokens at these positions begin a word."""
         return (self.word_bits[at >> 3] >> (7 - (at & 7)).astype(np.uint8)) & 1 > 0
 
 
 def open_files(folder: Path, key: str) -> TokenFiles | None:
-    """The files in a folder, or None where there are none, or they are not what their index says."""
+    """Open the files in a folder; None where there are none, or where they are not what their index describes."""
     try:
         index = json.loads((folder / INDEX).read_text())
         if index["key"] != key or any((folder / name).stat().st_size != n for name, n in index["sizes"].items()):

@@ -147,7 +147,7 @@ def _byte_level(folder: Path, options: Json) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     tokenizer.decoder = decoders.ByteLevel()
     _specials(tokenizer, ("<s>", "<pad>", "</s>", "<unk>", "<mask>"), lstrip=True)
-    cls, sep = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
+    cls, sep = (tokenizer.token_to_id(name) for name in ("<s>", "</s>"))
     if cls is not None and sep is not None:
         tokenizer.post_processor = processors.RobertaProcessing(("</s>", sep), ("<s>", cls), add_prefix_space=space)
     return tokenizer

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, runtime_checkable
 
 from jax_mlm.config import Json
 from jax_mlm.files import write_atomically
@@ -15,6 +15,7 @@ from jax_mlm.files import write_atomically
 METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Takes figures under names like train/loss."""
 

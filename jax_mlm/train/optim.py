@@ -14,8 +14,8 @@ import optax
 from jax.tree_util import KeyPath
 from jaxtyping import Array, Float
 
-from jax_mlm.cli.parser import unknown_choice
 from jax_mlm.config import OptimConfig
+from jax_mlm.errors import unknown_choice
 from jax_mlm.model.encoder import Params
 
 Schedule = Callable[[Array | int, Array | int], Array]

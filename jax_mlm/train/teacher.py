@@ -128,6 +128,7 @@ def student_params(teacher: Initial, model: ModelConfig, say: Say = to_stderr) -
     A student without token types gets the teacher's first type, which every token of a single text has, with the
     positions. None, and a line that says why, where a shape differs.
     """
+    assert teacher.params is not None
     theirs, their_model = dict(teacher.params), teacher.model
     if model.width != their_model.width:
         say(f"the student begins with random weights: its width is {model.width}, the teacher's {their_model.width}")
