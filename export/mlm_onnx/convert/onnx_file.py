@@ -48,7 +48,9 @@ class Graph:
         """Adds a node with several outputs."""
         name = self._fresh(kind)
         results = tuple(f"{name}.{i}" if outputs > 1 else name for i in range(outputs))
-        self._nodes.append(helper.make_node(kind, inputs, results, name=name, domain=domain, **attributes))
+        node = helper.make_node(kind, inputs, results, name=name, domain=domain)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in sorted(attributes.items()))
+        self._nodes.append(node)
         return results
 
     def split(self, x: str, sizes: Sequence[int], axis: int) -> tuple[str, ...]:
