@@ -7,6 +7,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from jax_mlm.errors import UserError, nearest, unknown_choice
@@ -17,10 +18,6 @@ COLUMN, NARROWEST, WIDEST = 27, 50, 100
 
 class Page(argparse.HelpFormatter):
     """Wraps paragraphs at the terminal's width, and leaves a text of several lines as it is."""
-
-    def __init__(self, prog: str) -> None:
-        width = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
-        super().__init__(prog, max_help_position=COLUMN, width=width)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
@@ -33,8 +30,10 @@ class Parser(argparse.ArgumentParser):
     """Refuses a command line with a UserError of one line; --eval_every is --eval-every."""
 
     def __init__(self, prog: str, usage: str, description: str, epilog: str) -> None:
+        width = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
+        page = partial(Page, max_help_position=COLUMN, width=width)
         super().__init__(
-            prog, usage, description, epilog, formatter_class=Page,
+            prog, usage, description, epilog, formatter_class=page,
             add_help=False, allow_abbrev=False, exit_on_error=False,
         )  # fmt: skip
         self._negative_number_matcher = re.compile(r"-\.?\d")  # -1e-3 is a value too, as it is from Python 3.14 on
