@@ -6,15 +6,13 @@ The package itself is copied beside app.py, so that the Space needs nothing that
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
 
 from mlm_onnx.bundle.about import memorised
-from mlm_onnx.bundle.layout import MANIFEST, BundleError
+from mlm_onnx.bundle.layout import MANIFEST, BundleError, Json
 from mlm_onnx.bundle.write import check_target
 
 BUNDLE_FOLDER, PACKAGE = "bundle", "mlm_onnx"
@@ -77,7 +75,7 @@ def check_space(out: Path) -> Path:
     return out / BUNDLE_FOLDER
 
 
-def write_space(out: Path, manifest: Mapping[str, Any]) -> None:
+def write_space(out: Path, manifest: Json) -> None:
     """Writes what stands around the bundle; the three texts stay as they are where they are there already."""
     said = memorised(manifest)
     texts = {
