@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from machine import command, floor_ms, processor, shortened
-from random_models import SHAPES, shaped, texts, write_hugging_face
+from common.machine import command, floor_ms, processor, shortened
+from common.random_models import SHAPES, shaped, texts, write_hugging_face
 
 if TYPE_CHECKING:
     from jax_mlm.config import ModelConfig
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FAST_DATA = "fast/fill_mask.onnx.data"
-WORKER = Path(__file__).with_name("latency_sides.py")
+WORKER = Path(__file__).with_name("latency_peers.py")
 SIDES = {
     "ours int8": ("ours", "int8"),
     "ours fp32": ("ours", "fp32"),
@@ -42,7 +42,7 @@ SIDES = {
     "optimum pipeline": ("optimum", "export"),
     "torch pipeline": ("torch", "hf"),
 }
-"""Name → (side of latency_sides.py, folder that it reads)."""
+"""Name → (side of latency_peers.py, folder that it reads)."""
 REFERENCE = "ours fp32"
 """Whose first answers the others' are compared with; where it is left out, the first side's."""
 LENGTHS = {"short": 18, "long": 128}
@@ -111,7 +111,7 @@ def launch(side: str, folder: Path, threads: int, python: str, first: str = "") 
 def machine(threads: int) -> dict[str, float]:
     """What the machine does at best, measured in a process that has as many cores as the sides."""
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "export"), str(ROOT)])}
-    line = [sys.executable, str(ROOT / "benchmarks" / "machine.py"), str(threads)]
+    line = [sys.executable, str(ROOT / "benchmarks" / "common" / "machine.py"), str(threads)]
     return json.loads(subprocess.run(line, env=env, capture_output=True, text=True, check=True).stdout)
 
 

@@ -19,12 +19,12 @@ from typing import Any
 import jax
 import numpy as np
 import onnxruntime as ort
-from machine import command, processor
+from common.machine import command, processor
+from common.random_models import SHAPES, shaped
 from mlm_onnx.answer.session import as_written
 from mlm_onnx.convert.precision import FP32
 from mlm_onnx.convert.quantize import INT8
 from mlm_onnx.convert.targets import fill_mask_graph
-from random_models import SHAPES, shaped
 
 from jax_mlm.model.heads import init_params
 

@@ -3,7 +3,7 @@
 The commands of `bash` fences run in one folder for each page, on made-up text, in this order, with these changes:
 `--budget TIME` becomes three steps, and training on `--data` is of a small model. A word behind `bash` says what else
 a fence needs: of those in `READ_ONLY` only the options are read, a server is asked for its page and ended, and what
-installs is left to .ci/run. Pages with output (`console`) are run again by docs/run.py.
+installs is left to .ci/run. Pages with output (`console`) are run again by docs/tools/run.py.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ INSTALLS = re.compile(r"pip install|^python3 -m venv |^\. \.venv/|^python -m pyt
 
 @pytest.fixture(scope="module")
 def runner() -> ModuleType:
-    """docs/run.py."""
-    spec = importlib.util.spec_from_file_location("run_docs", ROOT / "docs" / "run.py")
+    """Return docs/tools/run.py as a module."""
+    spec = importlib.util.spec_from_file_location("run_docs", ROOT / "docs" / "tools" / "run.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -332,7 +332,7 @@ def test_what_extending_adds_works(extended: Path, runner: ModuleType, environme
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["how-masked-language-models-work"])
 def test_the_output_that_pages_show_is_what_comes_out(name: str, environment: dict[str, str]) -> None:
-    line = [sys.executable, "docs/run.py", "--check", f"docs/{name}.md"]
+    line = [sys.executable, "docs/tools/run.py", "--check", f"docs/{name}.md"]
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -13,8 +13,7 @@ from support.paths import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import latency
-import machine
-import random_models
+from common import machine, random_models
 
 
 def test_texts_have_the_length_they_say(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_bad_input_is_one_line_and_exit_2(environment, text, tmp_path, capsys):
         (["--data", text, "--tokenizer-size", 30_000], "--tokenizer-size"),
         (["--data", text, "--out", tmp_path / "taken"], "--resume"),
         (["--data", text, "--budget", "soon"], "--budget"),
-        (["--resume", "--out", tmp_path / "none"], "no run directory"),
+        (["--resume", "--out", tmp_path / "none"], "not a run directory"),
         (["--out", broken / "run", "--steps", 1], "--out"),
         (["--data", text, "--cache", broken / "cache"], "--cache"),
         (["--data", few], "--tokenizer-kind word"),

@@ -1,6 +1,6 @@
-"""What a result says of the machine it was measured on, and what that machine could do at best.
+"""Describe the machine that a result was measured on, and measure what it can do at best.
 
-python benchmarks/machine.py THREADS      prints bytes and operations a second as JSON
+python benchmarks/common/machine.py THREADS      prints bytes and operations a second as JSON
 """
 
 from __future__ import annotations

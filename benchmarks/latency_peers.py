@@ -1,8 +1,8 @@
-"""The five ways to answer that `latency.py` compares: each a process of its own, in the Python that has its packages.
+"""Answer as each peer that `latency.py` compares does: each a process of its own, in the Python that has its packages.
 
-    python latency_sides.py SIDE FOLDER THREADS                  answers JSON lines {"texts", "repeat"} on stdin
-    python latency_sides.py SIDE FOLDER THREADS TEXT             prints one answer and ends: a cold start
-    python latency_sides.py export HF_DIRECTORY OUT              optimum's own ONNX export
+    python latency_peers.py SIDE FOLDER THREADS                  answers JSON lines {"texts", "repeat"} on stdin
+    python latency_peers.py SIDE FOLDER THREADS TEXT             prints one answer and ends: a cold start
+    python latency_peers.py export HF_DIRECTORY OUT              optimum's own ONNX export
 
 Nothing is imported before it is needed: imports are part of a cold start.
 """

@@ -1,8 +1,8 @@
-"""Runs the commands of a page and writes what they print below them: `python docs/run.py PAGE…`.
+"""Run the commands of a page and write what they print below them: `python docs/tools/run.py PAGE…`.
 
 In a fence ```console, a line that begins with `$ ` is a command (`> ` continues it), and what follows is what it prints
 on stdout. All commands of a page run in one empty folder. `--check` changes nothing and ends with 1 where the output
-has changed in more than its numbers; a fence ```console varies may change in its words too.
+has changed in more than its numbers; in a fence ```console varies, words may change too.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class Fence(NamedTuple):
     """A fenced block of a page."""
 
     info: tuple[str, ...]
-    """The words behind the opening fence: the language, then remarks."""
+    """The words after the opening fence: the language, then remarks."""
     body: str
     span: tuple[int, int]
-    """Where the body stands in the page."""
+    """Start and end of the body in the page."""
 
 
 def fences(text: str) -> list[Fence]:
-    """All fenced blocks, in order."""
+    """Return all fenced blocks, in order."""
     return [Fence(tuple(m["info"].split()), m["body"], m.span("body")) for m in FENCE.finditer(text)]
 
 
 def commands(body: str) -> Iterator[tuple[str, str]]:
-    """Each command of a console block, with its output."""
+    """Yield each command of a console block, with its output."""
     for part in re.split(r"^\$ ", body, flags=re.M)[1:]:
         lines = part.splitlines()
         count = 1
@@ -49,7 +49,7 @@ def commands(body: str) -> Iterator[tuple[str, str]]:
 
 
 def execute(command: str, folder: Path) -> str:
-    """What the command prints on stdout; `python` is the one that runs this."""
+    """Return what the command prints on stdout; `python` is the one that runs this."""
     beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": beside, "COLUMNS": "100"}
     line = ["bash", "-euo", "pipefail", "-c", command]
@@ -60,7 +60,7 @@ def execute(command: str, folder: Path) -> str:
 
 
 def rerun(text: str, folder: Path) -> str:
-    """The page with the output of every command as it is now."""
+    """Return the page with the output of every command as it is now."""
     pieces, end = [], 0
     for fence in fences(text):
         if fence.info[:1] != ("console",):
@@ -75,7 +75,7 @@ def rerun(text: str, folder: Path) -> str:
 
 
 def differences(before: str, now: str) -> list[str]:
-    """Lines of output that changed in more than numbers and spaces."""
+    """Return the lines of output that changed in more than numbers and spaces."""
     changed = []
     for old, new in zip(fences(before), fences(now), strict=True):
         if "varies" in old.info:
@@ -91,7 +91,7 @@ def differences(before: str, now: str) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", metavar="PAGE", nargs="+", type=Path)
-    parser.add_argument("--check", action="store_true", help="change nothing, and tell what has changed")
+    parser.add_argument("--check", action="store_true", help="change nothing, and print what has changed")
     options = parser.parse_args()
     changed = []
     for page in options.pages:

@@ -1,4 +1,4 @@
-"""Makes the README's screenshots from the founding sentence, freshly trained: `python docs/screenshots.py`.
+"""Make the README's screenshots from the founding sentence, freshly trained: `python docs/tools/screenshots.py`.
 
 It needs what the tests need: playwright, gradio and a Chromium on the path, or at $JAX_MLM_CHROMIUM. A new picture is a
 function and a line of SHOTS.
@@ -21,9 +21,9 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
-DOCS = Path(__file__).resolve().parent
+DOCS = Path(__file__).resolve().parents[1]
 WIDTH, SHARPNESS = 860, 1.5
-"""Of a picture, in CSS pixels, and its pixels for each of them."""
+"""Width of a picture in CSS pixels, and its pixels for each of them."""
 
 
 def demo(run: Path, work: Path, browser: Browser) -> bytes:
@@ -55,7 +55,7 @@ def web(run: Path, work: Path, browser: Browser) -> bytes:
 
 
 SHOTS: Mapping[str, Callable[[Path, Path, Browser], bytes]] = {"demo": demo, "web": web}
-"""(run directory, a folder to work in, browser) → PNG; it is written beside this file under its name."""
+"""(run directory, a folder to work in, browser) → PNG; written to docs/ under its name."""
 
 
 def _python(module: str, *arguments: object) -> None:
@@ -70,7 +70,7 @@ def _free_port() -> int:
 
 @contextmanager
 def _serving(line: list[str], port: int, seconds: float = 60) -> Iterator[None]:
-    """A server in a process of its own, from its first answer on."""
+    """Run a server in a process of its own; enter once it answers."""
     server, until = subprocess.Popen(line, stdout=subprocess.DEVNULL), time.monotonic() + seconds
     try:
         while True:

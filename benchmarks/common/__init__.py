@@ -1,0 +1,1 @@
+"""What the benchmarks share: the machine they run on, and models of named shapes."""
