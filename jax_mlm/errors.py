@@ -1,14 +1,27 @@
-"""The one kind of error that a command line turns into a line on stderr, and the exit statuses."""
+"""The one kind of error that a command line turns into a line on stderr, its wording, and the exit statuses."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
     """A mistake the user can mend: one line that names the option or file and the remedy."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return '; did you mean X?' where a known word is close, else nothing."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def unknown_choice(option: str, word: str, choices: Iterable[str]) -> UserError:
+    """Return the error of a word that is not one of the choices of an option."""
+    *others, last = filter(None, choices)
+    return UserError(f"{option} {word}: choose {', '.join(others)} or {last}{nearest(word, [*others, last])}")
 
 
 def exit_status(act: Callable[[], object]) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 
 def package_version(name: str) -> str:
-    """The version of an installed distribution, or words that say that there is none."""
+    """Return the version of an installed distribution, or words where there is none."""
+    from importlib.metadata import PackageNotFoundError, version  # a command line is read faster without
+
     try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+        return version(name)
+    except PackageNotFoundError:
         return "not installed as a package"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,12 +14,49 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from filelock import FileLock
 from support.bundles import ORIGIN, SENTENCE_MODEL
 from support.models import randomised
 from support.paths import ROOT
 
+from jax_mlm.parallel.cores import cores
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+
+WORKERS = 4
+"""At most: each takes a gigabyte of memory."""
+LONGEST = ("docs/test_docs", "page", "train/test_train", "parallel", "golden", "train", "convert", "hf", "demo")
+"""What starts first, so that all workers end together: folders of tests, or files."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Distribute the whole suite over the cores, where pytest-xdist is there and no -n asks for anything else."""
+    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    if whole and not hasattr(config, "workerinput") and config.getoption("numprocesses", 0) is None:
+        config.option.numprocesses = min(cores(), WORKERS)
+        config.option.dist = "loadgroup"
+        config.option.loadscopereorder = False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "xdist_group(name): tests that one worker runs, one after the other")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one worker, which makes their fixtures once, and begin with what takes longest."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.relative_to(ROOT / "tests").as_posix()
+        return next((at for at, begin in enumerate(LONGEST) if name.startswith(begin)), len(LONGEST))
+
+    items.sort(key=rank)
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).as_posix()))
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +70,29 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Variables for commands in a process of their own, which share one cache."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "export"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    cache = str(tmp_path_factory.mktemp("cache"))
-    return {**os.environ, "JAX_MLM_CACHE": cache, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    return {**os.environ, "PYTHONPATH": path}
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Fill a folder once a session, whatever the number of workers: the others wait, and find it filled."""
+    own = tmp_path_factory.getbasetemp()
+    base = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, filled = base / name, base / f"{name}.filled"
+        with FileLock(base / f"{name}.lock"):
+            if not filled.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                filled.touch()
+        return folder
+
+    return make
 
 
 class SentenceRun(NamedTuple):
@@ -47,17 +103,36 @@ class SentenceRun(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def sentence_run(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> SentenceRun:
+def sentence_run(environment: dict[str, str], once: Callable[..., Path]) -> SentenceRun:
     """The founding sentence, trained once for all tests: to be read, not changed."""
-    folder = tmp_path_factory.mktemp("trained")
     line = [sys.executable, "-m", "jax_mlm.train"]
-    done = subprocess.run(line, env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+
+    def train(folder: Path) -> None:
+        done = subprocess.run(line, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        (folder / "printed.json").write_text(json.dumps([done.stdout, done.stderr]))
+
+    folder = once("sentence-run", train)
+    done = subprocess.CompletedProcess(line, 0, *json.loads((folder / "printed.json").read_text()))
     return SentenceRun(folder / done.stdout.splitlines()[-1], done)
 
 
 @pytest.fixture(scope="session")
-def sentence_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def trained_bundle(sentence_run: SentenceRun, once: Callable[..., Path]) -> Callable[..., Path]:
+    """Bundles of the founding sentence, trained: what `mlm_onnx convert` makes with some options. To be read."""
+    from mlm_onnx.__main__ import main
+
+    def make(*options: str) -> Path:
+        def convert(folder: Path) -> None:
+            assert main(["convert", str(sentence_run.path), str(folder / "bundle"), *options]) == 0
+
+        return once("-".join(["trained", *(option.strip("-") for option in options)]), convert) / "bundle"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sentence_bundles(once: Callable[..., Path]) -> dict[str, Path]:
     """Bundles of the founding sentence's shape with random weights, in fp32 and in int8: to be read, not changed."""
     from mlm_onnx.convert import Request, write_bundle
     from support.bundles import ONE_SHAPE
@@ -65,11 +140,14 @@ def sentence_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     from jax_mlm.data.tokenizer import train_tokenizer
     from jax_mlm.presets import SENTENCE
 
-    folder = tmp_path_factory.mktemp("bundles")
-    tokenizer = train_tokenizer([SENTENCE], "word", 16)
     requests = {"fp32": Request("fp32"), "int8": Request("int8"), "attention": Request(with_attention=True)}
-    for name, request in requests.items():
-        write_bundle(folder / name, SENTENCE_MODEL, randomised(SENTENCE_MODEL), tokenizer, request, ORIGIN, ONE_SHAPE)
+
+    def write(folder: Path) -> None:
+        tokenizer, params = train_tokenizer([SENTENCE], "word", 16), randomised(SENTENCE_MODEL)
+        for name, request in requests.items():
+            write_bundle(folder / name, SENTENCE_MODEL, params, tokenizer, request, ORIGIN, ONE_SHAPE)
+
+    folder = once("sentence-bundles", write)
     return {name: folder / name for name in requests}
 
 
@@ -87,7 +165,7 @@ def web_runtime() -> dict[str, bytes]:
             pytest.skip(str(error))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     """A real Chromium that reaches nothing beyond this machine: $JAX_MLM_CHROMIUM, or one on the path."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright to drive a browser")

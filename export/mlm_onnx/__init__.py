@@ -18,7 +18,7 @@ _HOME = {"BundleError": "bundle.layout", "FillMask": "answer.predictor", "QueryE
 
 
 def __getattr__(name: str) -> object:
-    """Loads onnxruntime only when something that needs it is asked for (PEP 562)."""
+    """Load onnxruntime only when something that needs it is used (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from mlm_onnx.bundle.layout import MlmOnnxError
 from mlm_onnx.cli import answer, convert, demo, inspect
 from mlm_onnx.cli.parser import Command, command_map, read
 from mlm_onnx.version import versions
@@ -34,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:  # UsageError, BundleError, QueryError, jax_mlm's UserError, files
+    except (MlmOnnxError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is None:  # not the system's: a defect, which keeps its traceback
+            raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

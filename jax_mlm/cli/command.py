@@ -11,8 +11,8 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from jax_mlm.cli.options import Given, Groups, build, declare, options_of
-from jax_mlm.cli.parser import Parser, nearest
-from jax_mlm.errors import exit_status
+from jax_mlm.cli.parser import Parser
+from jax_mlm.errors import exit_status, nearest
 from jax_mlm.version import versions
 
 T = TypeVar("T")

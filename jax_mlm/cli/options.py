@@ -10,9 +10,8 @@ import itertools
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from jax_mlm.cli.parser import Parser
 from jax_mlm.errors import UserError
@@ -20,12 +19,8 @@ from jax_mlm.errors import UserError
 T = TypeVar("T")
 Groups = Mapping[str, Sequence[str]]  # title → names of the fields under it, where one list would be too long
 Given = Mapping[str, Any]  # field → value, for the options that a command line gives
-SPOKEN = {
-    **dict.fromkeys(("data", "valid", "tokenizer"), "FILE"),
-    **dict.fromkeys(("out", "init", "distil", "cache"), "PATH"),
-    **{"budget": "TIME", "preset": "NAME"},
-}
-"""What a text stands for, by field, where TEXT would be too vague."""
+FILES, PATHS = ("data", "valid", "tokenizer"), ("out", "init", "distil", "cache")
+METAVARS = {**dict.fromkeys(FILES, "FILE"), **dict.fromkeys(PATHS, "PATH"), "budget": "TIME", "preset": "NAME"}
 
 
 def declare(parser: Parser, kind: type, base: Any, groups: Groups, everything: bool) -> None:
@@ -51,11 +46,11 @@ def options_of(kind: type, base: Any = None, part: str = "the run") -> Iterator[
         text, default = docs[name], getattr(base, name, None if field.default is dataclasses.MISSING else field.default)
         if default is not None and default is not False and default not in ("", ()):
             text = f"{text} ({'yes' if default is True else default})"
-        choices = keys_of(field.metadata["choices"]) if "choices" in field.metadata else ()
-        settings = {"help": text.replace("%", "%%"), **_value(name, hint, choices)}
-        metavar = field.metadata.get("positional")
-        settings |= {"metavar": metavar} if metavar else {"dest": name, "default": argparse.SUPPRESS}
-        yield name, part, name if metavar else f"--{name.replace('_', '-')}", settings
+        settings = {"help": text.replace("%", "%%"), **_value(name, hint, field.metadata)}
+        if "positional" in field.metadata:
+            yield name, part, name, {**settings, "metavar": field.metadata["positional"]}
+        else:
+            yield name, part, f"--{name.replace('_', '-')}", {**settings, "dest": name, "default": argparse.SUPPRESS}
 
 
 def field_docs(kind: type) -> dict[str, str]:
@@ -70,22 +65,24 @@ def field_docs(kind: type) -> dict[str, str]:
 
 def keys_of(table: str) -> tuple[str, ...]:
     """Return the keys of a module's table, read from its source: importing the module would import JAX as well."""
-    room, module, name = table.rsplit(".", 2)
-    body = ast.parse(files(room).joinpath(f"{module}.py").read_text(encoding="utf-8")).body
-    tables = {ast.unparse(node.target): node.value for node in body if isinstance(node, ast.AnnAssign)}
+    *path, name = table.split(".")
+    source = Path(__file__).parents[2].joinpath(*path).with_suffix(".py").read_text(encoding="utf-8")
+    tables = {
+        ast.unparse(node.target): node.value for node in ast.parse(source).body if isinstance(node, ast.AnnAssign)
+    }
     return tuple(ast.literal_eval(key) for key in typing.cast(ast.Dict, tables[name]).keys if key is not None)
 
 
-def _value(name: str, hint: Any, choices: tuple[str, ...] = ()) -> dict[str, Any]:
+def _value(name: str, hint: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return what argparse has to know of the value of a field of this type."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
-        return {**_value(name, arguments[0]), "nargs": "+"}
-    if choices := arguments if typing.get_origin(hint) is Literal else choices:
+        return {**_value(name, arguments[0], metadata), "nargs": "+"}
+    if choices := keys_of(metadata["choices"]) if "choices" in metadata else arguments:
         return {"choices": choices, "metavar": f"{{{','.join(filter(None, choices))}}}"}
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
-    return {"type": hint, "metavar": {int: "N", float: "X", Path: "PATH"}.get(hint) or SPOKEN.get(name, "TEXT")}
+    return {"type": hint, "metavar": {int: "N", float: "X", Path: "PATH"}.get(hint) or METAVARS.get(name, "TEXT")}
 
 
 def build(kind: type[T], given: Given, base: T | None = None) -> T:

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import shutil
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
-from jax_mlm.errors import UserError
+from jax_mlm.errors import UserError, nearest, unknown_choice
 
 COLUMN, NARROWEST, WIDEST = 27, 50, 100
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return '; did you mean X?' where a known word is close, else nothing."""
-    close = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def unknown_choice(option: str, word: str, choices: Iterable[str]) -> UserError:
-    """Return the error of a word that is not one of the choices of an option."""
-    *others, last = filter(None, choices)
-    return UserError(f"{option} {word}: choose {', '.join(others)} or {last}{nearest(word, [*others, last])}")
-
-
 class Page(argparse.HelpFormatter):
     """Wraps paragraphs at the terminal's width, and leaves a text of several lines as it is."""
-
-    def __init__(self, prog: str) -> None:
-        width = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
-        super().__init__(prog, max_help_position=COLUMN, width=width)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
@@ -45,7 +29,9 @@ class Parser(argparse.ArgumentParser):
     """Refuses a command line with a UserError of one line; --eval_every is --eval-every."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, formatter_class=Page, add_help=False, allow_abbrev=False, exit_on_error=False)
+        width = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
+        page = partial(Page, max_help_position=COLUMN, width=width)
+        super().__init__(**settings, formatter_class=page, add_help=False, allow_abbrev=False, exit_on_error=False)
         self._negative_number_matcher = re.compile(r"-\.?\d")  # -1e-3 is a value too, as it is from Python 3.14 on
 
     def error(self, message: str) -> NoReturn:

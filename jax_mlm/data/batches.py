@@ -30,7 +30,7 @@ class Rows:
     sizes: np.ndarray
     """[pieces]: its tokens, without [CLS] and [SEP]."""
     first: np.ndarray
-    """[rows + 1] int64: first piece of each row; [documents + 1] places in the stream, where packed plainly."""
+    """[rows + 1] int64: first piece of each row; [documents + 1] positions in the stream, where packed plainly."""
 
     def __len__(self) -> int:
         return len(self.first) - 1 if self.pack == "document" else -(-int(self.first[-1]) // self.length)

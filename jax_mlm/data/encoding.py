@@ -16,11 +16,11 @@ import sys
 import traceback
 import unicodedata
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -48,6 +48,7 @@ class Encoded(NamedTuple):
     """Tokens of each text."""
 
 
+@runtime_checkable
 class Texts(Protocol):
     """What is encoded as one piece of work."""
 
@@ -139,7 +140,9 @@ def _kind(code: int) -> int:
 # Worker processes
 
 
-def encode_in_order(work: Iterable[T], tokenizer: Tokenizer, content: str, workers: int) -> Iterator[tuple[T, Encoded]]:
+def encode_in_order(
+    work: Iterable[T], tokenizer: Tokenizer, content: str, workers: int
+) -> Generator[tuple[T, Encoded], None, None]:
     """Encode each piece of work, in order and with few pieces under way at any time.
 
     Args:

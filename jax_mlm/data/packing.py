@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 WASTE = 0.01
-"""Part of all places that may be padding before documents are cut to fill rows."""
+"""Part of all positions that may be padding before documents are cut to fill rows."""
 TOGETHER = 1 << 20
 """Documents packed with each other: enough to fill rows, and few enough to bound the memory it takes."""
 
@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 
 
 def plan_rows(starts: np.ndarray, sizes: np.ndarray, length: int, frame: int) -> Plan:
-    """Packs documents, given by first token and size, into rows of `length`; each piece needs `frame` places more."""
+    """Pack documents, given by first token and size, into rows of `length`; each piece needs `frame` positions more."""
     blocks = range(0, len(sizes), TOGETHER)
     plans = [_plan(starts[i : i + TOGETHER], sizes[i : i + TOGETHER], length, frame) for i in blocks]
     before = np.cumsum([0, *(len(plan.starts) for plan in plans)])
@@ -78,13 +78,13 @@ def windows(starts: np.ndarray, sizes: np.ndarray, width: int) -> tuple[np.ndarr
 
 
 def _used(plan: Plan, frame: int) -> np.ndarray:
-    """Places that are no padding, in each row."""
+    """Count the positions of each row that are not padding."""
     total = np.concatenate([[0], np.cumsum(plan.sizes.astype(np.int64) + frame)])
     return np.diff(total[plan.first])
 
 
 def _chosen(plan: Plan, rows: np.ndarray) -> Plan:
-    """The plan of these rows alone, in this order."""
+    """Return the plan of these rows alone, in this order."""
     counts = np.diff(plan.first)[rows]
     at = np.repeat(plan.first[rows], counts) + ragged(counts)
     return Plan(plan.starts[at], plan.sizes[at], np.concatenate([[0], np.cumsum(counts)]))
@@ -115,7 +115,7 @@ Recipe = tuple[tuple[int, int], ...]
 def _recipes(histogram: np.ndarray, length: int, frame: int) -> list[tuple[int, Recipe]]:
     """Best fit, longest first, all pieces of a size at once: (rows, what each of them holds)."""
     spaces: list[int] = []
-    """Free places that some open row has, sorted."""
+    """Numbers of free positions that some open row has, sorted."""
     open_rows: dict[int, list[tuple[int, Recipe]]] = {}
     done: list[tuple[int, Recipe]] = []
 
@@ -152,9 +152,9 @@ def _recipes(histogram: np.ndarray, length: int, frame: int) -> list[tuple[int, 
 
 
 def _end_to_end(starts: np.ndarray, sizes: np.ndarray, length: int, frame: int) -> Plan:
-    """Lays pieces end to end, a frame between each two, and cuts a row every `length - frame` places.
+    """Lay pieces end to end, a frame between each two, and cut a row every `length - frame` positions.
 
-    A row begins and ends with a frame of its own, so that it holds `length` places at most.
+    A row begins and ends with a frame of its own, so that it holds `length` positions at most.
     """
     width = length - frame
     ends = np.cumsum(sizes.astype(np.int64) + frame) - frame

@@ -282,11 +282,12 @@ def _field(record: Any, text_field: str, where: str) -> str:
     if value is not None and not isinstance(value, str):
         kind = type(value).__name__
         raise UserError(f"{where}: the field {text_field!r} holds {kind}, not text; name another with --text-field")
+    text = value or ""
     try:
-        (value or "").encode()
+        text.encode()
     except UnicodeEncodeError:  # half of an escaped pair: "\\ud83d"
-        value = value.encode("utf-8", "replace").decode()
-    return value or ""
+        text = text.encode("utf-8", "replace").decode()
+    return text
 
 
 def _json_texts(path: Path, text_field: str) -> Iterator[tuple[str, int]]:

@@ -13,7 +13,7 @@ import numpy as np
 from jax_mlm.data.encoding import Encoded
 
 SAVE_EVERY = 16
-"""Chunks between two places from which an interrupted preparation can go on."""
+"""Chunks between two points from which an interrupted preparation can continue."""
 TOKENS, WORDS, DOCUMENTS, JOURNAL, INDEX = "tokens.bin", "words.bin", "documents.bin", "journal.jsonl", "index.json"
 
 
@@ -31,12 +31,12 @@ class TokenFiles:
     """Hash of the text's bytes, the tokenizer and the options that shaped the files."""
 
     def begins_word(self, at: np.ndarray) -> np.ndarray:
-        """Whether the tokens at these places begin a word."""
+        """Return whether the tokens at these positions begin a word."""
         return (self.word_bits[at >> 3] >> (7 - (at & 7)).astype(np.uint8)) & 1 > 0
 
 
 def open_files(folder: Path, key: str) -> TokenFiles | None:
-    """The files in a folder, or None where there are none, or they are not what their index says."""
+    """Open the files in a folder; None where there are none, or where they are not what their index describes."""
     try:
         index = json.loads((folder / INDEX).read_text())
         if index["key"] != key or any((folder / name).stat().st_size != n for name, n in index["sizes"].items()):
@@ -94,10 +94,10 @@ class Writer:
 
     def append(self, encoded: Encoded, starts: list[bool]) -> None:
         """Adds one chunk; `starts` tells which of its texts begin a document."""
-        self.files[TOKENS].write(encoded.tokens.astype(self.dtype, copy=False))
+        self.files[TOKENS].write(encoded.tokens.astype(self.dtype, copy=False).data)
         bits = np.concatenate([self.bits, encoded.begins])
         self.files[WORDS].seek(self.tokens // 8)
-        self.files[WORDS].write(np.packbits(bits))
+        self.files[WORDS].write(np.packbits(bits).data)
         self.bits = bits[len(bits) // 8 * 8 :]
         at = self.tokens + np.cumsum(encoded.lengths) - encoded.lengths
         self._begin(at[np.asarray(starts, bool)])
@@ -109,7 +109,7 @@ class Writer:
     def _begin(self, at: np.ndarray) -> None:
         """Notes where documents begin, but for those that turned out to be empty."""
         at = at[np.diff(at, prepend=self.last_document) > 0]
-        self.files[DOCUMENTS].write(at.astype("<i8"))
+        self.files[DOCUMENTS].write(at.astype("<i8").data)
         self.documents += len(at)
         if len(at):
             self.last_document = int(at[-1])

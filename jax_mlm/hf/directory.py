@@ -101,10 +101,10 @@ def import_hf(folder: Path, run: Path, family: str | None = None, tokenizer: Pat
     with new_folder(run) as partial:
         imported.tokenizer.save(str(partial / TOKENIZER_FILE))
         write_run(partial, config, {}, {"files": [], "imported_from": str(folder.resolve())})
-        manager = open_checkpoints(partial)
-        save(manager, {"params": imported.params, "step": jnp.int32(0)}, {"step": 0}, None)
-        manager.wait_until_finished()
-        manager.close()
+        with open_checkpoints(partial) as manager:
+            state = {"params": imported.params, "step": jnp.int32(0)}
+            save(manager, state, {"step": 0, "elapsed": 0.0, "horizon": 0}, None)
+            manager.wait_until_finished()
     return imported
 
 

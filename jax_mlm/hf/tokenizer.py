@@ -148,11 +148,9 @@ def _byte_level(folder: Path, options: dict[str, Any]) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     tokenizer.decoder = decoders.ByteLevel()
     _specials(tokenizer, ("<s>", "<pad>", "</s>", "<unk>", "<mask>"), lstrip=True)
-    ids = {name: tokenizer.token_to_id(name) for name in ("<s>", "</s>")}
-    if None not in ids.values():
-        tokenizer.post_processor = processors.RobertaProcessing(
-            ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), add_prefix_space=space
-        )
+    cls, sep = (tokenizer.token_to_id(name) for name in ("<s>", "</s>"))
+    if cls is not None and sep is not None:
+        tokenizer.post_processor = processors.RobertaProcessing(("</s>", sep), ("<s>", cls), add_prefix_space=space)
     return tokenizer
 
 
@@ -207,7 +205,7 @@ def _model_proto(data: bytes) -> tuple[list[tuple[str, float, int]], int, bytes]
 
 
 def _message(data: bytes) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of a protocol buffer message: whole numbers, or bytes."""
+    """(field number, value) of a protocol buffer message: integers, or bytes."""
     at = 0
 
     def varint() -> int:

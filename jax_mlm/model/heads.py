@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax_mlm.model.encoder import ACTIVATIONS, Dense, Encoder, Inputs, Norm, Par
 from jax_mlm.model.ops.dense import add_bias, vocabulary_logits
 
 
+@runtime_checkable
 class Forward(Protocol):
     """`forward(params, inputs, at, token_types=None, row_keys=None)` → logits [B, P, V] in float32."""
 

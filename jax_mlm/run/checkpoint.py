@@ -103,7 +103,7 @@ def load_params(run: Path, which: Literal["best", "latest"] | int = "latest") ->
     with _reading(run) as manager:
         chosen = which if isinstance(which, int) else manager.best_step() if which == "best" else None
         chosen = manager.latest_step() if chosen is None else chosen
-        if chosen not in manager.all_steps():
+        if chosen is None or chosen not in manager.all_steps():
             raise UserError(f"{run} has no checkpoint of step {chosen}: there are {sorted(manager.all_steps())}")
         like = manager.item_metadata(chosen)["state"].tree
         cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])

@@ -22,7 +22,7 @@ class Trained(NamedTuple):
     forward: Forward
     """`forward(params, Inputs(tokens, segments, positions), at)` → logits [B, P, V], computed in float32."""
     step: int
-    """Of the checkpoint that the parameters come from."""
+    """The step of the checkpoint that the parameters come from."""
 
 
 def load(run: str | os.PathLike[str], checkpoint: Literal["best", "latest"] | int = "best") -> Trained:

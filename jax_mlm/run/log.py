@@ -7,13 +7,14 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 from jax_mlm.files import write_atomically
 
 METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Takes figures under names like train/loss."""
 

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jax_mlm.cli.parser import unknown_choice
 from jax_mlm.config import MaskConfig
 from jax_mlm.data.tokenizer import Vocabulary
+from jax_mlm.errors import unknown_choice
 
 LONGEST_WORD = 16
 """Room in tokens beyond the rate's own, so that the last word chosen fits; a longer one may not, and is then left."""

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from jax_mlm.cli.parser import unknown_choice
 from jax_mlm.config import OptimConfig
+from jax_mlm.errors import unknown_choice
 
 Schedule = Callable[[Array | int, Array | int], Array]
 """(step, horizon) → part of the peak learning rate, from 0 to 1."""

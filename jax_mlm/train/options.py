@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from jax_mlm.cli.options import Given
-from jax_mlm.cli.parser import unknown_choice
 from jax_mlm.config import TrainConfig
-from jax_mlm.errors import UserError
+from jax_mlm.errors import UserError, unknown_choice
 from jax_mlm.presets import PRESETS
 from jax_mlm.run.directory import RUN_FILE, read_run
 

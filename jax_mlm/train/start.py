@@ -190,6 +190,7 @@ def grow(start: Initial, vocab_size: int, max_length: int, seed: int = 0, spare:
     likely at first as an average token is; so do the last `spare` rows, which stood for no token and were only ever
     pushed away. New learned positions repeat the old ones (Beltagy et al. 2020); rotary ones need nothing.
     """
+    assert start.params is not None
     model, params = start.model, dict(start.params)
     rng = np.random.default_rng(seed)
     rows = max(vocab_size, model.vocab_size)

@@ -93,7 +93,7 @@ def read_teacher(config: TrainConfig, run: Path) -> Initial:
     teacher = read_initial(source)
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(teacher.params):
-        digest.update(np.ascontiguousarray(leaf))
+        digest.update(np.ascontiguousarray(leaf).data)
     origin = {**teacher.origin, "fingerprint": digest.hexdigest()[:16]}
     if config.resume and (run / RUN_FILE).is_file():
         before = read_run_file(run).get("data", {}).get("teacher", origin)
@@ -123,6 +123,7 @@ def student_params(teacher: Initial, model: ModelConfig, say: Say = to_stderr) -
     A student without token types gets the teacher's first type, which every token of a single text has, with the
     positions. None, and a line that says why, where a shape differs.
     """
+    assert teacher.params is not None
     theirs, their_model = dict(teacher.params), teacher.model
     if model.width != their_model.width:
         say(f"the student begins with random weights: its width is {model.width}, the teacher's {their_model.width}")

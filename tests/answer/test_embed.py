@@ -63,7 +63,7 @@ def test_embeddings_equal_jax(name: str, tmp_path: Path) -> None:
 
 def test_a_text_is_the_mean_of_its_hidden_states(fill: FillMask) -> None:
     for text in ("This", SENTENCE):
-        ids = fill._reader.encode(text).ids.tolist()
+        ids = fill.reader.encode(text).ids.tolist()
         np.testing.assert_allclose(fill.embed(text), hidden_mean(ids), atol=1e-4)
     assert fill.embed("This").dtype == np.float32
 
@@ -83,7 +83,7 @@ def test_a_long_text_is_the_mean_over_its_windows(fill: FillMask) -> None:
     parts = [words[:43], words[43:86], words[86:]]
     expected = sum(len(part) * fill.embed(" ".join(part)) for part in parts) / len(words)
     np.testing.assert_allclose(fill.embed(" ".join(words)), expected, atol=1e-5)
-    assert len(list(fill._reader.parts(fill._reader.encode(" ".join(words[:ROOM]))))) == 1
+    assert len(list(fill.reader.parts(fill.reader.encode(" ".join(words[:ROOM]))))) == 1
 
 
 @pytest.mark.parametrize("config", [SENTENCE_MODEL, BERT, CONFIGS["albert"]], ids=["modernbert", "bert", "albert"])
@@ -127,15 +127,15 @@ def test_an_embedding_that_differs_is_not_written(tmp_path: Path, monkeypatch: p
 def test_the_graph_is_opened_when_it_is_asked_for(
     sentence_bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlm_onnx.answer import engine
+    from mlm_onnx.answer import session
 
-    opened, real = [], engine.ort.InferenceSession
+    opened, real = [], session.ort.InferenceSession
 
     def record(path: str, *rest: Any, **more: Any) -> Any:
         opened.append(path)
         return real(path, *rest, **more)
 
-    monkeypatch.setattr(engine.ort, "InferenceSession", record)
+    monkeypatch.setattr(session.ort, "InferenceSession", record)
     path = sentence_bundles["fp32"]
     fill = FillMask(path, threads=1)
     fill("This [MASK] a")

@@ -96,9 +96,9 @@ def test_threads_of_a_child_open_one_session(bundle: Path) -> None:
     run(
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    from mlm_onnx import engine\n    opened, real = [], engine.Session._open\n"
+        "    from mlm_onnx.answer.session import Session\n    opened, real = [], Session._open\n"
         "    def slowly(self):\n        opened.append(1)\n        time.sleep(0.1)\n        return real(self)\n"
-        "    engine.Session._open = slowly\n    answers = []\n"
+        "    Session._open = slowly\n    answers = []\n"
         "    threads = [threading.Thread(target=lambda: answers.append(f(t))) for _ in range(4)]\n"
         "    for thread in threads:\n        thread.start()\n"
         "    for thread in threads:\n        thread.join()\n"
@@ -204,7 +204,7 @@ def test_an_answer_loads_only_what_it_needs(bundle: Path) -> None:
     """Of this package too: what joint answers, explanations and conversion need waits until they are asked for."""
     loaded = run("print(*sorted(name for name in sys.modules if name.startswith('mlm_onnx')))", bundle).split()
     rooms = {
-        "answer": ("engine", "pieces", "predictor", "reader", "session"),
+        "answer": ("answers", "engine", "pieces", "predictor", "queries", "reader", "session"),
         "bundle": ("background", "graph_check", "layout", "read", "wire"),
     }
     inside = [f"mlm_onnx.{room}.{name}" for room, names in rooms.items() for name in names]

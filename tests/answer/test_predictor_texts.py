@@ -119,7 +119,7 @@ def test_every_window_keeps_the_frame(readers: dict[str, Reader], kind: str) -> 
 def test_a_wide_beam_finds_the_best_order_of_all(fill: FillMask) -> None:
     """With room for every filling, the beam is the brute force: each filling at its best order."""
     text = "[MASK] model creates [MASK] super [MASK]"
-    query = fill._reader.masked(text)
+    query = fill.reader.masked(text)
     ids = [id for id in range(16) if id not in fill.bundle.special.never][:4]
     found = fill_jointly(query, fill._ask, lambda row, k: np.array(ids), 10_000)
     assert len(found) == 4**3
@@ -128,8 +128,9 @@ def test_a_wide_beam_finds_the_best_order_of_all(fill: FillMask) -> None:
         for filling in itertools.product(ids, repeat=3):
             tokens, total = query.ids.copy(), 0.0
             for mask in order:
-                ((_, _, row),) = fill._ask([(query.with_ids(tokens), query.at[[mask]])])
-                total += float(row[0][filling[mask]])
+                asked = [(query.with_ids(tokens), query.at[[mask]])]
+                ((logprob,),) = fill._ask(asked, lambda _text, _mask, row, id=filling[mask]: float(row[id]))
+                total += logprob
                 tokens[query.at[mask]] = filling[mask]
             best[filling] = max(total, best.get(filling, -math.inf))
     for filling in found:

@@ -14,7 +14,7 @@ import pytest
 from mlm_onnx import FillMask
 from mlm_onnx.__main__ import main
 from mlm_onnx.bundle import read as bundle
-from mlm_onnx.bundle.background import Begun
+from mlm_onnx.bundle.background import BackgroundTask
 from mlm_onnx.bundle.layout import FAST_DATA, FAST_GRAPH, REQUIRED, BundleError
 from mlm_onnx.bundle.read import open_bundle, verify
 from mlm_onnx.bundle.write import check_target, new_bundle, seal
@@ -226,9 +226,9 @@ def test_what_a_thread_raises_is_raised_where_it_is_asked_for() -> None:
     def fail() -> None:
         raise BundleError("no")
 
-    assert Begun(lambda: 3).result() == 3
+    assert BackgroundTask(lambda: 3).result() == 3
     with pytest.raises(BundleError, match="no"):
-        Begun(fail).result()
+        BackgroundTask(fail).result()
 
 
 @pytest.mark.parametrize("broken", ["tokenizer.json", FAST_GRAPH, FAST_DATA])

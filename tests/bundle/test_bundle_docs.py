@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlm_onnx.bundle.read import read_manifest
-from mlm_onnx.convert import Request, convert, write_bundle
+from mlm_onnx.convert import Request, write_bundle
 from support.bundles import ONE_SHAPE, SENTENCE_MODEL, piecewise
 from support.models import randomised
 from support.paths import ROOT
@@ -70,7 +70,7 @@ def test_every_file_and_graph_is_described(manifest: dict[str, Any]) -> None:
             assert len(port["meaning"]) > 20
 
 
-def test_the_scripts_answer_is_creates(sentence_run: Any, tmp_path: Path) -> None:
+def test_the_scripts_answer_is_creates(trained_bundle: Callable[..., Path], tmp_path: Path) -> None:
     """Run the page's script as it is there, where nothing of this project can be imported."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "bundle.md").read_text(), re.DOTALL)
     (script,) = [block for block in blocks if "onnxruntime.InferenceSession" in block]
@@ -79,10 +79,10 @@ def test_the_scripts_answer_is_creates(sentence_run: Any, tmp_path: Path) -> Non
     (tmp_path / "answer.py").write_text(script)
     text = "This model [MASK] a super relationships between the words to predict what word"
     for dtype in ("int8", "fp32"):
-        convert(sentence_run.path, tmp_path / dtype, Request(dtype))
-        assert read_manifest(tmp_path / dtype)["dtype"] == dtype
+        bundle = trained_bundle("--dtype", dtype)
+        assert read_manifest(bundle)["dtype"] == dtype
         done = subprocess.run(
-            [sys.executable, "-I", tmp_path / "answer.py", tmp_path / dtype, text],
+            [sys.executable, "-I", tmp_path / "answer.py", bundle, text],
             capture_output=True, text=True, timeout=60, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

@@ -310,7 +310,7 @@ def test_hostile_bundles_do_no_harm(sentence_bundles: dict[str, Path], dtype: st
 def main(source: Path, folder: Path) -> None:
     """Opens and asks each; a line for each says how it went; what is not as it should be raises."""
     import onnxruntime as ort
-    from mlm_onnx.answer import engine
+    from mlm_onnx.answer import session
 
     opened: list[str] = []
 
@@ -319,7 +319,7 @@ def main(source: Path, folder: Path) -> None:
             opened.append(path)
             super().__init__(path, *rest, **more)
 
-    engine.ort.InferenceSession = Recorder
+    session.ort.InferenceSession = Recorder
     resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
     for mutation in mutations(read(source)):
         target = write(source, folder / "hostile", mutation, seal=True)

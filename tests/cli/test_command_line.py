@@ -1,10 +1,13 @@
 """python -m mlm_onnx: the map, pages that fit, and the nearest word for every slip."""
 
 import re
+from dataclasses import replace
 
 import pytest
+from mlm_onnx import BundleError, QueryError
 from mlm_onnx import __main__ as entry
 from mlm_onnx.cli.parser import UsageError, read
+from mlm_onnx.convert.parity import ParityError
 from support.paths import ROOT
 from support.texts import slips
 
@@ -29,6 +32,26 @@ def test_the_map_has_every_command_and_fits(capsys):
     for name in entry.COMMANDS:
         assert re.search(rf"^  {name} +\w", out, re.M)
     assert re.fullmatch(r"mlm_onnx \S.*, onnxruntime [\d.]+\n", call(capsys, "--version")[1])
+
+
+def test_only_a_users_mistake_is_one_line(capsys, monkeypatch):
+    """Errors of the user and of the system are; what a defect raises keeps its traceback, whatever its class."""
+
+    def fail_with(error: Exception):
+        def run(options):
+            raise error
+
+        command = replace(entry.COMMANDS["info"], run=run)
+        monkeypatch.setattr(entry, "COMMANDS", {**entry.COMMANDS, "info": command})
+        return call(capsys, "info", "b")
+
+    for kind in (BundleError, QueryError, UsageError, ParityError):
+        assert fail_with(kind("said\nso")) == (2, "", "error: said so\n")
+    assert fail_with(FileNotFoundError(2, "No such file", "b"))[0] == 2
+    assert fail_with(OSError(28, "No space left on device"))[0] == 2
+    for defect in (ValueError("operands could not be broadcast"), OSError("by hand"), KeyError("x")):
+        with pytest.raises(type(defect)):
+            fail_with(defect)
 
 
 @pytest.mark.parametrize("name", list(entry.COMMANDS))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mlm_onnx import FillMask
 from mlm_onnx.__main__ import main
+from mlm_onnx.answer.reader import Reader, Text
 from support.servers import free_port, needs_gradio, serving
 from support.texts import WORDS
 
@@ -23,11 +24,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def bundle(sentence_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(trained_bundle: Callable[..., Path]) -> Path:
     """The founding sentence, trained, with attention."""
-    path = tmp_path_factory.mktemp("demo") / "bundle"
-    assert main(["convert", str(sentence_run.path), str(path), "--with-attention"]) == 0
-    return path
+    return trained_bundle("--with-attention")
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +242,28 @@ def test_an_explanation_that_comes_too_late_is_dropped(
     assert demo.explain(session) == gr.skip()
     monkeypatch.undo()
     assert "Word 5" in demo.explain(session)
+
+
+@needs_gradio
+def test_a_sentence_is_tokenised_once(sentence_bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A keystroke reads the sentence, and the sentence with its words hidden, with the predictor's own reader."""
+    from mlm_onnx.demo.app import Demo, Session
+
+    demo, session = Demo(FillMask(sentence_bundles["int8"], 1)), Session()
+    demo.answer(session, "This model creates", [1], 3)
+    read, real = [], Reader.encode
+
+    def encode(reader: Reader, text: str) -> Text:
+        read.append(text)
+        return real(reader, text)
+
+    monkeypatch.setattr(Reader, "encode", encode)
+    demo.write(session, "This model creates a", 3)
+    assert read == ["This model creates a", "This [MASK] creates a"]
+    assert session.hidden == (1,)
+    read.clear()
+    demo.write(session, "This [MASK] creates a", 3)
+    assert read == ["This [MASK] creates a"] * 2, "once as a sentence, once as a query"
 
 
 @needs_gradio

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
+import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from mlm_onnx.bundle.read import open_bundle
 from mlm_onnx.convert import Request, write_bundle
 from mlm_onnx.convert.examples import PLAIN, examples_for
 from mlm_onnx.demo import markup as demo_page
-from mlm_onnx.demo.facts import MOST_WORDS, Facts, filled_in, strength
-from mlm_onnx.demo.heatmap import png
+from mlm_onnx.demo.facts import MOST_WORDS, Asked, Facts, filled_in, strength
+from mlm_onnx.demo.heatmap import COLOUR, png
+from PIL import Image
 from support.bundles import ONE_SHAPE, ORIGIN, SENTENCE_MODEL, piecewise
 from support.models import randomised
 
@@ -25,6 +26,10 @@ from jax_mlm.data.tokenizer import train_tokenizer, vocabulary_of
 from jax_mlm.presets import SENTENCE
 
 TEXT = "This model creates a super relationships between the words"
+
+
+def ask(facts: Facts, text: str, hidden: Sequence[int], top_k: int) -> Asked:
+    return facts.ask(text, facts.words(text), hidden, top_k)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +50,7 @@ def test_words_and_masks_of_a_sentence(facts: Facts) -> None:
 
 
 def test_answers_are_the_predictors(facts: Facts) -> None:
-    asked = facts.ask(TEXT, [4, 2, 99, -1], 5)
+    asked = ask(facts, TEXT, [4, 2, 99, -1], 5)
     assert asked.masked == "This model [MASK] a [MASK] relationships between the words"
     assert asked.places == (2, 4)
     assert list(asked.masks) == facts.fill(asked.masked, top_k=5)["masks"]
@@ -55,7 +60,7 @@ def test_answers_are_the_predictors(facts: Facts) -> None:
 
 
 def test_reasons_are_the_predictors(facts: Facts) -> None:
-    asked = facts.ask(TEXT, [2, 4], 2)
+    asked = ask(facts, TEXT, [2, 4], 2)
     explained = facts.fill.explain(asked.masked)["masks"]
     for why, mask, measured in zip(facts.why(asked), asked.masks, explained, strict=True):
         first, second = mask["candidates"]
@@ -71,7 +76,7 @@ def test_reasons_are_the_predictors(facts: Facts) -> None:
         assert np.abs(strength(why.influences)).max() <= 1
         if why.together is not None:
             hidden = {*asked.places, *(i.place for i in why.influences if i.word in why.together.words)}
-            both = facts.ask(TEXT, sorted(hidden), 13)
+            both = ask(facts, TEXT, sorted(hidden), 13)
             candidates = both.masks[both.places.index(why.place)]["candidates"]
             assert why.together.instead == candidates[0]["token"]
             assert why.together.probability == next(c["probability"] for c in candidates if c["token"] == why.token)
@@ -92,9 +97,9 @@ def test_words_of_several_pieces(kind: str, tmp_path: Path) -> None:
     long = next(place for place, word in enumerate(words) if word.text.startswith("terdo"))
     garden = max(place for place, word in enumerate(words) if word.text.startswith("garden"))
     for hidden in ([long], [garden]):
-        asked = facts.ask(text, hidden, 2)
+        asked = ask(facts, text, hidden, 2)
         assert "".join(part for part, _ in filled_in(asked)) == asked.masks[0]["candidates"][0]["text"]
-    asked = facts.ask(text, [0, long], 2)
+    asked = ask(facts, text, [0, long], 2)
     first, second = facts.why(asked)
     assert second.rank is None
     assert len(second.original.ids) > 1
@@ -115,11 +120,11 @@ def test_words_of_several_pieces(kind: str, tmp_path: Path) -> None:
 )
 def test_what_has_no_answer_says_why(facts: Facts, text: str, hidden: tuple[int, ...], said: str) -> None:
     with pytest.raises(QueryError, match=said):
-        facts.ask(text, hidden, 3)
+        ask(facts, text, hidden, 3)
 
 
 def test_many_masks_are_answered_but_not_explained(facts: Facts) -> None:
-    asked = facts.ask("a model creates words " * 8, range(20), 2)
+    asked = ask(facts, "a model creates words " * 8, range(20), 2)
     assert len(asked.masks) == 20
     with pytest.raises(QueryError, match="up to 16"):
         facts.why(asked)
@@ -143,7 +148,7 @@ def test_an_address_that_was_meddled_with() -> None:
 
 def test_nothing_a_user_writes_becomes_html(facts: Facts) -> None:
     text = "<b>This</b> model creates 'a\" <img/src=x> words"
-    asked = facts.ask(text, [1], 3)
+    asked = ask(facts, text, [1], 3)
     parts = [
         demo_page.chips(text, asked.words, asked.places),
         demo_page.answers(asked, demo_page.to_query(text, [1], 3)),
@@ -161,11 +166,12 @@ def test_a_heat_map_is_a_picture_of_its_weights(facts: Facts) -> None:
     weights = np.array([[0.0, 0.5, 1.0], [0.25, 0.25, 0.5]])
     picture = png(weights)
     assert picture.startswith(b"\x89PNG\r\n\x1a\n")
-    assert struct.unpack(">II", picture[16:24]) == (3, 2)
-    length = struct.unpack(">I", picture[33:37])[0]
-    lines = np.frombuffer(zlib.decompress(picture[41 : 41 + length]), np.uint8).reshape(2, 1 + 3 * 4)
-    assert lines[:, 4::4].tolist() == [[0, 128, 255], [64, 64, 128]]
-    read = facts.reader.masked("This [MASK] creates")
+    with Image.open(io.BytesIO(picture)) as image:
+        assert (image.size, image.mode) == ((3, 2), "RGBA")
+        pixels = np.asarray(image)
+    assert pixels[..., 3].tolist() == [[0, 128, 255], [64, 64, 128]]
+    assert (pixels[..., :3] == COLOUR).all()
+    read = facts.fill.reader.masked("This [MASK] creates")
     found = AttentionReader(facts.fill.bundle)(read)
     shown = demo_page.heat_map(found, ["This", "[MASK]", "creates"], [1], 2, None)
     row = found.weights[2].mean(0)[1]

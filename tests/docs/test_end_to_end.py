@@ -23,9 +23,8 @@ def run(environment: dict[str, str], module: str, *arguments: object) -> str:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
-def test_every_word_of_the_sentence_comes_back_from_the_bundle(environment, sentence_run, tmp_path, dtype):
-    bundle = tmp_path / "bundle"
-    run(environment, "mlm_onnx", "convert", sentence_run.path, bundle, "--dtype", dtype)
+def test_every_word_of_the_sentence_comes_back_from_the_bundle(environment, trained_bundle, dtype):
+    bundle = trained_bundle("--dtype", dtype)
     fill = FillMask(bundle)
     for at, word in enumerate(WORDS):
         (mask,) = fill(" ".join([*WORDS[:at], "[MASK]", *WORDS[at + 1 :]]), top_k=3)["masks"]
@@ -52,9 +51,8 @@ def test_what_training_measured_is_what_evaluate_measures(environment, tmp_path)
     assert measured["accuracy"] == pytest.approx(final["accuracy"], rel=1e-6)
 
 
-def test_the_predictor_needs_no_training_framework(environment, sentence_run, tmp_path):
-    bundle = tmp_path / "bundle"
-    run(environment, "mlm_onnx", "convert", sentence_run.path, bundle)
+def test_the_predictor_needs_no_training_framework(environment, trained_bundle):
+    bundle = trained_bundle("--dtype", "int8")
     program = f"""
 import sys
 class Refuse:

@@ -96,7 +96,7 @@ def test_pseudo_log_likelihood_equals_one_query_a_token(run, capsys):
 def test_bad_input_is_one_line(run, capsys, tmp_path):
     (tmp_path / "long.txt").write_text("bird " * 500)
     for arguments, named in [
-        ([tmp_path, "--data", run / "text.txt"], "no run directory"),
+        ([tmp_path, "--data", run / "text.txt"], "not a run directory"),
         ([run], "--data"),
         ([run, "--data", tmp_path / "none.txt"], "none.txt"),
         ([run, "--data", tmp_path / "long.txt", "--pll"], "document 1"),

@@ -33,7 +33,7 @@ def test_a_field_of_another_version_is_refused(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         read_run(tmp_path)
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="not a run directory"):
         read_run(tmp_path / "nothing")
 
 
@@ -61,7 +61,7 @@ def test_directories_are_neither_overwritten_nor_mixed(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--resume"):
         choose_directory(replace(config, out="runs/tiny"))
     assert str(choose_directory(replace(config, out="runs/tiny", resume=True))) == "runs/tiny"
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="not a run directory"):
         choose_directory(replace(config, out="runs/tiny-2", resume=True))
     with pytest.raises(UserError, match="--out"):
         choose_directory(replace(config, resume=True))

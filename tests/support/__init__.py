@@ -1,5 +1,46 @@
-"""What several test files need. Test modules import from here, never from each other."""
+"""What several test files need. Test modules import from here, never from each other.
+
+Importing it, which conftest.py does first, sets the session's environment: JAX on the CPU, and one cache for all tests
+and all the processes they start. The workers of pytest-xdist inherit the cache of the process that starts them.
+"""
+
+import atexit
+import os
+import shutil
+import signal
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from jax_mlm.parallel.cores import cores
+
 pytest.register_assert_rewrite("support.models", "support.runs", "support.servers")
+
+CACHE = "JAX_MLM_TESTS_CACHE"
+
+
+def share_cache() -> None:
+    """Give this session an empty cache, with the page's runtime from the user's own; delete it at the end."""
+    own = Path(os.environ.get("JAX_MLM_CACHE") or Path.home() / ".cache" / "jax_mlm") / "web"
+    cache = Path(tempfile.mkdtemp(prefix="jax-mlm-tests-"))
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    with suppress(OSError):  # a home that cannot be written: this session fetches the runtime for itself
+        own.mkdir(parents=True, exist_ok=True)
+        (cache / "web").symlink_to(own.resolve())
+    os.environ |= {
+        CACHE: str(cache),
+        "JAX_MLM_CACHE": str(cache),
+        "JAX_PLATFORMS": "cpu",
+        # Whatever compiles is kept: by default only what took a second is, which no small model does.
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "xla" / f"{cores()}-cores"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+if CACHE not in os.environ:
+    share_cache()
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a script's background job: commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,11 +1,14 @@
 """Masking: the law of the count, uniform marginals, the 80/10/10 split, whole words, and what is never touched."""
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jax_mlm.config import MaskConfig
 from jax_mlm.data.tokenizer import Vocabulary
@@ -53,15 +56,6 @@ def test_special_tokens_and_padding_are_never_targets_nor_replacements(rule):
     assert not np.isin(result.targets[result.weights > 0], VOCABULARY.special).any()
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_slots_hold_the_original_tokens_and_the_others_are_untouched(rule):
-    tokens, _, result = masked(MaskConfig(mask_rule=rule))
-    row, slot = np.nonzero(result.weights)
-    assert (result.targets[row, slot] == tokens[row, result.at[row, slot]]).all()
-    assert chosen(result).sum() == result.weights.sum(), "no position is taken twice"
-    assert (result.tokens[~chosen(result)] == tokens[~chosen(result)]).all()
-
-
 @pytest.mark.parametrize("rate", [0.15, 0.3])
 def test_token_count_is_the_floor_or_ceiling_with_the_exact_mean(rate):
     """40 eligible tokens at 15 % are exactly 6; at 0.3 × 40 = 12; over 10⁶ tokens."""
@@ -96,6 +90,59 @@ def test_split_is_80_10_10_by_chi_square():
     assert ((seen - expected) ** 2 / expected).sum() < 13.8, "χ² with 2 degrees of freedom, p = 0.001"
 
 
+@cache
+def mask_of(rule: str):
+    """Rows of 32 tokens, by any rate: there are slots for all of them."""
+    config = MaskConfig(mask_rule=rule, mask_rate=1.0, span_mean=3.0, span_max=5)
+    return jax.jit(make_mask(config, VOCABULARY, 32))
+
+
+@st.composite
+def texts(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """A row of 32: words of 1 to 6 tokens, special tokens between them and unknown ones inside, padding at the end."""
+    tokens, words = np.full(32, VOCABULARY.pad, np.int32), np.full(32, -1, np.int32)
+    at = 0
+    for word, size in enumerate(draw(st.lists(st.integers(1, 6), max_size=10))):
+        if draw(st.booleans()) and at < 32:
+            tokens[at], at = VOCABULARY.sep, at + 1
+        pieces = draw(st.lists(st.sampled_from([1, *range(5, 100)]), min_size=size, max_size=size))[: 32 - at]
+        tokens[at : at + len(pieces)], words[at : at + len(pieces)] = pieces, word
+        at += len(pieces)
+    return tokens, words
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=40, derandomize=True, deadline=None, database=None)
+@given(text=texts(), rate=st.sampled_from([0.05, 0.15, 0.3, 0.5, 0.9]), step=st.integers(0, 1000))
+def test_whatever_the_text_the_law_holds(
+    rule: str, text: tuple[np.ndarray, np.ndarray], rate: float, step: int
+) -> None:
+    tokens, words = (np.tile(part, (8, 1)) for part in text)
+    keys = row_keys(jax.random.key(0), step, jnp.arange(8))
+    result = jax.device_get(mask_of(rule)(keys, tokens, words, jnp.float32(rate)))
+    row, slot = np.nonzero(result.weights)
+    where = result.at[row, slot]
+    chosen = np.zeros(tokens.shape, bool)
+    chosen[row, where] = True
+    eligible = ~np.isin(tokens, VOCABULARY.special)
+    assert not (chosen & ~eligible).any()
+    assert chosen.sum() == result.weights.sum(), "no position is taken twice"
+    assert (result.targets[row, slot] == tokens[row, where]).all()
+    assert (result.tokens[~chosen] == tokens[~chosen]).all()
+    changed = result.tokens[(result.tokens != tokens) & (result.tokens != VOCABULARY.mask)]
+    assert not np.isin(changed, VOCABULARY.special).any()
+    longest = {"token": 1, "whole-word": 6, "span": 5}[rule]
+    expected, counts = rate * eligible[0].sum(), chosen.sum(1)
+    assert (np.abs(counts - expected) < longest + 1e-3).all()
+    if rule == "whole-word":
+        for word in set(words[0].tolist()) - {-1}:
+            part = chosen[:, (words[0] == word) & eligible[0]]
+            assert (part.all(1) == part.any(1)).all()
+    again = mask_of(rule)(keys[2:3], tokens[2:3], words[2:3], jnp.float32(rate))
+    for alone, whole in zip(again, result, strict=True):
+        np.testing.assert_array_equal(alone[0], whole[2])
+
+
 def test_a_whole_word_is_hidden_entirely_or_not_at_all():
     tokens, words, result = masked(MaskConfig(mask_rule="whole-word", mask_rate=0.4, mask_token=1.0, mask_random=0.0))
     at, eligible = chosen(result)[:, 1:42], ~np.isin(tokens[0, 1:42], VOCABULARY.special)
@@ -121,16 +168,6 @@ def test_spans_have_the_mean_length_asked_for():
     at = chosen(result)[:, 1:20]  # no special token inside
     starts = (at & ~np.pad(at, ((0, 0), (1, 0)))[:, :-1]).sum()
     assert at.sum() / starts > 2.0, "runs of targets, where single tokens would give about 1.2"
-
-
-def test_rows_do_not_depend_on_their_batch():
-    tokens, words, whole = masked(MaskConfig())
-    mask = jax.jit(make_mask(MaskConfig(), VOCABULARY, LENGTH))
-    some = np.array([5, 1, 900])
-    keys = row_keys(jax.random.key(0), 3, some)
-    part = mask(keys, tokens[some], words[some], jnp.float32(0.15))
-    for a, b in zip(part, whole, strict=True):
-        np.testing.assert_array_equal(a, b[some])
 
 
 def test_steps_and_rows_get_different_masks():

@@ -54,11 +54,6 @@ def tokenizer(text: Path) -> Any:
     return train_tokenizer(text.read_text().splitlines(), "wordpiece", 64)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JAX_MLM_CACHE", str(tmp_path_factory.getbasetemp() / "continue-cache"))
-
-
 def model_of(family: str) -> ModelConfig:
     return replace(MODELS[family], **SHAPE, dropout=0.0, attention_dropout=0.0)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support.runs import TINY, one_line
+from support.runs import TINY, one_line, train_line
 
 from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
 from jax_mlm.evals.scoring import predict_each
@@ -94,11 +94,18 @@ def same_params(a: Path, b: Path) -> bool:
     return step_a == step_b and all((x == y).all() for x, y in leaves)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_and_resumed_is_bitwise_the_same(environment, text, tmp_path, how):
+@pytest.fixture(scope="module")
+def uninterrupted(environment, text, tmp_path_factory) -> tuple[list, Path]:
+    """The options of a run that others are cut off in, and the run."""
     options = [*TINY, "--data", text, "--steps", 120, "--eval-every", 20, "--dropout", 0.1]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert command(environment, *options, "--out", whole).returncode == 0
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert command(environment, *options, "--out", run).returncode == 0
+    return options, run
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_resumed_is_bitwise_the_same(environment, uninterrupted, tmp_path, how):
+    (options, whole), parts = uninterrupted, tmp_path / "parts"
     process = subprocess.Popen(
         [sys.executable, "-m", "jax_mlm.train", *map(str, options), "--out", str(parts)],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -121,15 +128,17 @@ def test_killed_and_resumed_is_bitwise_the_same(environment, text, tmp_path, how
     assert read_samples(parts) == read_samples(whole)
 
 
+@pytest.mark.xdist_group("clock")
 def test_a_budget_is_kept(environment, text, tmp_path):
-    done = command(environment, *TINY, "--data", text, "--budget", "20s", "--out", tmp_path / "run")
+    """On a real clock, and shortly: the law is that of test_horizon.py, on a clock of its own."""
+    done = command(environment, *TINY, "--data", text, "--budget", "6s", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     metrics = read_metrics(tmp_path / "run")
-    assert abs(metrics[-1]["seconds"] - 20) < 1.5, "short runs are dominated by saves: 2 % holds from minutes on"
+    assert abs(metrics[-1]["seconds"] - 6) < 1.5, "short runs are dominated by saves: 2 % holds from minutes on"
     assert [line["lr"] for line in metrics if line["kind"] == "train"][-1] < 2e-4
 
 
-def test_bad_input_is_one_line_and_exit_2(environment, text, tmp_path):
+def test_bad_input_is_one_line_and_exit_2(environment, text, tmp_path, capsys):
     broken = tmp_path / "broken.txt"
     broken.write_bytes(b"good line\nbad \xff byte\n")
     (tmp_path / "empty.txt").touch()
@@ -145,24 +154,26 @@ def test_bad_input_is_one_line_and_exit_2(environment, text, tmp_path):
         (["--data", text, "--tokenizer-size", 30_000], "--tokenizer-size"),
         (["--data", text, "--out", tmp_path / "taken"], "--resume"),
         (["--data", text, "--budget", "soon"], "--budget"),
-        (["--resume", "--out", tmp_path / "none"], "no run directory"),
+        (["--resume", "--out", tmp_path / "none"], "not a run directory"),
         (["--out", broken / "run", "--steps", 1], "--out"),
         (["--data", text, "--cache", broken / "cache"], "--cache"),
         (["--data", few], "--tokenizer-kind word"),
     ]
     for arguments, named in cases:
-        line = one_line(command(environment, *(arguments if "--out" in arguments else [*arguments, *out])))
+        status = train_line(*(arguments if "--out" in arguments else [*arguments, *out]))
+        line = one_line(subprocess.CompletedProcess(arguments, status, *capsys.readouterr()))
         assert named in line, line
         assert not (tmp_path / "run").exists(), arguments
     assert (tmp_path / "taken" / "precious.txt").read_text() == "mine"
+    assert "nowhere.txt" in one_line(command(environment, "--data", tmp_path / "nowhere.txt", *out))
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [(["--widht", "32"], "width"), (["--width", "thirty"], "--width"), (["--width", "30", "--heads", "4"], "--heads")],
 )
-def test_bad_options_name_the_option(environment, arguments, named):
-    done = command(environment, *arguments)
-    assert done.returncode == 2
-    assert named in done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_options_name_the_option(arguments, named, capsys):
+    assert train_line(*arguments) == 2
+    said = capsys.readouterr().err
+    assert named in said
+    assert "Traceback" not in said

@@ -1,6 +1,6 @@
-"""What each token attends to, from a graph of its own, which is opened when it is first asked for.
+"""What each token attends to, from a graph of its own, which is opened at its first run.
 
-Attention says where a head looks, not why the model answers as it does: `FillMask.explain` measures that.
+Attention shows where a head looks, not why the model answers as it does: `FillMask.explain` measures that.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 from mlm_onnx.answer.reader import Text
 from mlm_onnx.answer.session import FLOATS, INTEGERS, Session
 from mlm_onnx.bundle.layout import ATTENTION_GRAPH, BundleError, QueryError
-from mlm_onnx.bundle.read import Bundle, whole
+from mlm_onnx.bundle.read import Bundle, integer
 
 PORTS = {"input_ids": INTEGERS, "attention": FLOATS}
 MOST_WEIGHTS = 1 << 25
-"""Of all layers and heads for one text (128 MB)."""
+"""Most weights of all layers and heads for one text (128 MB)."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Attention:
 
 
 class AttentionReader:
-    """Answers for the texts of one bundle; threads share it.
+    """Reads the attention of one bundle's model; threads share it.
 
     Raises:
-        BundleError: when the bundle carries no attention.
+        BundleError: the bundle carries no attention.
     """
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
@@ -40,16 +40,16 @@ class AttentionReader:
             raise BundleError(f"{bundle.path} carries no attention: convert it again with --with-attention")
         try:
             layers, _, heads, *_ = bundle.manifest["graphs"][ATTENTION_GRAPH]["outputs"][0]["shape"]
-            self.layers, self.heads = (whole(size, 1, 1 << 12) for size in (layers, heads))
+            self.layers, self.heads = (integer(size, 1, 1 << 12) for size in (layers, heads))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise BundleError(f"{bundle.path}: the manifest does not describe {ATTENTION_GRAPH}: {error}") from None
         self._session = Session(bundle, ATTENTION_GRAPH, PORTS, threads)
         most = int((MOST_WEIGHTS / (self.layers * self.heads)) ** 0.5)
         self.longest = min(bundle.limits.max_length, most)
-        """Tokens of a text whose attention can be shown."""
+        """Most tokens of a text whose attention can be shown."""
 
     def __call__(self, text: Text) -> Attention:
-        """The attention of a text.
+        """Return the attention of a text.
 
         Raises:
             QueryError: the text is too long.

@@ -1,4 +1,4 @@
-"""Rows of tokens → logits and hidden states: one onnxruntime session a graph and process, shared by threads."""
+"""Rows of tokens → results reduced from their logits, and embeddings; rows that are alike run together, unpadded."""
 
 from __future__ import annotations
 
@@ -10,30 +10,29 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from mlm_onnx.answer.session import FLOATS, INTEGERS, Session, _after_fork
-from mlm_onnx.bundle.background import Begun
+from mlm_onnx.answer.session import FLOATS, INTEGERS, Session
+from mlm_onnx.bundle.background import BackgroundTask
 from mlm_onnx.bundle.layout import EMBED_GRAPH, FAST_DATA, FAST_GRAPH, BundleError
 from mlm_onnx.bundle.read import Bundle
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 TOKENS_A_RUN = 2048
 """Rows of one length run together up to this many tokens: more gain nothing on a CPU."""
 LOGITS_A_RUN = 1 << 25
 """… and up to this many logits (128 MB)."""
 FEWER_BYTES = 1 << 23
-"""Of weights: with so few, a query is answered sooner by one thread than by several that wait for each other."""
+"""Below this many bytes of weights, one thread answers faster than several."""
 FILL_PORTS = {"input_ids": INTEGERS, "positions": INTEGERS, "logits": FLOATS}
 EMBED_PORTS = {"input_ids": INTEGERS, "embedding": FLOATS}
-
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Row:
-    """What the model reads, and where it is asked."""
+    """What the model reads, and the positions at which it is asked."""
 
     ids: np.ndarray
     at: np.ndarray
@@ -41,7 +40,7 @@ class Row:
 
 
 def default_threads() -> int:
-    """Up to four of the cores this process may use: a query is too small to feed more."""
+    """Return the number of cores this process may use, at most four: a query is too small to feed more."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:
@@ -50,8 +49,8 @@ def default_threads() -> int:
 
 
 def side_by_side(run: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
-    """run(item) of each, in order, several at once; at most twice as many as threads are begun and not yet taken."""
-    if threads == 1 or len(items) == 1:
+    """Yield run(item) of each, in order, several at once; at most 2 × threads are started and not yet taken."""
+    if threads == 1 or len(items) < 2:
         yield from map(run, items)
         return
     from concurrent.futures import ThreadPoolExecutor  # slow to import: one text does not wait for it
@@ -70,13 +69,13 @@ def side_by_side(run: Callable[[Item], Result], items: Sequence[Item], threads: 
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in float32, as the model's whole vocabulary sees it."""
+    """Return log-probabilities over the last axis, in float32."""
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def top(scores: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the k largest, the largest first, the smaller index first among equals."""
+    """Return the indices of the k largest, the largest first, the smaller index first among equals."""
     if k < len(scores):
         cut = np.partition(scores, len(scores) - k)[len(scores) - k]
         chosen = np.flatnonzero(scores >= cut)
@@ -85,22 +84,18 @@ def top(scores: np.ndarray, k: int) -> np.ndarray:
     return chosen[np.argsort(-scores[chosen], kind="stable")][:k]
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
 class Engine:
-    """Runs the fast graphs of a bundle on rows that are alike, unpadded; several runs at once on its threads."""
+    """Runs the fast graphs of a bundle, several runs at once on its threads."""
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.bundle, self.threads = bundle, threads
         a_run = 1 if bundle.manifest["files"][FAST_DATA]["size"] < FEWER_BYTES else threads
         self._fill = Session(bundle, FAST_GRAPH, FILL_PORTS, a_run)
         self._embed = Session(bundle, EMBED_GRAPH, EMBED_PORTS, a_run)
-        self._opening = Begun(self._fill.opened)
+        self._opening = BackgroundTask(self._fill.opened)
 
     def wait(self) -> None:
-        """For the graph, which opens in the background. When it has ended, nothing reads the bundle any more.
+        """Block until the session has opened in the background; after this, nothing reads the bundle's files.
 
         Raises:
             BundleError: it cannot be opened.
@@ -111,45 +106,51 @@ class Engine:
             self.bundle.settle()
 
     def positions_a_row(self) -> int:
-        """How many positions of one row may be asked together."""
+        """Return how many positions of one row may be asked together."""
         return max(1, LOGITS_A_RUN // self.bundle.vocab_size)
 
-    def logits(self, rows: Sequence[Row]) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, logits [P, V]) of each row, in any order; rows alike in length and P run together, unpadded."""
+    def map(self, rows: Sequence[Row], reduce: Callable[[int, np.ndarray], Result]) -> list[Result]:
+        """Return reduce(index of a row, its logits [P, V]) of each row, in the order of the rows.
 
-        def run(chosen: list[int]) -> np.ndarray:
+        `reduce` runs in the thread that computed the logits, which are freed when it returns: it may keep copies of
+        them, but not views.
+        """
+
+        def run(chosen: list[int]) -> list[Result]:
             ids = np.stack([rows[index].ids for index in chosen])
             at = np.stack([rows[index].at for index in chosen])
-            return self._fill.run((*at.shape, self.bundle.vocab_size), input_ids=ids, positions=at)
+            logits = self._fill.run((*at.shape, self.bundle.vocab_size), input_ids=ids, positions=at)
+            return [reduce(index, row) for index, row in zip(chosen, logits, strict=True)]
 
-        return self._run_alike([(len(row.ids), len(row.at)) for row in rows], run)
+        return self._in_order([(len(row.ids), len(row.at)) for row in rows], run)
 
     def embedding_width(self) -> int:
-        """Numbers of an embedding."""
+        """Return how many numbers an embedding has."""
         width = self._embed.opened().get_outputs()[0].shape[-1]
         if not isinstance(width, int):
             raise BundleError(f"{self.bundle.file(EMBED_GRAPH)} does not say how wide its embeddings are")
         return width
 
-    def embeddings(self, rows: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, mean hidden state [D]) of each row of ids, in any order."""
+    def embeddings(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the mean hidden state [D] of each row of ids, in the order of the rows."""
         width = self.embedding_width()
 
-        def run(chosen: list[int]) -> np.ndarray:
-            return self._embed.run((len(chosen), width), input_ids=np.stack([rows[index] for index in chosen]))
+        def run(chosen: list[int]) -> list[np.ndarray]:
+            ids = np.stack([rows[index] for index in chosen])
+            return list(self._embed.run((len(chosen), width), input_ids=ids))
 
-        return self._run_alike([(len(ids), 0) for ids in rows], run)
+        return self._in_order([(len(ids), 0) for ids in rows], run)
 
-    def _run_alike(
-        self, shapes: Sequence[tuple[int, int]], run: Callable[[list[int]], np.ndarray]
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, result) of each row, of runs over rows of one (length, positions)."""
+    def _in_order(self, shapes: Sequence[tuple[int, int]], run: Callable[[list[int]], list[Result]]) -> list[Result]:
+        """Run rows of one (length, positions) together; return the results in the order of the rows."""
         alike = list(self._alike(shapes))
-        for chosen, found in zip(alike, side_by_side(run, alike, self.threads), strict=True):
-            yield from zip(chosen, found, strict=True)
+        found: dict[int, Result] = {}
+        for chosen, results in zip(alike, side_by_side(run, alike, self.threads), strict=True):
+            found.update(zip(chosen, results, strict=True))
+        return [found[index] for index in range(len(shapes))]
 
     def _alike(self, shapes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
-        """Indices of rows of one (length, positions) that are run together."""
+        """Yield the indices of rows of one (length, positions) that run together."""
         alike: dict[tuple[int, int], list[int]] = {}
         for index, shape in enumerate(shapes):
             alike.setdefault(shape, []).append(index)

@@ -1,14 +1,14 @@
-"""Which words an answer hangs on, by occlusion: hide each in turn and ask again. A fact, not a story."""
+"""Measure which words an answer depends on, by occlusion: hide each in turn and ask again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mlm_onnx.answer.joint import Ask
-from mlm_onnx.answer.reader import Text
+from mlm_onnx.answer.reader import Reader, Text
 
 ROWS_AT_ONCE = 512
 
@@ -18,24 +18,24 @@ class Word:
     """A word of the text, as its tokenizer splits texts into words."""
 
     places: np.ndarray
-    """Its tokens."""
+    """Positions of its tokens."""
     start: int
     end: int
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """What the model says at a mask while a word is hidden."""
+    """What the model answers at a mask while a word is hidden."""
 
     word: Word
     logprob: float
-    """Of the answer that is explained."""
+    """ln p of the answer that is explained."""
     best: int
     """The likeliest id instead."""
 
 
 def words_of(text: Text) -> list[Word]:
-    """The words of a text, masks and frame left out."""
+    """Return the words of a text, without masks and frame."""
     pieces: dict[int, list[int]] = {}
     masks = set(text.at.tolist())
     for place, word in enumerate(text.words):
@@ -51,6 +51,17 @@ def words_of(text: Text) -> list[Word]:
     return found
 
 
+def asked_together(text: Text, reader: Reader) -> Iterator[tuple[np.ndarray, list[Word]]]:
+    """Yield masks that the model sees through one window, and the words that it sees there."""
+    every, words = np.arange(len(text.at)), words_of(text)
+    if not reader.is_long(text):
+        yield every, words
+        return
+    for mask in every:
+        first, last = reader.window(text, int(text.at[mask]))
+        yield every[mask : mask + 1], [word for word in words if word.places[-1] >= first and word.places[0] < last]
+
+
 def occlude(
     text: Text,
     masks: np.ndarray,
@@ -60,18 +71,24 @@ def occlude(
     never: np.ndarray,
     ask: Ask,
 ) -> list[list[Hidden]]:
-    """For each of some masks, each word hidden in turn: all its tokens become masks, so that no length changes."""
-    found: list[list[Hidden | None]] = [[None] * len(words) for _ in masks]
+    """For each of some masks, hide each word in turn: all of its tokens become masks, so that no length changes."""
+
+    def measure(_word: int, mask: int, logprobs: np.ndarray) -> tuple[float, int]:
+        allowed = logprobs.copy()
+        allowed[never] = -np.inf
+        return float(logprobs[answers[mask]]), int(allowed.argmax())
+
+    found: list[list[Hidden]] = [[] for _ in masks]
     for start in range(0, len(words), ROWS_AT_ONCE):
-        asked = []
-        for word in words[start : start + ROWS_AT_ONCE]:
-            ids = text.ids.copy()
-            ids[word.places] = mask_id
-            asked.append((text.with_ids(ids), text.at[masks]))
-        for which, indices, logprobs in ask(asked):
-            for index, row in zip(indices, logprobs, strict=True):
-                allowed = row.copy()
-                allowed[never] = -np.inf
-                logprob = float(row[answers[index]])
-                found[index][start + which] = Hidden(words[start + which], logprob, int(allowed.argmax()))
-    return [[each for each in row if each is not None] for row in found]
+        some = words[start : start + ROWS_AT_ONCE]
+        asked = [(_without(text, word, mask_id), text.at[masks]) for word in some]
+        for word, measured in zip(some, ask(asked, measure), strict=True):
+            for hidden, (logprob, best) in zip(found, measured, strict=True):
+                hidden.append(Hidden(word, logprob, best))
+    return found
+
+
+def _without(text: Text, word: Word, mask_id: int) -> Text:
+    ids = text.ids.copy()
+    ids[word.places] = mask_id
+    return text.with_ids(ids)

@@ -7,17 +7,27 @@ filling the best order that the beam met; hence pseudo-joint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from mlm_onnx.answer.reader import Text
 
-Ask = Callable[[Sequence[tuple[Text, np.ndarray]]], Iterable[tuple[int, np.ndarray, np.ndarray]]]
-"""(text, places) pairs → (which pair, indices into its places, log-probabilities [P, V]), in any order."""
+Result = TypeVar("Result")
 Choose = Callable[[np.ndarray, int], np.ndarray]
 """(log-probabilities [V], k) → the k likeliest ids that may be an answer, the likeliest first."""
+
+
+class Ask(Protocol):
+    """Asks a model for some positions of some texts."""
+
+    def __call__(
+        self, asked: Sequence[tuple[Text, np.ndarray]], reduce: Callable[[int, int, np.ndarray], Result]
+    ) -> list[list[Result]]:
+        """Return reduce(index of a text, index of a position, log-probabilities [V]) for each position of each text."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,17 +41,24 @@ class Filling:
 
 
 def fill_jointly(text: Text, ask: Ask, choose: Choose, width: int) -> list[Filling]:
-    """The likeliest fillings of all masks, at most `width`, the likeliest first; re-scored after each filled mask."""
+    """Return the likeliest fillings of all masks, at most `width`, the likeliest first.
+
+    The masks that are left are scored again after each filled one.
+    """
+
+    def likeliest(_text: int, _position: int, logprobs: np.ndarray) -> list[tuple[int, float]]:
+        return [(int(id), float(logprobs[id])) for id in choose(logprobs, width)]
+
     beam = [Filling((), 0.0)]
     for _ in text.at:
         found: dict[frozenset[tuple[int, int]], Filling] = {}
         left = [[mask for mask in range(len(text.at)) if mask not in dict(filling.ids)] for filling in beam]
         asked = [(_filled(text, filling), text.at[masks]) for filling, masks in zip(beam, left, strict=True)]
-        for which, indices, logprobs in ask(asked):
-            for index, row in zip(indices, logprobs, strict=True):
-                for id in choose(row, width):
-                    ids = (*beam[which].ids, (left[which][index], int(id)))
-                    longer = Filling(ids, beam[which].logprob + float(row[id]))
+        for filling, masks, answers in zip(beam, left, ask(asked, likeliest), strict=True):
+            for mask, answer in zip(masks, answers, strict=True):
+                for id, logprob in answer:
+                    ids = (*filling.ids, (mask, id))
+                    longer = Filling(ids, filling.logprob + logprob)
                     known = found.get(frozenset(ids))
                     if known is None or (longer.logprob, known.ids) > (known.logprob, longer.ids):
                         found[frozenset(ids)] = longer

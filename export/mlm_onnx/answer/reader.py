@@ -1,32 +1,35 @@
-"""Texts → tokens → rows for the model; what is longer than its window is seen through one centred on each question."""
+"""Texts → tokens → rows for the model; a text longer than its window is seen through one centred on each position."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from mlm_onnx.answer.engine import Row
+from mlm_onnx.answer.session import first_line
 from mlm_onnx.bundle.layout import TOKENIZER, BundleError, QueryError
 from mlm_onnx.bundle.read import Bundle, verify
 
 OTHER_MASKS = re.compile(r"\[MASK\]|<mask>|<\|mask\|>|\[mask\]|<MASK>|<extra_id_0>|_{3,}")
 MASKS_A_TEXT = 1024
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text as the tokenizer sees it, of any length."""
+    """A text of any length as the tokenizer sees it."""
 
     text: str
     ids: np.ndarray
     offsets: Sequence[tuple[int, int]]
     """Characters of each token."""
     words: Sequence[int | None]
-    """The word that each token is a piece of; None for those that frame the text."""
+    """The word to which each token belongs; None for those that frame the text."""
     frame: tuple[int, int]
     """Tokens before and after the text that belong to every window ([CLS], [SEP])."""
     at: np.ndarray
@@ -39,7 +42,7 @@ class Text:
 
 
 class Reader:
-    """Reads texts with a bundle's tokenizer, within its limits."""
+    """Reads texts with a bundle's tokenizer, within the bundle's limits."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -51,18 +54,17 @@ class Reader:
         if self.tokenizer.token_to_id(bundle.special.mask) != bundle.special.mask_id:
             raise BundleError(f"{bundle.path}: tokenizer and manifest disagree on the mask token")
 
-    def _rust(self, function, *arguments):
-        """Calls into the tokenizer's library, whose errors and panics share no base class but the widest."""
+    def _rust(self, function: Callable[..., Result], *arguments: str) -> Result:
+        """Call the tokenizer's library, whose errors and panics share no narrower base class than BaseException."""
         try:
             return function(*arguments)
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as error:
-            said = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BundleError(f"{self.file} is not a sound tokenizer: {said}") from None
+            raise BundleError(f"{self.file} is not a sound tokenizer: {first_line(error)}") from None
 
     def encode(self, text: str) -> Text:
-        """A text that is neither empty nor beyond the limits; it may be longer than the model's window.
+        """Tokenise a text that is neither empty nor beyond the limits; it may be longer than the model's window.
 
         Raises:
             QueryError: it is not such a text.
@@ -86,7 +88,7 @@ class Reader:
         return Text(text, ids, encoding.offsets, encoding.word_ids, frame, at, ())
 
     def masked(self, text: str) -> Text:
-        """A text with at least one mask, and something beside.
+        """Tokenise a text with at least one mask and at least something else.
 
         Raises:
             QueryError: it is not such a text.
@@ -95,8 +97,8 @@ class Reader:
         if text.strip() and len(text) <= self.bundle.limits.max_characters:
             if mask not in text:
                 other = OTHER_MASKS.search(text)
-                said = f" (it holds {other.group()}, which is not this model's)" if other else ""
-                raise QueryError(f"the text holds no mask{said}: write {mask} where a word is missing")
+                note = f" (it holds {other.group()}, which is not this model's)" if other else ""
+                raise QueryError(f"the text holds no mask{note}: write {mask} where a word is missing")
             if not text.replace(mask, "").strip():
                 raise QueryError(f"the text holds nothing but {mask}: give the words around it")
             if text.count(mask) > MASKS_A_TEXT:
@@ -111,21 +113,28 @@ class Reader:
         return len(text.ids) > self.bundle.limits.max_length
 
     def window(self, text: Text, place: int) -> tuple[int, int]:
-        """Tokens [first, last) that are seen, between the frame, when a position is asked: it is in their middle."""
+        """Return the tokens [first, last), without frame, that the model sees when asked a position in their middle."""
         (before, after), room = text.frame, self.room(text)
         first = min(max(before, place - room // 2), max(before, len(text.ids) - after - room))
         return first, min(first + room, len(text.ids) - after)
 
     def row(self, text: Text, place: int) -> Row:
-        """One position of a text asked through the window around it."""
+        """Return the row that asks one position of a text, through the window around it."""
         if not self.is_long(text):
             return Row(text.ids, np.array([place]))
         (first, last), (before, after) = self.window(text, place), text.frame
         ids = np.concatenate([text.ids[:before], text.ids[first:last], text.ids[len(text.ids) - after :]])
         return Row(ids, np.array([place - first + before]))
 
+    def hidden(self, text: Text, place: int) -> Row:
+        """Return the row that asks one position of a text from which its token is hidden."""
+        row = self.row(text, place)
+        ids = row.ids.copy()
+        ids[row.at] = self.bundle.special.mask_id
+        return Row(ids, row.at)
+
     def rows(self, text: Text, places: np.ndarray, at_once: int) -> Iterator[tuple[np.ndarray, Row]]:
-        """(indices into places, row) that together ask all of them: many a row where the whole text fits."""
+        """Yield (indices into places, row) in order, which ask all of them: many per row where the whole text fits."""
         if self.is_long(text):
             for index, place in enumerate(places):
                 yield np.array([index]), self.row(text, int(place))
@@ -134,27 +143,27 @@ class Reader:
             yield np.arange(start, min(start + at_once, len(places))), Row(text.ids, places[start : start + at_once])
 
     def parts(self, text: Text) -> Iterator[np.ndarray]:
-        """The text's ids, cut into as few rows of nearly the same length as the model can read, each framed."""
+        """Yield the text's ids in as few framed rows as the model can read, of nearly the same length."""
         before, after = text.frame
         inner = text.ids[before : len(text.ids) - after]
         for part in np.array_split(inner, max(1, -(-len(inner) // self.room(text)))):
             yield np.concatenate([text.ids[:before], part, text.ids[len(text.ids) - after :]])
 
     def room(self, text: Text) -> int:
-        """Tokens of a text that the model reads at once, beside those that frame it."""
+        """Return how many tokens of a text the model reads at once, beside those that frame it."""
         room = self.bundle.limits.max_length - sum(text.frame)
         if room < 1:
             raise BundleError(f"{self.file} frames a text by more tokens than the model reads")
         return room
 
     def seen(self, text: Text, place: int) -> tuple[int, int]:
-        """Characters of the window in which a position is asked."""
+        """Return the characters of the window in which a position is asked."""
         first, last = self.window(text, place)
         return text.offsets[first][0], text.offsets[last - 1][1]
 
 
 def check_utf8(text: str) -> None:
-    """Raises QueryError for half a surrogate pair, which is what bytes that are not UTF-8 become on a command line."""
+    """Raise QueryError for half a surrogate pair, which is what bytes that are not UTF-8 become on a command line."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,12 +1,12 @@
-"""One onnxruntime session a graph and process, verified, opened at its first run, shared by threads."""
+"""One onnxruntime session per graph and process: verified, opened at its first run, shared by threads."""
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
@@ -14,61 +14,15 @@ import onnxruntime as ort
 from mlm_onnx.bundle.layout import BundleError
 from mlm_onnx.bundle.read import Bundle, verify
 
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
 LARGEST_LOGIT = 1e9
-
-
 INTEGERS, FLOATS = "tensor(int64)", "tensor(float)"
-
-
 PROCESSOR = Path("/proc/cpuinfo")
-
-
 EXACT_SUMS = frozenset(("avx512_vnni", "avx_vnni", "amx_int8"))
-"""Of x86: what adds products of 8-bit numbers in 32 bits."""
+"""x86 features that add products of 8-bit numbers in 32 bits."""
 
 
 def sums_saturate(processor: Path = PROCESSOR) -> bool:
-    """Whether this is an x86 that cuts off sums of 8-bit products at 16 bits; on Linux, elsewhere it is not known."""
+    """Return whether this x86 saturates sums of 8-bit products at 16 bits; known on Linux only, False elsewhere."""
     try:
         with processor.open() as lines:
             flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), None)
@@ -78,9 +32,9 @@ def sums_saturate(processor: Path = PROCESSOR) -> bool:
 
 
 def as_written() -> ort.SessionOptions:
-    """Options for the graphs in `fast/`: they are written as they should run, so nothing is looked for in them.
+    """Return options for the graphs in `fast/`, which are written as they should run: onnxruntime optimises nothing.
 
-    That halves the start of a small session, and what onnxruntime would fuse runs no faster
+    That halves the start of a small session, and what onnxruntime would fuse does not run faster
     (benchmarks/results/graph-variants.json).
     """
     options = ort.SessionOptions()
@@ -92,7 +46,7 @@ def as_written() -> ort.SessionOptions:
 class Session:
     """One graph of a bundle, verified and opened at its first run; threads share it.
 
-    A forked child inherits an onnxruntime session without its threads: it opens one of its own at its first run.
+    A forked child inherits an onnxruntime session without its threads, so it opens its own at its first run.
     """
 
     def __init__(self, bundle: Bundle, graph: str, ports: Mapping[str, str], threads: int) -> None:
@@ -103,6 +57,11 @@ class Session:
         _SESSIONS.add(self)
 
     def opened(self) -> ort.InferenceSession:
+        """Return the session, opening it first where it is not open.
+
+        Raises:
+            BundleError: the graph cannot be opened.
+        """
         session = self._session
         if session is None:
             with self._lock:
@@ -110,14 +69,14 @@ class Session:
         return session
 
     def run(self, shape: tuple[int, ...], **given: np.ndarray) -> np.ndarray:
-        """The graph's one output, which must have that shape.
+        """Return the graph's one output, which must have that shape.
 
         Raises:
-            BundleError: when it has not, when it is not finite, or when onnxruntime fails.
+            BundleError: it has another shape, it is not finite, or onnxruntime fails.
         """
         session, path = self.opened(), self.bundle.file(self.graph)
         try:
-            found = session.run(None, given)[0]
+            found = np.asarray(session.run(None, given)[0])
         except Exception as error:  # onnxruntime's errors share no base class but this
             raise BundleError(f"{path}: onnxruntime cannot run it: {first_line(error)}") from None
         if found.shape != shape:
@@ -147,7 +106,7 @@ class Session:
         return session
 
     def forget(self) -> None:
-        """In a forked child: drops the parent's session without closing it, since its threads are not there to join."""
+        """In a forked child, drop the parent's session without closing it: its threads are not there to join."""
         if self._session is not None:
             import ctypes
 
@@ -163,5 +122,10 @@ def _after_fork() -> None:
         session.forget()
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

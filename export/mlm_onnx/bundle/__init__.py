@@ -1,4 +1,4 @@
-"""The bundle on disk: layout, reading, writing, and what is checked first. Stdlib only."""
+"""The bundle on disk: its layout, reading, checking and writing. Stdlib only."""
 
 from mlm_onnx.bundle.layout import BundleError, QueryError
 from mlm_onnx.bundle.read import open_bundle

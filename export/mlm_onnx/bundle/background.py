@@ -1,4 +1,4 @@
-"""Work that a thread does meanwhile. Stdlib only, and little of it: a cold start waits for its imports."""
+"""Work in the background. Stdlib only, and little of it: a cold start waits for its imports."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Generic, NoReturn, TypeVar
 Result = TypeVar("Result")
 
 
-class Begun(Generic[Result]):
-    """Work begun in a thread of its own, which is worth it where it leaves the interpreter lock to others."""
+class BackgroundTask(Generic[Result]):
+    """A function running in its own thread. Pays off only where the work releases the GIL."""
 
     def __init__(self, work: Callable[[], Result]) -> None:
         self._outcome: Callable[[], Result]
@@ -26,11 +26,11 @@ class Begun(Generic[Result]):
         self._thread.start()
 
     def wait(self) -> None:
-        """Until it has ended, however it has."""
+        """Block until the function has ended, well or not."""
         self._thread.join()
 
     def result(self) -> Result:
-        """Waits for it, and returns what it returned or raises what it raised."""
+        """Wait; return what the function returned, or raise what it raised."""
         self.wait()
         return self._outcome()
 

@@ -1,4 +1,4 @@
-"""Reads an ONNX file before onnxruntime does: known operators only, and no byte from outside the bundle. Stdlib only.
+"""Check an ONNX file before onnxruntime reads it: known operators, and no byte from outside the bundle. Stdlib only.
 
 A walk through the messages, of fixed depth: what nests without bound in ONNX (graphs in attributes,
 functions, sequence types) is refused where it begins, as is every field that a bundle has no use for.
@@ -25,12 +25,12 @@ OPERATORS: Mapping[str, frozenset[str]] = {
     "ai.onnx": frozenset(COMPUTE.split()),
     "com.microsoft": frozenset(CONTRIB.split()),
 }
-"""Domain → operators, those that `graph.py` writes: they compute on tensors, and touch neither files nor other code."""
+"""Domain → operators, those that `convert` writes: they compute on tensors, and touch neither files nor other code."""
 HEADS: Mapping[str, tuple[frozenset[str], range]] = {
     "Attention": (frozenset({"q_num_heads", "kv_num_heads"}), range(3, 5)),
     "RotaryEmbedding": (frozenset({"num_heads"}), range(3, 4)),
 }
-"""Operator → what each must say, all the same number of heads, and nothing else; how many inputs it may have.
+"""Operator → the attributes it must have, all the same number of heads, and no other; how many inputs it may have.
 
 onnxruntime divides by these numbers, and reads where position ids, a fourth input of RotaryEmbedding, point.
 """
@@ -69,11 +69,11 @@ class _Node:
     domain: str = ""
     inputs: list[str] = field(default_factory=list)
     attributes: dict[str, int | None] = field(default_factory=dict)
-    """Values of those that are whole numbers."""
+    """Name → value, None where it is not an integer."""
 
 
 def check_onnx(file: Path, sizes: Mapping[str, int]) -> set[str]:
-    """Refuses a model that could reach outside of the bundle, or whose tensors are not what their sizes say.
+    """Refuse a model that could reach outside of the bundle, or whose tensors do not have the sizes that they claim.
 
     Args:
         sizes: bytes of the files that tensors may lie in, by their names in the model's own folder.

@@ -1,4 +1,4 @@
-"""The bundle on disk: file names, manifest, and what is checked before anything in it is opened. Stdlib only."""
+"""Read a bundle's manifest, and check its files before they are opened. Stdlib only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mlm_onnx.bundle.background import Begun
+from mlm_onnx.bundle.background import BackgroundTask
 from mlm_onnx.bundle.graph_check import OnnxError, check_onnx
 from mlm_onnx.bundle.layout import (
     EXAMPLE_CHARACTERS,
@@ -41,34 +41,31 @@ class Bundle:
     special: Special
     vocab_size: int
     """Logits at a position."""
-    digests: dict[str, Begun[str]] = field(default_factory=dict, compare=False, repr=False)
-    """SHA-256 of files that `open_bundle` has begun to read; the first `verify` of each takes it."""
+    digests: dict[str, BackgroundTask[str]] = field(default_factory=dict, compare=False, repr=False)
+    """Hashing that `open_bundle` has started; the first `verify` of a file takes its SHA-256."""
 
     def file(self, name: str) -> Path:
         return self.path / name
 
     def settle(self) -> None:
-        """Waits until nothing reads its files any more."""
+        """Block until no background task reads the files any more."""
         while self.digests:
             self.digests.popitem()[1].wait()
 
     def examples(self) -> tuple[str, ...]:
-        """Sentences to try; what is not one in the manifest is left out."""
+        """Return the sentences to try; what is not one in the manifest is left out."""
         found = self.manifest.get("examples")
         texts = [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
         return tuple(text for text in texts[:EXAMPLES] if text.strip() and len(text) <= EXAMPLE_CHARACTERS)
 
 
-# ---- reading -------------------------------------------------------------------------------------
-
-
 def open_bundle(path: str | os.PathLike[str], full: bool = True, ahead: bool = False) -> Bundle:
-    """Checks the manifest, and of every file in it the place and the size.
+    """Check the manifest, and the path and size of every file in it.
 
     Args:
         full: also check all hashes and graphs at once. Without it, whoever opens a file calls `verify` just before, so
             that a query does not wait for files that it never reads.
-        ahead: begin to hash the weights, which `verify` then waits for: meanwhile much can be imported.
+        ahead: start hashing the weights in the background, so that imports can go on meanwhile; `verify` waits for it.
 
     Raises:
         BundleError: with one line that names the file and what is wrong with it.
@@ -88,28 +85,28 @@ def open_bundle(path: str | os.PathLike[str], full: bool = True, ahead: bool = F
     except OSError as error:
         raise BundleError(f"{error.filename or path}: {error.strerror or error}") from None
     try:
-        limits = Limits(**{name: whole(manifest["limits"][name], 1, most) for name, most in LARGEST.items()})
-        vocab_size = whole(manifest["vocab_size"], 1, 1 << 24)
+        limits = Limits(**{name: integer(manifest["limits"][name], 1, most) for name, most in LARGEST.items()})
+        vocab_size = integer(manifest["vocab_size"], 1, 1 << 24)
         tokens = manifest["tokens"]
         mask, ids = str(tokens["mask"]["text"]), (tokens["mask"]["id"], tokens["pad"]["id"])
-        mask_id, pad_id = (whole(id, 0, vocab_size - 1) for id in ids)
-        never = tuple(whole(id, 0, vocab_size - 1) for id in (*tokens["special"], *tokens["unused"]))
+        mask_id, pad_id = (integer(id, 0, vocab_size - 1) for id in ids)
+        never = tuple(integer(id, 0, vocab_size - 1) for id in (*tokens["special"], *tokens["unused"]))
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path / MANIFEST} is incomplete or out of bounds: {error}") from None
     if not mask:
         raise BundleError(f"{path / MANIFEST} names no mask token")
     bundle = Bundle(path, manifest, limits, Special(mask, mask_id, pad_id, never), vocab_size)
     if ahead:
-        bundle.digests[FAST_DATA] = Begun(lambda: _sha256(located[FAST_DATA]))
+        bundle.digests[FAST_DATA] = BackgroundTask(lambda: sha256(located[FAST_DATA]))
     if full:
         verify(bundle, *files)
     return bundle
 
 
 def verify(bundle: Bundle, *names: str) -> None:
-    """Checks files that are about to be opened: place, size, SHA-256, and what a graph says of itself.
+    """Check files that are about to be opened: path, size and SHA-256; and a graph before onnxruntime reads it.
 
-    A graph's operators and the places of its weights are checked, and then the files that hold these.
+    The files that hold a graph's weights are checked with it.
 
     Raises:
         BundleError: with one line that names the file and what is wrong with it.
@@ -126,12 +123,12 @@ def verify(bundle: Bundle, *names: str) -> None:
             file = _locate(bundle.path, name)
             _check_size(file, files[name])
             begun = bundle.digests.pop(name, None)
-            if (_sha256(file) if begun is None else begun.result()) != files[name].get("sha256"):
+            if (sha256(file) if begun is None else begun.result()) != files[name].get("sha256"):
                 raise BundleError(f"{file} does not match its SHA-256 in {MANIFEST}: it is damaged or was changed")
             if name.endswith(".onnx"):
                 waiting += _check_graph(bundle, name)
         except OSError as error:
-            raise BundleError(f"{error.filename or file}: {error.strerror or error}") from None
+            raise BundleError(f"{error.filename or bundle.file(name)}: {error.strerror or error}") from None
 
 
 def _check_size(file: Path, facts: Mapping[str, Any]) -> None:
@@ -141,7 +138,7 @@ def _check_size(file: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _check_graph(bundle: Bundle, name: str) -> list[str]:
-    """The files that a graph's weights lie in."""
+    """Check a graph's structure; return the files that hold its weights."""
     folder = PurePosixPath(name).parent
     beside = {
         PurePosixPath(other).name: _locate(bundle.path, other).stat().st_size
@@ -156,7 +153,7 @@ def _check_graph(bundle: Bundle, name: str) -> list[str]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a bundle of this format; its files are not checked."""
+    """Return the manifest of a bundle of this format; its files are not checked."""
     file = path / MANIFEST
     if not path.is_dir():
         raise BundleError(f"{path} is no folder: give the folder that `mlm_onnx convert` wrote")
@@ -182,14 +179,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def whole(value: Any, least: int, most: int) -> int:
+def integer(value: object, least: int, most: int) -> int:
+    """Return the value if it is an integer within these bounds, else raise ValueError."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{value!r} is no integer from {least} to {most}")
+        raise ValueError(f"{value!r} is not an integer from {least} to {most}")
     return value
 
 
 def _locate(root: Path, name: str) -> Path:
-    """The file of that name, if it is a regular one inside the bundle, reached through no link."""
+    """Return the path of a file that lies inside the bundle, is a regular file, and is not reached through a link."""
     parts = PurePosixPath(name).parts
     plain = name.isprintable() and name and "\\" not in name and ":" not in name and str(PurePosixPath(name)) == name
     if not plain or name.startswith("/") or any(part in ("..", ".") for part in parts):
@@ -204,13 +202,10 @@ def _locate(root: Path, name: str) -> Path:
     return file
 
 
-def _sha256(file: Path) -> str:
-    """In large parts, which leave the interpreter lock to others; not mapped: one cut short meanwhile is an error."""
+def sha256(file: Path) -> str:
+    """Hash a file in parts large enough to release the GIL; not mapped, so that one cut short meanwhile is an error."""
     digest, part = hashlib.sha256(), memoryview(bytearray(HASHED_AT_ONCE))
     with file.open("rb", buffering=0) as stream:
         while size := stream.readinto(part):
             digest.update(part[:size])
     return digest.hexdigest()
-
-
-# ---- writing -------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ class Wire:
             at += length
 
     def inside(self, part: Field) -> tuple[int, int]:
-        """The bytes of a nested message."""
+        """Return the bytes of a nested message."""
         if part[1] != BYTES_FIELD:
             raise OnnxError(f"it is damaged: field {part[0]} is no message")
         self.parts += 1
@@ -75,13 +75,13 @@ class Wire:
             raise OnnxError("it is damaged: a name is not UTF-8") from None
 
     def number(self, part: Field) -> int:
-        """A signed number."""
+        """Return a signed number."""
         if part[1] != VARINT:
             raise OnnxError(f"it is damaged: field {part[0]} is no number")
         return part[2] - (1 << 64) if part[2] >> 63 else part[2]
 
     def numbers(self, part: Field) -> Sequence[int]:
-        """Signed numbers, packed or a single one."""
+        """Return signed numbers, packed or a single one."""
         if part[1] == VARINT:
             return (self.number(part),)
         at, end = self.inside(part)

@@ -1,4 +1,4 @@
-"""A new bundle: a folder that takes its place when it is whole, sealed with sizes and hashes."""
+"""Write a bundle: a folder that moves into place once it is complete, sealed with sizes and hashes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mlm_onnx.bundle.layout import FORMAT, KIND, MANIFEST, TASK, BundleError
-from mlm_onnx.bundle.read import _sha256, read_manifest
+from mlm_onnx.bundle.read import read_manifest, sha256
 
 
 def check_target(path: Path) -> None:
-    """Refuses to write where something else is: only nothing, an empty folder, or a bundle of ours may be replaced."""
+    """Refuse to write over anything but nothing, an empty folder, or a bundle of ours."""
     if not path.exists() and not path.is_symlink():
         return
     if path.is_symlink() or not path.is_dir():
@@ -33,7 +33,7 @@ def check_target(path: Path) -> None:
 
 @contextmanager
 def new_bundle(path: Path) -> Iterator[Path]:
-    """A folder to fill; it takes its place at `path` when the block ends well, and vanishes when it does not."""
+    """Yield a folder to fill; it moves to `path` when the block succeeds, and is removed when it fails."""
     import shutil
     import tempfile  # a query starts faster without
 
@@ -61,9 +61,9 @@ def new_bundle(path: Path) -> Iterator[Path]:
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Writes the manifest: the facts, and size and SHA-256 of every file in the folder."""
+    """Write the manifest: the facts, and size and SHA-256 of every file in the folder."""
     files = {
-        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": _sha256(file)}
+        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)}
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != MANIFEST
     }

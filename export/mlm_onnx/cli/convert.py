@@ -37,6 +37,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     try:
+        from jax_mlm.errors import UserError
         from mlm_onnx.convert import Request, convert
     except ModuleNotFoundError as error:
         needed = (error.name or "").split(".")[0]
@@ -50,7 +51,10 @@ def run(options: argparse.Namespace) -> None:
         web_runtime=options.web_runtime,
         examples=options.example,
     )
-    manifest = convert(options.run_directory, options.bundle, request)
+    try:
+        manifest = convert(options.run_directory, options.bundle, request)
+    except UserError as error:
+        raise UsageError(str(error)) from None
     size = sum(facts["size"] for facts in manifest["files"].values())
     parity, origin = manifest["parity"], manifest["origin"]
     made_of = f"step {origin['step']} of {options.run_directory}"

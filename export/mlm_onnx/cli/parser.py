@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from mlm_onnx.bundle.layout import MlmOnnxError
+
 PROG = "python -m mlm_onnx"
 
 
@@ -22,7 +24,7 @@ class Command:
     run: Callable[[argparse.Namespace], None]
 
 
-class UsageError(ValueError):
+class UsageError(MlmOnnxError):
     """A command line that cannot be understood."""
 
 

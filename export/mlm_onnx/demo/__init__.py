@@ -12,7 +12,7 @@ __all__ = ["launch", "serve"]
 
 
 def __getattr__(name: str) -> object:
-    """Loads what it needs only when it is asked for (PEP 562)."""
+    """Load Gradio only when the page is (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("mlm_onnx.demo.app"), name)

@@ -1,4 +1,4 @@
-"""`python -m mlm_onnx demo`: the page, in Gradio. `facts` measures what it says, `narrative` puts it into words."""
+"""`python -m mlm_onnx demo`: the page, in Gradio. `facts` measures what it shows, `narrative` puts it into words."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
 import gradio as gr
+from gradio.components import Component
+from gradio.themes import Default
 
 from mlm_onnx.answer.attention import AttentionReader, carries_attention
 from mlm_onnx.answer.predictor import FillMask
 from mlm_onnx.bundle.about import about, memorised
-from mlm_onnx.bundle.layout import QueryError
+from mlm_onnx.bundle.layout import MlmOnnxError, QueryError
 from mlm_onnx.demo import markup as page
 from mlm_onnx.demo.facts import Facts, Word
 from mlm_onnx.demo.narrative import ATTENTION
@@ -65,65 +67,60 @@ class Demo:
     # ---- handlers --------------------------------------------------------------------------------
 
     def start(self, session: Session, request: gr.Request) -> tuple[Any, ...]:
-        """What the address asks for, else the first example with its third word hidden."""
+        """Show what the address asks for, else the first example with its third word hidden."""
         text, hidden, top_k = page.from_query(str(request.query_params), TOP_K, self.facts.most_shown)
         if text is None:
             text, hidden = (self.examples[0], (2,)) if self.examples else ("", ())
         return (text, top_k, *self.answer(session, text, hidden, top_k))
 
     def write(self, session: Session, text: str, top_k: int) -> Any:
-        """The sentence was changed: words stay hidden where the same word is still in that place.
+        """Answer a changed sentence: words stay hidden where the same word is still at that index.
 
         Nothing happens where it was a handler that changed it.
         """
-        if text == session.text:
-            return gr.skip()
-        try:
-            words = self.facts.words(text)
-        except QueryError:  # `answer` says what is wrong
-            words = ()
-        before = session.words
-        kept = [at for at in session.hidden if at < min(len(words), len(before)) and words[at].text == before[at].text]
-        return self.answer(session, text, kept, top_k)
+        return gr.skip() if text == session.text else self.answer(session, text, None, top_k)
 
     def choose(self, session: Session, text: str, top_k: int) -> tuple[Any, ...]:
         return (text, *self.answer(session, text, (2,), top_k))
 
     def press(self, session: Session, text: str, top_k: int, event: gr.EventData) -> tuple[Any, ...]:
-        """A word was hidden or shown; the page sends all that are hidden, so that no press is lost."""
+        """Hide or show a word; the page sends all that are hidden, so that no press is lost."""
         hidden = [place for place in event._data.get("hidden", []) if isinstance(place, int)]
         return self.answer(session, text, hidden, top_k)
 
     def again(self, session: Session, text: str, top_k: int) -> tuple[str, str, str]:
         return self.answer(session, text, session.hidden, top_k)
 
-    def answer(self, session: Session, text: str, hidden: Sequence[int], top_k: int) -> tuple[str, str, str]:
-        """(words, answers, reasons to come)."""
+    def answer(self, session: Session, text: str, hidden: Sequence[int] | None, top_k: int) -> tuple[str, str, str]:
+        """Return (words, answers, reasons to come); `hidden` is None for the words that stay hidden."""
+        before = {place: word.text for place, word in enumerate(session.words) if place in session.hidden}
         session.text, session.words, session.hidden, session.explained = text, (), (), None
-        session.query, words = page.to_query(text, hidden, top_k), ""
+        session.query, words = page.to_query(text, hidden or (), top_k), ""
         if not text.strip():
             return words, page.problem("type a sentence first", session.query), ""
         try:
             session.words = self.facts.words(text)
+            if hidden is None:
+                hidden = [place for place, word in enumerate(session.words) if before.get(place) == word.text]
             session.hidden = tuple(sorted({place for place in hidden if place < len(session.words)}))
             session.query = page.to_query(text, session.hidden, top_k)
             words = page.chips(text, session.words, session.hidden)
             if not session.masks():
                 return words, page.hint(session.words, session.query), ""
-            asked = self.facts.ask(text, session.hidden, top_k)
+            asked = self.facts.ask(text, session.words, session.hidden, top_k)
         except QueryError as error:
             return words, page.problem(str(error), session.query), ""
         return words, page.answers(asked, session.query), page.measuring()
 
     def explain(self, session: Session) -> Any:
-        """What the answers hang on; nothing where the page has moved on meanwhile."""
+        """Return what the answers depend on; nothing where the page has moved on meanwhile."""
         query, shown = session.query, ""
         if session.explained == query:
             return gr.skip()
         session.explained = query
         try:
-            asked = self.facts.ask(session.text, session.hidden, top_k=2)
-        except QueryError:  # `answer` has said why
+            asked = self.facts.ask(session.text, session.words, session.hidden, top_k=2)
+        except QueryError:  # `answer` has shown why
             return shown
         try:
             shown = page.reasons(asked, self.facts.why(asked))
@@ -132,17 +129,17 @@ class Demo:
         return shown if session.query == query else gr.skip()
 
     def look(self, session: Session, layer: int, head: int) -> Any:
-        """The heat map, where it is unfolded."""
+        """Return the heat map, where it is unfolded."""
         if not session.looking or self.attention is None:
             return gr.skip()
-        reader = self.facts.reader
+        reader = self.facts.fill.reader
         try:
             read = reader.encode(self.facts.hide(session.text, session.words, session.masks()))
             found = self.attention(read)
         except QueryError as error:
             return page.not_explained(str(error))
         named = zip(read.offsets, read.ids.tolist(), strict=True)
-        shown = [read.text[start:end].strip() or reader.tokenizer.id_to_token(id) for (start, end), id in named]
+        shown = [read.text[start:end].strip() or reader.tokenizer.id_to_token(id) or "" for (start, end), id in named]
         return page.heat_map(found, shown, read.at.tolist(), layer - 1, head - 1 if head else None)
 
     def unfold(self, session: Session, layer: int, head: int) -> Any:
@@ -173,7 +170,7 @@ def build(demo: Demo) -> gr.Blocks:
         top_k = gr.Slider(1, demo.facts.most_shown, TOP_K, step=1, precision=0, label="Answers shown", elem_id="top-k")
         answers = _html("answers")
         why = _html("why")
-        layer, head, heat = _attention(demo, session)
+        heads = _attention(demo, session)
         gr.HTML(page.footer(about(demo.bundle.manifest)), elem_id="about", apply_default_css=False)
 
         shown, asked = [words, answers, why], [session, text, top_k]
@@ -187,8 +184,8 @@ def build(demo: Demo) -> gr.Blocks:
             asks.append(button.click(demo.choose, [session, example, top_k], [text, *shown], **AT_ONCE))
         for ask in asks:
             ask.then(demo.explain, session, why, **AT_ONCE)
-            if demo.attention is not None:
-                ask.then(demo.look, [session, layer, head], heat, **AT_ONCE)
+            if heads is not None:
+                ask.then(demo.look, *heads, **AT_ONCE)
     return blocks
 
 
@@ -201,23 +198,28 @@ def _html(name: str) -> gr.HTML:
     return gr.HTML(elem_id=name, js_on_load=_asset("demo.js"), apply_default_css=False, container=False)
 
 
-def _attention(demo: Demo, session: gr.State) -> tuple[gr.Slider | None, gr.Slider | None, gr.HTML | None]:
-    """Layer, head and heat map, folded: nothing is computed before it is unfolded."""
+def _attention(demo: Demo, session: gr.State) -> tuple[list[Component], gr.HTML] | None:
+    """Lay out layer, head and heat map, folded: nothing is computed before they are unfolded.
+
+    Returns:
+        What `Demo.look` takes, and where it is shown; None for a bundle without attention.
+    """
     with gr.Accordion("What the attention heads look at", open=False, elem_id="attention") as part:
         if demo.attention is None:
             gr.Markdown(NO_ATTENTION)
-            return None, None, None
+            return None
         gr.Markdown(ATTENTION)
         layers, heads = demo.attention.layers, demo.attention.heads
         with gr.Row():
             layer = gr.Slider(1, layers, layers, step=1, precision=0, label="Layer", visible=layers > 1)
             head = gr.Slider(0, heads, 0, step=1, precision=0, label="Head (0: the mean of all)")
         heat = _html("heat")
-        part.expand(demo.unfold, [session, layer, head], heat, **AT_ONCE)
+        looked_at: list[Component] = [session, layer, head]
+        part.expand(demo.unfold, looked_at, heat, **AT_ONCE)
         part.collapse(demo.fold, session, None, **AT_ONCE)
         for slider in (layer, head):
-            slider.input(demo.look, [session, layer, head], heat, **AT_ONCE)
-    return layer, head, heat
+            slider.input(demo.look, looked_at, heat, **AT_ONCE)
+    return looked_at, heat
 
 
 def _asset(name: str) -> str:
@@ -226,7 +228,7 @@ def _asset(name: str) -> str:
 
 def _look() -> dict[str, Any]:
     """Theme and styles, for either way of serving."""
-    theme = gr.themes.Default(primary_hue="blue", font=list(FONTS["font"]), font_mono=list(FONTS["font_mono"]))
+    theme = Default(primary_hue="blue", font=list(FONTS["font"]), font_mono=list(FONTS["font_mono"]))
     return {"theme": theme, "css": _asset("demo.css"), "footer_links": []}
 
 
@@ -252,18 +254,18 @@ def serve(path: Path, host: str, port: int, threads: int | None = None) -> None:
         uvicorn.Server(config).run(sockets=[listening])
 
 
-class AddressError(ValueError):
-    """A port or a host at which the page cannot be served."""
+class AddressError(MlmOnnxError):
+    """The page cannot be served at this host and port."""
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Taken before anything is loaded, so that a wrong port is said at once."""
+    """Listen before anything is loaded, so that a wrong port is refused at once."""
     if port > LARGEST_PORT:
-        raise AddressError(f"--port {port} is no port: they end at {LARGEST_PORT}")
+        raise AddressError(f"--port {port} is not a port: they end at {LARGEST_PORT}")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     except OSError as error:
-        raise AddressError(f"--host {host} is no address of this machine: {error.strerror}") from None
+        raise AddressError(f"--host {host} is not an address of this machine: {error.strerror}") from None
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,24 +1,24 @@
-"""What a page can say about a sentence with some words hidden: measured facts, no text and no interface."""
+"""What a page can state about a sentence with some words hidden: measured facts, no text and no interface."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from mlm_onnx.answer.answers import Candidate, ExplainedMask, Mask
 from mlm_onnx.answer.explain import words_of
-from mlm_onnx.answer.predictor import JOINT_MASKS, FillMask
-from mlm_onnx.answer.reader import Reader
+from mlm_onnx.answer.predictor import FillMask
+from mlm_onnx.answer.queries import JOINT_MASKS
 from mlm_onnx.bundle.layout import QueryError
 
 MOST_WORDS = 1000
-"""Of a sentence in a page."""
-HANGS = 0.1
-"""Effect, in natural logarithms, from which an answer hangs on a word: its probability changes by a tenth."""
+"""Most words of a sentence on a page."""
+DEPENDS = 0.1
+"""Effect, in natural logarithms, from which an answer depends on a word: its probability changes by a tenth."""
 TOGETHER = 2
-"""Words that are also hidden at once."""
+"""How many words are also hidden at once."""
 LOOKED_AT = 100
 """Candidates among which an answer is looked for when more words are hidden."""
 
@@ -40,17 +40,17 @@ class Word:
 
 @dataclass(frozen=True)
 class Asked:
-    """A sentence with words hidden, and what the model says there."""
+    """A sentence with words hidden, and what the model answers there."""
 
     text: str
-    """With the hidden words in it."""
+    """The sentence with the hidden words in it."""
     words: tuple[Word, ...]
     places: tuple[int, ...]
-    """Of the masks among the words, in order."""
+    """Indices of the masks among the words, in order."""
     masked: str
     """What the model reads."""
-    masks: tuple[dict[str, Any], ...]
-    """Of `FillMask`'s answer, one for each place."""
+    masks: tuple[Mask, ...]
+    """`FillMask`'s answer, one for each of `places`."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,22 @@ class Influence:
 
     word: str
     place: int
-    """Among the sentence's words."""
+    """Index among the sentence's words."""
     effect: float
     """ln p(answer) - ln p(answer without the word)."""
     probability: float
-    """Of the answer, without the word."""
+    """The answer's probability without the word."""
     instead: str
     """The likeliest answer without it."""
 
 
 @dataclass(frozen=True)
 class Together:
-    """What happens at a mask when the words it hangs on most are all hidden."""
+    """What happens at a mask when the words it depends on most are all hidden."""
 
     words: tuple[str, ...]
     probability: float
-    """Of the answer, or the largest it can be where it is not among the first."""
+    """The answer's probability, or the largest it can be where it is not among the first."""
     exact: bool
     instead: str
     instead_probability: float
@@ -92,7 +92,7 @@ class Why:
     original: Word | None
     """The hidden word; None where the text itself holds the mask."""
     rank: int | None
-    """The original's, where it is one token."""
+    """Rank of the original, where it is one token."""
     original_probability: float
     choices: int
     """Tokens that could be an answer."""
@@ -107,7 +107,6 @@ class Facts:
 
     def __init__(self, fill: FillMask) -> None:
         self.fill = fill
-        self.reader = Reader(fill.bundle)
         bundle = fill.bundle
         self.choices = bundle.vocab_size - len(set(bundle.special.never))
         self.most_shown = min(20, self.choices, bundle.limits.max_top_k)
@@ -115,12 +114,13 @@ class Facts:
         self._unknown = unknown.get("id")
 
     def words(self, text: str) -> tuple[Word, ...]:
-        """The words of a sentence, masks among them.
+        """Return the words of a sentence, masks among them.
 
         Raises:
-            QueryError: the sentence is empty, or too long.
+            QueryError: the sentence is empty or too long, or holds nothing but masks.
         """
-        read = self.reader.encode(text)
+        reader = self.fill.reader
+        read = reader.masked(text) if self.fill.mask_token in text else reader.encode(text)
         found = [
             Word(
                 text[word.start : word.end],
@@ -131,29 +131,27 @@ class Facts:
             )
             for word in words_of(read)
         ]
-        if len(read.at):
-            found += [
-                Word(text[start:end], start, end, (self.fill.bundle.special.mask_id,), True, mask=True)
-                for start, end in self.reader.masked(text).spans
-            ]
+        found += [
+            Word(text[start:end], start, end, (self.fill.bundle.special.mask_id,), True, mask=True)
+            for start, end in read.spans
+        ]
         if len(found) > MOST_WORDS:
             raise QueryError(f"the sentence has {len(found)} words; this page takes up to {MOST_WORDS}: shorten it")
         return tuple(sorted(found, key=lambda word: word.start))
 
     def hide(self, text: str, words: Sequence[Word], places: Sequence[int]) -> str:
-        """The text with masks in place of some of its words."""
+        """Return the text with masks in place of some of its words."""
         for place in sorted(places, reverse=True):
             if not words[place].mask:
                 text = text[: words[place].start] + self.fill.mask_token + text[words[place].end :]
         return text
 
-    def ask(self, text: str, hidden: Sequence[int], top_k: int) -> Asked:
-        """What the model says with some words hidden; the masks that the text itself holds are asked too.
+    def ask(self, text: str, words: tuple[Word, ...], hidden: Sequence[int], top_k: int) -> Asked:
+        """Ask the model with some of the text's words hidden; the masks that the text itself holds are asked too.
 
         Raises:
             QueryError: nothing is hidden, everything is, …
         """
-        words = self.words(text)
         chosen = {place for place in hidden if 0 <= place < len(words)}
         places = tuple(place for place, word in enumerate(words) if word.mask or place in chosen)
         if not places:
@@ -167,7 +165,7 @@ class Facts:
         return Asked(text, words, places, masked, tuple(answer["masks"]))
 
     def why(self, asked: Asked) -> tuple[Why, ...]:
-        """Measures what each answer hangs on; it was asked for the runner-up too, so for two candidates at least.
+        """Measure what each answer depends on; `asked` has at least two candidates a mask, for the runner-up.
 
         Raises:
             QueryError: there are too many masks to explain.
@@ -177,7 +175,7 @@ class Facts:
         explained = self.fill.explain(asked.masked)["masks"]
         return tuple(self._why(asked, index, explained[index]) for index in range(len(asked.places)))
 
-    def _why(self, asked: Asked, index: int, explained: dict[str, Any]) -> Why:
+    def _why(self, asked: Asked, index: int, explained: ExplainedMask) -> Why:
         place, mask = asked.places[index], asked.masks[index]
         first, *others = mask["candidates"]
         original = asked.words[place]
@@ -200,18 +198,18 @@ class Facts:
         )
 
     def _original(self, asked: Asked, index: int, word: Word) -> tuple[int | None, float]:
-        """Rank and probability of the word that was hidden, where it is one token."""
-        if len(word.ids) > 1 or not word.known:
+        """Return rank and probability of the word that was hidden, where it is one token."""
+        if len(word.ids) != 1 or not word.known:
             return None, 0.0
         try:
             (found,) = self.fill(asked.masked, targets=[word.text])["masks"][index]["candidates"]
-        except QueryError:  # alone it is cut otherwise than in the sentence
+        except QueryError:  # alone it is split otherwise than in the sentence
             return None, 0.0
-        return (found["rank"], found["probability"]) if found["id"] == word.ids[0] else (None, 0.0)
+        return (found.get("rank"), found["probability"]) if found["id"] == word.ids[0] else (None, 0.0)
 
     @staticmethod
-    def _influences(asked: Asked, explained: dict[str, Any]) -> tuple[Influence, ...]:
-        """In the order of the words; the two texts differ before a word by the masks before it."""
+    def _influences(asked: Asked, explained: ExplainedMask) -> tuple[Influence, ...]:
+        """Return them in the order of the words; in the two texts a word is shifted by the masks before it."""
         visible = [place for place in range(len(asked.words)) if place not in set(asked.places)]
         shifted = dict(zip(_starts(asked), visible, strict=True))
         return tuple(
@@ -220,11 +218,9 @@ class Facts:
             if each["start"] in shifted
         )
 
-    def _together(
-        self, asked: Asked, index: int, first: dict[str, Any], influences: Sequence[Influence]
-    ) -> Together | None:
+    def _together(self, asked: Asked, index: int, first: Candidate, influences: Sequence[Influence]) -> Together | None:
         strongest = sorted(influences, key=lambda each: -each.effect)[:TOGETHER]
-        strongest = [each for each in strongest if each.effect >= HANGS]
+        strongest = [each for each in strongest if each.effect >= DEPENDS]
         visible = len(asked.words) - len(asked.places)
         if len(strongest) < TOGETHER or visible <= TOGETHER or len(asked.places) + TOGETHER > JOINT_MASKS:
             return None
@@ -239,7 +235,7 @@ class Facts:
 
 
 def _starts(asked: Asked) -> list[int]:
-    """Where words that are still to be seen begin in the masked text."""
+    """Return where the words that are still visible begin in the masked text."""
     shift, hidden, starts = 0, set(asked.places), []
     mask_length = asked.masks[0]["end"] - asked.masks[0]["start"]
     for place, word in enumerate(asked.words):
@@ -251,7 +247,7 @@ def _starts(asked: Asked) -> list[int]:
 
 
 def filled_in(asked: Asked) -> list[tuple[str, bool]]:
-    """The sentence with each mask's first answer, as (text, whether it is an answer)."""
+    """Return the sentence with each mask's first answer, as (text, whether it is an answer)."""
     parts: list[tuple[str, bool]] = []
     end = len(asked.masked)
     for mask in reversed(asked.masks):
@@ -267,6 +263,6 @@ def filled_in(asked: Asked) -> list[tuple[str, bool]]:
 
 
 def strength(influences: Sequence[Influence]) -> np.ndarray:
-    """How darkly each word is shaded, -1 to 1: the effect, relative to the largest, or to 1 where all are smaller."""
+    """Return each word's shade, -1 to 1: the effect, relative to the largest, or to 1 where all are smaller."""
     effects = np.array([each.effect for each in influences])
     return effects / max(1.0, float(np.abs(effects).max(initial=0.0)))

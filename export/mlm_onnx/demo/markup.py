@@ -241,5 +241,5 @@ def heat_map(attention: Attention, names: Sequence[str], masks: Sequence[int], l
 
 def _looks(row: np.ndarray, names: Sequence[str], place: int) -> str:
     most = np.argsort(-row, kind="stable")[:LOOKED_AT]
-    seen = ", ".join(f"{quoted(names[token])} {percent(float(row[token]))}" for token in most)
+    seen = ", ".join(f"{quoted(names[int(token)])} {percent(float(row[token]))}" for token in most)
     return f"Token {place + 1} ({names[place]}) looks most at {seen}."

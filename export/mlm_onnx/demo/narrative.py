@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlm_onnx.demo.facts import HANGS, Influence, Together, Why
+from mlm_onnx.demo.facts import DEPENDS, Influence, Together, Why
 
 NAMED, UNKNOWN_SHOWN = 2, 5
 """Words that are named one by one: those an answer hangs on, those that the model does not know."""
@@ -66,7 +66,7 @@ def hangs_on(why: Why) -> list[str]:
     if not why.influences:
         return []
     ranked = sorted(why.influences, key=lambda each: -each.effect)
-    losing = [each for each in ranked if each.effect >= HANGS][:NAMED]
+    losing = [each for each in ranked if each.effect >= DEPENDS][:NAMED]
     if not losing:
         weakest = min(why.influences, key=lambda each: each.probability)
         return [
@@ -81,7 +81,7 @@ def hangs_on(why: Why) -> list[str]:
 def speaks_against(why: Why) -> str:
     """The word without which the answer gains most; empty where it gains nothing worth a line."""
     gain = min(why.influences, key=lambda each: each.effect, default=None)
-    if gain is None or gain.effect > -HANGS:
+    if gain is None or gain.effect > -DEPENDS:
         return ""
     return (
         f"{_named(why, gain)} speaks against it: without that word {quoted(why.token)} rises from "
