@@ -42,7 +42,7 @@ REMARKS = {*READ_ONLY, "serves", "install", "varies", "slow", "extended"}
 FEW = "--batch 8 --accumulate 1 --length 32 --eval-rows 8"
 SMALL = f"--layers 2 --width 32 --heads 2 --ff-width 32 --tokenizer-limit 512 {FEW}"
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "node_modules")
-INSTALLS = re.compile(r"pip install|^python3? -m venv |^\. |^python -m pytest$|^ruff ", re.M)
+INSTALLS = re.compile(r"pip install|^python3 -m venv |^\. \.venv/|^python -m pytest$|^ruff ", re.M)
 """What .ci/run runs, and the pages' tests do not."""
 
 
@@ -64,11 +64,6 @@ def lines(body: str) -> list[str]:
     if re.search(r"^for ", joined, re.M):
         return [joined]
     return [line for line in joined.splitlines() if line.strip() and not line.startswith("#")]
-
-
-def steps(body: str) -> list[str]:
-    """Return the commands of a shell block; a line that sets everything up and goes on is taken apart."""
-    return [part for line in lines(body) for part in (line.split(" && ") if INSTALLS.search(line) else [line])]
 
 
 def ours(command: str) -> list[list[str]]:
@@ -229,7 +224,9 @@ def run_page(page: Path, runner: ModuleType, folder: Path, environment: dict[str
         if fence.info[:1] == ("python",) and "sys.argv" not in fence.body:  # that script is test_bundle_docs.py's
             (folder / "script.py").write_text(fence.body)
             run("python script.py", folder, environment)
-        for command in steps(fence.body) if fence.info[:1] == ("bash",) else ():
+        if fence.info[:1] != ("bash",):
+            continue
+        for command in (part for line in lines(fence.body) for part in line.split(" && ")):
             if command == trained or INSTALLS.search(command):
                 continue
             if "serves" in remarks:
