@@ -25,7 +25,7 @@ from mlm_onnx.demo.facts import Facts, Word
 from mlm_onnx.demo.narrative import ATTENTION
 
 TITLE = "Fill the mask"
-LEAD = "Hide a word of a sentence, see what the model expects there, and what its answer hangs on."
+LEAD = "Hide a word of a sentence to see what the model expects there, and what its answer depends on."
 TOP_K = 3
 FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
 """Of the system: Gradio's own would be fetched from the network."""
