@@ -1,4 +1,4 @@
-"""Long texts through windows, several masks together, and which words an answer hangs on."""
+"""Long texts through windows, several masks together, and which words an answer depends on."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_joint_works_through_windows(fill: FillMask) -> None:
     assert best["tokens"] == near["tokens"]
 
 
-# ---- which words an answer hangs on -----------------------------------------------------------------
+# ---- which words an answer depends on -----------------------------------------------------------------
 
 
 def test_explain_hides_each_other_word(fill: FillMask) -> None:

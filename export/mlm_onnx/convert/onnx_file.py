@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -123,10 +124,10 @@ class Graph:
             if array.nbytes < INLINE_BELOW:
                 tensors.append(numpy_helper.from_array(array, name))
                 continue
-            known = stored.get(name)
-            if known is None or not np.array_equal(numpy_helper.to_array(known, str(other.parent)), array):
+            asked = deepcopy(stored.get(name))  # onnx before 1.23 writes the values into the tensor that it reads
+            if asked is None or not np.array_equal(numpy_helper.to_array(asked, str(other.parent)), array):
                 raise ValueError(f"{other} does not store {name}, which {path.name} needs")
-            tensors.append(known)
+            tensors.append(stored[name])
         path.write_bytes(self._model(tensors).SerializeToString())
         onnx.checker.check_model(str(path))
 

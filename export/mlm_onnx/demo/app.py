@@ -26,7 +26,7 @@ from mlm_onnx.demo.narrative import ATTENTION
 
 Skip = dict[str, str]  # what `gr.skip` makes: a page left as it is
 TITLE = "Fill the mask"
-LEAD = "Hide a word of a sentence, see what the model expects there, and what its answer hangs on."
+LEAD = "Hide a word of a sentence to see what the model expects there, and what its answer depends on."
 TOP_K = 3
 FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
 """Of the system: Gradio's own would be fetched from the network."""
