@@ -65,5 +65,5 @@ class Special:
     mask: str
     mask_id: int
     pad_id: int
-    never: tuple[int, ...]
+    excluded: tuple[int, ...]
     """Ids that are never an answer: special tokens, and rows of the table that no token uses."""

@@ -90,12 +90,12 @@ def open_bundle(path: str | os.PathLike[str], full: bool = True, ahead: bool = F
         tokens = manifest["tokens"]
         mask, ids = str(tokens["mask"]["text"]), (tokens["mask"]["id"], tokens["pad"]["id"])
         mask_id, pad_id = (integer(id, 0, vocab_size - 1) for id in ids)
-        never = tuple(integer(id, 0, vocab_size - 1) for id in (*tokens["special"], *tokens["unused"]))
+        excluded = tuple(integer(id, 0, vocab_size - 1) for id in (*tokens["special"], *tokens["unused"]))
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path / MANIFEST} is incomplete or out of bounds: {error}") from None
     if not mask:
         raise BundleError(f"{path / MANIFEST} names no mask token")
-    bundle = Bundle(path, manifest, limits, Special(mask, mask_id, pad_id, never), vocab_size)
+    bundle = Bundle(path, manifest, limits, Special(mask, mask_id, pad_id, excluded), vocab_size)
     if ahead:
         bundle.digests[FAST_DATA] = BackgroundTask(lambda: sha256(located[FAST_DATA]))
     if full:
