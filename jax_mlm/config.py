@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
+Json = dict[str, Any]  # an object as the json module has it; who reads it knows its fields
 Family = Literal["bert", "roberta", "albert", "distilbert", "modernbert"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
@@ -291,22 +291,22 @@ class TrainConfig:
             raise ValueError(f"--length {self.corpus.length} exceeds --max-length {self.model.max_length}")
 
 
-def to_json(config: Any) -> dict[str, Any]:
+def to_json(config: TrainConfig) -> Json:
     """Plain nested dict of a config; `from_json` is its inverse."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_json(kind: type[T], values: Mapping[str, Any]) -> T:
+def from_json(kind: type[T], values: Json) -> T:
     """Builds a config of class `kind`; an unknown field is a ValueError, a missing one takes its default."""
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r} in a {kind.__name__}")
-    made: dict[str, Any] = {}
+    made: Json = {}
     for name, value in values.items():
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
-            made[name] = from_json(hint, value)  # type: ignore[arg-type]
+            made[name] = from_json(typing.cast(type, hint), value)
         else:
             made[name] = tuple(value) if isinstance(value, list) else value
     return kind(**made)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
-from jax_mlm.cli.options import Given, Groups, build, declare, options_of
-from jax_mlm.cli.parser import Parser
+from jax_mlm.cli.options import Groups, build, declare, options_of
+from jax_mlm.cli.parser import Given, Parser
 from jax_mlm.errors import exit_status, nearest
 from jax_mlm.version import versions
 

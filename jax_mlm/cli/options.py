@@ -13,21 +13,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jax_mlm.cli.parser import Parser
+from jax_mlm.cli.parser import Given, Parser
 from jax_mlm.errors import UserError
 
 T = TypeVar("T")
 Groups = Mapping[str, Sequence[str]]  # title → names of the fields under it, where one list would be too long
-Given = Mapping[str, Any]  # field → value, for the options that a command line gives
+Settings = dict[str, Any]  # what `add_argument` takes, which depends on the action
 FILES, PATHS = ("data", "valid", "tokenizer"), ("out", "init", "distil", "cache")
 METAVARS = {**dict.fromkeys(FILES, "FILE"), **dict.fromkeys(PATHS, "PATH"), "budget": "TIME", "preset": "NAME"}
 
 
-def declare(parser: Parser, kind: type, base: Any, groups: Groups, everything: bool) -> None:
+def declare(parser: Parser, kind: type, base: object, groups: Groups, everything: bool) -> None:
     """Add the options of a config class, in groups if there are any; those in no group only if `everything`."""
     known = {name: (part, flag, settings) for name, part, flag, settings in options_of(kind, base)}
     titles = {name: title for title, names in groups.items() for name in names}
-    sections: dict[str, Any] = {}
+    sections: dict[str, argparse._ArgumentGroup] = {}
     for name in [*titles, *(other for other in known if everything and other not in titles)]:
         part, flag, settings = known[name]
         title = titles.get(name) or (f"more of {part}" if groups else "options" if "dest" in settings else "arguments")
@@ -35,7 +35,7 @@ def declare(parser: Parser, kind: type, base: Any, groups: Groups, everything: b
         sections[title].add_argument(flag, **settings)
 
 
-def options_of(kind: type, base: Any = None, part: str = "the run") -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+def options_of(kind: type, base: object = None, part: str = "the run") -> Iterator[tuple[str, str, str, Settings]]:
     """Yield the fields, nested ones too, with their part and what argparse takes; `base` has the defaults to show."""
     hints, docs = typing.get_type_hints(kind), field_docs(kind)
     for field in dataclasses.fields(kind):
@@ -73,7 +73,7 @@ def keys_of(table: str) -> tuple[str, ...]:
     return tuple(ast.literal_eval(key) for key in typing.cast(ast.Dict, tables[name]).keys if key is not None)
 
 
-def _value(name: str, hint: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _value(name: str, hint: Any, metadata: Mapping[str, Any]) -> Settings:  # Any: a type, as annotations write it
     """Return what argparse has to know of the value of a field of this type."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
@@ -88,7 +88,7 @@ def _value(name: str, hint: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
 def build(kind: type[T], given: Given, base: T | None = None) -> T:
     """Return the given options laid over `base`, or over the fields' defaults; a value may be refused (UserError)."""
     hints = typing.get_type_hints(kind)
-    values: dict[str, Any] = {} if base is None else {name: getattr(base, name) for name in hints}
+    values = {} if base is None else {name: getattr(base, name) for name in hints}
     for name, hint in hints.items():
         if dataclasses.is_dataclass(hint):
             values[name] = build(typing.cast(type, hint), given, values.get(name))

@@ -6,12 +6,13 @@ import argparse
 import re
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
 from jax_mlm.errors import UserError, nearest, unknown_choice
 
+Given = Mapping[str, Any]  # field → value, for the options that a command line gives; argparse has made its type
 COLUMN, NARROWEST, WIDEST = 27, 50, 100
 
 
@@ -28,27 +29,30 @@ class Page(argparse.HelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Refuses a command line with a UserError of one line; --eval_every is --eval-every."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, prog: str, usage: str, description: str, epilog: str) -> None:
         width = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
         page = partial(Page, max_help_position=COLUMN, width=width)
-        super().__init__(**settings, formatter_class=page, add_help=False, allow_abbrev=False, exit_on_error=False)
+        super().__init__(
+            prog, usage, description, epilog, formatter_class=page,
+            add_help=False, allow_abbrev=False, exit_on_error=False,
+        )  # fmt: skip
         self._negative_number_matcher = re.compile(r"-\.?\d")  # -1e-3 is a value too, as it is from Python 3.14 on
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
+    def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
-            raise unknown_choice("/".join(action.option_strings), value, action.choices)
+            raise unknown_choice("/".join(action.option_strings), str(value), action.choices)
 
-    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+    def _get_value(self, action: argparse.Action, arg_string: str) -> object:
         try:
             return super()._get_value(action, arg_string)
         except argparse.ArgumentError:
             expected = "an integer" if action.type is int else "a number"
             raise UserError(f"{'/'.join(action.option_strings)} {arg_string}: expected {expected}") from None
 
-    def read(self, argv: Sequence[str]) -> dict[str, Any]:
+    def read(self, argv: Sequence[str]) -> Given:
         """Return what the words of a command line give, by field; a UserError where one of them is wrong or missing."""
         words, known = list(argv), self._option_string_actions
         for at, word in enumerate(words[: [*words, "--"].index("--")]):

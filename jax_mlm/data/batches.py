@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from jax_mlm.data.tokenizer import Vocabulary
 from jax_mlm.errors import UserError
 
 T = TypeVar("T")
+A = TypeVar("A")
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,18 @@ class Rows:
         return len(self.first) - 1 if self.pack == "document" else -(-int(self.first[-1]) // self.length)
 
 
-class Batch(NamedTuple):
-    """Rows of tokens, int32; the first three are what the encoder reads."""
+class Batch(NamedTuple, Generic[A]):
+    """Rows of tokens, int32, as numpy arrays or on devices; the first three are what the encoder reads."""
 
-    tokens: np.ndarray
+    tokens: A
     """[B, S]"""
-    segments: np.ndarray
+    segments: A
     """[B, S] 0 is padding; equal numbers attend to each other."""
-    positions: np.ndarray
+    positions: A
     """[B, S]"""
-    words: np.ndarray
+    words: A
     """[B, S] number of the word in its row, from 0; -1 for padding, [CLS] and [SEP]."""
-    rows: np.ndarray
+    rows: A
     """[B] number of the row, in the global batch or, where batches are asked for by row, in the data set."""
 
 
@@ -122,7 +123,7 @@ def token_counts(rows: Rows, size: int) -> np.ndarray:
     return counts
 
 
-def batch_at(rows: Rows, step: int, seed: int, batch: int, shard: tuple[int, int] = (0, 1)) -> Batch:
+def batch_at(rows: Rows, step: int, seed: int, batch: int, shard: tuple[int, int] = (0, 1)) -> Batch[np.ndarray]:
     """The training batch of a step: each row once per epoch, in an order of its own in every epoch.
 
     Args:
@@ -140,7 +141,7 @@ def batch_at(rows: Rows, step: int, seed: int, batch: int, shard: tuple[int, int
     return _gather(rows, permuted(at, len(rows), seed, epoch))._replace(rows=within.astype(np.int32))
 
 
-def batch_of(rows: Rows, indices: np.ndarray) -> Batch:
+def batch_of(rows: Rows, indices: np.ndarray) -> Batch[np.ndarray]:
     """The rows of these numbers; one past the end is all padding."""
     return _gather(rows, np.asarray(indices, np.int64))
 
@@ -152,7 +153,7 @@ def _frame(vocabulary: Vocabulary) -> int:
     return (vocabulary.cls is not None) + (vocabulary.sep is not None)
 
 
-def _gather(rows: Rows, indices: np.ndarray) -> Batch:
+def _gather(rows: Rows, indices: np.ndarray) -> Batch[np.ndarray]:
     shape = (len(indices), rows.length)
     vocabulary, has_cls = rows.vocabulary, int(rows.vocabulary.cls is not None)
     real = np.flatnonzero(indices < len(rows))

@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -196,7 +196,7 @@ class Worker:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         self._send(tokenizer)
 
-    def _send(self, message: Any) -> None:
+    def _send(self, message: str | list[str]) -> None:
         assert self.process.stdin is not None
         pickle.dump(message, self.process.stdin, pickle.HIGHEST_PROTOCOL)
         self.process.stdin.flush()
@@ -219,9 +219,9 @@ class Worker:
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
+        for pipe in filter(None, (self.process.stdin, self.process.stdout)):
             with suppress(OSError):
-                pipe.close()  # type: ignore[union-attr]
+                pipe.close()
 
 
 def serve() -> None:
@@ -237,7 +237,7 @@ def serve() -> None:
             try:
                 tokens, begins, lengths = encode(tokenizer, texts)
                 tokens = tokens.astype(np.uint16) if small and tokens.max(initial=0) < 1 << 16 else tokens
-                answer: Any = (tokens, np.packbits(begins), lengths)
+                answer: tuple[np.ndarray, ...] | str = (tokens, np.packbits(begins), lengths)
             except Exception:  # nothing is lost: the parent raises what it reads here
                 answer = traceback.format_exc()
             pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)

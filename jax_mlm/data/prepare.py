@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -125,7 +125,7 @@ def _state(path: Path) -> tuple[int, int, int]:
 def _key(paths: Sequence[Path], tokenizer: str, cfg: DataConfig, cache: Path) -> str:
     """Hash all that shapes the files; where the texts lie, and what they are called, does not."""
     known_path = cache / "hashes.json"
-    known: dict[str, list[Any]] = {}
+    known: dict[str, list[int | str]] = {}
     with suppress(OSError, ValueError):
         known = json.loads(known_path.read_text())
     before, sources = len(known), []

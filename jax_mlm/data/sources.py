@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from jax_mlm.errors import UserError
 
@@ -120,7 +120,7 @@ def _known() -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, io.BufferedIOBase]]:
     """The decompressed stream, and the raw file beneath it whose position tells the progress."""
     try:
         raw = path.open("rb")
@@ -128,7 +128,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     damage: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error, lzma.LZMAError)
     with raw:
-        stream: Any = raw
+        stream: io.BufferedIOBase = raw
         match path.suffix.lower():
             case ".gz":
                 stream = gzip.GzipFile(fileobj=raw)
@@ -272,7 +272,7 @@ def _whole(texts: Iterable[tuple[str, int]]) -> Iterator[Block]:
         yield _bounded(batch, [True] * len(batch), consumed)
 
 
-def _field(record: Any, text_field: str, where: str) -> str:
+def _field(record: object, text_field: str, where: str) -> str:
     if not isinstance(record, dict):
         raise UserError(f"{where}: a record must be an object with the field {text_field!r}, see --text-field")
     if text_field not in record:
@@ -286,7 +286,7 @@ def _field(record: Any, text_field: str, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:  # half of an escaped pair: "\\ud83d"
-        text = text.encode("utf-8", "replace").decode()
+        return text.encode("utf-8", "replace").decode()
     return text
 
 
@@ -316,10 +316,11 @@ def _array_texts(
     path: Path, text_field: str, text: str, consumed: int, stream: Iterator[tuple[str, int]]
 ) -> Iterator[tuple[str, int]]:
     """The texts of one JSON array, an element at a time."""
-    decoder, space = json.JSONDecoder(), re.compile(r"[\s,]*")
+    decoder, solid = json.JSONDecoder(), re.compile(r"[^\s,]")
     text, number, at = text.lstrip(), 0, 1
     while True:
-        at = space.match(text, at).end()  # type: ignore[union-attr]
+        found = solid.search(text, at)
+        at = found.start() if found else len(text)
         if text.startswith("]", at):
             return
         try:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from jax_mlm.data.batches import Batch, Rows, batch_of
 from jax_mlm.model.encoder import Params
 from jax_mlm.tasks.metrics import Metrics
 
+Placer = Callable[[Batch[np.ndarray]], Batch[Array]]
+"""Brings rows from the host to the devices."""
 
-class Result(NamedTuple):
+
+@dataclass(frozen=True)
+class Result:
     """Sums over targets, in float64 on the host."""
 
     loss_sum: float
     correct: float
     count: float
 
-    def __add__(self, other: Result) -> Result:  # type: ignore[override]
-        return Result(*(a + b for a, b in zip(self, other, strict=True)))
+    def __add__(self, other: Result) -> Result:
+        return Result(self.loss_sum + other.loss_sum, self.correct + other.correct, self.count + other.count)
 
     @property
     def loss(self) -> float:
@@ -40,12 +44,12 @@ def result_of(metrics: Metrics) -> Result:
 
 
 def evaluate_rows(
-    examine: Callable[[Params, Batch], Metrics],
+    examine: Callable[[Params, Batch[Array]], Metrics],
     params: Params,
     rows: Rows,
     indices: np.ndarray,
     batch: int,
-    place: Callable[[Batch], Batch] = lambda b: b,
+    place: Placer = lambda batch: jax.tree.map(jnp.asarray, batch),
     shard: tuple[int, int] = (0, 1),
 ) -> Result:
     """Metrics over the given rows; a batch past their end is filled with padding, which weighs nothing.
@@ -76,13 +80,13 @@ def spread(total: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
 class Validator:
     """Validation of a run: a part of the rows while it trains, and the rest of them once, at its end."""
 
-    examine: Callable[[Params, Batch], Metrics]
+    examine: Callable[[Params, Batch[Array]], Metrics]
     """Compiled for `batch` rows."""
     rows: Rows
     batch: int
     wanted: int
     """Rows of the part; 0 takes all."""
-    place: Callable[[Batch], Batch]
+    place: Placer
     shard: tuple[int, int]
 
     def __call__(self, params: Params) -> Result:
@@ -101,7 +105,7 @@ class Validator:
         return evaluate_rows(self.examine, params, self.rows, indices, self.batch, self.place, self.shard)
 
 
-def unigram_baseline(train_counts: Int[np.ndarray, V], valid_counts: Int[np.ndarray, V]) -> tuple[float, float]:
+def unigram_baseline(train_counts: Int[np.ndarray, " V"], valid_counts: Int[np.ndarray, " V"]) -> tuple[float, float]:
     """Loss (nats) and accuracy of guessing by frequency in the training text, one added to each count."""
     smoothed = train_counts + 1.0
     log_p = np.log(smoothed / smoothed.sum())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
+from jaxtyping import Array, Int
 from tokenizers import Tokenizer
 
+from jax_mlm.config import Json
 from jax_mlm.data.batches import Rows
 from jax_mlm.model.encoder import Inputs, Params
 from jax_mlm.model.heads import Forward
@@ -60,11 +63,12 @@ def choose_samples(rows: Rows, tokenizer: Tokenizer, count: int = COUNT) -> tupl
     if not readable:
         return ()
     chosen = [readable[i * len(readable) // count] for i in range(count)]
+    mask = tokenizer.id_to_token(rows.vocabulary.mask) or "[MASK]"
     samples: dict[tuple[tuple[int, ...], int], Sample] = {}
     for number, (ids, places, _) in enumerate(chosen):
         # the golden ratio spreads the gaps over early and late words, and over one sentence chosen several times
         at = places[int(len(places) * ((number + 1) * 0.618034 % 1))]
-        samples.setdefault((ids, at), _sample(ids, at, tokenizer, rows.vocabulary.mask))
+        samples.setdefault((ids, at), _sample(ids, at, tokenizer, mask))
     return tuple(samples.values())
 
 
@@ -96,16 +100,16 @@ def _sentences(rows: Rows, tokenizer: Tokenizer) -> Iterator[tuple[tuple[int, ..
             yield tuple(ids), whole or ordinary, reads_well and "@" not in text
 
 
-def _sample(ids: tuple[int, ...], at: int, tokenizer: Tokenizer, mask: int) -> Sample:
+def _sample(ids: tuple[int, ...], at: int, tokenizer: Tokenizer, mask: str) -> Sample:
     left, right = tokenizer.decode(list(ids[:at])).strip(), tokenizer.decode(list(ids[at + 1 :]))
     # most decoders drop the space before the first token: it is put back, but for what clings to the word before it
     gap = "" if not right or right[0].isspace() or right[0] in ".,;:!?)'" else " "
     split = (f"{left} " if left else "", f"{gap}{right.rstrip()}")
-    return Sample(ids, at, split, tokenizer.decode([ids[at]]).strip(), tokenizer.id_to_token(mask).join(split))
+    return Sample(ids, at, split, tokenizer.decode([ids[at]]).strip(), mask.join(split))
 
 
 def compile_samples(
-    forward: Forward, params: Params, samples: Sequence[Sample], rows: Rows, tokenizer: Tokenizer, sharding: Any
+    forward: Forward, params: Params, samples: Sequence[Sample], rows: Rows, tokenizer: Tokenizer, sharding: Sharding
 ) -> Callable[[Params], tuple[Answer, ...]]:
     """`answer(params)`: the model's answers to the samples, compiled here, once, ahead of the loop.
 
@@ -124,9 +128,12 @@ def compile_samples(
     positions = np.broadcast_to(np.arange(rows.length, dtype=np.int32), tokens.shape)
     at = np.array([[head + sample.at] for sample in samples], np.int32)
     right = np.array([sample.ids[sample.at] for sample in samples], np.int32)
-    batch = jax.device_put((Inputs(tokens, segments, positions), at, right), sharding)
+    tokens, segments, positions, at, right = jax.device_put((tokens, segments, positions, at, right), sharding)
+    batch = (Inputs(tokens, segments, positions), at, right)
 
-    def look(params: Params, inputs: Inputs, at: Any, right: Any) -> tuple[Any, Any, Any]:
+    def look(
+        params: Params, inputs: Inputs, at: Int[Array, "B 1"], right: Int[Array, " B"]
+    ) -> tuple[Array, Array, Array]:
         probabilities = jax.nn.softmax(forward(params, inputs, at)[:, 0, : vocabulary.size].astype(jnp.float32))
         return *jax.lax.top_k(probabilities, TOP_K), jnp.take_along_axis(probabilities, right[:, None], 1)[:, 0]
 
@@ -153,7 +160,7 @@ def _name(tokenizer: Tokenizer, id: int) -> str:
     return tokenizer.decode([id], skip_special_tokens=False).strip() or tokenizer.id_to_token(id) or f"id {id}"
 
 
-def to_json(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def to_json(answers: Sequence[Answer]) -> list[Json]:
     """Return the answers as `samples.jsonl` holds them."""
     return [
         {

@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from tokenizers import Tokenizer
 
 from jax_mlm.data.tokenizer import Vocabulary
 from jax_mlm.model.encoder import Inputs, Params
 from jax_mlm.model.heads import Forward
+
+LogProbs = Callable[[Params, Inputs, Int[Array, " B"]], Float[Array, "B V"]]
 
 
 class Prediction(NamedTuple):
@@ -32,10 +35,13 @@ def predict_each(
     """Hides each token of the text in turn and reads the `top_k` likeliest ones."""
     encoded = tokenizer.encode(text)
     at, log_probs = mask_each(make_masked_log_probs(forward), params, encoded.ids, vocabulary)
-    name = tokenizer.id_to_token
+
+    def named(id: int) -> str:
+        return tokenizer.id_to_token(id) or f"id {id}"
+
     return [
         Prediction(
-            encoded.tokens[where], tuple((name(int(i)), float(np.exp(row[i]))) for i in np.argsort(-row)[:top_k])
+            encoded.tokens[where], tuple((named(int(i)), float(np.exp(row[i]))) for i in np.argsort(-row)[:top_k])
         )
         for where, row in zip(at, log_probs[:, : vocabulary.size], strict=True)
     ]
@@ -46,18 +52,18 @@ def to_host(params: Params) -> Params:
     return jax.tree.map(lambda x: jax.device_put(np.asarray(x), jax.local_devices()[0]), params)
 
 
-def make_masked_log_probs(forward: Forward) -> Callable[[Params, Inputs, Array], Float[Array, "B V"]]:
+def make_masked_log_probs(forward: Forward) -> LogProbs:
     """`log_probs(params, inputs, at)`: log-probabilities [B, V] at one position `at` [B] of each row."""
 
     @jax.jit
-    def log_probs(params: Params, inputs: Inputs, at: Array) -> Array:
+    def log_probs(params: Params, inputs: Inputs, at: Int[Array, " B"]) -> Float[Array, "B V"]:
         return jax.nn.log_softmax(forward(params, inputs, at[:, None])[:, 0], axis=-1)
 
     return log_probs
 
 
 def mask_each(
-    log_probs: Callable[..., Array], params: Params, ids: Sequence[int], vocabulary: Vocabulary, batch: int = 32
+    log_probs: LogProbs, params: Params, ids: Sequence[int], vocabulary: Vocabulary, batch: int = 32
 ) -> tuple[np.ndarray, Float[np.ndarray, "N V"]]:
     """Hides each ordinary token in turn: the N positions, and the log-probabilities at each.
 
@@ -76,15 +82,15 @@ def mask_each(
         hidden[np.arange(len(mine)), mine] = vocabulary.mask
         where = np.zeros(batch, np.int32)
         where[: len(mine)] = mine
-        inputs = Inputs(hidden, np.tile(segment, (batch, 1)), np.tile(np.arange(width, dtype=np.int32), (batch, 1)))
-        out.append(np.asarray(log_probs(params, inputs, where))[: len(mine)])
+        rows = (hidden, np.tile(segment, (batch, 1)), np.tile(np.arange(width, dtype=np.int32), (batch, 1)))
+        out.append(np.asarray(log_probs(params, Inputs(*map(jnp.asarray, rows)), jnp.asarray(where)))[: len(mine)])
     if not out:
         return at, np.zeros((0, 0), np.float32)
     return at, np.concatenate(out)
 
 
 def pseudo_log_likelihood(
-    log_probs: Callable[..., Array], params: Params, ids: Sequence[int], vocabulary: Vocabulary, batch: int = 32
+    log_probs: LogProbs, params: Params, ids: Sequence[int], vocabulary: Vocabulary, batch: int = 32
 ) -> tuple[float, int]:
     """Σ ln p(token | all others), each hidden alone (Salazar et al. 2020), and the number of tokens in the sum."""
     at, scores = mask_each(log_probs, params, ids, vocabulary, batch)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_mlm.config import MaskConfig, TrainConfig
+from jax_mlm.config import Json, MaskConfig, TrainConfig
 from jax_mlm.data.batches import pack_rows
 from jax_mlm.data.prepare import prepare
 from jax_mlm.data.sources import documents, expand
@@ -28,7 +27,7 @@ from jax_mlm.tasks.mlm import EVAL_MASK, make_examine
 
 def evaluate_text(
     run: Path, config: TrainConfig, params: Params, data: Sequence[str], batch: int, all_mask: bool = False
-) -> dict[str, Any]:
+) -> Json:
     """Return loss, accuracy, perplexity and counts over the packed documents."""
     tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     vocabulary = vocabulary_of(tokenizer)
@@ -50,9 +49,7 @@ def evaluate_text(
     }
 
 
-def score_documents(
-    run: Path, config: TrainConfig, params: Params, data: Sequence[str], batch: int
-) -> Iterator[dict[str, Any]]:
+def score_documents(run: Path, config: TrainConfig, params: Params, data: Sequence[str], batch: int) -> Iterator[Json]:
     """Yield the pseudo-log-likelihood of each document of the text."""
     tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     vocabulary = vocabulary_of(tokenizer)

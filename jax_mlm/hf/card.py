@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jax_mlm.config import TrainConfig
+from jax_mlm.model.encoder import Params
 from jax_mlm.run.directory import read_run_file
 from jax_mlm.run.log import METRICS_FILE, read_metrics
 
 
-def model_card(folder: Path, run: Path, config: TrainConfig, params: Mapping[str, Any], step: int, mask: str) -> str:
+def model_card(folder: Path, run: Path, config: TrainConfig, params: Params, step: int, mask: str) -> str:
     """Return README.md: where the model comes from and how to use it; the licence is for its owner to fill in."""
     facts, model = read_run_file(run), config.model
     data = facts.get("data", {})
@@ -69,6 +69,6 @@ model and which cover its training data.
 """
 
 
-def parameters(params: Mapping[str, Any]) -> int:
+def parameters(params: Params) -> int:
     """Count the numbers in a tree of arrays."""
     return sum(parameters(x) if isinstance(x, Mapping) else x.size for x in params.values())

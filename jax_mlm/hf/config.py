@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from jax_mlm.config import Family, ModelConfig
+from jax_mlm.config import Family, Json, ModelConfig
 from jax_mlm.errors import UserError
 
 FAMILIES: tuple[Family, ...] = typing.get_args(Family)
@@ -26,9 +26,9 @@ class Layout(NamedTuple):
     """A family's config.json, and how it maps to a ModelConfig."""
 
     architecture: str
-    fixed: Mapping[str, Any]
+    fixed: Json
     """Fields of ModelConfig that the architecture decides."""
-    fields: Mapping[str, tuple[str | Callable[[ModelConfig], Any], Any]]
+    fields: Mapping[str, tuple[str | Callable[[ModelConfig], object], object]]
     """Their name → ours, and what transformers takes where the field is left out; the default's type is the field's.
 
     A function in place of our name computes a field that is only written.
@@ -40,12 +40,12 @@ def layer_types(layers: int, every: int) -> list[str]:
     return ["sliding_attention" if i % every else "full_attention" for i in range(layers)]
 
 
-def _rope_parameters(c: ModelConfig) -> dict[str, Any]:
+def _rope_parameters(c: ModelConfig) -> Json:
     thetas = {"full_attention": c.rope_theta, "sliding_attention": c.rope_theta_local}
     return {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()}
 
 
-def _constant(value: Any) -> tuple[Callable[[ModelConfig], Any], Any]:
+def _constant(value: object) -> tuple[Callable[[ModelConfig], object], None]:
     return lambda c: value, None
 
 
@@ -161,7 +161,7 @@ def known_family(name: str) -> Family:
     )
 
 
-def _read(values: Mapping[str, Any], name: str, default: Any) -> Any:
+def _read(values: Json, name: str, default: Any) -> Any:
     """Return a field of a config.json, an activation by our name; a value of the wrong type is a UserError."""
     kinds, wanted = {
         int: ((int,), "an integer"),
@@ -182,7 +182,7 @@ def _read(values: Mapping[str, Any], name: str, default: Any) -> Any:
     return known[value]
 
 
-def from_hf(values: Mapping[str, Any], family: Family) -> ModelConfig:
+def from_hf(values: Json, family: Family) -> ModelConfig:
     """Return the model that a config.json describes.
 
     Raises:
@@ -192,7 +192,7 @@ def from_hf(values: Mapping[str, Any], family: Family) -> ModelConfig:
         if values.get(name) not in (None, usual):
             raise UserError(f"{name} is {values[name]!r}: only {usual!r} is supported")
     layout = LAYOUTS[family]
-    found: dict[str, Any] = dict(layout.fixed)
+    found: Json = dict(layout.fixed)
     for theirs, (ours, default) in layout.fields.items():
         if isinstance(ours, str):
             found[ours] = _read(values, theirs, default)
@@ -206,7 +206,7 @@ def from_hf(values: Mapping[str, Any], family: Family) -> ModelConfig:
     return ModelConfig(family=family, **found)
 
 
-def _attention(values: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+def _attention(values: Json, found: Json) -> Json:
     """Read what transformers 5 writes instead of the fields of older versions: `rope_parameters` and `layer_types`."""
     if values.get("rope_scaling"):
         raise UserError("rope_scaling is not supported: only rotary positions of type 'default' are")
@@ -236,13 +236,13 @@ def _global_every(kinds: list[str], layers: int) -> int:
     raise UserError(f"layer_types is {kinds}: only layers 0, n, 2n, … can be 'full_attention', the others local")
 
 
-def _written(c: ModelConfig, ours: str | Callable[[ModelConfig], Any]) -> Any:
+def _written(c: ModelConfig, ours: str | Callable[[ModelConfig], object]) -> object:
     """Return the value of a field, an activation by their name."""
     value = getattr(c, ours) if isinstance(ours, str) else ours(c)
     return THEIR_NAMES.get(value, value) if isinstance(value, str) else value
 
 
-def hf_config(c: ModelConfig, pad: int, cls: int | None, sep: int | None) -> dict[str, Any]:
+def hf_config(c: ModelConfig, pad: int, cls: int | None, sep: int | None) -> Json:
     """Return config.json: the family's own field names, with the switches that its architecture has."""
     layout = LAYOUTS[c.family]
     c = replace(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 from tokenizers import Tokenizer
@@ -20,6 +19,7 @@ from jax_mlm.hf.config import check_expressible, from_hf, hf_config, known_famil
 from jax_mlm.hf.names import family_of
 from jax_mlm.hf.tokenizer import hf_tokenizer, hf_tokenizer_config, read_json
 from jax_mlm.hf.weights import WEIGHTS, Tensors, is_tied, open_tensors, read_params, write_params
+from jax_mlm.model.encoder import Params
 from jax_mlm.model.params import at_offset
 from jax_mlm.run.checkpoint import load_params, open_checkpoints, save
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run, write_run
@@ -30,7 +30,7 @@ class Imported:
     """What a Hugging Face directory holds, in our terms."""
 
     model: ModelConfig
-    params: Mapping[str, Any]
+    params: Params
     tokenizer: Tokenizer
     remarks: tuple[str, ...]
     """What the user should know of: tensors not used, embeddings without a token."""
@@ -143,7 +143,7 @@ def export_hf(run: Path, folder: Path, checkpoint: Literal["best", "latest"] = "
     return step
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

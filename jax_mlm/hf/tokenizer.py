@@ -10,13 +10,14 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from jax_mlm.config import Json
 from jax_mlm.data.tokenizer import load_tokenizer
 from jax_mlm.errors import UserError
 
 ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """The object in a JSON file; a UserError where it holds anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -33,7 +34,7 @@ def hf_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         UserError: none of the known files, or a broken one, or a tokenizer without a mask token.
     """
-    options: dict[str, Any] = {}
+    options: Json = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             options |= read_json(folder / name)
@@ -54,11 +55,9 @@ def hf_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def hf_tokenizer_config(
-    special: Mapping[str, str | None], max_length: int, token_types: int | None = None
-) -> dict[str, Any]:
+def hf_tokenizer_config(special: Mapping[str, str | None], max_length: int, token_types: int | None = None) -> Json:
     """tokenizer_config.json; `special` maps pad, mask, unk, cls, sep to the token's text."""
-    named: dict[str, Any] = {f"{role}_token": text for role, text in special.items() if text is not None}
+    named: Json = {f"{role}_token": text for role, text in special.items() if text is not None}
     if token_types is not None and token_types < 2:  # a pair of texts would ask for a second type
         named["model_input_names"] = ["input_ids", "attention_mask"]
     return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, **named}
@@ -75,14 +74,14 @@ def _parsed(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _text(option: Any) -> str | None:
+def _text(option: object) -> str | None:
     """The text of a token in tokenizer_config.json: plain, or an object with its marks."""
     if isinstance(option, dict):
         option = option.get("content")
     return option if isinstance(option, str) else None
 
 
-def _add_specials(tokenizer: Tokenizer, folder: Path, options: dict[str, Any]) -> None:
+def _add_specials(tokenizer: Tokenizer, folder: Path, options: Json) -> None:
     """Marks the special tokens that only the other files name, and adds those of added_tokens.json."""
     added = folder / "added_tokens.json"
     if added.is_file():
@@ -114,7 +113,7 @@ def _specials(tokenizer: Tokenizer, names: tuple[str, ...], **mask: bool) -> Non
         tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False, **marks)])
 
 
-def _wordpiece(path: Path, options: dict[str, Any]) -> Tokenizer:
+def _wordpiece(path: Path, options: Json) -> Tokenizer:
     """BERT's: one piece a line."""
     lines = path.read_text(encoding="utf-8").split("\n")
     entries = lines[:-1] if lines and not lines[-1] else lines
@@ -135,7 +134,7 @@ def _wordpiece(path: Path, options: dict[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _byte_level(folder: Path, options: dict[str, Any]) -> Tokenizer:
+def _byte_level(folder: Path, options: Json) -> Tokenizer:
     """GPT-2's and RoBERTa's: byte-level pieces and their merges."""
     vocab = read_json(folder / "vocab.json")
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
@@ -159,7 +158,7 @@ def _byte_level(folder: Path, options: dict[str, Any]) -> Tokenizer:
 UNIGRAM, UNKNOWN = 1, 2
 
 
-def _sentencepiece(path: Path, options: dict[str, Any]) -> Tokenizer:
+def _sentencepiece(path: Path, options: Json) -> Tokenizer:
     """ALBERT's: a SentencePiece Unigram model, with the normalisation of `transformers`' AlbertTokenizer."""
     try:
         pieces, kind, charsmap = _model_proto(path.read_bytes())
@@ -169,7 +168,7 @@ def _sentencepiece(path: Path, options: dict[str, Any]) -> Tokenizer:
         raise UserError(f"{path} is no Unigram model: only those (ALBERT's) can be read; give a tokenizer.json")
     unk = next((id for id, (_, _, type) in enumerate(pieces) if type == UNKNOWN), None)
     tokenizer = Tokenizer(models.Unigram([(text, score) for text, score, _ in pieces], unk, byte_fallback=False))
-    steps: list[Any] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    steps: list[normalizers.Normalizer] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
     if not options.get("keep_accents", False):
         steps += [normalizers.NFKD(), normalizers.StripAccents()]
     if options.get("do_lower_case", True):
@@ -205,7 +204,7 @@ def _model_proto(data: bytes) -> tuple[list[tuple[str, float, int]], int, bytes]
 
 
 def _message(data: bytes) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of a protocol buffer message: integers, or bytes."""
+    """(field number, value) of a protocol buffer message: integers or bytes, as each field has it (Any)."""
     at = 0
 
     def varint() -> int:

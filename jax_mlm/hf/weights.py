@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jax_mlm.config import ModelConfig
 from jax_mlm.errors import UserError
 from jax_mlm.hf.names import NAMES, Names, entries
-from jax_mlm.model.params import expected_shapes
+from jax_mlm.model.encoder import Params
+from jax_mlm.model.params import expected_shapes, leaves
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -140,28 +140,25 @@ def is_tied(tensors: Tensors, c: ModelConfig) -> bool:
     return np.array_equal(tensors.read(decoder), tensors.read(table))
 
 
-def read_params(tensors: Tensors, c: ModelConfig) -> dict[str, Any]:
+def read_params(tensors: Tensors, c: ModelConfig) -> Params:
     """The parameter tree of `c`, in float32.
 
     Raises:
         UserError: a tensor is missing, or its shape is not that of the config.
     """
     n, shapes = NAMES[c.family], expected_shapes(c)
-    tree: dict[str, Any] = {}
+    arrays = {}
     for entry in entries(c):
         shape = shapes[entry.path][::-1] if entry.kernel else shapes[entry.path]
         shape = (shape[0] // len(entry.names), *shape[1:])
         names = n.bias if entry.path == ("decoder_bias",) else ()
         parts = [_checked(tensors, n, name, names, shape) for name in entry.names]
         joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        node = tree
-        for key in entry.path[:-1]:
-            node = node.setdefault(key, {})
-        node[entry.path[-1]] = np.ascontiguousarray(joined.T) if entry.kernel else joined
+        arrays[entry.path] = np.ascontiguousarray(joined.T) if entry.kernel else joined
     for name in n.bias:  # the copy of a bias under its other name is no news
         if (known := tensors.known_as(name, n.prefix)) and c.decoder_bias:
             tensors.used.add(known)
-    return tree
+    return unflatten_dict(arrays)
 
 
 def _checked(tensors: Tensors, n: Names, name: str, others: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
@@ -179,15 +176,12 @@ def _checked(tensors: Tensors, n: Names, name: str, others: tuple[str, ...], sha
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def write_params(path: Path, params: Mapping[str, Any], c: ModelConfig) -> None:
+def write_params(path: Path, params: Params, c: ModelConfig) -> None:
     """Writes model.safetensors in the family's names; what is tied is stored once."""
-    n = NAMES[c.family]
+    n, arrays = NAMES[c.family], leaves(params)
     tensors: dict[str, np.ndarray] = {}
     for entry in entries(c):
-        node: Any = params
-        for key in entry.path:
-            node = node[key]
-        array = np.asarray(node, np.float32)
+        array = np.asarray(arrays[entry.path], np.float32)
         for name, part in zip(entry.names, np.split(array.T if entry.kernel else array, len(entry.names)), strict=True):
             tensors[name] = np.ascontiguousarray(part)
     if not c.tied and c.decoder_bias:  # transformers ties the bias with the table, or not at all

@@ -22,13 +22,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from jax_mlm.config import ModelConfig
 from jax_mlm.model.ops.attention import Drop, attend, attention_weights
 from jax_mlm.model.ops.dense import add_bias, dense, gelu, layer_norm
 
-Params = Mapping[str, Any]
+Params = Mapping[str, Any]  # nested dicts of arrays: a recursive type would ask for a check at each level
 ATTENTION = "attention"
 """The collection in which layers leave their attention, where it is asked for."""
 
@@ -75,7 +76,7 @@ class Dense(nn.Module):
     config: ModelConfig
     features: int
     use_bias: bool
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T F"]:
@@ -95,7 +96,7 @@ def dropout(x: Array, drop: Drop | None) -> Array:
     return jnp.where(drop.kept(rows.shape[1:]).reshape(x.shape), x / (1 - drop.rate), 0).astype(x.dtype)
 
 
-def drop_at(rate: float, row_keys: Key[Array, "B"] | None, site: int) -> Drop | None:
+def drop_at(rate: float, row_keys: Key[Array, " B"] | None, site: int) -> Drop | None:
     """Return the dropout of one site; None where nothing is dropped."""
     return None if row_keys is None or rate == 0.0 else Drop(rate, row_keys, site)
 
@@ -120,7 +121,7 @@ class Attention(nn.Module):
     """Bidirectional multi-head self-attention; softmax in float32."""
 
     config: ModelConfig
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -149,7 +150,7 @@ class FeedForward(nn.Module):
     """Two dense layers around an activation, gated (GeGLU) or not."""
 
     config: ModelConfig
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
@@ -168,7 +169,7 @@ class Layer(nn.Module):
     """One encoder layer. `first` marks the one whose input is normalised already (pre-norm after an embedding norm)."""
 
     config: ModelConfig
-    dtype: Any
+    dtype: DTypeLike
     first: bool
 
     @nn.compact
@@ -178,7 +179,7 @@ class Layer(nn.Module):
         segments: Int[Array, "B S"],
         window: int | None,
         rope: tuple[Array, Array] | None,
-        row_keys: Key[Array, "B"] | None,
+        row_keys: Key[Array, " B"] | None,
         site: int,
     ) -> Float[Array, "T D"]:
         c = self.config
@@ -201,7 +202,7 @@ class Encoder(nn.Module):
     """The body: tokens → hidden states. A head (`heads.py`) is a subclass: its parameters stand beside the body's."""
 
     config: ModelConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         c = self.config
@@ -251,10 +252,10 @@ class Encoder(nn.Module):
 
 def make_attention(config: ModelConfig) -> Callable[..., Float[Array, "L B H S S"]]:
     """`attention(params, inputs)` → what each token attends to in every layer, in float32; the last axis sums to 1."""
-    encoder = Encoder(config, jnp.float32)
+    hidden = nn.apply(Encoder.hidden, Encoder(config, jnp.float32), mutable=[ATTENTION])
 
     def attention(params: Params, inputs: Inputs) -> Array:
-        _, left = encoder.apply({"params": params}, inputs, method=Encoder.hidden, mutable=[ATTENTION])
+        _, left = hidden({"params": params}, inputs)
         groups = [
             left[ATTENTION][f"layer_{i}"]["attention"]["weights"] for i in range(config.layer_groups or config.layers)
         ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from jax_mlm.config import ModelConfig
@@ -23,7 +24,7 @@ class Forward(Protocol):
         inputs: Inputs,
         at: Int[Array, "B P"],
         token_types: Int[Array, "B S"] | None = None,
-        row_keys: Key[Array, "B"] | None = None,
+        row_keys: Key[Array, " B"] | None = None,
     ) -> Float[Array, "B P V"]: ...
 
 
@@ -57,7 +58,7 @@ class MaskedLM(Encoder):
         inputs: Inputs,
         at: Int[Array, "B P"],
         token_types: Int[Array, "B S"] | None = None,
-        row_keys: Key[Array, "B"] | None = None,
+        row_keys: Key[Array, " B"] | None = None,
     ) -> Float[Array, "B P V"]:
         """Return logits at positions `at` only: the projection of the other positions is never computed."""
         x = self.hidden(inputs, token_types, row_keys)
@@ -70,17 +71,17 @@ def init_params(config: ModelConfig, key: Key[Array, ""]) -> Params:
     return MaskedLM(config).init(key, Inputs(row, row + 1, row), row)["params"]
 
 
-def make_forward(config: ModelConfig, dtype: Any = jnp.float32) -> Forward:
+def make_forward(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Forward:
     """Return the masked language model as a pure function of its parameters, computed in `dtype`."""
-    model = MaskedLM(config, dtype)
+    logits = nn.apply(MaskedLM.__call__, MaskedLM(config, dtype))
 
     def forward(
         params: Params,
         inputs: Inputs,
         at: Int[Array, "B P"],
         token_types: Int[Array, "B S"] | None = None,
-        row_keys: Key[Array, "B"] | None = None,
+        row_keys: Key[Array, " B"] | None = None,
     ) -> Float[Array, "B P V"]:
-        return model.apply({"params": params}, inputs, at, token_types, row_keys)  # type: ignore[return-value]  # Linen's apply may also return collections
+        return logits({"params": params}, inputs, at, token_types, row_keys)
 
     return forward

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,19 +9,25 @@ import jax
 import numpy as np
 
 from jax_mlm.config import ModelConfig
+from jax_mlm.model.encoder import Params
 from jax_mlm.model.heads import init_params
+
+
+def leaves(params: Params) -> dict[tuple[str, ...], Any]:  # arrays, or the shapes that stand for them
+    """Return what is in the nested dicts by its path."""
+    return {tuple(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def expected_shapes(c: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
     """The shape of each array of the model, by its path."""
     tree = jax.eval_shape(lambda: init_params(c, jax.random.key(0)))
-    return {tuple(k.key for k in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {path: leaf.shape for path, leaf in leaves(tree).items()}
 
 
-def at_offset(params: Mapping[str, Any], c: ModelConfig, offset: int) -> tuple[dict[str, Any], ModelConfig]:
+def at_offset(params: Params, c: ModelConfig, offset: int) -> tuple[Params, ModelConfig]:
     """The same model with the position table's first used row at `offset`."""
     if c.positions != "learned" or offset == c.position_offset:
-        return dict(params), c
+        return params, c
     used = np.asarray(params["position_table"])[c.position_offset :]
     moved = np.concatenate([np.zeros((offset, used.shape[1]), used.dtype), used])
     return {**params, "position_table": moved}, replace(c, position_offset=offset)

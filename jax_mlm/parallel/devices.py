@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -18,7 +17,7 @@ def describe_devices() -> str:
     return f"backend {jax.default_backend()}, {len(devices)} × {kind}{hosts}"
 
 
-def device_facts() -> dict[str, Any]:
+def device_facts() -> dict[str, str | int]:
     """What `run.json` records of the machine."""
     device = jax.devices()[0]
     counts = {"devices": jax.device_count(), "hosts": jax.process_count()}

@@ -85,15 +85,15 @@ def on_every_host(act: Callable[[], T]) -> T:
     If it raises UserError on any of them, all stop and exactly one reports it, so none is left waiting.
     """
     try:
-        made, failure = act(), None
+        made = act()
     except UserError as error:
-        failure = error
-    failed = [number for number, said in enumerate(gather(str(failure or ""))) if said]
-    if not failed:
-        return made
-    if failure is not None and failed[0] == jax.process_index():
-        raise failure
-    raise SystemExit(2)
+        made = error
+    failed = [number for number, said in enumerate(gather(str(made) if isinstance(made, UserError) else "")) if said]
+    if isinstance(made, UserError):
+        raise made if failed[0] == jax.process_index() else SystemExit(2)
+    if failed:
+        raise SystemExit(2)
+    return made
 
 
 def agree(what: str, value: str) -> None:

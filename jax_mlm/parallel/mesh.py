@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+from jaxtyping import Array
 
 from jax_mlm.errors import UserError
 
@@ -33,17 +35,14 @@ def by_row(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def make_copier(mesh: Mesh) -> Callable[[Any], Any]:
+def make_copier(mesh: Mesh) -> Callable[[ArrayLike], Array]:
     """`copy(x)`: a value that all hosts have → a copy on every device; `jax.device_put` compares them at each call."""
     sharding = replicated(mesh)
     return lambda x: jax.make_array_from_process_local_data(sharding, x)
 
 
-def make_placer(mesh: Mesh) -> Callable[[Any], Any]:
+def make_placer(mesh: Mesh) -> Callable[[Any], Any]:  # any tree of numpy arrays → the same tree of JAX arrays
     """`place(batch)`: this host's rows → arrays of the global batch."""
     sharding = by_row(mesh)
 
-    def place(batch: Any) -> Any:
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
-
-    return place
+    return lambda batch: jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

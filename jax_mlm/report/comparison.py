@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from jax_mlm.config import Json
 from jax_mlm.report.charts import Chart, Series, Unit, figure
 from jax_mlm.report.markup import page, table, text_of
 from jax_mlm.report.picture import picture
@@ -28,7 +28,7 @@ PIPE_WIDTH = 120
 """Width of a table that is not printed on a terminal."""
 
 
-def compare(paths: Sequence[Path]) -> tuple[list[Summary], list[dict[str, Any]], dict[str, list[Any]]]:
+def compare(paths: Sequence[Path]) -> tuple[list[Summary], list[Json], dict[str, list[object]]]:
     """Return the runs, a row of figures for each, and the options that differ, each with its value in every run."""
     runs = [summarise(path) for path in paths]
     rows = [figures_of(name, run) for name, run in zip(names(paths), runs, strict=True)]
@@ -41,7 +41,7 @@ def names(paths: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
 
 
-def figures_of(name: str, run: Summary) -> dict[str, Any]:
+def figures_of(name: str, run: Summary) -> Json:
     """Return the figures of one run; None for what was not measured."""
     best = run.best or {}
     return {
@@ -57,14 +57,14 @@ def figures_of(name: str, run: Summary) -> dict[str, Any]:
     }
 
 
-def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def differences(configs: Sequence[Json]) -> dict[str, list[object]]:
     """Return the options that differ, each with its value in every run; None where a run does not have the option."""
     every = dict.fromkeys(name for config in configs for name in config)
     values = {name: [config.get(name) for config in configs] for name in every if name not in INCIDENTAL}
     return {name: of for name, of in values.items() if any(value != of[0] for value in of)}
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
+def cells(row: Json) -> list[str]:
     """Return a row of figures as text."""
 
     def shown(key: str, form: str) -> str:
@@ -85,7 +85,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 HEADER = ("run", "steps", "tokens", "seconds", "tokens/s", "best valid loss", "accuracy there", "at step")
 
 
-def print_tables(rows: Sequence[dict[str, Any]], different: Mapping[str, Sequence[Any]]) -> None:
+def print_tables(rows: Sequence[Json], different: Mapping[str, Sequence[object]]) -> None:
     """Print the figures, the best loss in bold, and the options that differ."""
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -110,9 +110,7 @@ def print_tables(rows: Sequence[dict[str, Any]], different: Mapping[str, Sequenc
     console.print(options)
 
 
-def comparison_page(
-    runs: Sequence[Summary], rows: Sequence[dict[str, Any]], different: Mapping[str, Sequence[Any]]
-) -> str:
+def comparison_page(runs: Sequence[Summary], rows: Sequence[Json], different: Mapping[str, Sequence[object]]) -> str:
     """Return one self-contained page: the tables, and the curves by step, tokens and time."""
     called = [row["run"] for row in rows]
     parts = [f"<h1>{escape(' · '.join(called))}</h1>", '<p class="quiet">Comparison of runs</p>']

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
 
 from jax_mlm.report.theme import CHART_RULES, variables
 from jax_mlm.version import package_version
@@ -73,7 +72,7 @@ def card(name: str, value: str, remark: str = "") -> str:
     return f'<div class="card"><span class="quiet">{escape(name)}</span><b>{escape(value)}</b>{below}</div>'
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return rows under a header, the first cell of each as its name; a wide table scrolls by itself."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = "".join(
@@ -83,7 +82,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def facts(values: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> str:
+def facts(values: Mapping[str, object], usual: Mapping[str, object] | None = None) -> str:
     """Return names and values; where `usual` is given, the values that differ from it are marked."""
     rows = []
     for name, value in values.items():
@@ -94,7 +93,7 @@ def facts(values: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> 
     return f'<table class="facts"><tbody>{"".join(rows)}</tbody></table>'
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """Return a value of a configuration as text."""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(text_of, value)) or "–"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
 
-from jax_mlm.config import to_json
+from jax_mlm.config import Json, to_json
 from jax_mlm.presets import PRESETS
 from jax_mlm.report.charts import Chart, figure
 from jax_mlm.report.markup import card, facts, page, table
@@ -74,7 +73,7 @@ def _perplexity(loss: float) -> str:
     return f"{math.exp(loss):,.2f}" if loss < 50 else "∞"
 
 
-def _samples(evaluations: Sequence[dict[str, Any]]) -> str:
+def _samples(evaluations: Sequence[Json]) -> str:
     count = min(SHOWN, len(evaluations))
     shown = [evaluations[i * (len(evaluations) - 1) // max(count - 1, 1)] for i in range(count)]
     cards = []
@@ -93,7 +92,7 @@ def _samples(evaluations: Sequence[dict[str, Any]]) -> str:
     return f'<div class="samples">{"".join(cards)}</div>'
 
 
-def _candidates(sample: dict[str, Any]) -> str:
+def _candidates(sample: Json) -> str:
     """Return cells: the top predictions, with probabilities as bars, and the probability of the hidden word."""
     cells = []
     for candidate in sample["candidates"]:

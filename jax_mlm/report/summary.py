@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from jax_mlm.config import to_json
+from jax_mlm.config import Json, to_json
 from jax_mlm.errors import UserError
 from jax_mlm.run.checkpoint import FOLDER
 from jax_mlm.run.directory import config_of, read_run_file
@@ -24,15 +24,15 @@ class Summary:
     """One run: its configuration and its measurements."""
 
     run: Path
-    facts: dict[str, Any]
+    facts: Json
     """`run.json`."""
-    config: dict[str, Any]
+    config: Json
     """Its configuration, options that are newer than the run filled in."""
-    train: list[dict[str, Any]]
-    valid: list[dict[str, Any]]
-    final: dict[str, Any] | None
+    train: list[Json]
+    valid: list[Json]
+    final: Json | None
     """The measurement on all of the validation text; None until the run has ended."""
-    samples: list[dict[str, Any]]
+    samples: list[Json]
 
     @property
     def name(self) -> str:
@@ -53,7 +53,7 @@ class Summary:
         return max((line["seconds"] for line in (*self.train, *filter(None, [self.final]))), default=0.0)
 
     @property
-    def best(self) -> dict[str, Any] | None:
+    def best(self) -> Json | None:
         """The validation with the lowest loss."""
         return min(self.valid, key=lambda line: line["loss"], default=None)
 
@@ -63,7 +63,7 @@ class Summary:
         rates = sorted(line["tokens_per_second"] for line in self.train)
         return rates[len(rates) // 2] if rates else 0.0
 
-    def curve(self, lines: Sequence[dict[str, Any]], key: str, axis: Axis = "step") -> list[tuple[float, float]]:
+    def curve(self, lines: Sequence[Json], key: str, axis: Axis = "step") -> list[tuple[float, float]]:
         """Return (x, y) of each line that has the key; x is its step, or the tokens or seconds until then."""
         at: dict[int, float] = {line["step"]: line["step"] for line in lines}
         if axis != "step":
@@ -90,9 +90,9 @@ def summarise(run: Path) -> Summary:
     )
 
 
-def flat(config: dict[str, Any]) -> dict[str, Any]:
+def flat(config: Json) -> Json:
     """Return the configuration's options by the names they have on the command line."""
-    out: dict[str, Any] = {}
+    out: Json = {}
     for name, value in config.items():
         out |= flat(value) if isinstance(value, dict) else {f"--{name.replace('_', '-')}": value}
     return out

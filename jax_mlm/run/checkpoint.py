@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict, TypeVar
 
 import jax
 import numpy as np
@@ -14,8 +14,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jax_mlm.errors import UserError
+from jax_mlm.model.encoder import Params
 
 FOLDER = "checkpoints"
+State = TypeVar("State")
 
 
 class Meta(TypedDict):
@@ -47,14 +49,14 @@ def open_checkpoints(run: Path) -> ocp.CheckpointManager:
     return ocp.CheckpointManager((run / FOLDER).absolute(), options=options)
 
 
-def save(manager: ocp.CheckpointManager, state: Any, meta: Meta, loss: float | None) -> None:
+def save(manager: ocp.CheckpointManager, state: object, meta: Meta, loss: float | None) -> None:
     """Start saving; `meta` is small JSON beside the arrays, `loss` (None: not measured) decides which is the best."""
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     with _without_remarks():
         manager.save(int(meta["step"]), args=args, metrics=None if loss is None else {"loss": loss})
 
 
-def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, Meta] | None:
+def restore(manager: ocp.CheckpointManager, like: State) -> tuple[State, Meta] | None:
     """Return the newest state and its meta, or None before the first save; `like` gives shapes, types and shardings."""
     step = manager.latest_step()
     if step is None:
@@ -95,7 +97,7 @@ def _reading(run: Path) -> Iterator[ocp.CheckpointManager]:
             yield manager
 
 
-def load_params(run: Path, which: Literal["best", "latest"] | int = "latest") -> tuple[int, dict[str, Any]]:
+def load_params(run: Path, which: Literal["best", "latest"] | int = "latest") -> tuple[int, Params]:
     """Return the step chosen, and its parameters as nested dicts of float32 numpy arrays.
 
     The best is the one with the lowest validation loss; the newest where none was measured.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from jax_mlm.config import TrainConfig, from_json, to_json
+from jax_mlm.config import Json, TrainConfig, from_json, to_json
 from jax_mlm.errors import UserError
 from jax_mlm.files import write_atomically
 from jax_mlm.version import package_version
@@ -39,14 +39,14 @@ def choose_directory(config: TrainConfig) -> Path:
     return run
 
 
-def write_run(run: Path, config: TrainConfig, device: dict[str, Any], data: dict[str, Any]) -> None:
+def write_run(run: Path, config: TrainConfig, device: Mapping[str, object], data: Mapping[str, object]) -> None:
     """Writes `run.json`: everything needed to say how these weights came to be."""
     versions = {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}}
     body = {"format": 1, "config": to_json(config), "versions": versions, "device": device, "data": data}
     write_atomically(run / RUN_FILE, json.dumps(body, indent=2) + "\n")
 
 
-def read_run_file(run: Path) -> dict[str, Any]:
+def read_run_file(run: Path) -> Json:
     """The whole of `run.json`."""
     path = Path(run) / RUN_FILE
     if not path.is_file():
@@ -62,7 +62,7 @@ def read_run(run: Path) -> TrainConfig:
     return config_of(read_run_file(run), run)
 
 
-def config_of(body: dict[str, Any], run: Path) -> TrainConfig:
+def config_of(body: Json, run: Path) -> TrainConfig:
     """Return the configuration that the `run.json` of a run holds."""
     try:
         values = dict(body["config"])

@@ -7,8 +7,9 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TextIO, runtime_checkable
+from typing import Protocol, TextIO, runtime_checkable
 
+from jax_mlm.config import Json
 from jax_mlm.files import write_atomically
 
 METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
@@ -47,11 +48,11 @@ class MetricsLog:
         if self._add(METRICS_FILE, {"kind": kind, "step": step, **values}) and self._tracker is not None:
             self._tracker.write(step, {f"{kind}/{name}": value for name, value in values.items()})
 
-    def write_samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+    def write_samples(self, step: int, samples: list[Json]) -> None:
         """Adds the answers of one evaluation."""
         self._add(SAMPLES_FILE, {"kind": "samples", "step": step, "samples": samples})
 
-    def _add(self, name: str, line: dict[str, Any]) -> bool:
+    def _add(self, name: str, line: Json) -> bool:
         if (line["kind"], line["step"]) in self._written:  # a finished run, resumed: it has been measured already
             return False
         self._written.add((line["kind"], line["step"]))
@@ -75,17 +76,17 @@ def _key_of(line: str) -> tuple[str, float]:
         return "", float("inf")
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
+def read_metrics(run: Path) -> list[Json]:
     """All lines of `metrics.jsonl`."""
     return _read_lines(run / METRICS_FILE)
 
 
-def read_samples(run: Path) -> list[dict[str, Any]]:
+def read_samples(run: Path) -> list[Json]:
     """All evaluations of `samples.jsonl`; none where the run is older than that file."""
     return _read_lines(run / SAMPLES_FILE) if (run / SAMPLES_FILE).is_file() else []
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path) -> list[Json]:
     """Return every whole line; one that is being written, or was cut short by a kill, is left out."""
     return [json.loads(line) for line in _lines(path) if line.endswith("\n")]
 

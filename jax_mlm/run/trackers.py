@@ -8,8 +8,8 @@ import sys
 import uuid
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from jax_mlm.config import TrainConfig, to_json
 from jax_mlm.errors import UserError
@@ -30,7 +30,7 @@ def check_tracker(name: str) -> None:
     if importlib.util.find_spec(MODULES[name]) is None:
         raise UserError(f"--track {name} needs an extra: pip install 'jax-mlm[{name}]'")
     if name == "wandb":
-        import wandb
+        wandb = import_module("wandb")
 
         if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.api.api_key:
             raise UserError("--track wandb does not know you: run `wandb login`, or set WANDB_MODE=offline")
@@ -69,11 +69,11 @@ class _Wandb:
     """A run of the project jax-mlm; offline with WANDB_MODE=offline."""
 
     def __init__(self, run: Path, config: TrainConfig) -> None:
-        import wandb
+        wandb = import_module("wandb")
 
         settings = wandb.Settings(console="off", silent=True)
         try:
-            self._run: Any = wandb.init(
+            self._run = wandb.init(
                 project=PROJECT, name=run.name, id=_known_as(run), resume="allow", dir=str(run),
                 config=to_json(config), settings=settings,
             )  # fmt: skip
@@ -94,17 +94,17 @@ class _Trackio:
     """A run of the project jax-mlm in Trackio's local store."""
 
     def __init__(self, run: Path, config: TrainConfig) -> None:
-        import trackio
+        trackio = import_module("trackio")
 
         name = f"{run.name}-{_known_as(run)}"
         with redirect_stdout(sys.stderr):  # it greets
-            self._run: Any = trackio.init(project=PROJECT, name=name, resume="allow", config=to_json(config))
+            self._run = trackio.init(project=PROJECT, name=name, resume="allow", config=to_json(config))
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         self._run.log(dict(figures), step=step)
 
     def close(self) -> None:
-        import trackio
+        trackio = import_module("trackio")
 
         with redirect_stdout(sys.stderr):
             trackio.finish()  # the module's: the run's own would be finished again at exit, with a line on stdout

@@ -8,10 +8,12 @@ hidden states at every token.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from jax_mlm.config import DistilConfig, ModelConfig
@@ -42,9 +44,8 @@ def cosine_distance(
     return ((1.0 - (s * t).sum(-1) / lengths) * weights).sum()
 
 
-def make_states(config: ModelConfig, dtype: Any) -> Callable[..., tuple[Array, Array]]:
+def make_states(config: ModelConfig, dtype: DTypeLike) -> Callable[..., tuple[Array, Array]]:
     """`states(params, inputs, at, row_keys=None)` → last hidden states [B, S, D], normalised, and logits [B, P, V]."""
-    model = MaskedLM(config, dtype)
 
     def both(module: MaskedLM, inputs: Inputs, at: Array, row_keys: Array | None) -> tuple[Array, Array]:
         x = module.hidden(inputs, None, row_keys)
@@ -53,22 +54,25 @@ def make_states(config: ModelConfig, dtype: Any) -> Callable[..., tuple[Array, A
             x = module.final_norm(x.reshape(-1, config.width)).reshape(x.shape)
         return x, logits
 
-    def states(params: Params, inputs: Inputs, at: Array, row_keys: Array | None = None) -> tuple[Array, Array]:
-        return model.apply({"params": params}, inputs, at, row_keys, method=both)
-
-    return states
+    apply = nn.apply(both, MaskedLM(config, dtype))
+    return lambda params, inputs, at, row_keys=None: apply({"params": params}, inputs, at, row_keys)
 
 
 class TaughtBatch(NamedTuple):
     """A masked batch, and how many targets a token of the whole batch stands for, once for each row."""
 
     example: MaskedBatch
-    targets_per_token: Float[Array, "B"]
+    targets_per_token: Float[Array, " B"]
 
 
 def distilled(
-    task: Task, config: DistilConfig, student: ModelConfig, teacher: ModelConfig, taught_by: Params, dtype: Any
-) -> Task:
+    task: Task[MaskedBatch],
+    config: DistilConfig,
+    student: ModelConfig,
+    teacher: ModelConfig,
+    taught_by: Params,
+    dtype: DTypeLike,
+) -> Task[TaughtBatch]:
     """Return the masked-LM `task` with the weighted sum of its loss, soft targets and cosine, as a sum over targets.
 
     Soft targets are taken where the vocabulary is projected anyway, at the hidden tokens; the cosine at every token.
@@ -76,13 +80,15 @@ def distilled(
     learn, teach = make_states(student, dtype), make_states(teacher, dtype)
     tokens = min(student.vocab_size, teacher.vocab_size)  # what a table has beyond is padding
 
-    def prepare(batch: Batch, keys: Key[Array, "B"], step: Int[Array, ""], horizon: Int[Array, ""]) -> TaughtBatch:
+    def prepare(
+        batch: Batch[Array], keys: Key[Array, " B"], step: Int[Array, ""], horizon: Int[Array, ""]
+    ) -> TaughtBatch:
         example = task.prepare(batch, keys, step, horizon)
         share = example.masked.weights.sum() / jnp.maximum((batch.segments > 0).sum(), 1)
         return TaughtBatch(example, jnp.broadcast_to(share, batch.rows.shape))
 
     def loss(
-        params: Params, frozen: Params | None, taught: TaughtBatch, drop_keys: Key[Array, "B"] | None
+        params: Params, frozen: Params | None, taught: TaughtBatch, drop_keys: Key[Array, " B"] | None
     ) -> tuple[Float[Array, ""], Metrics]:
         assert frozen is not None, "the teacher's parameters are the step's last argument"
         masked, inputs = taught.example.masked, taught.example.inputs()
@@ -97,4 +103,4 @@ def distilled(
             total += config.distil_cosine * more["cosine"]
         return total, metrics._replace(more=more)
 
-    return task._replace(prepare=prepare, loss=loss, frozen=taught_by)
+    return Task(task.init, prepare, loss, task.examine, task.scheduled, task.targets, taught_by)

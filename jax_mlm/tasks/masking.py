@@ -35,17 +35,17 @@ class Masked(NamedTuple):
     weights: Float[Array, "B P"]
 
 
-GroupRule = Callable[[Key[Array, ""], Bool[Array, "S"], Int[Array, "S"]], Int[Array, "S"]]
+GroupRule = Callable[[Key[Array, ""], Bool[Array, " S"], Int[Array, " S"]], Int[Array, " S"]]
 """(key, eligible, words) → a number for each token; equal numbers side by side are hidden together."""
 
 
-def token_groups(key: Key[Array, ""], eligible: Bool[Array, "S"], words: Int[Array, "S"]) -> Int[Array, "S"]:
+def token_groups(key: Key[Array, ""], eligible: Bool[Array, " S"], words: Int[Array, " S"]) -> Int[Array, " S"]:
     """Each token by itself."""
     del key, words
     return jnp.arange(eligible.shape[0])
 
 
-def word_groups(key: Key[Array, ""], eligible: Bool[Array, "S"], words: Int[Array, "S"]) -> Int[Array, "S"]:
+def word_groups(key: Key[Array, ""], eligible: Bool[Array, " S"], words: Int[Array, " S"]) -> Int[Array, " S"]:
     """All tokens of a word together."""
     del key, eligible
     return words
@@ -54,7 +54,7 @@ def word_groups(key: Key[Array, ""], eligible: Bool[Array, "S"], words: Int[Arra
 def make_span_groups(mean: float, longest: int) -> GroupRule:
     """Spans of geometric length, cut at `longest` (as in SpanBERT, Joshi et al. 2019), never across a special token."""
 
-    def span_groups(key: Key[Array, ""], eligible: Bool[Array, "S"], words: Int[Array, "S"]) -> Int[Array, "S"]:
+    def span_groups(key: Key[Array, ""], eligible: Bool[Array, " S"], words: Int[Array, " S"]) -> Int[Array, " S"]:
         del words
         ends = jax.random.bernoulli(key, 1 / mean, eligible.shape)
         broken = ends | ~eligible
@@ -107,8 +107,8 @@ def rate_at(config: MaskConfig, step: Array | int, horizon: Array | int) -> Arra
 
 
 def choose(
-    key: Key[Array, ""], groups: Int[Array, "S"], eligible: Bool[Array, "S"], rate: Array, room: int
-) -> Bool[Array, "S"]:
+    key: Key[Array, ""], groups: Int[Array, " S"], eligible: Bool[Array, " S"], rate: Array, room: int
+) -> Bool[Array, " S"]:
     """Chooses whole groups by the law above; one that would exceed `room` tokens in all is left out whole."""
     S = groups.shape[0]
     order_key, window_key = jax.random.split(key)
@@ -135,7 +135,7 @@ def choose(
 
 def make_mask(
     config: MaskConfig, vocabulary: Vocabulary, length: int
-) -> Callable[[Key[Array, "B"], Int[Array, "B S"], Int[Array, "B S"], Array], Masked]:
+) -> Callable[[Key[Array, " B"], Int[Array, "B S"], Int[Array, "B S"], Array], Masked]:
     """`mask(row_keys, tokens, words, rate)` for rows of `length` tokens.
 
     Special tokens (the unknown token among them) and padding are never targets and never drawn as replacements.
@@ -145,7 +145,7 @@ def make_mask(
     special[list(vocabulary.special)] = True
     ordinary = np.flatnonzero(~special).astype(np.int32)
 
-    def mask_row(key: Key[Array, ""], tokens: Int[Array, "S"], words: Int[Array, "S"], rate: Array) -> Masked:
+    def mask_row(key: Key[Array, ""], tokens: Int[Array, " S"], words: Int[Array, " S"], rate: Array) -> Masked:
         group_key, choose_key, split_key, random_key = jax.random.split(key, 4)
         eligible = (words >= 0) & ~jnp.asarray(special)[tokens]
         chosen = choose(choose_key, rule(group_key, eligible, words), eligible, rate, room)
@@ -162,7 +162,7 @@ def make_mask(
     return jax.vmap(mask_row, in_axes=(0, 0, 0, None))
 
 
-def row_keys(key: Key[Array, ""], step: Array | int, rows: Int[Array, "B"]) -> Key[Array, "B"]:
+def row_keys(key: Key[Array, ""], step: Array | int, rows: Int[Array, " B"]) -> Key[Array, " B"]:
     """A key for each global row of a step: the same however the rows are spread over microbatches, devices or hosts."""
     step_key = jax.random.fold_in(key, step)
     return jax.vmap(lambda row: jax.random.fold_in(step_key, row))(rows)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from jax_mlm.config import MaskConfig, ModelConfig
@@ -26,7 +27,7 @@ EVAL_SEED = 0
 class MaskedBatch(NamedTuple):
     """A batch and what of it is hidden."""
 
-    batch: Batch
+    batch: Batch[Array]
     masked: Masked
 
     def inputs(self) -> Inputs:
@@ -34,7 +35,7 @@ class MaskedBatch(NamedTuple):
 
 
 def measure(
-    forward: Forward, params: Params, example: MaskedBatch, drop_keys: Key[Array, "B"] | None = None
+    forward: Forward, params: Params, example: MaskedBatch, drop_keys: Key[Array, " B"] | None = None
 ) -> Metrics:
     """Return loss and accuracy sums over the masked positions."""
     logits = forward(params, example.inputs(), example.masked.at, row_keys=drop_keys)
@@ -43,28 +44,32 @@ def measure(
 
 def make_examine(
     forward: Forward, vocabulary: Vocabulary, length: int, config: MaskConfig = EVAL_MASK, seed: int = EVAL_SEED
-) -> Callable[[Params, Batch], Metrics]:
+) -> Callable[[Params, Batch[Array]], Metrics]:
     """Return `examine(params, batch)`: sums under masks fixed by the seed and each row's number in the data set."""
     mask = make_mask(config, vocabulary, length)
     rate, key = jnp.float32(config.mask_rate), jax.random.key(seed)
 
-    def examine(params: Params, batch: Batch) -> Metrics:
+    def examine(params: Params, batch: Batch[Array]) -> Metrics:
         keys = jax.vmap(jax.random.split)(row_keys(key, 0, batch.rows))
         return measure(forward, params, MaskedBatch(batch, mask(keys[:, 0], batch.tokens, batch.words, rate)))
 
     return examine
 
 
-def masked_lm(model: ModelConfig, config: MaskConfig, vocabulary: Vocabulary, length: int, dtype: Any) -> Task:
+def masked_lm(
+    model: ModelConfig, config: MaskConfig, vocabulary: Vocabulary, length: int, dtype: DTypeLike
+) -> Task[MaskedBatch]:
     """Return the task of predicting hidden tokens in rows of `length`, computed in `dtype`."""
     forward = make_forward(model, dtype)
     mask = make_mask(config, vocabulary, length)
 
-    def prepare(batch: Batch, keys: Key[Array, "B"], step: Int[Array, ""], horizon: Int[Array, ""]) -> MaskedBatch:
+    def prepare(
+        batch: Batch[Array], keys: Key[Array, " B"], step: Int[Array, ""], horizon: Int[Array, ""]
+    ) -> MaskedBatch:
         return MaskedBatch(batch, mask(keys, batch.tokens, batch.words, rate_at(config, step, horizon)))
 
     def loss(
-        params: Params, frozen: Params | None, example: MaskedBatch, drop_keys: Key[Array, "B"] | None
+        params: Params, frozen: Params | None, example: MaskedBatch, drop_keys: Key[Array, " B"] | None
     ) -> tuple[Float[Array, ""], Metrics]:
         del frozen
         metrics = measure(forward, params, example, drop_keys)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from jaxtyping import Array, Float, Int, Key
 
@@ -11,20 +11,20 @@ from jax_mlm.data.batches import Batch
 from jax_mlm.model.encoder import Params
 from jax_mlm.tasks.metrics import Metrics
 
-Example = Any
+Example = TypeVar("Example")
 """What a task makes of a batch: a tree of arrays whose first axis is B, so that it divides into microbatches."""
 
 
-class Task(NamedTuple):
+class Task(NamedTuple, Generic[Example]):
     """What a model learns, as pure functions; a new task is a function that returns one of these."""
 
     init: Callable[[Key[Array, ""]], Params]
     """Return fresh parameters, the body's and the head's."""
-    prepare: Callable[[Batch, Key[Array, "B"], Int[Array, ""], Int[Array, ""]], Example]
+    prepare: Callable[[Batch[Array], Key[Array, " B"], Int[Array, ""], Int[Array, ""]], Example]
     """(batch, a key for each row, step, horizon) → what the loss reads; it draws what is random."""
-    loss: Callable[[Params, Params | None, Example, Key[Array, "B"] | None], tuple[Float[Array, ""], Metrics]]
+    loss: Callable[[Params, Params | None, Example, Key[Array, " B"] | None], tuple[Float[Array, ""], Metrics]]
     """(params, frozen, example, dropout keys) → what to minimise and what to log, both as sums over targets."""
-    examine: Callable[[Params, Batch], Metrics]
+    examine: Callable[[Params, Batch[Array]], Metrics]
     """(params, batch) → validation sums, the same whenever and however often they are asked for."""
     scheduled: Callable[[int, int], dict[str, float]]
     """(step, horizon) → what follows a schedule, by its name in the log."""

@@ -22,7 +22,7 @@ class Meter:
         self._reset()
 
     def _reset(self) -> None:
-        self._sums, self._tokens, self._flops, self._since = Result(0, 0, 0), 0, 0.0, time.perf_counter()
+        self._sums, self._tokens, self._flops, self._since = Result(0.0, 0.0, 0.0), 0, 0.0, time.perf_counter()
         self._more: Counter[str] = Counter()
 
     def add(self, metrics: Metrics, tokens: int) -> None:

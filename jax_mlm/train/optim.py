@@ -7,15 +7,16 @@ horizon while it is measured, without recompilation. The chains therefore end be
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import KeyPath
 from jaxtyping import Array, Float
 
 from jax_mlm.config import OptimConfig
 from jax_mlm.errors import unknown_choice
+from jax_mlm.model.encoder import Params
 
 Schedule = Callable[[Array | int, Array | int], Array]
 """(step, horizon) → part of the peak learning rate, from 0 to 1."""
@@ -45,15 +46,15 @@ def make_schedule(config: OptimConfig) -> Schedule:
     return schedule
 
 
-def is_matrix(params: Any) -> Any:
+def is_matrix(params: Params) -> Params:
     """True for weights that decay: matrices and tables, not norms and biases."""
     return jax.tree.map(lambda x: x.ndim >= 2, params)
 
 
-def is_hidden_matrix(params: Any) -> Any:
+def is_hidden_matrix(params: Params) -> Params:
     """True for the matrices between hidden states, which Muon orthogonalises; not tables, norms or biases."""
 
-    def hidden(path: tuple[Any, ...], x: Array) -> bool:
+    def hidden(path: KeyPath, x: Array) -> bool:
         return x.ndim == 2 and path[0].key.startswith("layer_")
 
     return jax.tree_util.tree_map_with_path(hidden, params)

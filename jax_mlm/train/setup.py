@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -44,7 +45,8 @@ class Setup:
     start: Initial | None
     """The weights of --init or of a teacher; None for random ones and for a resumed run."""
     teacher: Initial | None
-    task: Task
+    task: Task[Any]
+    """Its own business is what it makes of a batch (Any)."""
 
     @property
     def shard(self) -> tuple[int, int]:
@@ -72,17 +74,17 @@ def set_up(config: TrainConfig) -> Setup:
     jax.config.update("jax_compilation_cache_dir", str(compile_cache(config)))
     if config.resume and (config.init or config.distil.distil) and not has_checkpoint(run):
         raise UserError(f"{run} has lost its checkpoints, and with them the weights it began with: begin a new run")
-    config, start, teacher = hosts.on_every_host(lambda: resolve_start(config, run))
-    data = hosts.on_every_host(lambda: open_dataset(config, run, given=start.tokenizer if start else None))
+    config, start, teacher, tokenizer = hosts.on_every_host(lambda: resolve_start(config, run))
+    data = hosts.on_every_host(lambda: open_dataset(config, run, given=tokenizer))
     hosts.agree("text", str(data.fingerprints))
     task = task_of(data, teacher)
     return Setup(data.config, run, budget, mesh, REPLICATED, data, start, teacher, task)
 
 
-def task_of(data: Dataset, teacher: Initial | None) -> Task:
+def task_of(data: Dataset, teacher: Initial | None) -> Task[Any]:
     """Return what the run learns: hidden tokens, and what a teacher makes of them where there is one."""
     config, dtype = data.config, compute_dtype(data.config)
     task = masked_lm(config.model, config.mask, data.vocabulary, config.corpus.length, dtype)
-    if teacher is None or teacher.params is None:
+    if teacher is None:
         return task
     return distilled(task, config.distil, config.model, teacher.model, teacher.params, dtype)

@@ -7,15 +7,15 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-from jax_mlm.config import ModelConfig, OptimConfig, TrainConfig
+from jax_mlm.config import Json, ModelConfig, OptimConfig, TrainConfig
 from jax_mlm.data.tokenizer import load_tokenizer, padded_size, size_of
 from jax_mlm.errors import UserError
 from jax_mlm.hf.directory import open_hf, read_hf
+from jax_mlm.model.encoder import Params
 from jax_mlm.presets import PRESETS
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run, read_run_file
@@ -28,12 +28,12 @@ FREE = {"vocab_size", "max_length", "dropout", "attention_dropout", "init_std"}
 
 @dataclass(frozen=True)
 class Initial:
-    """A model to continue: its shape, its parameters (float32, numpy; None: random ones) and its tokenizer."""
+    """A model to continue: its shape, its parameters (float32, numpy) and its tokenizer."""
 
     model: ModelConfig
-    params: dict[str, Any] | None
+    params: Params
     tokenizer: Tokenizer
-    origin: dict[str, Any] = field(default_factory=dict)
+    origin: Json = field(default_factory=dict)
     """Where it was read: `from` a folder, and the `step` of a run."""
 
 
@@ -51,7 +51,7 @@ def read_initial(source: Path) -> Initial:
     # JSON keeps the last digit of a Unigram's scores only from its second reading on: read the tokenizer once more, so
     # that this run trains with the one that a resumed run finds in its tokenizer.json.
     tokenizer = Tokenizer.from_str(imported.tokenizer.to_str())
-    return Initial(imported.model, dict(imported.params), tokenizer, {"from": str(source.resolve())})
+    return Initial(imported.model, imported.params, tokenizer, {"from": str(source.resolve())})
 
 
 def initial_model(source: Path) -> ModelConfig:
@@ -112,10 +112,10 @@ def start_from(
     return replace(config, model=model), replace(grown, model=model, tokenizer=tokenizer)
 
 
-def origin_of(run: Path, start: Initial | None) -> dict[str, Any]:
+def origin_of(run: Path, start: Initial | None) -> Json:
     """Return what `run.json` records of the weights that a run began with; a resumed run keeps it."""
     if start is not None:
-        return {"init": start.origin} if start.params is not None else {}
+        return {"init": start.origin}
     before = read_run_file(run).get("data", {}) if (run / RUN_FILE).is_file() else {}
     return {"init": before["init"]} if "init" in before else {}
 

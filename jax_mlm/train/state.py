@@ -31,7 +31,7 @@ def begin_or_restore(
     meta: Meta = {"step": 0, "elapsed": 0.0, "horizon": 0}
     if setup.config.resume:
         return restore(checkpoints, state) or (state, meta)
-    if setup.start is not None:
+    if setup.config.init or setup.config.distil.distil:
         save(checkpoints, state, meta, None)
         checkpoints.wait_until_finished()
     return state, meta

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax_mlm.data.batches import Batch
 from jax_mlm.model.encoder import Params
 from jax_mlm.tasks.masking import row_keys
 from jax_mlm.tasks.metrics import Metrics
-from jax_mlm.tasks.task import Task
+from jax_mlm.tasks.task import Example, Task
 from jax_mlm.train.optim import Schedule
 
 TrainStep = Callable[..., tuple["TrainState", Metrics]]
@@ -35,7 +35,7 @@ def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
 
 
 def make_train_step(
-    task: Task, tx: optax.GradientTransformation, schedule: Schedule, key: Key[Array, ""], accumulate: int = 1
+    task: Task[Example], tx: optax.GradientTransformation, schedule: Schedule, key: Key[Array, ""], accumulate: int = 1
 ) -> TrainStep:
     """Return `train_step(state, batch, horizon)` → the next state, and the metrics of this batch before the update.
 
@@ -45,12 +45,12 @@ def make_train_step(
     gradient = jax.grad(task.loss, has_aux=True)
 
     def train_step(
-        state: TrainState, batch: Batch, horizon: Int[Array, ""], frozen: Params | None = None
+        state: TrainState, batch: Batch[Array], horizon: Int[Array, ""], frozen: Params | None = None
     ) -> tuple[TrainState, Metrics]:
         keys = jax.vmap(jax.random.split)(row_keys(key, state.step, batch.rows))
         parts = (task.prepare(batch, keys[:, 0], state.step, horizon), keys[:, 1])
 
-        def value_and_grad(params: Params, example: Any, drop_keys: Key[Array, "B"]) -> tuple[Metrics, Params]:
+        def value_and_grad(params: Params, example: Example, drop_keys: Key[Array, " B"]) -> tuple[Metrics, Params]:
             grads, metrics = gradient(params, frozen, example, drop_keys)
             return metrics, grads
 
@@ -60,7 +60,9 @@ def make_train_step(
             # Microbatch m takes rows m, m + A, m + 2A, …: each device keeps its own rows.
             parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), parts)
 
-            def add(total: tuple[Metrics, Params], part: Any) -> tuple[tuple[Metrics, Params], None]:
+            def add(
+                total: tuple[Metrics, Params], part: tuple[Example, Key[Array, " B"]]
+            ) -> tuple[tuple[Metrics, Params], None]:
                 return jax.tree.map(jnp.add, total, value_and_grad(state.params, *part)), None
 
             first = jax.tree.map(lambda x: x[0], parts)

@@ -8,16 +8,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from tokenizers import Tokenizer
 
 from jax_mlm.config import ModelConfig, TrainConfig
 from jax_mlm.data.tokenizer import load_tokenizer
 from jax_mlm.errors import UserError
-from jax_mlm.model.params import at_offset, expected_shapes
+from jax_mlm.model.encoder import Params
+from jax_mlm.model.params import at_offset, expected_shapes, leaves
 from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run_file
 from jax_mlm.train.start import Initial, gentle, initial_model, read_initial, refuse_new_tokenizer, start_from
 
@@ -56,6 +58,8 @@ class Start(NamedTuple):
     weights: Initial | None
     """None for random initialisation and for a resumed run."""
     teacher: Initial | None
+    tokenizer: Tokenizer | None
+    """That of the weights or of the teacher."""
 
 
 def resolve_start(config: TrainConfig, run: Path, say: Say = to_stderr) -> Start:
@@ -68,7 +72,7 @@ def resolve_start(config: TrainConfig, run: Path, say: Say = to_stderr) -> Start
     if config.init and not config.resume:
         config, start = start_from(config, say)
     if not config.distil.distil:
-        return Start(config, start, None)
+        return Start(config, start, None, start.tokenizer if start else None)
     refuse_new_tokenizer(config, f"--distil {config.distil.distil}")
     teacher = read_teacher(config, run)
     if config.resume:
@@ -77,14 +81,15 @@ def resolve_start(config: TrainConfig, run: Path, say: Say = to_stderr) -> Start
         tokenizer = start.tokenizer
     else:
         tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else teacher.tokenizer
-        start = Initial(config.model, student_params(teacher, config.model, say), tokenizer, teacher.origin)
+        params = student_params(teacher, config.model, say)
+        start = None if params is None else Initial(config.model, params, tokenizer, teacher.origin)
     check_teacher(config, teacher, tokenizer)
     if config.model.width != teacher.model.width and config.distil.distil_cosine:
         say(
             f"hidden states have the width {config.model.width}, the teacher's {teacher.model.width}: "
             "trained without the cosine"
         )
-    return Start(config, start, teacher)
+    return Start(config, start, teacher, tokenizer)
 
 
 def read_teacher(config: TrainConfig, run: Path) -> Initial:
@@ -117,7 +122,7 @@ def check_teacher(config: TrainConfig, teacher: Initial, tokenizer: Tokenizer) -
         )
 
 
-def student_params(teacher: Initial, model: ModelConfig, say: Say = to_stderr) -> dict[str, Any] | None:
+def student_params(teacher: Initial, model: ModelConfig, say: Say = to_stderr) -> Params | None:
     """Take every other layer of the teacher, or whatever share of them there is room for, and the rest as it is.
 
     A student without token types gets the teacher's first type, which every token of a single text has, with the
@@ -129,7 +134,7 @@ def student_params(teacher: Initial, model: ModelConfig, say: Say = to_stderr) -
         say(f"the student begins with random weights: its width is {model.width}, the teacher's {their_model.width}")
         return None
     if model.positions == "learned" and "position_table" in theirs:
-        theirs = at_offset(theirs, their_model, model.position_offset)[0]
+        theirs = dict(at_offset(theirs, their_model, model.position_offset)[0])
         table = theirs["position_table"][: model.max_length + model.position_offset]
         theirs["position_table"] = (
             table if model.token_types or "type_table" not in theirs else table + theirs["type_table"][0]
@@ -137,18 +142,14 @@ def student_params(teacher: Initial, model: ModelConfig, say: Say = to_stderr) -
     distinct, their_distinct = model.layer_groups or model.layers, their_model.layer_groups or their_model.layers
     taken = [i * (model.layers // distinct) * their_model.layers // model.layers for i in range(distinct)]
     layers = {f"layer_{i}": theirs[f"layer_{k * their_distinct // their_model.layers}"] for i, k in enumerate(taken)}
-    params: dict[str, Any] = {}
+    arrays = leaves({**theirs, **layers})
+    params = {}
     for path, shape in expected_shapes(model).items():
-        node: Any = layers if path[0] in layers else theirs
-        for key in path:
-            node = node.get(key) if isinstance(node, dict) else None
-        if node is None or node.shape != shape:
-            there = "is not in the teacher" if node is None else f"is {node.shape} in the teacher"
+        array = arrays.get(path)
+        if array is None or array.shape != shape:
+            there = "is not in the teacher" if array is None else f"is {array.shape} in the teacher"
             say(f"the student begins with random weights: its {'.'.join(path)} of shape {shape} {there}")
             return None
-        place = params
-        for key in path[:-1]:
-            place = place.setdefault(key, {})
-        place[path[-1]] = node
+        params[path] = array
     say(f"the student begins with layers {', '.join(map(str, taken))} of the teacher's {their_model.layers}")
-    return params
+    return unflatten_dict(params)

@@ -38,7 +38,7 @@ REMARKS = {*READ_ONLY, "serves", "install", "varies", "slow", "extended"}
 FEW = "--batch 8 --accumulate 1 --length 32 --eval-rows 8"
 SMALL = f"--layers 2 --width 32 --heads 2 --ff-width 32 --tokenizer-limit 512 {FEW}"
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "node_modules")
-INSTALLS = re.compile(r"pip install|^python -m pytest$|^ruff ", re.M)
+INSTALLS = re.compile(r"pip install|^python3 -m venv |^\. \.venv/|^python -m pytest$|^ruff ", re.M)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def run_page(page: Path, runner: ModuleType, folder: Path, environment: dict[str
             run("python script.py", folder, environment)
         if fence.info[:1] != ("bash",) or remarks & {*READ_ONLY, "install"} or ("slow" in remarks) != slow:
             continue
-        for command in lines(fence.body):
+        for command in (part for line in lines(fence.body) for part in line.split(" && ")):
             if command == trained or INSTALLS.search(command):
                 continue
             if "serves" in remarks:

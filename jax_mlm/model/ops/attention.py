@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ class Drop(NamedTuple):
     """Dropout with a key of each row, so that the batch's layout over devices changes nothing."""
 
     rate: float
-    row_keys: Key[Array, "B"]
+    row_keys: Key[Array, " B"]
     site: int
     """Number of the place in the network: each draws from the row's key by its own."""
 
@@ -86,16 +86,31 @@ def dense_attention(
     return _dense_forward(q, k, v, seen, keep)[0]
 
 
-def _dense_forward(q: Array, k: Array, v: Array, seen: Array, keep: Array | None) -> tuple[Array, Any]:
+class _Saved(NamedTuple):
+    """What the gradient of attention reads."""
+
+    q: Array
+    k: Array
+    v: Array
+    weights: Array
+    """Not divided by their sum."""
+    kept: Array
+    """The weights times the dropout."""
+    total: Array
+    out: Array
+    keep: Array | None
+
+
+def _dense_forward(q: Array, k: Array, v: Array, seen: Array, keep: Array | None) -> tuple[Array, _Saved]:
     scores = jnp.where(seen, jnp.einsum("BHQK,BHSK->BHQS", q, k, preferred_element_type=jnp.float32), NEGATIVE)
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     total = weights.sum(-1, keepdims=True)
     kept = (weights if keep is None else weights * keep).astype(v.dtype)
     out = (jnp.einsum("BHQS,BHSK->BHQK", kept, v, preferred_element_type=jnp.float32) / total).astype(v.dtype)
-    return out, (q, k, v, weights.astype(v.dtype), kept, total, out, keep)
+    return out, _Saved(q, k, v, weights.astype(v.dtype), kept, total, out, keep)
 
 
-def _dense_backward(saved: Any, g: Array) -> tuple[Array | None, ...]:
+def _dense_backward(saved: _Saved, g: Array) -> tuple[Array | None, ...]:
     q, k, v, weights, kept, total, out, keep = saved
     scaled = (g.astype(jnp.float32) / total).astype(v.dtype)
     dv = jnp.einsum("BHQS,BHQK->BHSK", kept, scaled)

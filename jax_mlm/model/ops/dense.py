@@ -7,9 +7,6 @@ are products with ones, which use the same fast code.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +19,11 @@ def dense(x: Float[Array, "T D"], kernel: Float[Array, "D F"]) -> Float[Array, "
     return jnp.einsum("TD,DF->TF", x, kernel)
 
 
-def _dense_forward(x: Array, kernel: Array) -> tuple[Array, Any]:
+def _dense_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     return dense(x, kernel), (x, kernel)
 
 
-def _dense_backward(saved: Any, g: Array) -> tuple[Array, Array]:
+def _dense_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
     return jnp.einsum("TF,DF->TD", g, kernel), jnp.einsum("TD,TF->DF", x, g)
 
@@ -35,7 +32,7 @@ dense.defvjp(_dense_forward, _dense_backward)
 
 
 @jax.custom_vjp
-def add_bias(x: Float[Array, "T F"], bias: Float[Array, "F"]) -> Float[Array, "T F"]:
+def add_bias(x: Float[Array, "T F"], bias: Float[Array, " F"]) -> Float[Array, "T F"]:
     """x + bias in every row."""
     return x + bias.astype(x.dtype)
 
@@ -48,20 +45,22 @@ def _add_bias_backward(like: Array, g: Array) -> tuple[Array, Array]:
 add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def layer_norm(x: Float[Array, "T D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "T D"]:
+def _layer_norm(x: Float[Array, "T D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "T D"]:
     """(x − mean) / √(variance + eps) · scale, computed in float32."""
     return _layer_norm_forward(x, scale, eps)[0]
 
 
-def _layer_norm_forward(x: Array, scale: Array, eps: float) -> tuple[Array, Any]:
+layer_norm = jax.custom_vjp(_layer_norm, nondiff_argnums=(2,))
+
+
+def _layer_norm_forward(x: Array, scale: Array, eps: float) -> tuple[Array, tuple[Array, Array, Array, Array]]:
     y = x.astype(jnp.float32)
     mean = y.mean(-1, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.square(y - mean).mean(-1, keepdims=True) + eps)
     return ((y - mean) * inverse * scale).astype(x.dtype), (x, scale, mean, inverse)
 
 
-def _layer_norm_backward(eps: float, saved: Any, g: Array) -> tuple[Array, Array]:
+def _layer_norm_backward(eps: float, saved: tuple[Array, Array, Array, Array], g: Array) -> tuple[Array, Array]:
     x, scale, mean, inverse = saved
     normal = (x.astype(jnp.float32) - mean) * inverse
     g = g.astype(jnp.float32)
@@ -80,7 +79,7 @@ def vocabulary_logits(x: Float[Array, "T E"], table: Float[Array, "V E"]) -> Flo
     return jnp.einsum("TE,VE->TV", x, table, preferred_element_type=jnp.float32)
 
 
-def _logits_backward(saved: Any, g: Array) -> tuple[Array, Array]:
+def _logits_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, table = saved
     g = g.astype(x.dtype)
     return jnp.einsum("TV,VE->TE", g, table), jnp.einsum("TV,TE->VE", g, x)
@@ -90,19 +89,19 @@ vocabulary_logits.defvjp(lambda x, table: (vocabulary_logits(x, table), (x, tabl
 
 
 @jax.custom_vjp
-def cross_entropy(logits: Float[Array, "T V"], targets: Int[Array, "T"]) -> Float[Array, "T"]:
+def cross_entropy(logits: Float[Array, "T V"], targets: Int[Array, " T"]) -> Float[Array, " T"]:
     """−ln softmax(logits)[target], in nats, in float32."""
     return _cross_entropy_forward(logits, targets)[0]
 
 
-def _cross_entropy_forward(logits: Array, targets: Array) -> tuple[Array, Any]:
+def _cross_entropy_forward(logits: Array, targets: Array) -> tuple[Array, tuple[Array, Array, Array]]:
     top = logits.max(-1, keepdims=True)
     log_total = jnp.log(jnp.exp(logits - top).sum(-1)) + top[:, 0]
     at_target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     return log_total - at_target, (logits, targets, log_total)
 
 
-def _cross_entropy_backward(saved: Any, g: Array) -> tuple[Array, Any]:
+def _cross_entropy_backward(saved: tuple[Array, Array, Array], g: Array) -> tuple[Array, np.ndarray]:
     logits, targets, log_total = saved
     hit = jnp.arange(logits.shape[-1]) == targets[:, None]
     gradient = (jnp.exp(logits - log_total[:, None]) - hit) * g[:, None]
