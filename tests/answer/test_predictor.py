@@ -318,11 +318,11 @@ def test_score_and_info_print(words: Path, capsys: pytest.CaptureFixture[str]) -
         (["fill", "BUNDLE", "a [MASK]", "--top-k", "99"], "more than the 13"),
         (["fill", "BUNDLE", "a [MASK]", "--targets", ","], "targets is empty"),
         (["fill", "BUNDLE", "a"], "no mask"),
-        (["fill", "/nowhere", "a [MASK]"], "/nowhere is no folder"),
+        (["fill", "/nowhere", "a [MASK]"], "/nowhere is not a folder"),
         (["score", "BUNDLE", "a [MASK]"], "may not contain"),
-        (["info", "."], "no bundle"),
+        (["info", "."], "not a bundle"),
         (["convert", "/nowhere", "/tmp/never-written"], "/nowhere"),
-        (["convert", "/nowhere", "BUNDLE/config.json"], "no folder"),
+        (["convert", "/nowhere", "BUNDLE/config.json"], "not a folder"),
     ],
 )
 def test_bad_command_lines(words: Path, argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,11 +39,11 @@ class Pieces:
         return raw if self.begins_word(id) else raw[len(self._continues) :]
 
     def shown(self, id: int) -> str:
-        """Return a piece as answers print it: its surface, except that WordPiece keeps its ##, the mark of endings."""
+        """Return a piece as answers print it: its surface, but WordPiece keeps its ##, which marks endings."""
         return self.raw(id) if self._continues else self.surface(id)
 
     def fill(self, text: str, start: int, end: int, id: int) -> str:
-        """Return the text with characters start to end replaced by the piece; a continuation joins the word before it."""
+        """Return the text with characters start to end replaced by a piece; a continuation joins the previous word."""
         before = text[:start]
         if not self.begins_word(id):
             before = before.rstrip()
