@@ -1,4 +1,4 @@
-"""`python -m mlm_onnx COMMAND` and `mlm-onnx COMMAND`: strings in, one clear line out when something is wrong."""
+"""`python -m mlm_onnx COMMAND` and `mlm-onnx COMMAND`: run a command, report errors in one line."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             options = read(COMMANDS, argv[0], argv[1:])
             COMMANDS[argv[0]].run(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe has gone: nobody is left to tell
+    except BrokenPipeError:  # whoever read our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     except (MlmOnnxError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is None:  # not the system's: a defect, which keeps its traceback
+        if (
+            isinstance(error, OSError) and error.errno is None
+        ):  # not from the operating system: a defect, so keep the traceback
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -127,7 +127,7 @@ def beside(driven: Driven, fill: FillMask, text: str, hidden: Sequence[int]) -> 
     """Asks both; where one word is hidden, the sentence filled in must be the same too."""
     found = driven.ask(text, hidden)
     assert len(found) == len(hidden), driven.text("status")
-    some = min(50, fill.bundle.vocab_size - len(fill.bundle.special.never))
+    some = min(50, fill.bundle.vocab_size - len(fill.bundle.special.excluded))
     masks = fill(driven.text("masked"), top_k=some)["masks"]
     compared = []
     for theirs, mask in zip(found, masks, strict=True):
