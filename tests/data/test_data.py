@@ -6,6 +6,7 @@ import random
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -72,7 +73,7 @@ def test_document_rows_by_hand() -> None:
         [-1] * 6,
     ]
     assert batch.rows.tolist() == [0, 1, 2, 3]
-    assert all(part.dtype == np.int32 for part in batch)
+    assert all(part.dtype == np.int32 for part in jax.tree.leaves(batch))
 
 
 def test_short_documents_share_a_row() -> None:
@@ -253,7 +254,7 @@ def test_rows_by_number_do_not_depend_on_their_batch() -> None:
     assert np.all(whole.segments[len(rows) :] == 0)
     assert whole.rows.tolist() == list(range(len(rows) + 3))
     chosen = np.array([7, 2, len(rows), 2])
-    for part, all_rows in zip(batch_of(rows, chosen), whole, strict=True):
+    for part, all_rows in zip(*map(jax.tree.leaves, (batch_of(rows, chosen), whole)), strict=True):
         assert np.array_equal(part, all_rows[chosen])
 
 
