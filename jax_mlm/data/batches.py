@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -14,8 +14,10 @@ from jax_mlm.data.shuffle import permuted
 from jax_mlm.data.tokenizer import Vocabulary
 from jax_mlm.errors import UserError
 
+if TYPE_CHECKING:
+    from jax import Array  # text becomes rows without JAX
+
 T = TypeVar("T")
-A = TypeVar("A")
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,18 @@ class Rows:
         return len(self.first) - 1 if self.pack == "document" else -(-int(self.first[-1]) // self.length)
 
 
-class Batch(NamedTuple, Generic[A]):
+class Batch(NamedTuple):
     """Rows of tokens, int32, as numpy arrays or on devices; the first three are what the encoder reads."""
 
-    tokens: A
+    tokens: np.ndarray | Array
     """[B, S]"""
-    segments: A
+    segments: np.ndarray | Array
     """[B, S] 0 is padding; equal numbers attend to each other."""
-    positions: A
+    positions: np.ndarray | Array
     """[B, S]"""
-    words: A
+    words: np.ndarray | Array
     """[B, S] number of the word in its row, from 0; -1 for padding, [CLS] and [SEP]."""
-    rows: A
+    rows: np.ndarray | Array
     """[B] number of the row, in the global batch or, where batches are asked for by row, in the data set."""
 
 
@@ -123,7 +125,7 @@ def token_counts(rows: Rows, size: int) -> np.ndarray:
     return counts
 
 
-def batch_at(rows: Rows, step: int, seed: int, batch: int, shard: tuple[int, int] = (0, 1)) -> Batch[np.ndarray]:
+def batch_at(rows: Rows, step: int, seed: int, batch: int, shard: tuple[int, int] = (0, 1)) -> Batch:
     """The training batch of a step: each row once per epoch, in an order of its own in every epoch.
 
     Args:
@@ -141,7 +143,7 @@ def batch_at(rows: Rows, step: int, seed: int, batch: int, shard: tuple[int, int
     return _gather(rows, permuted(at, len(rows), seed, epoch))._replace(rows=within.astype(np.int32))
 
 
-def batch_of(rows: Rows, indices: np.ndarray) -> Batch[np.ndarray]:
+def batch_of(rows: Rows, indices: np.ndarray) -> Batch:
     """The rows of these numbers; one past the end is all padding."""
     return _gather(rows, np.asarray(indices, np.int64))
 
@@ -153,7 +155,7 @@ def _frame(vocabulary: Vocabulary) -> int:
     return (vocabulary.cls is not None) + (vocabulary.sep is not None)
 
 
-def _gather(rows: Rows, indices: np.ndarray) -> Batch[np.ndarray]:
+def _gather(rows: Rows, indices: np.ndarray) -> Batch:
     shape = (len(indices), rows.length)
     vocabulary, has_cls = rows.vocabulary, int(rows.vocabulary.cls is not None)
     real = np.flatnonzero(indices < len(rows))

@@ -6,16 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
 from jax_mlm.data.batches import Batch, Rows, batch_of
 from jax_mlm.model.encoder import Params
 from jax_mlm.tasks.metrics import Metrics
-
-Placer = Callable[[Batch[np.ndarray]], Batch[Array]]
-"""Brings rows from the host to the devices."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +40,12 @@ def result_of(metrics: Metrics) -> Result:
 
 
 def evaluate_rows(
-    examine: Callable[[Params, Batch[Array]], Metrics],
+    examine: Callable[[Params, Batch], Metrics],
     params: Params,
     rows: Rows,
     indices: np.ndarray,
     batch: int,
-    place: Placer = lambda batch: jax.tree.map(jnp.asarray, batch),
+    place: Callable[[Batch], Batch] = lambda batch: batch,
     shard: tuple[int, int] = (0, 1),
 ) -> Result:
     """Metrics over the given rows; a batch past their end is filled with padding, which weighs nothing.
@@ -80,13 +76,13 @@ def spread(total: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
 class Validator:
     """Validation of a run: a part of the rows while it trains, and the rest of them once, at its end."""
 
-    examine: Callable[[Params, Batch[Array]], Metrics]
+    examine: Callable[[Params, Batch], Metrics]
     """Compiled for `batch` rows."""
     rows: Rows
     batch: int
     wanted: int
     """Rows of the part; 0 takes all."""
-    place: Placer
+    place: Callable[[Batch], Batch]
     shard: tuple[int, int]
 
     def __call__(self, params: Params) -> Result:

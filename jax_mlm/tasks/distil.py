@@ -80,9 +80,7 @@ def distilled(
     learn, teach = make_states(student, dtype), make_states(teacher, dtype)
     tokens = min(student.vocab_size, teacher.vocab_size)  # what a table has beyond is padding
 
-    def prepare(
-        batch: Batch[Array], keys: Key[Array, " B"], step: Int[Array, ""], horizon: Int[Array, ""]
-    ) -> TaughtBatch:
+    def prepare(batch: Batch, keys: Key[Array, " B"], step: Int[Array, ""], horizon: Int[Array, ""]) -> TaughtBatch:
         example = task.prepare(batch, keys, step, horizon)
         share = example.masked.weights.sum() / jnp.maximum((batch.segments > 0).sum(), 1)
         return TaughtBatch(example, jnp.broadcast_to(share, batch.rows.shape))

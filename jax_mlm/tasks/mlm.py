@@ -27,11 +27,11 @@ EVAL_SEED = 0
 class MaskedBatch(NamedTuple):
     """A batch and what of it is hidden."""
 
-    batch: Batch[Array]
+    batch: Batch
     masked: Masked
 
     def inputs(self) -> Inputs:
-        return Inputs(self.masked.tokens, self.batch.segments, self.batch.positions)
+        return Inputs(self.masked.tokens, jnp.asarray(self.batch.segments), jnp.asarray(self.batch.positions))
 
 
 def measure(
@@ -44,14 +44,15 @@ def measure(
 
 def make_examine(
     forward: Forward, vocabulary: Vocabulary, length: int, config: MaskConfig = EVAL_MASK, seed: int = EVAL_SEED
-) -> Callable[[Params, Batch[Array]], Metrics]:
+) -> Callable[[Params, Batch], Metrics]:
     """Return `examine(params, batch)`: sums under masks fixed by the seed and each row's number in the data set."""
     mask = make_mask(config, vocabulary, length)
     rate, key = jnp.float32(config.mask_rate), jax.random.key(seed)
 
-    def examine(params: Params, batch: Batch[Array]) -> Metrics:
-        keys = jax.vmap(jax.random.split)(row_keys(key, 0, batch.rows))
-        return measure(forward, params, MaskedBatch(batch, mask(keys[:, 0], batch.tokens, batch.words, rate)))
+    def examine(params: Params, batch: Batch) -> Metrics:
+        keys = jax.vmap(jax.random.split)(row_keys(key, 0, jnp.asarray(batch.rows)))
+        masked = mask(keys[:, 0], jnp.asarray(batch.tokens), jnp.asarray(batch.words), rate)
+        return measure(forward, params, MaskedBatch(batch, masked))
 
     return examine
 
@@ -63,10 +64,9 @@ def masked_lm(
     forward = make_forward(model, dtype)
     mask = make_mask(config, vocabulary, length)
 
-    def prepare(
-        batch: Batch[Array], keys: Key[Array, " B"], step: Int[Array, ""], horizon: Int[Array, ""]
-    ) -> MaskedBatch:
-        return MaskedBatch(batch, mask(keys, batch.tokens, batch.words, rate_at(config, step, horizon)))
+    def prepare(batch: Batch, keys: Key[Array, " B"], step: Int[Array, ""], horizon: Int[Array, ""]) -> MaskedBatch:
+        rate = rate_at(config, step, horizon)
+        return MaskedBatch(batch, mask(keys, jnp.asarray(batch.tokens), jnp.asarray(batch.words), rate))
 
     def loss(
         params: Params, frozen: Params | None, example: MaskedBatch, drop_keys: Key[Array, " B"] | None

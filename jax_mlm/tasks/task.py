@@ -22,11 +22,11 @@ class Task(Generic[Example]):
 
     init: Callable[[Key[Array, ""]], Params]
     """Return fresh parameters, the body's and the head's."""
-    prepare: Callable[[Batch[Array], Key[Array, " B"], Int[Array, ""], Int[Array, ""]], Example]
+    prepare: Callable[[Batch, Key[Array, " B"], Int[Array, ""], Int[Array, ""]], Example]
     """(batch, a key for each row, step, horizon) → what the loss reads; it draws what is random."""
     loss: Callable[[Params, Params | None, Example, Key[Array, " B"] | None], tuple[Float[Array, ""], Metrics]]
     """(params, frozen, example, dropout keys) → what to minimise and what to log, both as sums over targets."""
-    examine: Callable[[Params, Batch[Array]], Metrics]
+    examine: Callable[[Params, Batch], Metrics]
     """(params, batch) → validation sums, the same whenever and however often they are asked for."""
     scheduled: Callable[[int, int], dict[str, float]]
     """(step, horizon) → what follows a schedule, by its name in the log."""

@@ -28,7 +28,7 @@ from jax_mlm.train.step import TrainState, make_train_step
 class Placed(NamedTuple):
     """A batch on the devices."""
 
-    batch: Batch[Array]
+    batch: Batch
     tokens: int
     """Real ones on all hosts, padding not counted."""
 
@@ -36,7 +36,7 @@ class Placed(NamedTuple):
 class Program(NamedTuple):
     """Compiled functions without state."""
 
-    step: Callable[[TrainState, Batch[Array], int], tuple[TrainState, Metrics]]
+    step: Callable[[TrainState, Batch, int], tuple[TrainState, Metrics]]
     """(state, batch, horizon) → the next state, and the metrics of this batch."""
     validate: Validator
     answer: Callable[[Params], tuple[Answer, ...]]

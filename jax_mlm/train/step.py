@@ -45,9 +45,9 @@ def make_train_step(
     gradient = jax.grad(task.loss, has_aux=True)
 
     def train_step(
-        state: TrainState, batch: Batch[Array], horizon: Int[Array, ""], frozen: Params | None = None
+        state: TrainState, batch: Batch, horizon: Int[Array, ""], frozen: Params | None = None
     ) -> tuple[TrainState, Metrics]:
-        keys = jax.vmap(jax.random.split)(row_keys(key, state.step, batch.rows))
+        keys = jax.vmap(jax.random.split)(row_keys(key, state.step, jnp.asarray(batch.rows)))
         parts = (task.prepare(batch, keys[:, 0], state.step, horizon), keys[:, 1])
 
         def value_and_grad(params: Params, example: Example, drop_keys: Key[Array, " B"]) -> tuple[Metrics, Params]:
