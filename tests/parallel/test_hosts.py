@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from support import QUICK
 from support.runs import TINY, one_line, train_line
 
 from jax_mlm.errors import UserError
@@ -37,8 +38,7 @@ def text(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(environment) -> dict[str, str]:
-    quick = "--xla_backend_optimization_level=0"  # compiles in half the time
-    return {**environment, "XLA_FLAGS": quick}
+    return {**environment, "XLA_FLAGS": QUICK}
 
 
 def start(environment, *arguments, folders=(None, None)) -> list[subprocess.Popen]:
