@@ -1,4 +1,4 @@
-"""Answers masked queries from an ONNX bundle: `FillMask("BUNDLE")("text with [MASK]")`."""
+"""Answer masked queries from an ONNX bundle: `FillMask("BUNDLE")("text with [MASK]")`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from mlm_onnx.answer.predictor import FillMask
     from mlm_onnx.bundle.layout import BundleError, QueryError
 
-# From 1.29 on, onnxruntime's Linux wheels report each session to Microsoft unless told not to before they are imported;
-# the thread that does so also keeps forked children from ending. Set it to 0 to have it back.
+# Since 1.29, onnxruntime's Linux wheels report each session to Microsoft unless this is set before the import; the
+# thread that reports also keeps forked children from exiting. Set the variable to 0 to turn reporting back on.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["BundleError", "FillMask", "QueryError"]

@@ -1,7 +1,8 @@
-"""`python -m mlm_onnx COMMAND` and `mlm-onnx COMMAND`: strings in, one clear line out when something is wrong."""
+"""`python -m mlm_onnx COMMAND` and `mlm-onnx COMMAND`: run a command, report errors in one line."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; return the exit status: 0, or 2 after one line on stderr."""
     argv = sys.argv[1:] if argv is None else list(argv)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         if not argv or argv[0] in ("-h", "--help"):
@@ -29,14 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             options = read(COMMANDS, argv[0], argv[1:])
             COMMANDS[argv[0]].run(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe has gone: nobody is left to tell
+    except BrokenPipeError:  # whoever read our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     except (MlmOnnxError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is None:  # not the system's: a defect, which keeps its traceback
+        if (
+            isinstance(error, OSError) and error.errno is None
+        ):  # not from the operating system: a defect, so keep the traceback
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

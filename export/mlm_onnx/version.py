@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 def package_version(name: str) -> str:
-    """Return the version of an installed distribution, or words where there is none."""
-    from importlib.metadata import PackageNotFoundError, version  # a query starts faster without
+    """Return the version of an installed distribution, or a note that it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # imported late: queries start faster without it
 
     try:
         return version(name)
@@ -14,5 +14,5 @@ def package_version(name: str) -> str:
 
 
 def versions() -> str:
-    """Return one line: this distribution and what it computes with."""
+    """Return the versions of this distribution and of onnxruntime, in one line."""
     return f"mlm_onnx {package_version('mlm-onnx')}, onnxruntime {package_version('onnxruntime')}"

@@ -163,7 +163,7 @@ def test_framed_tokenizers_answer(kind: str, tmp_path: Path) -> None:
         (("",), "empty"),
         (("  \n",), "empty"),
         (("This model",), r"no mask: write \[MASK\]"),
-        (("This <mask> model",), r"holds <mask>, which is not this model's\): write \[MASK\]"),
+        (("This <mask> model",), r"contains <mask>, which is not this model's mask\): write \[MASK\]"),
         (("[MASK] [MASK]",), "nothing but"),
         (("a [MASK] " * 1025,), "1025 masks; the limit is 1024"),
         (("a" * 1_000_001,), "1000001 characters"),
@@ -175,13 +175,13 @@ def test_framed_tokenizers_answer(kind: str, tmp_path: Path) -> None:
         (("a [MASK]", 5, ["[PAD]"]), "not one token"),
         (("a [MASK]", 5, []), "targets is empty"),
         (("a [MASK]", 5, 3), "targets must be words, not int"),
-        ((["a [MASK]", "a"],), r"text 1 \(from 0\): the text holds no mask"),
+        ((["a [MASK]", "a"],), r"text 1 \(from 0\): the text has no mask"),
         (("a [MASK]", 5, [3]), "target must be a str, not int"),
         (("a [MASK]", 5, ["\ud800"]), "UTF-8"),
         (("a [MASK]", 5, [""]), "'' is not one token"),
         ((["a [MASK]", 3],), "must be a str, not int"),
         ((b"a [MASK]",), "must be a str, not int"),
-        ((None,), "must be a str, or several, not NoneType"),
+        ((None,), "must be a str or several of them, not NoneType"),
     ],
 )
 def test_bad_queries_are_one_line(fill: FillMask, query: tuple, said: str) -> None:
@@ -192,7 +192,7 @@ def test_bad_queries_are_one_line(fill: FillMask, query: tuple, said: str) -> No
 
 
 def test_bad_scores_are_one_line(fill: FillMask) -> None:
-    for text, said in (("a [MASK]", "may not hold"), ("", "empty"), ("zzz", "nothing to score")):
+    for text, said in (("a [MASK]", "may not contain"), ("", "empty"), ("zzz", "nothing to score")):
         with pytest.raises(QueryError, match=said):
             fill.score(text)
         with pytest.raises(QueryError, match=rf"^text 1 \(from 0\): .*{said}"):
@@ -318,11 +318,11 @@ def test_score_and_info_print(words: Path, capsys: pytest.CaptureFixture[str]) -
         (["fill", "BUNDLE", "a [MASK]", "--top-k", "99"], "more than the 13"),
         (["fill", "BUNDLE", "a [MASK]", "--targets", ","], "targets is empty"),
         (["fill", "BUNDLE", "a"], "no mask"),
-        (["fill", "/nowhere", "a [MASK]"], "/nowhere is no folder"),
-        (["score", "BUNDLE", "a [MASK]"], "may not hold"),
-        (["info", "."], "no bundle"),
+        (["fill", "/nowhere", "a [MASK]"], "/nowhere is not a folder"),
+        (["score", "BUNDLE", "a [MASK]"], "may not contain"),
+        (["info", "."], "not a bundle"),
         (["convert", "/nowhere", "/tmp/never-written"], "/nowhere"),
-        (["convert", "/nowhere", "BUNDLE/config.json"], "no folder"),
+        (["convert", "/nowhere", "BUNDLE/config.json"], "not a folder"),
     ],
 )
 def test_bad_command_lines(words: Path, argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

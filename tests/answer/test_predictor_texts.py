@@ -1,4 +1,4 @@
-"""Long texts through windows, several masks together, and which words an answer hangs on."""
+"""Long texts through windows, several masks together, and which words an answer depends on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fill(sentence_bundles: dict[str, Path]) -> FillMask:
 
 @pytest.fixture(scope="session")
 def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
-    """Tokenizers that frame a text, in a window of twenty tokens; there is no model behind them."""
+    """Tokenizers that frame a text, in a window of twenty tokens; there is no model."""
     found = {}
     for kind in KINDS:
         folder, tokenizer = tmp_path_factory.mktemp(kind), piecewise(kind)
@@ -120,7 +120,7 @@ def test_a_wide_beam_finds_the_best_order_of_all(fill: FillMask) -> None:
     """With room for every filling, the beam is the brute force: each filling at its best order."""
     text = "[MASK] model creates [MASK] super [MASK]"
     query = fill.reader.masked(text)
-    ids = [id for id in range(16) if id not in fill.bundle.special.never][:4]
+    ids = [id for id in range(16) if id not in fill.bundle.special.excluded][:4]
     found = fill_jointly(query, fill._ask, lambda row, k: np.array(ids), 10_000)
     assert len(found) == 4**3
     best: dict[tuple[int, ...], float] = {}
@@ -154,7 +154,7 @@ def test_joint_answers_follow_their_own_order(fill: FillMask) -> None:
     assert fill("a [MASK]", joint=True)["pseudo_joint"][0]["order"] == [0]
     chosen = fill(text, targets=["words", "model"], joint=True)["pseudo_joint"]
     assert {token for filling in chosen for token in filling["tokens"]} == {"words", "model"}
-    with pytest.raises(QueryError, match="17 masks; jointly or explained, the limit is 16"):
+    with pytest.raises(QueryError, match="17 masks; the limit for joint answers and explanations is 16"):
         fill("a [MASK] " * 17, joint=True)
 
 
@@ -166,7 +166,7 @@ def test_joint_works_through_windows(fill: FillMask) -> None:
     assert best["tokens"] == near["tokens"]
 
 
-# ---- which words an answer hangs on -----------------------------------------------------------------
+# ---- which words an answer depends on -----------------------------------------------------------------
 
 
 def test_explain_hides_each_other_word(fill: FillMask) -> None:
@@ -207,7 +207,7 @@ def test_words_are_whole(readers: dict[str, Reader], kind: str) -> None:
     shown = [text[word.start : word.end] for word in found]
     assert "".join(shown) == text.replace("[MASK]", "").replace(" ", "")
     assert {"cat", "was"} <= set(shown)
-    assert max(len(word.places) for word in found) > 1
+    assert max(len(word.positions) for word in found) > 1
 
 
 # ---- targets that are more than one token -----------------------------------------------------------

@@ -68,7 +68,7 @@ def test_a_thousand_first_answers_are_jaxs(imported: Imported, queries: list[str
     ).astype(np.float64)
     shares = np.exp(logits - logits.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)
-    logits[:, list(fill.bundle.special.never)] = -np.inf
+    logits[:, list(fill.bundle.special.excluded)] = -np.inf
     found = [answer["masks"][0]["candidates"][0] for answer in fill(queries, top_k=1)]
     ids = np.array([each["id"] for each in found])
     assert (ids == logits.argmax(1)).all()

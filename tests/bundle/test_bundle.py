@@ -163,10 +163,10 @@ def test_manifests_that_are_none(copy: Path, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_folders_that_are_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is no folder"):
+def test_folders_that_are_not_bundles(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a folder"):
         open_bundle(tmp_path / "nothing")
-    with pytest.raises(BundleError, match=r"no bundle: it has no manifest\.json"):
+    with pytest.raises(BundleError, match=r"not a bundle: it has no manifest\.json"):
         open_bundle(tmp_path)
 
 
@@ -206,7 +206,7 @@ def test_only_a_bundle_of_ours_is_replaced(copy: Path, tmp_path: Path) -> None:
     (other / "thesis.txt").write_text("mine")
     with pytest.raises(BundleError, match="nothing was written"):
         check_target(other)
-    with pytest.raises(BundleError, match="no folder"):
+    with pytest.raises(BundleError, match="not a folder"):
         check_target(other / "thesis.txt")
     assert (other / "thesis.txt").read_text() == "mine"
 

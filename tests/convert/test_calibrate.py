@@ -103,7 +103,7 @@ def test_convert_writes_it_into_the_manifest(
     assert main(["convert", str(two_checkpoints), str(tmp_path / "b"), *options]) == 0
     said = capsys.readouterr().out
     assert "hidden tokens of text.txt" in said
-    assert "7-bit weights: right on every processor" in said
+    assert "7-bit weights: exact on every processor" in said
     manifest = open_bundle(tmp_path / "b").manifest
     assert manifest["parity"]["calibration"]["tokens"] == 100
     assert manifest["parity"]["calibration"]["drop"] <= 0.01

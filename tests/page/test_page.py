@@ -127,7 +127,7 @@ def beside(driven: Driven, fill: FillMask, text: str, hidden: Sequence[int]) -> 
     """Asks both; where one word is hidden, the sentence filled in must be the same too."""
     found = driven.ask(text, hidden)
     assert len(found) == len(hidden), driven.text("status")
-    some = min(50, fill.bundle.vocab_size - len(fill.bundle.special.never))
+    some = min(50, fill.bundle.vocab_size - len(fill.bundle.special.excluded))
     masks = fill(driven.text("masked"), top_k=some)["masks"]
     compared = []
     for theirs, mask in zip(found, masks, strict=True):
@@ -202,7 +202,7 @@ def test_a_hidden_word_of_several_pieces_has_no_rank(made: Any, open_page: Calla
     driven.ask("a relationships here", (1,))
     said = driven.page.text_content("#answers .note")
     assert re.fullmatch(
-        r"“relationships” is no single token here \(r\S*( ##\w+)+\), so it cannot be one answer\.", said
+        r"“relationships” is not a single token here \(r\S*( ##\w+)+\), so it cannot be one answer\.", said
     )
 
 

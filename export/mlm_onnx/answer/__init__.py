@@ -1,1 +1,1 @@
-"""Answers: numpy, onnxruntime and tokenizers, nothing else."""
+"""Answering queries. Needs only numpy, onnxruntime and tokenizers."""

@@ -1,4 +1,4 @@
-"""The shapes of answers, and how they are made of what was measured. They are plain dicts, as JSON has them."""
+"""The shapes of answers, as plain dicts ready for JSON, and the class that builds them from the model's output."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
 
 
 class Window(TypedDict):
-    """The characters that the model saw."""
+    """The range of characters that the model saw."""
 
     start: int
     end: int
 
 
-class Place(TypedDict):
-    """Where a mask stands in its text."""
+class Located(TypedDict):
+    """The position of a mask in its text."""
 
     position: int
-    """Its whitespace-separated word, counted from 0."""
+    """Index of its whitespace-separated word, counted from 0."""
     start: int
     end: int
-    """Characters."""
+    """Character offsets."""
     window: NotRequired[Window]
-    """Only in a text that is longer than the model's window."""
+    """Present only if the text is longer than the model's window."""
 
 
 class Partly(TypedDict, total=False):
-    """A mark on tokens that stand for longer targets."""
+    """Marks a token that stands for longer targets."""
 
     first_piece_of: list[str]
 
 
 class _Rank(TypedDict, total=False):
     rank: int
-    """Among all tokens, 1 being the likeliest; only where targets were given."""
+    """Among all tokens, 1 being the likeliest; present only if targets were given."""
 
 
 class Candidate(_Rank, Partly):
@@ -54,17 +54,17 @@ class Candidate(_Rank, Partly):
     id: int
     probability: float
     text: str
-    """The sentence filled in."""
+    """The text with this token filled in."""
 
 
-class Mask(Place):
+class Mask(Located):
     """The likeliest tokens at one mask."""
 
     candidates: list[Candidate]
 
 
 class JointFilling(TypedDict):
-    """All masks of a text filled together."""
+    """One way to fill all masks of a text together."""
 
     tokens: list[str]
     ids: list[int]
@@ -75,7 +75,7 @@ class JointFilling(TypedDict):
 
 
 class Answer(TypedDict):
-    """What `FillMask` answers to a text."""
+    """What `FillMask` returns for a text."""
 
     text: str
     masks: list[Mask]
@@ -83,7 +83,7 @@ class Answer(TypedDict):
 
 
 class ScoredToken(TypedDict):
-    """A token that counts, and ln p of it when it is hidden."""
+    """A token that counts towards the score, and its ln p when it is hidden."""
 
     token: str
     logprob: float
@@ -109,7 +109,7 @@ class WithoutWord(TypedDict):
     instead: str
 
 
-class ExplainedMask(Place, Partly):
+class ExplainedMask(Located, Partly):
     """What the answer at one mask depends on."""
 
     token: str
@@ -126,13 +126,13 @@ class Explanation(TypedDict):
 
 
 class Answers:
-    """Makes the answers of one bundle."""
+    """Builds the answers of one bundle."""
 
     def __init__(self, reader: Reader, pieces: Pieces) -> None:
         self._reader, self._pieces = reader, pieces
 
     def mask(self, query: Text, mask: int, ranked: Sequence[Ranked], choices: Choices) -> Mask:
-        """Return the answer at one mask of a text."""
+        """Return the answer for one mask of a text."""
         start, end = query.spans[mask]
         candidates: list[Candidate] = []
         for each in ranked:
@@ -148,7 +148,7 @@ class Answers:
                     "text": filled,
                 }
             )
-        return {**self._place(query, mask), "candidates": candidates}
+        return {**self._located(query, mask), "candidates": candidates}
 
     def joint(self, query: Text, filling: Filling) -> JointFilling:
         """Return a text with all of its masks filled."""
@@ -174,7 +174,7 @@ class Answers:
             for each in hidden
         ]
         return {
-            **self._place(query, mask),
+            **self._located(query, mask),
             "token": self._pieces.shown(answer.id),
             "id": answer.id,
             "probability": math.exp(answer.logprob),
@@ -183,22 +183,22 @@ class Answers:
         }
 
     def score(self, read: Text, counted: np.ndarray, logprobs: np.ndarray) -> Score:
-        """Return a text's score: the sum over the positions that count."""
+        """Return a text's score: the sum of ln p over the tokens that count."""
         tokens: list[ScoredToken] = [
-            {"token": self._pieces.shown(int(read.ids[place])), "logprob": float(logprob)}
-            for place, logprob in zip(counted, logprobs, strict=True)
+            {"token": self._pieces.shown(int(read.ids[position])), "logprob": float(logprob)}
+            for position, logprob in zip(counted, logprobs, strict=True)
         ]
         total = float(logprobs.sum())
-        perplexity = math.exp(min(-total / len(counted), 700))  # the largest that a float holds
+        perplexity = math.exp(min(-total / len(counted), 700))  # e^700 is near the largest float
         return {"text": read.text, "score": total, "perplexity": perplexity, "tokens": tokens}
 
-    def _place(self, query: Text, mask: int) -> Place:
+    def _located(self, query: Text, mask: int) -> Located:
         start, end = query.spans[mask]
-        place: Place = {"position": len(query.text[: start + 1].split()) - 1, "start": start, "end": end}
+        located: Located = {"position": len(query.text[: start + 1].split()) - 1, "start": start, "end": end}
         if self._reader.is_long(query):
             first, last = self._reader.seen(query, int(query.at[mask]))
-            place["window"] = {"start": first, "end": last}
-        return place
+            located["window"] = {"start": first, "end": last}
+        return located
 
 
 def _partly(id: int, choices: Choices) -> Partly:

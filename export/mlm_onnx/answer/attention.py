@@ -1,6 +1,6 @@
-"""What each token attends to, from a graph of its own, which is opened at its first run.
+"""What each token attends to, computed by a separate graph that is opened on first use.
 
-Attention shows where a head looks, not why the model answers as it does: `FillMask.explain` measures that.
+Attention shows where a head looks, not why the model answers as it does; for that, use `FillMask.explain`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mlm_onnx.bundle.read import Bundle, integer
 
 PORTS = {"input_ids": INTEGERS, "attention": FLOATS}
 MOST_WEIGHTS = 1 << 25
-"""Most weights of all layers and heads for one text (128 MB)."""
+"""Most attention weights for one text, over all layers and heads (128 MB)."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Attention:
     """One text's attention."""
 
     weights: np.ndarray
-    """[layers, heads, S, S]: a row is what one token attends to, and sums to 1."""
+    """[layers, heads, S, S]; each row holds what one token attends to, and sums to 1."""
     text: Text
 
 
@@ -32,7 +32,7 @@ class AttentionReader:
     """Reads the attention of one bundle's model; threads share it.
 
     Raises:
-        BundleError: the bundle carries no attention.
+        BundleError: the bundle has no attention graph.
     """
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
@@ -46,7 +46,7 @@ class AttentionReader:
         self._session = Session(bundle, ATTENTION_GRAPH, PORTS, threads)
         most = int((MOST_WEIGHTS / (self.layers * self.heads)) ** 0.5)
         self.longest = min(bundle.limits.max_length, most)
-        """Most tokens of a text whose attention can be shown."""
+        """Most tokens a text may have for its attention to be computed."""
 
     def __call__(self, text: Text) -> Attention:
         """Return the attention of a text.

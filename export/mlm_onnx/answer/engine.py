@@ -1,4 +1,4 @@
-"""Rows of tokens → results reduced from their logits, and embeddings; rows that are alike run together, unpadded."""
+"""Rows of tokens → results reduced from their logits, and embeddings; rows of equal shape run together, unpadded."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 TOKENS_A_RUN = 2048
-"""Rows of one length run together up to this many tokens: more gain nothing on a CPU."""
+"""Rows of one length run together up to this many tokens; larger runs are no faster on a CPU."""
 LOGITS_A_RUN = 1 << 25
-"""… and up to this many logits (128 MB)."""
+"""Rows also run together only up to this many logits (128 MB)."""
 FEWER_BYTES = 1 << 23
 """Below this many bytes of weights, one thread answers faster than several."""
 FILL_PORTS = {"input_ids": INTEGERS, "positions": INTEGERS, "logits": FLOATS}
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Row:
-    """What the model reads, and the positions at which it is asked."""
+    """The token ids that the model reads, and the positions at which it predicts."""
 
     ids: np.ndarray
     at: np.ndarray
@@ -40,7 +40,7 @@ class Row:
 
 
 def default_threads() -> int:
-    """Return the number of cores this process may use, at most four: a query is too small to feed more."""
+    """Return the number of cores this process may use, at most four: one query cannot keep more busy."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:
@@ -49,11 +49,11 @@ def default_threads() -> int:
 
 
 def side_by_side(run: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
-    """Yield run(item) of each, in order, several at once; at most 2 × threads are started and not yet taken."""
+    """Yield run(item) for each item in order, running several at once; at most 2 × threads results wait to be taken."""
     if threads == 1 or len(items) < 2:
         yield from map(run, items)
         return
-    from concurrent.futures import ThreadPoolExecutor  # slow to import: one text does not wait for it
+    from concurrent.futures import ThreadPoolExecutor  # slow to import, and one text does not need it
 
     waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(min(threads, len(items)), "mlm_onnx")
@@ -75,7 +75,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def top(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return the indices of the k largest, the largest first, the smaller index first among equals."""
+    """Return the indices of the k largest scores, largest first; among equal scores, the smaller index first."""
     if k < len(scores):
         cut = np.partition(scores, len(scores) - k)[len(scores) - k]
         chosen = np.flatnonzero(scores >= cut)
@@ -85,7 +85,7 @@ def top(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 class Engine:
-    """Runs the fast graphs of a bundle, several runs at once on its threads."""
+    """Runs the fast graphs of a bundle, several runs at once in threads."""
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.bundle, self.threads = bundle, threads
@@ -98,7 +98,7 @@ class Engine:
         """Block until the session has opened in the background; after this, nothing reads the bundle's files.
 
         Raises:
-            BundleError: it cannot be opened.
+            BundleError: the session cannot be opened.
         """
         try:
             self._opening.result()
@@ -106,14 +106,14 @@ class Engine:
             self.bundle.settle()
 
     def positions_a_row(self) -> int:
-        """Return how many positions of one row may be asked together."""
+        """Return how many positions of one row the model may predict in one run."""
         return max(1, LOGITS_A_RUN // self.bundle.vocab_size)
 
     def map(self, rows: Sequence[Row], reduce: Callable[[int, np.ndarray], Result]) -> list[Result]:
-        """Return reduce(index of a row, its logits [P, V]) of each row, in the order of the rows.
+        """Return reduce(row index, logits [P, V]) for each row, in the order of the rows.
 
-        `reduce` runs in the thread that computed the logits, which are freed when it returns: it may keep copies of
-        them, but not views.
+        `reduce` runs in the thread that computed the logits, which are freed when it returns, so it may keep
+        copies of them but not views.
         """
 
         def run(chosen: list[int]) -> list[Result]:
@@ -128,7 +128,7 @@ class Engine:
         """Return how many numbers an embedding has."""
         width = self._embed.opened().get_outputs()[0].shape[-1]
         if not isinstance(width, int):
-            raise BundleError(f"{self.bundle.file(EMBED_GRAPH)} does not say how wide its embeddings are")
+            raise BundleError(f"{self.bundle.file(EMBED_GRAPH)} does not declare the width of its embeddings")
         return width
 
     def embeddings(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -142,21 +142,21 @@ class Engine:
         return self._in_order([(len(ids), 0) for ids in rows], run)
 
     def _in_order(self, shapes: Sequence[tuple[int, int]], run: Callable[[list[int]], list[Result]]) -> list[Result]:
-        """Run rows of one (length, positions) together; return the results in the order of the rows."""
+        """Run rows of equal (length, positions) together; return the results in the order of the rows."""
         alike = list(self._alike(shapes))
-        found: dict[int, Result] = {}
+        by_index: dict[int, Result] = {}
         for chosen, results in zip(alike, side_by_side(run, alike, self.threads), strict=True):
-            found.update(zip(chosen, results, strict=True))
-        return [found[index] for index in range(len(shapes))]
+            by_index.update(zip(chosen, results, strict=True))
+        return [by_index[index] for index in range(len(shapes))]
 
     def _alike(self, shapes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
-        """Yield the indices of rows of one (length, positions) that run together."""
+        """Yield the indices of rows of equal (length, positions) that run together."""
         alike: dict[tuple[int, int], list[int]] = {}
         for index, shape in enumerate(shapes):
             alike.setdefault(shape, []).append(index)
         for (length, asked), members in alike.items():
             together = max(1, min(TOKENS_A_RUN // length, LOGITS_A_RUN // max(1, asked * self.bundle.vocab_size)))
             if self.bundle.manifest.get("dtype") == "int8":
-                together = 1  # the scales of int8 activations span a run: a text alone is answered alike in any company
+                together = 1  # int8 activations share scales across a run; alone, a text always gets the same answer
             for start in range(0, len(members), together):
                 yield members[start : start + together]

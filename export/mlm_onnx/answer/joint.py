@@ -21,18 +21,18 @@ Choose = Callable[[np.ndarray, int], np.ndarray]
 
 
 class Ask(Protocol):
-    """Asks a model for some positions of some texts."""
+    """Asks the model about some positions of some texts."""
 
     def __call__(
         self, asked: Sequence[tuple[Text, np.ndarray]], reduce: Callable[[int, int, np.ndarray], Result]
     ) -> list[list[Result]]:
-        """Return reduce(index of a text, index of a position, log-probabilities [V]) for each position of each text."""
+        """Return reduce(text index, position index, log-probabilities [V]) for each position of each text."""
         ...
 
 
 @dataclass(frozen=True)
 class Filling:
-    """Some masks of a text, filled."""
+    """A text's masks, some or all of them filled."""
 
     ids: tuple[tuple[int, int], ...]
     """(mask, id) in the order of filling."""
@@ -43,7 +43,7 @@ class Filling:
 def fill_jointly(text: Text, ask: Ask, choose: Choose, width: int) -> list[Filling]:
     """Return the likeliest fillings of all masks, at most `width`, the likeliest first.
 
-    The masks that are left are scored again after each filled one.
+    After each filled mask, the remaining ones are scored again.
     """
 
     def likeliest(_text: int, _position: int, logprobs: np.ndarray) -> list[tuple[int, float]]:

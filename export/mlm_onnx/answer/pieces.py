@@ -22,7 +22,7 @@ class Pieces:
             self._continues = tokenizer.model.continuing_subword_prefix
 
     def raw(self, id: int) -> str:
-        """Return the vocabulary's own entry."""
+        """Return the piece as the vocabulary stores it."""
         return self._tokenizer.id_to_token(id) or ""
 
     def begins_word(self, id: int) -> bool:
@@ -32,18 +32,18 @@ class Pieces:
         return not (self._continues and raw.startswith(self._continues))
 
     def surface(self, id: int) -> str:
-        """Return the characters it stands for, without the space before a word."""
+        """Return the characters that a piece stands for, without the space before a word."""
         raw = self.raw(id)
         if self._marks_space:
             return self._tokenizer.decode([id], skip_special_tokens=False).strip() or raw
         return raw if self.begins_word(id) else raw[len(self._continues) :]
 
     def shown(self, id: int) -> str:
-        """Return a piece as answers name it: its surface, but WordPiece's ## stays, which tells endings from words."""
+        """Return a piece as answers print it: its surface, but WordPiece keeps its ##, which marks endings."""
         return self.raw(id) if self._continues else self.surface(id)
 
     def fill(self, text: str, start: int, end: int, id: int) -> str:
-        """Return the text with the piece in place of characters start to end; one that continues a word joins it."""
+        """Return the text with characters start to end replaced by a piece; a continuation joins the previous word."""
         before = text[:start]
         if not self.begins_word(id):
             before = before.rstrip()
@@ -52,7 +52,7 @@ class Pieces:
         return before + self.surface(id) + text[end:]
 
     def of(self, word: str) -> list[int]:
-        """Return the pieces of a word that stands in a sentence; a piece as `shown` (##ing) is itself."""
+        """Return the pieces of a word inside a sentence; a piece written as `shown` returns it (##ing) stays one."""
         if (
             self._continues
             and word.startswith(self._continues)

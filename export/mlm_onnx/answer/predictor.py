@@ -25,16 +25,16 @@ class FillMask:
     """`FillMask("BUNDLE")("text with [MASK]", top_k=5)` → {"text", "masks": [{"position", "start", …}]}.
 
     Threads may share one; a process forked after loading opens its own session at its first query. In a text that is
-    longer than the model's window, each mask is answered through a window around it, which its "window" names.
+    longer than the model's window, each mask is answered from a window around it, given as its "window".
 
     Args:
-        path: a bundle's folder, or what `open_bundle` made of it.
-        threads: to compute with (default: the cores, up to four). One text takes all of them where that is faster, a
-            small model's only one; several texts are answered side by side.
+        path: a bundle's folder, or a bundle that `open_bundle` returned.
+        threads: how many to compute with (default: the number of cores, up to four). One text uses all of them if the
+            model is large enough to gain from it, else one; several texts are answered in parallel.
 
     Attributes:
-        bundle: what it answers from.
-        reader: what reads its texts, within the bundle's limits.
+        bundle: the bundle that answers.
+        reader: tokenises texts, within the bundle's limits.
 
     Raises:
         BundleError: the folder is not a sound bundle.
@@ -51,10 +51,10 @@ class FillMask:
             self._engine.wait()
         self._pieces = Pieces(self.reader.tokenizer)
         self._answers = Answers(self.reader, self._pieces)
-        self._never = np.array(sorted(set(self.bundle.special.never)), np.int64)
+        self._excluded = np.array(sorted(set(self.bundle.special.excluded)), np.int64)
 
     def __reduce__(self) -> tuple[type[FillMask], tuple[str, int]]:
-        """Pickle where it came from, so that a pool of processes can be given one."""
+        """Pickle the path and the number of threads, so that a predictor can be passed to other processes."""
         return FillMask, (str(self.bundle.path.absolute()), self._engine.threads)
 
     @property
@@ -64,7 +64,7 @@ class FillMask:
 
     # ---- queries ---------------------------------------------------------------------------------
 
-    # a str is a sequence of str too, and the first overload that fits decides
+    # a str is also a Sequence[str], so the overloads overlap; the first that matches wins
     @overload
     def __call__(  # pyright: ignore[reportOverlappingOverload]
         self,
@@ -97,18 +97,19 @@ class FillMask:
         """Return the likeliest tokens at each mask of a text, or of each of several texts.
 
         Args:
-            top_k: how many; 5 when not given, or all of the targets.
-            targets: consider only these words; probabilities are still over the whole vocabulary, and each candidate
+            top_k: how many; by default 5, or all of the targets.
+            targets: consider only these words. Probabilities are still over the whole vocabulary, and each candidate
                 gains its "rank" among all tokens, 1 being the likeliest.
             joint: also fill all masks together, by a beam over fill orders, re-scored after each filled mask. The
                 answer gains "pseudo_joint": [{"tokens", "ids", "order", "logprob", "text"}] (`mlm_onnx.answer.joint`).
-            first_piece: a target that is not one token stands for its first piece; the candidate lists such words in
+            first_piece: replace a target that is not one token by its first piece; the candidate lists such words in
                 "first_piece_of".
 
         Raises:
-            QueryError: a text holds no mask, …; all texts are checked before any is answered.
+            QueryError: a text cannot be answered, for instance because it has no mask. All texts are checked before any
+                is answered.
         """
-        choices = choices_of(targets, first_piece, self._pieces, self._never)
+        choices = choices_of(targets, first_piece, self._pieces, self._excluded)
         k = how_many(top_k, choices, self.bundle.vocab_size, self.bundle.limits)
         queries = read_all(text, self.bundle.limits, self.reader.masked)
         for query in queries:
@@ -118,8 +119,8 @@ class FillMask:
             return choices.ranked(logprobs, k)
 
         answers: list[Answer] = []
-        for query, found in zip(queries, self._ask([(query, query.at) for query in queries], ranked), strict=True):
-            masks = [self._answers.mask(query, mask, each, choices) for mask, each in enumerate(found)]
+        for query, per_mask in zip(queries, self._ask([(query, query.at) for query in queries], ranked), strict=True):
+            masks = [self._answers.mask(query, mask, each, choices) for mask, each in enumerate(per_mask)]
             answers.append({"text": query.text, "masks": masks})
         if joint:
             from mlm_onnx.answer.joint import fill_jointly
@@ -141,8 +142,10 @@ class FillMask:
         Returns:
             {"text", "score", "perplexity", "tokens": [{"token", "logprob"}]}; special and unknown tokens do not count.
         """
-        special, never = self.bundle.special, self._never
-        read = read_all(text, self.bundle.limits, lambda each: check_scored(self.reader.encode(each), special, never))
+        special, excluded = self.bundle.special, self._excluded
+        read = read_all(
+            text, self.bundle.limits, lambda each: check_scored(self.reader.encode(each), special, excluded)
+        )
         answers = [self._score(each) for each in read]
         return answers[0] if isinstance(text, str) else answers
 
@@ -157,19 +160,19 @@ class FillMask:
     def explain(
         self, text: str | Sequence[str], target: str | None = None, *, first_piece: bool = False
     ) -> Explanation | list[Explanation]:
-        """Return which words the answer at each mask depends on: each is hidden in turn, and the mask asked again.
+        """Return which words the answer at each mask depends on, measured by hiding each word in turn and asking again.
 
         Args:
             target: explain this word instead of the likeliest.
 
         Returns:
             {"text", "masks": [{"position", "start", "end", "token", "id", "probability", "words": [{"word", "start",
-            "end", "probability", "effect", "instead"}]}]}: probability of the token without the word, effect =
-            ln p(token) - ln p(token without the word), so that what speaks for the token is positive, and the likeliest
-            token without the word.
+            "end", "probability", "effect", "instead"}]}]}. Of a word, "probability" is the token's without that word,
+            "effect" is ln p(token) - ln p(token without the word), positive for words that support the token, and
+            "instead" is the likeliest token without the word.
         """
         targets = None if target is None else [target]
-        choices = choices_of(targets, first_piece, self._pieces, self._never)
+        choices = choices_of(targets, first_piece, self._pieces, self._excluded)
         queries = read_all(text, self.bundle.limits, self.reader.masked)
         for query in queries:
             check_size(query, 1, joint=True)
@@ -179,12 +182,12 @@ class FillMask:
     def embed(self, text: str | Sequence[str]) -> np.ndarray:
         """Return the mean of the last hidden states over the tokens of a whole text, not normalised.
 
-        Special tokens count, as in mean pooling elsewhere: sentence-transformers makes the same vector of the same
-        model. A text longer than the model's window is cut into windows of nearly the same length, one
-        after the other, and the mean is over the tokens of all of them.
+        Special tokens count, as is usual in mean pooling: sentence-transformers returns the same vector for the same
+        model. A text longer than the model's window is cut into consecutive windows of nearly equal length, and the
+        mean is over the tokens of all of them.
 
         Returns:
-            [D] of a text, [N, D] of several, in float32.
+            [D] for one text, [N, D] for several, in float32.
         """
         read = read_all(text, self.bundle.limits, self.reader.encode)
         parts = [(which, ids) for which, each in enumerate(read) for ids in self.reader.parts(each)]
@@ -193,15 +196,15 @@ class FillMask:
         for (which, ids), mean in zip(parts, self._engine.embeddings([ids for _, ids in parts]), strict=True):
             sums[which] += mean * len(ids)
             tokens[which] += len(ids)
-        found = sums / tokens
-        return found[0] if isinstance(text, str) else found
+        means = sums / tokens
+        return means[0] if isinstance(text, str) else means
 
     # ---- from queries to answers -----------------------------------------------------------------
 
     def _ask(
         self, asked: Sequence[tuple[Text, np.ndarray]], reduce: Callable[[int, int, np.ndarray], Result]
     ) -> list[list[Result]]:
-        """Ask as `mlm_onnx.answer.joint.Ask` defines it, through windows where a text is long."""
+        """Implement `mlm_onnx.answer.joint.Ask`, with windows over long texts."""
         most = self._engine.positions_a_row()
         rows = [(which, *row) for which, (text, at) in enumerate(asked) for row in self.reader.rows(text, at, most)]
 
@@ -209,20 +212,20 @@ class FillMask:
             which, indices, _ = rows[index]
             return [reduce(which, int(at), row) for at, row in zip(indices, log_softmax(logits), strict=True)]
 
-        found: list[list[Result]] = [[] for _ in asked]
+        by_text: list[list[Result]] = [[] for _ in asked]
         for (which, *_), results in zip(rows, self._engine.map([row for *_, row in rows], reduce_row), strict=True):
-            found[which] += results
-        return found
+            by_text[which] += results
+        return by_text
 
     def _score(self, read: Text) -> Score:
-        counted = np.flatnonzero(~np.isin(read.ids, self._never))
+        counted = np.flatnonzero(~np.isin(read.ids, self._excluded))
         logprobs: list[float] = []
         for start in range(0, len(counted), SCORED_AT_ONCE):
             logprobs += self._hidden(read, counted[start : start + SCORED_AT_ONCE])
         return self._answers.score(read, counted, np.array(logprobs))
 
     def _hidden(self, read: Text, positions: np.ndarray) -> list[float]:
-        """Return ln p of the tokens at some positions, each hidden in turn."""
+        """Return ln p of the tokens at the given positions, each hidden in turn."""
 
         def logprob(index: int, logits: np.ndarray) -> float:
             return float(log_softmax(logits[0])[read.ids[positions[index]]])
@@ -240,7 +243,7 @@ class FillMask:
         masks: list[ExplainedMask] = []
         for group, words in asked_together(query, self.reader):
             chosen = [answers[mask].id for mask in group]
-            hidden = occlude(query, group, words, chosen, self.bundle.special.mask_id, self._never, self._ask)
+            hidden = occlude(query, group, words, chosen, self.bundle.special.mask_id, self._excluded, self._ask)
             for mask, effects in zip(group.tolist(), hidden, strict=True):
                 masks.append(self._answers.explained(query, mask, answers[mask], effects, choices))
         return {"text": query.text, "masks": masks}

@@ -1,4 +1,4 @@
-"""Texts → tokens → rows for the model; a text longer than its window is seen through one centred on each position."""
+"""Texts → tokens → rows for the model; long texts are read through a window centred on each position."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Text:
-    """A text of any length as the tokenizer sees it."""
+    """A tokenised text of any length."""
 
     text: str
     ids: np.ndarray
     offsets: Sequence[tuple[int, int]]
-    """Characters of each token."""
+    """Character range of each token."""
     words: Sequence[int | None]
-    """The word to which each token belongs; None for those that frame the text."""
+    """Index of the word to which each token belongs; None for framing tokens."""
     frame: tuple[int, int]
-    """Tokens before and after the text that belong to every window ([CLS], [SEP])."""
+    """How many tokens frame the text before and after it ([CLS], [SEP]); every window has them."""
     at: np.ndarray
     """Token positions of the masks."""
     spans: tuple[tuple[int, int], ...]
-    """Characters of the masks."""
+    """Character ranges of the masks."""
 
     def with_ids(self, ids: np.ndarray) -> Text:
         return replace(self, ids=ids)
 
 
 class Reader:
-    """Reads texts with a bundle's tokenizer, within the bundle's limits."""
+    """Tokenises texts with a bundle's tokenizer, within the bundle's limits."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -55,19 +55,19 @@ class Reader:
             raise BundleError(f"{bundle.path}: tokenizer and manifest disagree on the mask token")
 
     def _rust(self, function: Callable[..., Result], *arguments: str) -> Result:
-        """Call the tokenizer's library, whose errors and panics share no narrower base class than BaseException."""
+        """Call the tokenizers library, whose errors and panics share no base class narrower than BaseException."""
         try:
             return function(*arguments)
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as error:
-            raise BundleError(f"{self.file} is not a sound tokenizer: {first_line(error)}") from None
+            raise BundleError(f"{self.file} is not a valid tokenizer: {first_line(error)}") from None
 
     def encode(self, text: str) -> Text:
-        """Tokenise a text that is neither empty nor beyond the limits; it may be longer than the model's window.
+        """Tokenise a text, which may be longer than the model's window.
 
         Raises:
-            QueryError: it is not such a text.
+            QueryError: the text is empty or exceeds a limit.
         """
         limits = self.bundle.limits
         if not text.strip():
@@ -78,7 +78,7 @@ class Reader:
         encoding = self._rust(self.tokenizer.encode, text)
         ids = np.array(encoding.ids, np.int64)
         if not len(ids):
-            raise QueryError("the text holds no token of this model")
+            raise QueryError("the text has no token of this model")
         if ids.max() >= self.bundle.vocab_size:
             raise BundleError(f"{self.file} has more tokens than the model")
         framing = np.array(encoding.special_tokens_mask, bool)
@@ -88,82 +88,85 @@ class Reader:
         return Text(text, ids, encoding.offsets, encoding.word_ids, frame, at, ())
 
     def masked(self, text: str) -> Text:
-        """Tokenise a text with at least one mask and at least something else.
+        """Tokenise a text that contains at least one mask and something else.
 
         Raises:
-            QueryError: it is not such a text.
+            QueryError: it does not, is empty or exceeds a limit.
         """
         mask = self.bundle.special.mask
         if text.strip() and len(text) <= self.bundle.limits.max_characters:
             if mask not in text:
                 other = OTHER_MASKS.search(text)
-                note = f" (it holds {other.group()}, which is not this model's)" if other else ""
-                raise QueryError(f"the text holds no mask{note}: write {mask} where a word is missing")
+                note = f" (it contains {other.group()}, which is not this model's mask)" if other else ""
+                raise QueryError(f"the text has no mask{note}: write {mask} where a word is missing")
             if not text.replace(mask, "").strip():
-                raise QueryError(f"the text holds nothing but {mask}: give the words around it")
+                raise QueryError(f"the text is nothing but {mask}: add words around it")
             if text.count(mask) > MASKS_A_TEXT:
-                raise QueryError(f"the text holds {text.count(mask)} masks; the limit is {MASKS_A_TEXT}")
+                raise QueryError(f"the text has {text.count(mask)} masks; the limit is {MASKS_A_TEXT}")
         read = self.encode(text)
-        starts = [text.find(mask, read.offsets[place][0]) for place in read.at]
+        starts = [text.find(mask, read.offsets[position][0]) for position in read.at]
         if not starts or min(starts) < 0:
-            raise QueryError(f"the tokenizer does not see {mask} in the text: set it apart by spaces")
+            raise QueryError(f"the tokenizer does not recognise {mask} in the text: put spaces around it")
         return replace(read, spans=tuple((start, start + len(mask)) for start in starts))
 
     def is_long(self, text: Text) -> bool:
         return len(text.ids) > self.bundle.limits.max_length
 
-    def window(self, text: Text, place: int) -> tuple[int, int]:
-        """Return the tokens [first, last), without frame, that the model sees when asked a position in their middle."""
+    def window(self, text: Text, position: int) -> tuple[int, int]:
+        """Return the tokens [first, last), framing excluded, that the model sees when asked about this position."""
         (before, after), room = text.frame, self.room(text)
-        first = min(max(before, place - room // 2), max(before, len(text.ids) - after - room))
+        first = min(max(before, position - room // 2), max(before, len(text.ids) - after - room))
         return first, min(first + room, len(text.ids) - after)
 
-    def row(self, text: Text, place: int) -> Row:
-        """Return the row that asks one position of a text, through the window around it."""
+    def row(self, text: Text, position: int) -> Row:
+        """Return the row that asks about one position of a text, through the window around it."""
         if not self.is_long(text):
-            return Row(text.ids, np.array([place]))
-        (first, last), (before, after) = self.window(text, place), text.frame
+            return Row(text.ids, np.array([position]))
+        (first, last), (before, after) = self.window(text, position), text.frame
         ids = np.concatenate([text.ids[:before], text.ids[first:last], text.ids[len(text.ids) - after :]])
-        return Row(ids, np.array([place - first + before]))
+        return Row(ids, np.array([position - first + before]))
 
-    def hidden(self, text: Text, place: int) -> Row:
-        """Return the row that asks one position of a text from which its token is hidden."""
-        row = self.row(text, place)
+    def hidden(self, text: Text, position: int) -> Row:
+        """Return the row that asks about one position of a text, with its token hidden."""
+        row = self.row(text, position)
         ids = row.ids.copy()
         ids[row.at] = self.bundle.special.mask_id
         return Row(ids, row.at)
 
-    def rows(self, text: Text, places: np.ndarray, at_once: int) -> Iterator[tuple[np.ndarray, Row]]:
-        """Yield (indices into places, row) in order, which ask all of them: many per row where the whole text fits."""
+    def rows(self, text: Text, positions: np.ndarray, at_once: int) -> Iterator[tuple[np.ndarray, Row]]:
+        """Yield (indices into positions, row) in order, covering them all: many per row if the whole text fits."""
         if self.is_long(text):
-            for index, place in enumerate(places):
-                yield np.array([index]), self.row(text, int(place))
+            for index, position in enumerate(positions):
+                yield np.array([index]), self.row(text, int(position))
             return
-        for start in range(0, len(places), at_once):
-            yield np.arange(start, min(start + at_once, len(places))), Row(text.ids, places[start : start + at_once])
+        for start in range(0, len(positions), at_once):
+            yield (
+                np.arange(start, min(start + at_once, len(positions))),
+                Row(text.ids, positions[start : start + at_once]),
+            )
 
     def parts(self, text: Text) -> Iterator[np.ndarray]:
-        """Yield the text's ids in as few framed rows as the model can read, of nearly the same length."""
+        """Yield the text's ids in as few framed rows as possible, all of nearly the same length."""
         before, after = text.frame
         inner = text.ids[before : len(text.ids) - after]
         for part in np.array_split(inner, max(1, -(-len(inner) // self.room(text)))):
             yield np.concatenate([text.ids[:before], part, text.ids[len(text.ids) - after :]])
 
     def room(self, text: Text) -> int:
-        """Return how many tokens of a text the model reads at once, beside those that frame it."""
+        """Return how many tokens of a text the model reads at once, besides the framing tokens."""
         room = self.bundle.limits.max_length - sum(text.frame)
         if room < 1:
-            raise BundleError(f"{self.file} frames a text by more tokens than the model reads")
+            raise BundleError(f"{self.file} frames a text with more tokens than the model reads")
         return room
 
-    def seen(self, text: Text, place: int) -> tuple[int, int]:
-        """Return the characters of the window in which a position is asked."""
-        first, last = self.window(text, place)
+    def seen(self, text: Text, position: int) -> tuple[int, int]:
+        """Return the character range of the window around a position."""
+        first, last = self.window(text, position)
         return text.offsets[first][0], text.offsets[last - 1][1]
 
 
 def check_utf8(text: str) -> None:
-    """Raise QueryError for half a surrogate pair, which is what bytes that are not UTF-8 become on a command line."""
+    """Raise QueryError for lone surrogates, which is what bytes that are not UTF-8 become on a command line."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""One onnxruntime session per graph and process: verified, opened at its first run, shared by threads."""
+"""One onnxruntime session per graph and process: verified, opened on its first run, shared by threads."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ LARGEST_LOGIT = 1e9
 INTEGERS, FLOATS = "tensor(int64)", "tensor(float)"
 PROCESSOR = Path("/proc/cpuinfo")
 EXACT_SUMS = frozenset(("avx512_vnni", "avx_vnni", "amx_int8"))
-"""x86 features that add products of 8-bit numbers in 32 bits."""
+"""x86 features that accumulate products of 8-bit numbers in 32 bits."""
 
 
 def sums_saturate(processor: Path = PROCESSOR) -> bool:
-    """Return whether this x86 saturates sums of 8-bit products at 16 bits; known on Linux only, False elsewhere."""
+    """Return whether this x86 processor saturates sums of 8-bit products at 16 bits; always False except on Linux."""
     try:
         with processor.open() as lines:
             flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), None)
@@ -32,9 +32,9 @@ def sums_saturate(processor: Path = PROCESSOR) -> bool:
 
 
 def as_written() -> ort.SessionOptions:
-    """Return options for the graphs in `fast/`, which are written as they should run: onnxruntime optimises nothing.
+    """Return options for the graphs in `fast/`, which already have the form to run: onnxruntime optimises nothing.
 
-    That halves the start of a small session, and what onnxruntime would fuse does not run faster
+    That halves the time to open a small session, and what onnxruntime would fuse does not run faster
     (benchmarks/results/graph-variants.json).
     """
     options = ort.SessionOptions()
@@ -44,9 +44,9 @@ def as_written() -> ort.SessionOptions:
 
 
 class Session:
-    """One graph of a bundle, verified and opened at its first run; threads share it.
+    """One graph of a bundle, verified and opened on its first run; threads share it.
 
-    A forked child inherits an onnxruntime session without its threads, so it opens its own at its first run.
+    A forked child inherits an onnxruntime session without its threads, so it opens its own on its first run.
     """
 
     def __init__(self, bundle: Bundle, graph: str, ports: Mapping[str, str], threads: int) -> None:
@@ -57,7 +57,7 @@ class Session:
         _SESSIONS.add(self)
 
     def opened(self) -> ort.InferenceSession:
-        """Return the session, opening it first where it is not open.
+        """Return the session, opening it first if necessary.
 
         Raises:
             BundleError: the graph cannot be opened.
@@ -69,21 +69,21 @@ class Session:
         return session
 
     def run(self, shape: tuple[int, ...], **given: np.ndarray) -> np.ndarray:
-        """Return the graph's one output, which must have that shape.
+        """Return the graph's only output, which must have this shape.
 
         Raises:
-            BundleError: it has another shape, it is not finite, or onnxruntime fails.
+            BundleError: it has a different shape or values that are not finite, or onnxruntime fails.
         """
         session, path = self.opened(), self.bundle.file(self.graph)
         try:
-            found = np.asarray(session.run(None, given)[0])
-        except Exception as error:  # onnxruntime's errors share no base class but this
+            output = np.asarray(session.run(None, given)[0])
+        except Exception as error:  # onnxruntime's errors have no narrower base class
             raise BundleError(f"{path}: onnxruntime cannot run it: {first_line(error)}") from None
-        if found.shape != shape:
-            raise BundleError(f"{path} answers with shape {found.shape}, not {shape}")
-        if not (np.abs(found) < LARGEST_LOGIT).all():
-            raise BundleError(f"{path} answers with values that are not finite")
-        return found
+        if output.shape != shape:
+            raise BundleError(f"{path} returns shape {output.shape}, not {shape}")
+        if not (np.abs(output) < LARGEST_LOGIT).all():
+            raise BundleError(f"{path} returns values that are not finite")
+        return output
 
     def _open(self) -> ort.InferenceSession:
         verify(self.bundle, self.graph)
@@ -92,25 +92,25 @@ class Session:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if self.bundle.manifest.get("dtype") == "int8" and sums_saturate():
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL  # one of them does it:
-            options.add_session_config_entry("session.x64quantprecision", "1")  # exact kernels, though slower
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL  # applies the next option:
+            options.add_session_config_entry("session.x64quantprecision", "1")  # exact but slower kernels
         path = self.bundle.file(self.graph)
         try:
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise BundleError(f"{path}: onnxruntime cannot load it: {first_line(error)}") from None
-        found = {port.name: port.type for port in (*session.get_inputs(), *session.get_outputs())}
-        if found != self._ports:
-            said = ", ".join(f"{name} {kind}" for name, kind in sorted(found.items()))
-            raise BundleError(f"{path} is not the graph it should be: its inputs and outputs are {said}")
+        ports = {port.name: port.type for port in (*session.get_inputs(), *session.get_outputs())}
+        if ports != self._ports:
+            listed = ", ".join(f"{name} {kind}" for name, kind in sorted(ports.items()))
+            raise BundleError(f"{path} is not the graph it should be: its inputs and outputs are {listed}")
         return session
 
     def forget(self) -> None:
-        """In a forked child, drop the parent's session without closing it: its threads are not there to join."""
+        """Drop the parent's session in a forked child, unclosed: the threads that closing would join are not there."""
         if self._session is not None:
             import ctypes
 
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))  # never freed, in this process
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))  # never freed in this process
         self._session, self._lock = None, threading.Lock()
 
 
@@ -127,5 +127,5 @@ if hasattr(os, "register_at_fork"):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type where it has none."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]

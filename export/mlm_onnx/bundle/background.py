@@ -1,4 +1,4 @@
-"""Work in the background. Stdlib only, and little of it: a cold start waits for its imports."""
+"""Run work in the background. Few imports, all from the standard library: a cold start waits for them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class BackgroundTask(Generic[Result]):
 
         def run() -> None:
             try:
-                found = work()
-                self._outcome = lambda: found
+                outcome = work()
+                self._outcome = lambda: outcome
             except BaseException as error:
                 self._outcome = lambda error=error: _raise(error)
 
@@ -26,11 +26,11 @@ class BackgroundTask(Generic[Result]):
         self._thread.start()
 
     def wait(self) -> None:
-        """Block until the function has ended, well or not."""
+        """Block until the function has returned or raised."""
         self._thread.join()
 
     def result(self) -> Result:
-        """Wait; return what the function returned, or raise what it raised."""
+        """Wait for the function, then return its result or raise its error."""
         self.wait()
         return self._outcome()
 

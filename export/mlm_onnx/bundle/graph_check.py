@@ -1,7 +1,7 @@
-"""Check an ONNX file before onnxruntime reads it: known operators, and no byte from outside the bundle. Stdlib only.
+"""Check an ONNX file before onnxruntime reads it: only known operators, no data from outside the bundle. Stdlib only.
 
-A walk through the messages, of fixed depth: what nests without bound in ONNX (graphs in attributes,
-functions, sequence types) is refused where it begins, as is every field that a bundle has no use for.
+The check walks the messages to a fixed depth. Whatever may nest without bound in ONNX (graphs in attributes, functions,
+sequence types) is refused where it begins, as is every field that a bundle does not need.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ OPERATORS: Mapping[str, frozenset[str]] = {
     "ai.onnx": frozenset(COMPUTE.split()),
     "com.microsoft": frozenset(CONTRIB.split()),
 }
-"""Domain → operators, those that `convert` writes: they compute on tensors, and touch neither files nor other code."""
+"""Domain → the operators that `convert` writes. They only compute on tensors; none touches files or runs other code."""
 HEADS: Mapping[str, tuple[frozenset[str], range]] = {
     "Attention": (frozenset({"q_num_heads", "kv_num_heads"}), range(3, 5)),
     "RotaryEmbedding": (frozenset({"num_heads"}), range(3, 4)),
 }
-"""Operator → the attributes it must have, all the same number of heads, and no other; how many inputs it may have.
+"""Operator → its exact set of attributes, all of which hold the number of heads, and how many inputs it may have.
 
-onnxruntime divides by these numbers, and reads where position ids, a fourth input of RotaryEmbedding, point.
+onnxruntime divides by these numbers; and position ids, a fourth input of RotaryEmbedding, would direct its reads.
 """
 MOST_HEADS = 1 << 12
 
 BYTES = {1: 4, 2: 1, 3: 1, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}
-"""Bytes of an element by TensorProto's data type."""
+"""TensorProto data type → bytes per element."""
 INT64 = 7
 INT_ATTRIBUTE = 2
 MODEL_BYTES = (2 << 30) - 1  # protobuf's own limit
@@ -45,10 +45,10 @@ PARTS = 200_000  # nodes, tensors, ports
 RANK = 16
 ELEMENTS = 1 << 31
 LARGEST_DIMENSION = 1 << 24
-"""Also of a constant that may become one: 2²⁴ tokens or characters is more than any limit of a bundle."""
+"""Also the largest constant, since a constant may become a dimension; no limit of a bundle exceeds 2²⁴."""
 LARGEST_INT64 = (1 << 63) - 1
 
-# Fields that a message of a bundle may hold; a text or a number among them that means nothing here is skipped.
+# Fields that each kind of message may have; those that need no check are skipped.
 MODEL = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14})
 GRAPH = frozenset({1, 2, 5, 10, 11, 12, 13, 16})
 NODE = frozenset({1, 2, 3, 4, 5, 6, 7, 9})
@@ -73,20 +73,20 @@ class _Node:
 
 
 def check_onnx(file: Path, sizes: Mapping[str, int]) -> set[str]:
-    """Refuse a model that could reach outside of the bundle, or whose tensors do not have the sizes that they claim.
+    """Refuse a model that could reach outside the bundle, or whose tensors do not have the sizes they claim.
 
     Args:
-        sizes: bytes of the files that tensors may lie in, by their names in the model's own folder.
+        sizes: name → size in bytes of each file in the model's folder that may store tensors.
 
     Returns:
-        The names of those that tensors do lie in.
+        The names of the files that do store tensors.
 
     Raises:
-        OnnxError: with the reason; the caller adds the file's name.
+        OnnxError: the model is refused; the message gives the reason, and the caller adds the file's name.
     """
     size = file.stat().st_size
     if not 0 < size <= MODEL_BYTES:
-        raise OnnxError(f"{size} bytes are no ONNX model")
+        raise OnnxError(f"{size} bytes is not the size of an ONNX model")
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         walker = _Walker(data, sizes)
         walker.model(0, size)
@@ -94,7 +94,7 @@ def check_onnx(file: Path, sizes: Mapping[str, int]) -> set[str]:
 
 
 class _Walker(Wire):
-    """Each method reads one kind of message between two byte positions."""
+    """Checks messages; each method reads one kind between two byte positions."""
 
     def __init__(self, data: mmap.mmap, sizes: Mapping[str, int]) -> None:
         super().__init__(data)
@@ -110,7 +110,7 @@ class _Walker(Wire):
                 case 8:
                     self.opset(*self.inside(part))
         if len(graphs) != 1:
-            raise OnnxError(f"it holds {len(graphs)} graphs, not one")
+            raise OnnxError(f"it has {len(graphs)} graphs instead of one")
         self.graph(*graphs[0])
 
     def opset(self, at: int, end: int) -> None:
@@ -118,7 +118,7 @@ class _Walker(Wire):
             if part[0] == 1:
                 self.text(part)
             elif not 1 <= self.number(part) <= 1000:
-                raise OnnxError("it asks for an impossible opset")
+                raise OnnxError("it requires an impossible opset")
 
     def graph(self, at: int, end: int) -> None:
         nodes: list[_Node] = []
@@ -157,7 +157,7 @@ class _Walker(Wire):
                 case _:
                     self.inside(part)
         if node.kind not in OPERATORS.get(node.domain, ()):
-            raise OnnxError(f"it holds the operator {node.domain or 'ai.onnx'}.{node.kind}, which no bundle needs")
+            raise OnnxError(f"it contains the operator {node.domain or 'ai.onnx'}.{node.kind}, which no bundle needs")
         return node
 
     def attribute(self, at: int, end: int, node: _Node) -> None:
@@ -177,11 +177,11 @@ class _Walker(Wire):
                 case 20:
                     kind = self.number(part)
         if name in node.attributes or tensors > 1:
-            raise OnnxError(f"an operator {node.kind} in it has two attributes {name}")
+            raise OnnxError(f"an operator {node.kind} in it has two attributes named {name}")
         node.attributes[name] = value if kind == INT_ATTRIBUTE else None
 
     def tensor(self, at: int, end: int) -> _Tensor:
-        tensor, dims, places, held, external = _Tensor(), [], {}, 0, False
+        tensor, dims, entries, held, external = _Tensor(), [], {}, 0, False
         raw: tuple[int, int] | None = None
         for part in self.fields(at, end, TENSOR, "tensor"):
             match part[0]:
@@ -201,9 +201,9 @@ class _Walker(Wire):
                     raw = self.inside(part)
                 case 13:
                     key, value = self.entry(*self.inside(part))
-                    if key in places:
-                        raise OnnxError(f"tensor {tensor.name!r} has two places")
-                    places[key] = value
+                    if key in entries:
+                        raise OnnxError(f"tensor {tensor.name!r} has two values for {key!r}")
+                    entries[key] = value
                 case 14:
                     if self.number(part) not in (0, 1):
                         raise OnnxError(f"tensor {tensor.name!r} is stored in an unknown way")
@@ -212,13 +212,13 @@ class _Walker(Wire):
         if len(dims) > RANK or any(not 0 <= d < ELEMENTS for d in dims) or math.prod(dims) > ELEMENTS:
             raise OnnxError(f"tensor {tensor.name!r} has impossible dimensions")
         if tensor.type not in BYTES:
-            raise OnnxError(f"tensor {tensor.name!r} has data type {tensor.type}, which a bundle has no use for")
+            raise OnnxError(f"tensor {tensor.name!r} has data type {tensor.type}, which no bundle needs")
         size = math.prod(dims) * BYTES[tensor.type]
         if external:
             if raw is not None or held:
                 raise OnnxError(f"tensor {tensor.name!r} is stored twice")
-            self.check_place(tensor.name, places, size)
-        elif places:
+            self.check_location(tensor.name, entries, size)
+        elif entries:
             raise OnnxError(f"tensor {tensor.name!r} is stored twice")
         elif raw is not None:
             if held or raw[1] - raw[0] != size:
@@ -226,41 +226,41 @@ class _Walker(Wire):
             if tensor.type == INT64:
                 values = memoryview(self.data[raw[0] : raw[1]])
                 self.check_ints([int.from_bytes(values[i : i + 8], "little", signed=True) for i in range(0, size, 8)])
-        elif held < math.prod(dims):  # onnxruntime counts them; this keeps it from reserving room for more
+        elif held < math.prod(dims):  # onnxruntime counts them too; this keeps it from allocating memory for more
             raise OnnxError(f"tensor {tensor.name!r} has fewer values than its dimensions need")
         return tensor
 
     def check_ints(self, values: Sequence[int]) -> None:
-        """Constants may become dimensions; the largest number of all is how a slice says: to the end."""
+        """Refuse constants too large for a dimension, except the largest int64, by which a slice means "to the end"."""
         if any(abs(value) > LARGEST_DIMENSION and abs(value) < LARGEST_INT64 - 1 for value in values):
-            raise OnnxError("it holds a number that is too large for a dimension")
+            raise OnnxError("it contains a number that is too large for a dimension")
 
-    def check_place(self, name: str, places: Mapping[str, str], size: int) -> None:
-        """External data lie in a listed file of the bundle, within it, and are as many bytes as the tensor needs."""
-        if unknown := sorted(set(places) - {"location", "offset", "length"}):
-            raise OnnxError(f"tensor {name!r} has an unknown {unknown[0]!r} in its place")
-        location = places.get("location", "")
+    def check_location(self, name: str, entries: Mapping[str, str], size: int) -> None:
+        """Check that external data lies within a listed file of the bundle and has the size that the tensor needs."""
+        if unknown := sorted(set(entries) - {"location", "offset", "length"}):
+            raise OnnxError(f"tensor {name!r} has an unknown external data key {unknown[0]!r}")
+        location = entries.get("location", "")
         if location not in self.sizes:
-            raise OnnxError(f"tensor {name!r} lies outside of the bundle: {location[:80]!r}")
-        numbers = [places.get("offset", "0"), places.get("length", str(size))]
+            raise OnnxError(f"tensor {name!r} lies outside the bundle: {location[:80]!r}")
+        numbers = [entries.get("offset", "0"), entries.get("length", str(size))]
         if not all(number.isascii() and number.isdigit() and len(number) <= 19 for number in numbers):
-            raise OnnxError(f"tensor {name!r} has no plain offset and length")
+            raise OnnxError(f"tensor {name!r} has an offset or length that is not a plain number")
         offset, length = map(int, numbers)
         if length != size or offset + length > self.sizes[location]:
             raise OnnxError(
-                f"tensor {name!r} needs {size} bytes; its place is bytes {offset} to {offset + length} "
-                f"of the {self.sizes[location]} of {location}"
+                f"tensor {name!r} needs {size} bytes but claims bytes {offset} to {offset + length} "
+                f"of {location}, which has {self.sizes[location]}"
             )
         self.used.add(location)
 
     def entry(self, at: int, end: int) -> tuple[str, str]:
-        found = {1: "", 2: ""}
-        for part in self.fields(at, end, frozenset(found), "external data"):
-            found[part[0]] = self.text(part)
-        return found[1], found[2]
+        texts = {1: "", 2: ""}
+        for part in self.fields(at, end, frozenset(texts), "external data"):
+            texts[part[0]] = self.text(part)
+        return texts[1], texts[2]
 
     def port(self, at: int, end: int) -> None:
-        """An input, an output or the type of a value: a tensor whose dimensions are names or sane numbers."""
+        """Check an input, an output or the type of a value: a tensor whose dimensions are names or possible sizes."""
         for part in self.fields(at, end, frozenset({1, 2, 3, 4}), "port"):
             if part[0] != 2:
                 continue
@@ -275,7 +275,7 @@ class _Walker(Wire):
             for dim in self.fields(*self.inside(part), frozenset({1}), "shape"):
                 for fact in self.fields(*self.inside(dim), frozenset({1, 2, 3}), "dimension"):
                     if fact[0] == 1 and not 0 <= self.number(fact) <= LARGEST_DIMENSION:
-                        raise OnnxError("it promises an impossible dimension")
+                        raise OnnxError("it declares an impossible dimension")
 
 
 def _check_heads(node: _Node) -> None:
@@ -288,16 +288,16 @@ def _check_heads(node: _Node) -> None:
 
 
 def _check_blocks(node: _Node, tensors: Mapping[str, _Tensor]) -> None:
-    """onnxruntime repacks a MatMulNBits by its attributes, not by the sizes of its tensors: they must agree."""
+    """Check that attributes agree with tensor sizes: onnxruntime repacks a MatMulNBits by its attributes alone."""
     n, k, block = (node.attributes.get(name) or 0 for name in ("N", "K", "block_size"))
     bits = node.attributes.get("bits", 4)
     if not (bits in (2, 4, 8) and block in (16, 32, 64, 128, 256) and 0 < n < ELEMENTS and 0 < k < ELEMENTS):
         raise OnnxError("a MatMulNBits in it has impossible attributes")
     blocks = -(-k // block)
     needs = {1: n * blocks * block * bits // 8, 2: n * blocks, 3: n * (-(-blocks * bits // 8)), 5: n}
-    for place, name in enumerate(node.inputs[1:], 1):
+    for index, name in enumerate(node.inputs[1:], 1):
         if not name:
             continue
         stored = tensors.get(name)
-        if place not in needs or stored is None or math.prod(stored.dims) != needs[place]:
+        if index not in needs or stored is None or math.prod(stored.dims) != needs[index]:
             raise OnnxError(f"a MatMulNBits in it does not fit {name!r}")

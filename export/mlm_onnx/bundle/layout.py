@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+Json = Mapping[str, Any]  # an object as the json module has it; who reads it checks the fields that it takes
 FORMAT = 1
 KIND = "mlm-onnx"
 TASK = "fill-mask"
@@ -13,30 +15,30 @@ CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenize
 FAST_GRAPH = "fast/fill_mask.onnx"
 FAST_DATA = "fast/fill_mask.onnx.data"
 EMBED_GRAPH = "fast/embed.onnx"
-"""Its weights are those of the fill-mask graph, in the same file."""
+"""Uses the fill-mask graph's weights, from FAST_DATA."""
 ATTENTION_GRAPH = "fast/attention.onnx"
-"""Only in bundles made `--with-attention`; its weights are in FAST_DATA."""
+"""Only in bundles converted `--with-attention`; uses weights from FAST_DATA."""
 WEB_GRAPH = "fast/fill_mask_web.onnx"
-"""Only in int8 bundles made `--for web`: FAST_GRAPH as WASM computes it fastest, on the same weights."""
+"""Only in int8 bundles converted `--for web`: FAST_GRAPH in the form that WASM runs fastest, with the same weights."""
 HUB_GRAPH, HUB_QUANTIZED = "onnx/model.onnx", "onnx/model_quantized.onnx"
-"""Only in bundles made `--for hub`: names that optimum and transformers.js look for."""
+"""Only in bundles converted `--for hub`; optimum and transformers.js look for these names."""
 LAYOUTS: Mapping[str, str] = {
     "predictor": "for FillMask (default)",
     "hub": "also for optimum and transformers.js",
     "web": "also a page for browsers",
     "space": "the demo as a hosted Space",
 }
-"""Whom a bundle is made for, and what that gives."""
+"""Layout → what the bundle can be used with."""
 REQUIRED = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, FAST_GRAPH, FAST_DATA)
 MANIFEST_BYTES = 4 << 20
 EXAMPLES, EXAMPLE_CHARACTERS = 8, 400
-"""Sentences that a bundle offers to try, and the longest."""
+"""Most example sentences in a bundle, and most characters in one of them."""
 LARGEST = {"max_length": 1 << 16, "max_characters": 1 << 24, "max_texts": 1 << 20, "max_top_k": 1 << 24}
-"""A manifest may lower these, not exceed them."""
+"""Upper bounds of the limits; a manifest may only set lower ones."""
 
 
 class MlmOnnxError(ValueError):
-    """A mistake that a user can correct: one line that names the file, option or text, and what to do."""
+    """A mistake that the user can correct, reported in one line: the file, option or text, and what to do."""
 
 
 class BundleError(MlmOnnxError):
@@ -44,7 +46,7 @@ class BundleError(MlmOnnxError):
 
 
 class QueryError(MlmOnnxError):
-    """The query has no answer."""
+    """The query cannot be answered."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Special:
-    """The tokens that a query or its answer treats differently."""
+    """The tokens that queries and answers treat specially."""
 
     mask: str
     mask_id: int
     pad_id: int
-    never: tuple[int, ...]
-    """Ids that are never an answer: special tokens, and rows of the table that no token uses."""
+    excluded: tuple[int, ...]
+    """Ids that are never an answer: special tokens, and table rows without a token."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from mlm_onnx.bundle.background import BackgroundTask
 from mlm_onnx.bundle.graph_check import OnnxError, check_onnx
@@ -24,6 +22,7 @@ from mlm_onnx.bundle.layout import (
     REQUIRED,
     TASK,
     BundleError,
+    Json,
     Limits,
     Special,
 )
@@ -33,16 +32,16 @@ HASHED_AT_ONCE = 1 << 21
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest is sound and whose files have their sizes."""
+    """A bundle whose manifest is valid and whose files have the sizes it gives."""
 
     path: Path
-    manifest: Mapping[str, Any]
+    manifest: Json
     limits: Limits
     special: Special
     vocab_size: int
-    """Logits at a position."""
+    """Number of logits per position."""
     digests: dict[str, BackgroundTask[str]] = field(default_factory=dict, compare=False, repr=False)
-    """Hashing that `open_bundle` has started; the first `verify` of a file takes its SHA-256."""
+    """Hashes that `open_bundle` has begun to compute; the first `verify` of a file takes its SHA-256 from here."""
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -53,9 +52,9 @@ class Bundle:
             self.digests.popitem()[1].wait()
 
     def examples(self) -> tuple[str, ...]:
-        """Return the sentences to try; what is not one in the manifest is left out."""
-        found = self.manifest.get("examples")
-        texts = [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+        """Return the example sentences of the manifest, leaving out invalid ones."""
+        listed = self.manifest.get("examples")
+        texts = [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
         return tuple(text for text in texts[:EXAMPLES] if text.strip() and len(text) <= EXAMPLE_CHARACTERS)
 
 
@@ -63,12 +62,12 @@ def open_bundle(path: str | os.PathLike[str], full: bool = True, ahead: bool = F
     """Check the manifest, and the path and size of every file in it.
 
     Args:
-        full: also check all hashes and graphs at once. Without it, whoever opens a file calls `verify` just before, so
+        full: also check all hashes and graphs now. If False, whoever opens a file must call `verify` just before, so
             that a query does not wait for files that it never reads.
-        ahead: start hashing the weights in the background, so that imports can go on meanwhile; `verify` waits for it.
+        ahead: start hashing the weights in the background, so that imports go on meanwhile; `verify` waits for it.
 
     Raises:
-        BundleError: with one line that names the file and what is wrong with it.
+        BundleError: one line that names the file and what is wrong with it.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -90,12 +89,12 @@ def open_bundle(path: str | os.PathLike[str], full: bool = True, ahead: bool = F
         tokens = manifest["tokens"]
         mask, ids = str(tokens["mask"]["text"]), (tokens["mask"]["id"], tokens["pad"]["id"])
         mask_id, pad_id = (integer(id, 0, vocab_size - 1) for id in ids)
-        never = tuple(integer(id, 0, vocab_size - 1) for id in (*tokens["special"], *tokens["unused"]))
+        excluded = tuple(integer(id, 0, vocab_size - 1) for id in (*tokens["special"], *tokens["unused"]))
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path / MANIFEST} is incomplete or out of bounds: {error}") from None
     if not mask:
         raise BundleError(f"{path / MANIFEST} names no mask token")
-    bundle = Bundle(path, manifest, limits, Special(mask, mask_id, pad_id, never), vocab_size)
+    bundle = Bundle(path, manifest, limits, Special(mask, mask_id, pad_id, excluded), vocab_size)
     if ahead:
         bundle.digests[FAST_DATA] = BackgroundTask(lambda: sha256(located[FAST_DATA]))
     if full:
@@ -104,12 +103,12 @@ def open_bundle(path: str | os.PathLike[str], full: bool = True, ahead: bool = F
 
 
 def verify(bundle: Bundle, *names: str) -> None:
-    """Check files that are about to be opened: path, size and SHA-256; and a graph before onnxruntime reads it.
+    """Check path, size and SHA-256 of files that are about to be opened, and the structure of graphs.
 
-    The files that hold a graph's weights are checked with it.
+    The files that store a graph's weights are checked along with it.
 
     Raises:
-        BundleError: with one line that names the file and what is wrong with it.
+        BundleError: one line that names the file and what is wrong with it.
     """
     files, done, waiting = bundle.manifest["files"], set[str](), list(names)
     while waiting:
@@ -122,8 +121,8 @@ def verify(bundle: Bundle, *names: str) -> None:
         try:
             file = _locate(bundle.path, name)
             _check_size(file, files[name])
-            begun = bundle.digests.pop(name, None)
-            if (sha256(file) if begun is None else begun.result()) != files[name].get("sha256"):
+            task = bundle.digests.pop(name, None)
+            if (sha256(file) if task is None else task.result()) != files[name].get("sha256"):
                 raise BundleError(f"{file} does not match its SHA-256 in {MANIFEST}: it is damaged or was changed")
             if name.endswith(".onnx"):
                 waiting += _check_graph(bundle, name)
@@ -131,14 +130,14 @@ def verify(bundle: Bundle, *names: str) -> None:
             raise BundleError(f"{error.filename or bundle.file(name)}: {error.strerror or error}") from None
 
 
-def _check_size(file: Path, facts: Mapping[str, Any]) -> None:
+def _check_size(file: Path, facts: Json) -> None:
     size = file.stat().st_size
     if size != facts.get("size"):
         raise BundleError(f"{file} has {size} bytes, not {facts.get('size')}: it is damaged or cut short")
 
 
 def _check_graph(bundle: Bundle, name: str) -> list[str]:
-    """Check a graph's structure; return the files that hold its weights."""
+    """Check a graph's structure; return the files that store its weights."""
     folder = PurePosixPath(name).parent
     beside = {
         PurePosixPath(other).name: _locate(bundle.path, other).stat().st_size
@@ -148,17 +147,17 @@ def _check_graph(bundle: Bundle, name: str) -> list[str]:
     try:
         used = check_onnx(bundle.file(name), beside)
     except OnnxError as error:
-        raise BundleError(f"{bundle.file(name)} may not be opened: {error}") from None
+        raise BundleError(f"{bundle.file(name)} is refused: {error}") from None
     return [(folder / other).as_posix() for other in sorted(used)]
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the manifest of a bundle of this format; its files are not checked."""
+def read_manifest(path: Path) -> Json:
+    """Return the manifest of a bundle in this format, without checking the files."""
     file = path / MANIFEST
     if not path.is_dir():
-        raise BundleError(f"{path} is no folder: give the folder that `mlm_onnx convert` wrote")
+        raise BundleError(f"{path} is not a folder: give the folder that `mlm_onnx convert` wrote")
     if file.is_symlink() or not file.is_file():
-        raise BundleError(f"{path} is no bundle: it has no {MANIFEST}")
+        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}")
     if file.stat().st_size > MANIFEST_BYTES:
         raise BundleError(f"{file} is larger than any manifest")
     try:
@@ -170,7 +169,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     version = manifest.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise BundleError(
-            f"{path} has bundle format {version}, this mlm-onnx reads up to {FORMAT}: pip install -U mlm-onnx"
+            f"{path} has bundle format {version}, but this mlm-onnx reads only up to {FORMAT}: pip install -U mlm-onnx"
         )
     if isinstance(version, bool) or version != FORMAT:
         raise BundleError(f"{file} has an unknown bundle format: {version!r}")
@@ -187,7 +186,7 @@ def integer(value: object, least: int, most: int) -> int:
 
 
 def _locate(root: Path, name: str) -> Path:
-    """Return the path of a file that lies inside the bundle, is a regular file, and is not reached through a link."""
+    """Return a file's path after checking that it is a regular file inside the bundle, not reached through a link."""
     parts = PurePosixPath(name).parts
     plain = name.isprintable() and name and "\\" not in name and ":" not in name and str(PurePosixPath(name)) == name
     if not plain or name.startswith("/") or any(part in ("..", ".") for part in parts):
@@ -196,14 +195,14 @@ def _locate(root: Path, name: str) -> Path:
     for part in parts:
         file = file / part
         if file.is_symlink():
-            raise BundleError(f"{file} is a link: a bundle holds only its own files")
+            raise BundleError(f"{file} is a link: a bundle may contain only its own files")
     if not file.is_file():
         raise BundleError(f"{file} is missing")
     return file
 
 
 def sha256(file: Path) -> str:
-    """Hash a file in parts large enough to release the GIL; not mapped, so that one cut short meanwhile is an error."""
+    """Hash a file in parts that release the GIL; read, not mapped, so that truncating it is only an error."""
     digest, part = hashlib.sha256(), memoryview(bytearray(HASHED_AT_ONCE))
     with file.open("rb", buffering=0) as stream:
         while size := stream.readinto(part):

@@ -1,4 +1,4 @@
-"""The protobuf wire format of an ONNX file, read in place: numbers, texts and nested messages. Stdlib only."""
+"""The protobuf wire format of an ONNX file, read without copying: numbers, strings and nested messages. Stdlib only."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ MESSAGES = 1 << 22
 
 
 class OnnxError(ValueError):
-    """The file is not an ONNX model of the kind that a bundle holds: one line that says why."""
+    """The file is not an ONNX model that a bundle may contain; the message is one line that gives the reason."""
 
 
 class Wire:
-    """Reads fields between two byte positions; never beyond them, and never into a nested message by itself."""
+    """Reads fields between two byte positions, never beyond them; enters nested messages only on request."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
         self.parts = 0
 
     def varint(self, at: int, end: int) -> tuple[int, int]:
-        """(value, next position)."""
+        """Return (value, next position)."""
         value = shift = 0
         while at < end and shift < 70:
             byte = self.data[at]
@@ -40,7 +40,7 @@ class Wire:
             key, at = self.varint(at, end)
             number, wire = key >> 3, key & 7
             if number not in allowed:
-                raise OnnxError(f"its {what} holds field {number}, which a bundle has no use for")
+                raise OnnxError(f"its {what} has field {number}, which no bundle needs")
             if wire == VARINT:
                 value, at = self.varint(at, end)
                 yield number, wire, value, at
@@ -57,9 +57,9 @@ class Wire:
             at += length
 
     def inside(self, part: Field) -> tuple[int, int]:
-        """Return the bytes of a nested message."""
+        """Return the byte range (start, end) of a nested message."""
         if part[1] != BYTES_FIELD:
-            raise OnnxError(f"it is damaged: field {part[0]} is no message")
+            raise OnnxError(f"it is damaged: field {part[0]} is not a message")
         self.parts += 1
         if self.parts > MESSAGES:
             raise OnnxError("it has too many parts")
@@ -75,13 +75,13 @@ class Wire:
             raise OnnxError("it is damaged: a name is not UTF-8") from None
 
     def number(self, part: Field) -> int:
-        """Return a signed number."""
+        """Return a field's value as a signed integer."""
         if part[1] != VARINT:
-            raise OnnxError(f"it is damaged: field {part[0]} is no number")
+            raise OnnxError(f"it is damaged: field {part[0]} is not a number")
         return part[2] - (1 << 64) if part[2] >> 63 else part[2]
 
     def numbers(self, part: Field) -> Sequence[int]:
-        """Return signed numbers, packed or a single one."""
+        """Return a field's signed integers, packed or a single one."""
         if part[1] == VARINT:
             return (self.number(part),)
         at, end = self.inside(part)

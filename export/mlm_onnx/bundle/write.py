@@ -1,41 +1,40 @@
-"""Write a bundle: a folder that moves into place once it is complete, sealed with sizes and hashes."""
+"""Write a bundle: a folder that is renamed to its path once complete, with the size and hash of every file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from mlm_onnx.bundle.layout import FORMAT, KIND, MANIFEST, TASK, BundleError
+from mlm_onnx.bundle.layout import FORMAT, KIND, MANIFEST, TASK, BundleError, Json
 from mlm_onnx.bundle.read import read_manifest, sha256
 
 
 def check_target(path: Path) -> None:
-    """Refuse to write over anything but nothing, an empty folder, or a bundle of ours."""
+    """Refuse a path unless it does not exist, is an empty folder or is a bundle that we wrote."""
     if not path.exists() and not path.is_symlink():
         return
     if path.is_symlink() or not path.is_dir():
-        raise BundleError(f"{path} exists and is no folder: choose another BUNDLE")
+        raise BundleError(f"{path} exists and is not a folder: choose another BUNDLE")
     inside = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_symlink() or not file.is_dir()}
     if not inside:
         return
     try:
         known = {*read_manifest(path).get("files", ()), MANIFEST}
     except BundleError:
-        raise BundleError(f"{path} exists and is no bundle: choose another BUNDLE, nothing was written") from None
+        raise BundleError(f"{path} exists and is not a bundle: choose another BUNDLE; nothing was written") from None
     if foreign := sorted(inside - known):
         raise BundleError(
-            f"{path} holds {foreign[0]}, which is no part of the bundle: move it, or choose another BUNDLE"
+            f"{path} contains {foreign[0]}, which is not part of the bundle: move it, or choose another BUNDLE"
         )
 
 
 @contextmanager
 def new_bundle(path: Path) -> Iterator[Path]:
-    """Yield a folder to fill; it moves to `path` when the block succeeds, and is removed when it fails."""
+    """Yield a folder to fill; rename it to `path` if the block succeeds, and remove it if the block fails."""
     import shutil
-    import tempfile  # a query starts faster without
+    import tempfile  # imported late: queries start faster without it
 
     check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,8 +59,8 @@ def new_bundle(path: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def seal(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write the manifest: the facts, and size and SHA-256 of every file in the folder."""
+def seal(folder: Path, facts: Json) -> None:
+    """Write the manifest: the given facts, and the size and SHA-256 of every file in the folder."""
     files = {
         file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)}
         for file in sorted(folder.rglob("*"))
@@ -71,14 +70,14 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     write_json(folder / MANIFEST, manifest)
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write a file that people read, too."""
+def write_json(file: Path, value: Json) -> None:
+    """Write JSON, indented for people to read."""
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_atomically(file: Path, content: bytes) -> None:
-    """Write beside the file, then rename, so that two processes never see half of it."""
-    import tempfile  # a query starts faster without
+    """Write to a temporary file beside it, then rename, so that no process ever sees half a file."""
+    import tempfile  # imported late: queries start faster without it
 
     with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as beside:
         beside.write(content)

@@ -1,12 +1,13 @@
-"""The commands that answer: fill, explain, score, embed."""
+"""The commands that query a bundle: fill, explain, score, embed."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mlm_onnx.bundle.layout import Json
 from mlm_onnx.cli.parser import PROG, Command, at_least_one, print_json
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def _declare_query(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("text", metavar="TEXT", help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
-        "--threads", type=at_least_one, metavar="N", help="threads to compute with (default: the cores, up to 4)"
+        "--threads", type=at_least_one, metavar="N", help="threads to compute with (default: one per core, up to 4)"
     )
 
 
@@ -34,14 +35,14 @@ def declare_fill(parser: argparse.ArgumentParser) -> None:
 
 def _declare_first_piece(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--first-piece", action="store_true", help="a target that is not one token stands for its first piece"
+        "--first-piece", action="store_true", help="replace a target that is not one token by its first piece"
     )
 
 
 def _load(options: argparse.Namespace) -> FillMask:
-    """Return the predictor, which lives as long as the options: answers are printed before it is taken apart.
+    """Return the predictor, kept alive by the options so that answers are printed before it is torn down.
 
-    The bundle is opened first: its weights are hashed while numpy and onnxruntime are imported.
+    The bundle is opened first, so that its weights are hashed while numpy and onnxruntime are imported.
     """
     from mlm_onnx.bundle import open_bundle
 
@@ -71,8 +72,8 @@ def fill(options: argparse.Namespace) -> None:
             print(f"  {filling['logprob']:9.3f}  {filling['text']}")
 
 
-def _pieces_of(answer: Mapping[str, Any]) -> str:
-    """Return which words a token only begins."""
+def _pieces_of(answer: Json) -> str:
+    """Return a note of the words of which a token is only the first piece."""
     words = answer.get("first_piece_of")
     return f"  (first piece of {', '.join(words)})" if words else ""
 
@@ -97,7 +98,7 @@ def explain(options: argparse.Namespace) -> None:
 
 
 def declare_score(parser: argparse.ArgumentParser) -> None:
-    _declare_query(parser, "a whole sentence, without a mask")
+    _declare_query(parser, "a sentence without a mask")
 
 
 def score(options: argparse.Namespace) -> None:
@@ -125,7 +126,7 @@ def embed(options: argparse.Namespace) -> None:
 
 COMMANDS: Mapping[str, Command] = {
     "fill": Command(
-        "the likeliest words at each mask of a text",
+        "print the likeliest words at each mask of a text",
         (
             f'{PROG} fill bundle "This model [MASK] a super"',
             f'{PROG} fill bundle "a [MASK] day" --targets good,bad --json',
@@ -134,7 +135,7 @@ COMMANDS: Mapping[str, Command] = {
         fill,
     ),
     "explain": Command(
-        "which words an answer depends on: each other word is hidden in turn",
+        "show which words an answer depends on, by hiding each in turn",
         (
             f'{PROG} explain bundle "This model [MASK] a super"',
             f'{PROG} explain bundle "a [MASK] day" --target good --json',
@@ -143,13 +144,13 @@ COMMANDS: Mapping[str, Command] = {
         explain,
     ),
     "score": Command(
-        "how likely a sentence is (pseudo-log-likelihood)",
+        "print how likely a sentence is (pseudo-log-likelihood)",
         (f'{PROG} score bundle "This model creates a super"', f'{PROG} score bundle "a good day" --json'),
         declare_score,
         score,
     ),
     "embed": Command(
-        "a text as a vector: the mean of its hidden states",
+        "print a text as a vector, the mean of its hidden states",
         (f'{PROG} embed bundle "This model creates a super"', f'{PROG} embed bundle "a good day" --json'),
         declare_embed,
         embed,

@@ -12,9 +12,11 @@ from mlm_onnx.cli.parser import PROG, Command, UsageError
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_directory", metavar="RUN", type=Path, help="what `python -m jax_mlm.train` wrote")
     parser.add_argument(
-        "bundle", metavar="BUNDLE", type=Path, help="folder to write; a bundle that is there is replaced"
+        "run_directory", metavar="RUN", type=Path, help="run directory that `python -m jax_mlm.train` wrote"
+    )
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", type=Path, help="folder to write; replaces a bundle that is already there"
     )
     parser.add_argument(
         "--dtype", choices=("int8", "fp32"), default="int8", help="how weights are stored (default: int8)"
@@ -23,15 +25,19 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--for", choices=tuple(LAYOUTS), default="predictor", dest="layout", help=layouts)
     int8, pages = parser.add_argument_group("int8"), parser.add_argument_group("pages and demo")
     pages.add_argument(
-        "--web-runtime", type=Path, metavar="DIR", help="node_modules with what --for web otherwise fetches with npm"
+        "--web-runtime", type=Path, metavar="DIR", help="node_modules to use for --for web instead of fetching with npm"
     )
     int8.add_argument(
-        "--calibrate", type=Path, metavar="FILE", help="text on which to measure what int8 costs, and to keep it small"
+        "--calibrate", type=Path, metavar="FILE", help="text on which to measure the loss from int8 and keep it small"
     )
-    int8.add_argument("--reduce-range", action="store_true", help="7-bit weights: int8 for processors without VNNI")
-    pages.add_argument("--with-attention", action="store_true", help="also what each token attends to, for the demo")
+    int8.add_argument("--reduce-range", action="store_true", help="7-bit weights, for processors without VNNI")
+    pages.add_argument("--with-attention", action="store_true", help="add what each token attends to, for the demo")
     pages.add_argument(
-        "--example", action="append", default=[], metavar="TEXT", help="a sentence that pages offer to try; repeatable"
+        "--example",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="an example sentence for pages to offer; repeatable",
     )
 
 
@@ -55,10 +61,10 @@ def run(options: argparse.Namespace) -> None:
         manifest = convert(options.run_directory, options.bundle, request)
     except UserError as error:
         raise UsageError(str(error)) from None
-    size = sum(facts["size"] for facts in manifest["files"].values())
+    size = sum(file["size"] for file in manifest["files"].values())
     parity, origin = manifest["parity"], manifest["origin"]
-    made_of = f"step {origin['step']} of {options.run_directory}"
-    print(f"wrote {options.bundle}: {manifest['dtype']}, {size_text(size)}, {made_of}")
+    source = f"step {origin['step']} of {options.run_directory}"
+    print(f"wrote {options.bundle}: {manifest['dtype']}, {size_text(size)}, {source}")
     print(f"largest difference from JAX: {parity['fp32']['max_difference']:.1e} in float32 logits")
     if manifest["dtype"] == "int8":
         print(int8_line(parity["int8"]))
@@ -76,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
 
 COMMANDS: Mapping[str, Command] = {
     "convert": Command(
-        "a training run becomes a bundle",
+        "turn a training run into a bundle",
         (f"{PROG} convert runs/sentence bundle", f"{PROG} convert runs/small bundle --for hub"),
         declare,
         run,

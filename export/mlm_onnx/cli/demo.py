@@ -12,13 +12,13 @@ from mlm_onnx.cli.parser import PROG, Command, UsageError, at_least_one
 def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `convert` wrote")
     parser.add_argument(
-        "--port", type=at_least_one, metavar="N", default=7860, help="where the page is served (default: 7860)"
+        "--port", type=at_least_one, metavar="N", default=7860, help="port to serve the page on (default: 7860)"
     )
     parser.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 shows the page to the network too (default: this machine alone)"
+        "--host", default="127.0.0.1", help="0.0.0.0 also serves the network (default: this machine only)"
     )
     parser.add_argument(
-        "--threads", type=at_least_one, metavar="N", help="threads to compute with (default: the cores, up to 4)"
+        "--threads", type=at_least_one, metavar="N", help="threads to compute with (default: one per core, up to 4)"
     )
 
 
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
 
 COMMANDS: Mapping[str, Command] = {
     "demo": Command(
-        "a page to try a bundle in, which explains each answer",
+        "serve a page for trying out a bundle; it explains each answer",
         (f"{PROG} demo bundle", f"{PROG} demo bundle --port 8080"),
         declare,
         run,

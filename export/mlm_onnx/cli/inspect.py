@@ -1,12 +1,13 @@
-"""`python -m mlm_onnx info`, and the lines that it shares with convert."""
+"""`python -m mlm_onnx info`, and the lines that `convert` prints too."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mlm_onnx.bundle.layout import Json
 from mlm_onnx.cli.parser import PROG, Command, print_json
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
 def _print_info(path: Path, bundle: Bundle) -> None:
     manifest = bundle.manifest
     origin, parity = manifest["origin"], manifest["parity"]
-    print(f"{path}: {manifest['task']}, {manifest['dtype']}, format {manifest['format']}; hashes are right")
+    print(f"{path}: {manifest['task']}, {manifest['dtype']}, format {manifest['format']}; all hashes match")
     print(f"from      preset {origin['preset']}, step {origin['step']}, run {origin['run']}")
     print(f"mask      {bundle.special.mask}")
     print(f"limits    {bundle.limits.max_length} tokens, {bundle.limits.max_characters} characters a text")
@@ -50,12 +51,12 @@ def _print_info(path: Path, bundle: Bundle) -> None:
         print(f"memory    {memory}")
     for name, graph in manifest["graphs"].items():
         print(f"graph     {name}: {_ports(graph['inputs'])} → {_ports(graph['outputs'])}")
-    for name, facts in manifest["files"].items():
-        print(f"file      {name}  {size_text(facts['size'])}")
+    for name, file in manifest["files"].items():
+        print(f"file      {name}  {size_text(file['size'])}")
 
 
 def _memory(path: Path) -> str:
-    """What this process holds in memory once it has answered from the bundle; on Linux, else nothing."""
+    """Return how much memory this process uses after an answer from the bundle; empty except on Linux."""
     from mlm_onnx.answer.predictor import FillMask
 
     fill = FillMask(path)
@@ -64,8 +65,8 @@ def _memory(path: Path) -> str:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
         return ""
-    facts = dict(line.split(":", 1) for line in lines)
-    resident, mapped = (int(facts[name].split()[0]) * 1024 for name in ("VmRSS", "RssFile"))
+    status = dict(line.split(":", 1) for line in lines)
+    resident, mapped = (int(status[name].split()[0]) * 1024 for name in ("VmRSS", "RssFile"))
     return f"{size_text(resident)} resident after an answer, of which {size_text(mapped)} are mapped files"
 
 
@@ -75,26 +76,26 @@ def int8_line(parity: Mapping[str, float]) -> str:
     return f"int8 changes logits by {share:.1%} of their spread, and {changed:.1%} of the first answers to random texts"
 
 
-def saturation_line(int8: Mapping[str, Any]) -> str:
-    """Return what processors without VNNI make of the answers, where it is known."""
+def saturation_line(int8: Json) -> str:
+    """Return how answers change on processors without VNNI; empty where the manifest does not tell."""
     if int8["weight_bits"] < 8:
-        return "7-bit weights: right on every processor"
-    if not (facts := int8.get("saturation")):
+        return "7-bit weights: exact on every processor"
+    if not (study := int8.get("saturation")):
         return ""
-    changed = 1 - facts["top1_agreement"]
-    line = f"without VNNI {facts['pairs']:.2%} of the sums of two products are cut off, which changes {changed:.1%} of "
-    line += f"the first answers ({facts['tokens']} tokens, {facts['on']})"
-    return f"{line}; for such processors convert with --reduce-range" if facts["matters"] else line
+    changed = 1 - study["top1_agreement"]
+    line = f"without VNNI {study['pairs']:.2%} of the sums of two products are cut off, which changes {changed:.1%} of "
+    line += f"the first answers ({study['tokens']} tokens, {study['on']})"
+    return f"{line}; for such processors convert with --reduce-range" if study["matters"] else line
 
 
-def calibration_line(facts: Mapping[str, Any]) -> str:
-    accuracy, kept = facts["accuracy"], facts["kept_in_fp32"]
-    line = f"on {facts['tokens']} hidden tokens of {facts['file']}: accuracy {accuracy['int8']:.1%}, "
-    line += f"{accuracy['fp32']:.1%} in float32; {facts['top1_agreement']:.1%} of the first answers are the same"
+def calibration_line(calibration: Json) -> str:
+    accuracy, kept = calibration["accuracy"], calibration["kept_in_fp32"]
+    line = f"on {calibration['tokens']} hidden tokens of {calibration['file']}: accuracy {accuracy['int8']:.1%}, "
+    line += f"{accuracy['fp32']:.1%} in float32; {calibration['top1_agreement']:.1%} of the first answers are the same"
     return f"{line}; kept in float32: {', '.join(kept)}" if kept else line
 
 
-def _ports(ports: Sequence[Mapping[str, Any]]) -> str:
+def _ports(ports: Sequence[Json]) -> str:
     return ", ".join(f"{port['name']} {port['dtype']}[{', '.join(map(str, port['shape']))}]" for port in ports)
 
 
@@ -104,7 +105,7 @@ def size_text(size: int) -> str:
 
 COMMANDS: Mapping[str, Command] = {
     "info": Command(
-        "what a bundle holds, all of its files checked",
+        "print what a bundle contains, after checking all its files",
         (f"{PROG} info bundle", f"{PROG} info bundle --json"),
         declare,
         run,

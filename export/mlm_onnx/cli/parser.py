@@ -1,4 +1,4 @@
-"""Command lines: declared, read, and refused in one line that says what to write instead."""
+"""Parsing of command lines; an error is one line that says what to write instead."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from mlm_onnx.bundle.layout import MlmOnnxError
 
@@ -16,7 +16,7 @@ PROG = "python -m mlm_onnx"
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: its line in the map, two examples, its options, and what it does."""
+    """A subcommand: its line in the command map, two examples, its options and its action."""
 
     summary: str
     examples: tuple[str, str]
@@ -29,19 +29,19 @@ class UsageError(MlmOnnxError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses a command line with a UsageError of one line."""
+    """An argument parser that refuses a command line with a one-line UsageError."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
+    def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
-            *others, last = action.choices
-            choose = f"choose {', '.join(others)} or {last}{nearest(value, action.choices)}"
+            *first, last = action.choices
+            choose = f"choose {', '.join(first)} or {last}{nearest(str(value), action.choices)}"
             raise UsageError(f"{'/'.join(action.option_strings)} {value}: {choose}")
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Return what the words of a command line give; --help is answered before a mistake."""
+        """Return the options that a command line gives; --help takes precedence over any mistake."""
         known, words = self._option_string_actions, argv[: [*argv, "--"].index("--")]
         if "-h" in words or "--help" in words:
             self.print_help()
@@ -58,15 +58,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def command_map(commands: Mapping[str, Command]) -> str:
-    """Return what is printed when no command is given."""
-    lines = [f"usage: {PROG} COMMAND … or mlm-onnx COMMAND …", "", "Answers masked queries from an ONNX bundle.", ""]
+    """Return the text that is printed if no command is given."""
+    lines = [f"usage: {PROG} COMMAND … or mlm-onnx COMMAND …", "", "Answer masked queries from an ONNX bundle.", ""]
     lines += ["commands:", *(f"  {name:<8}  {command.summary}" for name, command in commands.items())]
     lines += ["", "examples:", *(f"  {commands[name].examples[0]}" for name in ("convert", "fill"))]
     return "\n".join([*lines, "", f"{PROG} COMMAND --help shows its options and examples; --version the versions."])
 
 
 def read(commands: Mapping[str, Command], name: str, argv: Sequence[str]) -> argparse.Namespace:
-    """Return the options of a command; raise a UsageError where it is unknown, or an option or a value is wrong."""
+    """Return a command's options; raise UsageError if the command is unknown, or an option or a value is wrong."""
     if name not in commands:
         close = nearest(name, commands) or f": choose {', '.join(commands)}"
         raise UsageError(f"unknown command {name}{close}")
@@ -83,18 +83,18 @@ def read(commands: Mapping[str, Command], name: str, argv: Sequence[str]) -> arg
 
 
 def at_least_one(text: str) -> int:
-    """Read the value of an option that counts."""
+    """Parse a positive integer."""
     if text.isascii() and text.isdigit() and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text}: expected an integer of at least 1")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return '; did you mean X?' where a known word is close, else nothing."""
+    """Return '; did you mean X?' if a known word is close, else an empty string."""
     close = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print one JSON object."""
     print(json.dumps(value, ensure_ascii=False))

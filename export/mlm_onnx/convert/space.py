@@ -6,28 +6,26 @@ The package itself is copied beside app.py, so that the Space needs nothing that
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
 
 from mlm_onnx.bundle.about import memorised
-from mlm_onnx.bundle.layout import MANIFEST, BundleError
+from mlm_onnx.bundle.layout import MANIFEST, BundleError, Json
 from mlm_onnx.bundle.write import check_target
 
 BUNDLE_FOLDER, PACKAGE = "bundle", "mlm_onnx"
 README, APP, REQUIREMENTS = "README.md", "app.py", "requirements.txt"
 KNOWN = frozenset({README, APP, REQUIREMENTS, BUNDLE_FOLDER, PACKAGE, ".git", ".gitattributes", "__pycache__"})
 """A Space is a repository: one that was cloned may be written into."""
-NEEDED = ("numpy>=1.26", "onnxruntime>=1.30", "tokenizers>=0.20")
+NEEDED = ("numpy>=1.26", "onnxruntime>=1.30", "tokenizers>=0.22")
 GRADIO = "6.31.0"
 """Where none is installed: the one that the page was tested with."""
 SUFFIXES = (".py", ".css", ".js")
 
 APP_TEXT = '''\
-"""A page that fills masked words in and says what its answers hang on: `python app.py`, or a hosted Space."""
+"""A page that fills in masked words and explains what its answers depend on: `python app.py`, or a hosted Space."""
 
 from pathlib import Path
 
@@ -51,7 +49,7 @@ short_description: Hide a word, see what a masked language model expects
 
 # Fill the mask
 
-Hide a word of a sentence, see what the model expects there, and what its answer hangs on.
+Hide a word of a sentence to see what the model expects there, and what its answer depends on.
 {memorised}
 To try it on your own machine: `pip install -r requirements.txt`, then `python app.py`.
 """
@@ -77,7 +75,7 @@ def check_space(out: Path) -> Path:
     return out / BUNDLE_FOLDER
 
 
-def write_space(out: Path, manifest: Mapping[str, Any]) -> None:
+def write_space(out: Path, manifest: Json) -> None:
     """Writes what stands around the bundle; the three texts stay as they are where they are there already."""
     said = memorised(manifest)
     texts = {

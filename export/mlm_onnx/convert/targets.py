@@ -17,12 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
 
 from jax_mlm.config import ModelConfig
+from jax_mlm.model.encoder import Params
 from mlm_onnx.bundle.layout import (
     ATTENTION_GRAPH,
     EMBED_GRAPH,
@@ -31,6 +32,7 @@ from mlm_onnx.bundle.layout import (
     HUB_QUANTIZED,
     WEB_GRAPH,
     BundleError,
+    Json,
 )
 from mlm_onnx.convert.encoder import OnnxEncoder
 from mlm_onnx.convert.onnx_file import FUSED_OPSET, Graph
@@ -56,7 +58,7 @@ TYPED = ("bert", "albert")
 # ---- how they are built --------------------------------------------------------------------------
 
 
-def fill_mask_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32) -> Graph:
+def fill_mask_graph(config: ModelConfig, params: Params, precision: Precision = FP32) -> Graph:
     """The predictor's graph: input_ids [B, S], positions [B, P] → logits [B, P, V] there. Rows need no padding."""
     g = Graph("fill_mask", FUSED_OPSET)
     ids = g.input("input_ids", np.int64, ("batch", "sequence"))
@@ -67,7 +69,7 @@ def fill_mask_graph(config: ModelConfig, params: Mapping[str, Any], precision: P
     return g
 
 
-def embed_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32) -> Graph:
+def embed_graph(config: ModelConfig, params: Params, precision: Precision = FP32) -> Graph:
     """For a vector of a text: input_ids [B, S] → embedding [B, D], the mean of the last hidden states over a row.
 
     Special tokens count, and the final norm is applied where the model has one: sentence-transformers makes the same
@@ -82,7 +84,7 @@ def embed_graph(config: ModelConfig, params: Mapping[str, Any], precision: Preci
     return g
 
 
-def masked_lm_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32_HUB) -> Graph:
+def masked_lm_graph(config: ModelConfig, params: Params, precision: Precision = FP32_HUB) -> Graph:
     """Hugging Face's graph: input_ids, attention_mask (token_type_ids) [B, S] → logits everywhere [B, S, V].
 
     Names are optimum's, which is what optimum and transformers.js look for. Padded keys are not seen; what a padded
@@ -97,7 +99,7 @@ def masked_lm_graph(config: ModelConfig, params: Mapping[str, Any], precision: P
     return g
 
 
-def attention_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32) -> Graph:
+def attention_graph(config: ModelConfig, params: Params, precision: Precision = FP32) -> Graph:
     """For looking inside: input_ids [B, S] → what each token attends to, [layers, B, H, S, S]; its last axis sums to 1.
 
     Its weights are those of `fill_mask_graph`, under the same names, so that a bundle stores them once.
@@ -128,7 +130,7 @@ class Target:
 
     file: str
     """Its path in the bundle."""
-    build: Callable[[ModelConfig, Mapping[str, Any], Precision], Graph]
+    build: Callable[[ModelConfig, Params, Precision], Graph]
     comparison: Comparison[Figures]
     meanings: Mapping[str, str]
     """What each input and output is, in words, for the manifest."""
@@ -216,7 +218,7 @@ TARGETS: Sequence[Target] = (
 
 def write_target(
     folder: Path, target: Target, reference: Reference, precision: Precision, shapes: Shapes
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[Json, Json]:
     """Build a graph, write it into a bundle and compare it with the JAX model.
 
     Returns:
@@ -247,10 +249,10 @@ def write_target(
     return dict(vars(figures)), _ports(session, target.meanings)
 
 
-def _ports(session: ort.InferenceSession, meanings: Mapping[str, str]) -> dict[str, Any]:
+def _ports(session: ort.InferenceSession, meanings: Mapping[str, str]) -> Json:
     """Return the inputs and outputs of a graph as onnxruntime sees them, with their meanings."""
 
-    def facts(ports: Sequence[ort.NodeArg]) -> list[dict[str, Any]]:
+    def facts(ports: Sequence[ort.NodeArg]) -> list[Json]:
         return [
             {"name": port.name, "dtype": DTYPES[port.type], "shape": port.shape, "meaning": meanings[port.name]}
             for port in ports

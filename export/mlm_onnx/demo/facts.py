@@ -108,7 +108,7 @@ class Facts:
     def __init__(self, fill: FillMask) -> None:
         self.fill = fill
         bundle = fill.bundle
-        self.choices = bundle.vocab_size - len(set(bundle.special.never))
+        self.choices = bundle.vocab_size - len(set(bundle.special.excluded))
         self.most_shown = min(20, self.choices, bundle.limits.max_top_k)
         unknown = bundle.manifest["tokens"].get("unk", {})
         self._unknown = unknown.get("id")
@@ -126,8 +126,8 @@ class Facts:
                 text[word.start : word.end],
                 word.start,
                 word.end,
-                tuple(read.ids[word.places].tolist()),
-                not (read.ids[word.places] == self._unknown).any(),
+                tuple(read.ids[word.positions].tolist()),
+                not (read.ids[word.positions] == self._unknown).any(),
             )
             for word in words_of(read)
         ]
