@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from filelock import FileLock
+from support import GIVEN_FLAGS
 from support.bundles import ORIGIN, SENTENCE_MODEL
 from support.models import randomised
 from support.paths import ROOT
@@ -73,7 +74,7 @@ def shared_data() -> Path:
 def environment() -> dict[str, str]:
     """Variables for commands in a process of their own, which share one cache."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "export"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path}
+    return {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": os.environ[GIVEN_FLAGS]}
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,8 @@ def test_every_word_of_the_sentence_comes_back_from_the_bundle(environment, trai
 
 def test_what_training_measured_is_what_evaluate_measures(environment, tmp_path):
     text, out = tmp_path / "text.txt", tmp_path / "run"
-    text.write_text("".join(f"the {a} sees the {b} near the {c}\n" for a in WORDS for b in WORDS for c in WORDS))
+    some = WORDS[:8]
+    text.write_text("".join(f"the {a} sees the {b} near the {c}\n" for a in some for b in some for c in some))
     run(
         environment, "jax_mlm.train", "--data", text, "--valid", text, "--steps", 20, "--batch", 8, "--width", 32,
         "--layers", 1, "--heads", 2, "--ff-width", 32, "--length", 32, "--eval-every", 20, "--out", out,

@@ -39,7 +39,7 @@ def packed(second: int = 9) -> Inputs:
     return Inputs(tokens, segments, positions)
 
 
-AT = np.arange(16, dtype=np.int32)[None]
+AT = jnp.arange(16, dtype=jnp.int32)[None]
 
 
 @pytest.mark.parametrize("config", [SMALL, BERT, ALBERT, LOCAL], ids=["own", "bert", "albert", "local"])
@@ -96,7 +96,7 @@ def test_local_attention_sees_its_window_and_no_farther():
 
 def test_logits_at_some_positions_equal_those_of_all():
     params, forward, row = loud(SMALL), jax.jit(make_forward(SMALL)), packed()
-    some = np.array([[3, 11, 3]], np.int32)
+    some = jnp.array([[3, 11, 3]], jnp.int32)
     np.testing.assert_allclose(forward(params, row, some)[0], forward(params, row, AT)[0, some[0]], atol=1e-5)
 
 
@@ -112,7 +112,7 @@ def test_dropout_belongs_to_the_row_and_not_to_the_batch():
     row = packed()
     two = Inputs(*(np.concatenate([x, x]) for x in row))
     keys = jax.random.split(jax.random.key(3), 2)
-    both = forward(params, two, np.concatenate([AT, AT]), row_keys=keys)
+    both = forward(params, two, jnp.concatenate([AT, AT]), row_keys=keys)
     np.testing.assert_allclose(both[1:], forward(params, row, AT, row_keys=keys[1:]), rtol=1e-4, atol=1e-4)
     assert np.abs(both[0] - both[1]).max() > 0.1
     assert np.abs(both[1] - forward(params, row, AT)[0]).max() > 0.1

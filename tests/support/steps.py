@@ -17,7 +17,7 @@ from jax_mlm.train.optim import make_optimizer, make_schedule
 from jax_mlm.train.step import TrainState, init_state, make_train_step
 
 VOCABULARY = Vocabulary(size=64, pad=0, mask=4, unk=1, cls=2, sep=3, special=(0, 1, 2, 3, 4))
-CONFIG = ModelConfig(vocab_size=64, width=32, layers=2, heads=4, ff_width=48, max_length=32, dropout=0.1)
+CONFIG = ModelConfig(vocab_size=64, width=32, layers=1, heads=4, ff_width=48, max_length=32, dropout=0.1)
 LENGTH, BATCH = 32, 16
 
 

@@ -29,6 +29,7 @@ def rows(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return np.tile(tokens, (ROWS, 1)), np.tile(words, (ROWS, 1))
 
 
+@cache
 def masked(config: MaskConfig, rate: float | None = None, seed: int = 0):
     tokens, words = rows()
     mask = jax.jit(make_mask(config, VOCABULARY, LENGTH))
@@ -112,7 +113,7 @@ def texts(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=40, derandomize=True, deadline=None, database=None)
+@settings(max_examples=25, derandomize=True, deadline=None, database=None)
 @given(text=texts(), rate=st.sampled_from([0.05, 0.15, 0.3, 0.5, 0.9]), step=st.integers(0, 1000))
 def test_whatever_the_text_the_law_holds(
     rule: str, text: tuple[np.ndarray, np.ndarray], rate: float, step: int
@@ -135,9 +136,9 @@ def test_whatever_the_text_the_law_holds(
     expected, counts = rate * eligible[0].sum(), chosen.sum(1)
     assert (np.abs(counts - expected) < longest + 1e-3).all()
     if rule == "whole-word":
-        for word in set(words[0][eligible[0]].tolist()):
-            part = chosen[:, (words[0] == word) & eligible[0]]
-            assert (part.all(1) == part.any(1)).all()
+        for word in set(words[0].tolist()) - {-1}:
+            hidden = chosen[:, (words[0] == word) & eligible[0]].sum(1)
+            assert set(hidden.tolist()) <= {0, ((words[0] == word) & eligible[0]).sum()}
     again = mask_of(rule)(keys[2:3], tokens[2:3], words[2:3], jnp.float32(rate))
     for alone, whole in zip(again, result, strict=True):
         np.testing.assert_array_equal(alone[0], whole[2])
