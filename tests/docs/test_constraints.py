@@ -15,7 +15,8 @@ from support.paths import ROOT
 PYTHONS = ("3.11", "3.12", "3.13")
 TESTED = {"test", "convert", "demo", "data"}
 """Extras whose requirements are pinned; the others need an accelerator or an account, or bring torch."""
-OURS = {"jax-mlm"}
+NOT_PINNED = {"jax-mlm", "setuptools"}
+"""Ourselves, and the build backend."""
 
 
 def asked() -> Iterator[Requirement]:
@@ -25,7 +26,7 @@ def asked() -> Iterator[Requirement]:
         lines = list(project["dependencies"])
         for extra, more in project["optional-dependencies"].items():
             lines += more if extra in TESTED else []
-        yield from (each for each in map(Requirement, lines) if each.name not in OURS)
+        yield from (each for each in map(Requirement, lines) if each.name not in NOT_PINNED)
 
 
 def pinned(name: str, python: str) -> dict[str, Version]:

@@ -19,7 +19,7 @@ BUNDLE_FOLDER, PACKAGE = "bundle", "mlm_onnx"
 README, APP, REQUIREMENTS = "README.md", "app.py", "requirements.txt"
 KNOWN = frozenset({README, APP, REQUIREMENTS, BUNDLE_FOLDER, PACKAGE, ".git", ".gitattributes", "__pycache__"})
 """A Space is a repository: one that was cloned may be written into."""
-NEEDED = ("numpy>=1.26", "onnxruntime>=1.30", "tokenizers>=0.22")
+NEEDED = ("numpy>=1.26", "onnxruntime>=1.30", "tokenizers>=0.22.1")
 GRADIO = "6.31.0"
 """Where none is installed: the one that the page was tested with."""
 SUFFIXES = (".py", ".css", ".js")
