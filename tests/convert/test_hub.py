@@ -17,7 +17,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from mlm_onnx import FillMask
-from mlm_onnx.answer.predictor import log_softmax, top
+from mlm_onnx.answer.engine import log_softmax, top
 from mlm_onnx.bundle.layout import HUB_GRAPH, HUB_QUANTIZED
 from mlm_onnx.bundle.read import open_bundle
 from mlm_onnx.convert.parity import PADDED_LOGITS, Side, onnx_side, open_session
