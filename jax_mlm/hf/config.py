@@ -161,7 +161,7 @@ def known_family(name: str) -> Family:
     )
 
 
-def _read(values: Json, name: str, default: Any) -> Any:
+def _read(values: Json, name: str, default: Any) -> Any:  # of the type of the default, which is known by its field
     """Return a field of a config.json, an activation by our name; a value of the wrong type is a UserError."""
     kinds, wanted = {
         int: ((int,), "an integer"),

@@ -203,8 +203,8 @@ def _model_proto(data: bytes) -> tuple[list[tuple[str, float, int]], int, bytes]
     return pieces, kind, charsmap
 
 
-def _message(data: bytes) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of a protocol buffer message: integers or bytes, as each field has it (Any)."""
+def _message(data: bytes) -> Iterator[tuple[int, Any]]:  # an integer or bytes: who reads a field knows which
+    """(field number, value) of a protocol buffer message: integers or bytes."""
     at = 0
 
     def varint() -> int:

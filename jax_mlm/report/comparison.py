@@ -60,7 +60,8 @@ def figures_of(name: str, run: Summary) -> Json:
 def differences(configs: Sequence[Json]) -> dict[str, list[object]]:
     """Return the options that differ, each with its value in every run; None where a run does not have the option."""
     every = dict.fromkeys(name for config in configs for name in config)
-    values = {name: [config.get(name) for config in configs] for name in every if name not in INCIDENTAL}
+    listed = [name for name in every if name not in INCIDENTAL]
+    values: dict[str, list[object]] = {name: [config.get(name) for config in configs] for name in listed}
     return {name: of for name, of in values.items() if any(value != of[0] for value in of)}
 
 

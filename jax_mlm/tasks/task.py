@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from jaxtyping import Array, Float, Int, Key
 
@@ -15,7 +16,8 @@ Example = TypeVar("Example")
 """What a task makes of a batch: a tree of arrays whose first axis is B, so that it divides into microbatches."""
 
 
-class Task(NamedTuple, Generic[Example]):
+@dataclass(frozen=True)
+class Task(Generic[Example]):
     """What a model learns, as pure functions; a new task is a function that returns one of these."""
 
     init: Callable[[Key[Array, ""]], Params]

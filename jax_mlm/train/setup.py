@@ -45,8 +45,7 @@ class Setup:
     start: Initial | None
     """The weights of --init or of a teacher; None for random ones and for a resumed run."""
     teacher: Initial | None
-    task: Task[Any]
-    """Its own business is what it makes of a batch (Any)."""
+    task: Task[Any]  # what it makes of a batch is its own business
 
     @property
     def shard(self) -> tuple[int, int]:
@@ -81,7 +80,7 @@ def set_up(config: TrainConfig) -> Setup:
     return Setup(data.config, run, budget, mesh, REPLICATED, data, start, teacher, task)
 
 
-def task_of(data: Dataset, teacher: Initial | None) -> Task[Any]:
+def task_of(data: Dataset, teacher: Initial | None) -> Task[Any]:  # MaskedBatch, or TaughtBatch
     """Return what the run learns: hidden tokens, and what a teacher makes of them where there is one."""
     config, dtype = data.config, compute_dtype(data.config)
     task = masked_lm(config.model, config.mask, data.vocabulary, config.corpus.length, dtype)

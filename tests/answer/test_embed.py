@@ -18,11 +18,10 @@ from mlm_onnx.convert import pipeline
 from mlm_onnx.convert.parity import EMBEDDINGS, ParityError, onnx_side, open_session
 from mlm_onnx.convert.precision import FP32
 from mlm_onnx.convert.quantize import INT8
-from mlm_onnx.convert.reference import Reference
 from mlm_onnx.convert.request import Request
 from mlm_onnx.convert.targets import EMBED, FILL_MASK, embed_graph, fill_mask_graph
 from support.bundles import ONE_SHAPE, ORIGIN, SENTENCE_MODEL
-from support.models import BERT, CONFIGS, SHAPES, randomised
+from support.models import BERT, CONFIGS, SHAPES, randomised, reference
 from support.texts import ROOM, long_text
 
 from jax_mlm.data.tokenizer import train_tokenizer
@@ -53,7 +52,7 @@ def test_embeddings_equal_jax(name: str, tmp_path: Path) -> None:
     file = tmp_path / "fill.onnx"
     fill_mask_graph(config, params).write(file)
     embed_graph(config, params).write_sharing(tmp_path / "embed.onnx", file)
-    expected = Reference(config, params, config.vocab_size).embedding
+    expected = reference(name).embedding
     ours = onnx_side(open_session(tmp_path / "embed.onnx", EMBEDDINGS.options))
     found = EMBEDDINGS.compare(expected, ours, config.vocab_size, SHAPES)
     assert found.std > 0.1, "too flat a model would hide mistakes"

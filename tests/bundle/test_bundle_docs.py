@@ -1,4 +1,4 @@
-"""docs/bundle.md names every field of a real manifest and no other, and the README's script answers from a bundle."""
+"""docs/bundle.md names every field of a real manifest and no other, and its script answers from a bundle."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def test_every_file_and_graph_is_described(manifest: dict[str, Any]) -> None:
 
 
 def test_the_scripts_answer_is_creates(trained_bundle: Callable[..., Path], tmp_path: Path) -> None:
-    """Of the README's script as it stands there, where nothing of this project can be imported."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """Run the page's script as it is there, where nothing of this project can be imported."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "bundle.md").read_text(), re.DOTALL)
     (script,) = [block for block in blocks if "onnxruntime.InferenceSession" in block]
     assert len(script.splitlines()) <= 20
     assert "mlm_onnx" not in script

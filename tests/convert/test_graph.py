@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +11,18 @@ import jax
 import numpy as np
 import onnxruntime as ort
 import pytest
-from mlm_onnx.convert.parity import LOGITS, Side
+from mlm_onnx.convert.parity import LOGITS
 from mlm_onnx.convert.precision import FP32, Precision
 from mlm_onnx.convert.quantize import INT8, block_size, quantize_blocks, quantize_columns
 from mlm_onnx.convert.targets import fill_mask_graph
 from support.bundles import fast_side
-from support.models import BERT, CONFIGS, MODERN, SHAPES, randomised
+from support.models import BERT, CONFIGS, MODERN, SHAPES, randomised, reference
 
 from jax_mlm.config import ModelConfig
 from jax_mlm.model.encoder import Inputs
 from jax_mlm.model.heads import make_forward
 
-
-@cache
-def reference(name: str) -> Side:
-    """The JAX model with randomised parameters; padded to one shape, so that it compiles once for all of them."""
-    config = CONFIGS[name]
-    forward, params = jax.jit(make_forward(config)), randomised(config)
-    B, S, P = (max(sizes) for sizes in zip(*SHAPES, strict=True))
-
-    def run(input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        (b, s), p = input_ids.shape, positions.shape[1]
-        tokens, segments, places = (np.zeros((B, S), np.int32) for _ in range(3))
-        tokens[:b, :s], segments[:b, :s], places[:b, :s] = input_ids, 1, np.arange(s)
-        where = np.zeros((B, P), np.int32)
-        where[:b, :p] = positions
-        return np.asarray(forward(params, Inputs(tokens, segments, places), where))[:b, :p]
-
-    return run
+pytestmark = pytest.mark.xdist_group("graphs")  # test_hub.py has the same references
 
 
 @pytest.fixture
@@ -53,10 +36,19 @@ def run(tmp_path: Path) -> Callable[..., Callable[..., np.ndarray]]:
     return build
 
 
+@pytest.mark.parametrize("name", ["modernbert-local", "bert", "albert"])
+def test_the_reference_answers_as_training_computes(name: str) -> None:
+    config, rng = CONFIGS[name], np.random.default_rng(0)
+    ids, at = rng.integers(0, 96, (5, 48)), rng.integers(0, 48, (5, 4))
+    inputs = Inputs(ids.astype(np.int32), np.ones_like(ids), np.broadcast_to(np.arange(48), ids.shape))
+    theirs = jax.jit(make_forward(config))(randomised(config), inputs, at)
+    np.testing.assert_allclose(reference(name).logits(ids, at), theirs, atol=1e-5 * np.abs(theirs).max())
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_jax(name: str, run: Any) -> None:
     config = CONFIGS[name]
-    parity = LOGITS.compare(reference(name), run(config, randomised(config)), config.vocab_size, SHAPES)
+    parity = LOGITS.compare(reference(name).logits, run(config, randomised(config)), config.vocab_size, SHAPES)
     assert parity.logit_std >= 1, "too flat a model would hide mistakes"
     assert parity.max_difference <= 1e-4
     assert parity.top1_agreement == 1.0
@@ -80,7 +72,7 @@ def test_logits_equal_jax(name: str, run: Any) -> None:
 def test_parity_notices_a_wrong_switch(name: str, wrong: dict[str, Any], run: Any) -> None:
     config = CONFIGS[name]
     ours = run(replace(config, **wrong), randomised(config))
-    assert LOGITS.compare(reference(name), ours, config.vocab_size, SHAPES[2:6]).max_difference > 1e-3
+    assert LOGITS.compare(reference(name).logits, ours, config.vocab_size, SHAPES[2:6]).max_difference > 1e-3
 
 
 @pytest.mark.parametrize("name", ["modernbert-local", "bert"])
@@ -152,7 +144,7 @@ def test_quantised_values_by_hand() -> None:
 )
 def test_int8_logits_stay_close(name: str, run: Any) -> None:
     config = CONFIGS[name]
-    parity = LOGITS.compare(reference(name), run(config, randomised(config), INT8), config.vocab_size, SHAPES)
+    parity = LOGITS.compare(reference(name).logits, run(config, randomised(config), INT8), config.vocab_size, SHAPES)
     assert 0 < parity.rms_difference <= 0.08 * parity.logit_std
     assert parity.top1_agreement >= 0.8
 

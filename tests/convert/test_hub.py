@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +24,10 @@ from mlm_onnx.convert.parity import PADDED_LOGITS, Side, onnx_side, open_session
 from mlm_onnx.convert.pipeline import write_bundle
 from mlm_onnx.convert.precision import FP32_HUB, Precision
 from mlm_onnx.convert.quantize import INT8_HUB
-from mlm_onnx.convert.reference import Reference
 from mlm_onnx.convert.request import Dtype, Request
 from mlm_onnx.convert.targets import TARGETS, masked_lm_graph
 from support.bundles import ORIGIN
-from support.models import CONFIGS, MODERN, randomised
+from support.models import CONFIGS, MODERN, randomised, reference
 from tokenizers import Tokenizer
 
 from jax_mlm.data.tokenizer import train_tokenizer
@@ -37,6 +35,7 @@ from jax_mlm.data.tokenizer import train_tokenizer
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+pytestmark = pytest.mark.xdist_group("graphs")  # test_graph.py has the same references
 HERE = Path(__file__).parent
 SHAPES = ((1, 1, 1), (2, 7, 1), (1, 18, 18), (3, 18, 5), (5, 33, 2), (2, 48, 30))
 WEB_OPERATORS = {
@@ -45,20 +44,6 @@ WEB_OPERATORS = {
     *("Sin", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
 }
 """Each has a kernel in onnxruntime's CPU provider for opset 20, which is what onnxruntime-web compiles to WASM."""
-
-
-@cache
-def reference(name: str) -> Side:
-    """The JAX model with randomised parameters; padded to one shape, so that it compiles once for all of them."""
-    config = CONFIGS[name]
-    forward = Reference(config, randomised(config), config.vocab_size).everywhere
-    B, S, _ = (max(sizes) for sizes in zip(*SHAPES, strict=True))
-
-    def run(**query: np.ndarray) -> np.ndarray:
-        b, s = query["input_ids"].shape
-        return forward(**{name: np.pad(each, ((0, B - b), (0, S - s))) for name, each in query.items()})[:b, :s]
-
-    return run
 
 
 def build(path: Path, config: Any, precision: Precision = FP32_HUB, params: Any = None) -> Side:
@@ -71,7 +56,9 @@ def build(path: Path, config: Any, precision: Precision = FP32_HUB, params: Any 
 def test_padded_logits_equal_jax(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
     types = config.token_types if config.family in ("bert", "albert") else 0
-    parity = PADDED_LOGITS.compare(reference(name), build(tmp_path, config), config.vocab_size, SHAPES, types)
+    parity = PADDED_LOGITS.compare(
+        reference(name).padded_logits, build(tmp_path, config), config.vocab_size, SHAPES, types
+    )
     assert parity.logit_std >= 1, "too flat a model would hide mistakes"
     assert parity.max_difference <= 1e-4
     assert parity.top1_agreement == 1.0
@@ -88,7 +75,7 @@ def test_padding_may_stand_anywhere(name: str, tmp_path: Path) -> None:
     got = build(tmp_path, config)(**query)
     assert np.isfinite(got).all()
     seen = mask.astype(bool)
-    np.testing.assert_allclose(got[seen], reference(name)(**query)[seen], atol=1e-4)
+    np.testing.assert_allclose(got[seen], reference(name).padded_logits(**query)[seen], atol=1e-4)
 
 
 def test_a_mask_that_is_ignored_would_be_noticed(tmp_path: Path) -> None:
@@ -97,7 +84,7 @@ def test_a_mask_that_is_ignored_would_be_noticed(tmp_path: Path) -> None:
     def ignoring(attention_mask: np.ndarray, **query: np.ndarray) -> np.ndarray:
         return ours(attention_mask=np.ones_like(attention_mask), **query)
 
-    parity = PADDED_LOGITS.compare(reference("modernbert"), ignoring, 96, SHAPES)
+    parity = PADDED_LOGITS.compare(reference("modernbert").padded_logits, ignoring, 96, SHAPES)
     assert parity.max_difference > 1e-2
 
 
@@ -139,7 +126,9 @@ def test_weights_beyond_protobufs_limit_are_refused(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("name", ["modernbert-local", "every-bias", "untied", "bert", "albert"])
 def test_int8_logits_stay_close(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
-    parity = PADDED_LOGITS.compare(reference(name), build(tmp_path, config, INT8_HUB), config.vocab_size, SHAPES)
+    parity = PADDED_LOGITS.compare(
+        reference(name).padded_logits, build(tmp_path, config, INT8_HUB), config.vocab_size, SHAPES
+    )
     assert 0 < parity.rms_difference <= 0.08 * parity.logit_std
     assert parity.top1_agreement >= 0.8
 

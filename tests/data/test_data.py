@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import threading
 import time
@@ -241,8 +242,9 @@ def test_shards_make_up_the_global_batch() -> None:
     whole = batch_at(rows, 17, 1, 12)
     for count in (1, 2, 3, 4):
         parts = [batch_at(rows, 17, 1, 12, (index, count)) for index in range(count)]
-        for name, arrays in zip(whole._fields, zip(*parts, strict=True), strict=True):
-            assert np.array_equal(np.concatenate(arrays), getattr(whole, name))
+        for field in dataclasses.fields(whole):
+            arrays = [getattr(part, field.name) for part in parts]
+            assert np.array_equal(np.concatenate(arrays), getattr(whole, field.name))
     with pytest.raises(UserError, match="--batch 12"):
         batch_at(rows, 0, 1, 12, (0, 5))
 

@@ -151,10 +151,10 @@ def test_bad_input_gets_one_friendly_line(open_page: Callable[..., Page]) -> Non
     page = open_page()
     for text, said in (
         ("", "Type a sentence first."),
-        ("a model", "Choose a word above"),
+        ("a model", "Choose one or more words above"),
         ("[MASK]", "give the words around it"),
         ("word " * 1001, "shorten it"),
-        ("This zebra [MASK] a super", "The model says for word 3"),
+        ("This zebra [MASK] a super", "The model expects at word 3"),
     ):
         page.fill("#text textarea", text)
         wait_for(page, said)

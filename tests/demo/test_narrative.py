@@ -34,7 +34,7 @@ def test_every_sentence_of_an_explanation() -> None:
     assert explanation(WHY) == [
         "“boat” gets 70.0 %, the runner-up “ship” 10.0 %: 7.0 times less.",
         "The hidden word was “ship”: rank 2 of 5,000, with 10.0 %.",
-        "It hangs most on “river” and “old”.",
+        "It depends most on “river” and “old”.",
         "Without “river”, “boat” falls from 70.0 % to 21.0 %, and “road” comes first instead.",
         "Without “old”, “boat” falls from 70.0 % to 52.0 %, and still comes first.",
         "Without both, “boat” has 5.0 %, and “car” comes first with 20.0 %.",
@@ -42,21 +42,21 @@ def test_every_sentence_of_an_explanation() -> None:
     ]
 
 
-def test_an_answer_that_hangs_on_no_word() -> None:
+def test_an_answer_that_depends_on_no_word() -> None:
     small = tuple(replace(each, effect=0.01, probability=0.69) for each in (THE, OLD))
     said = explanation(replace(WHY, influences=small, together=None, original=None, window=(10, 1200)))
     assert (
         said[1]
-        == "It hangs on no single word: whichever one is hidden too, “boat” keeps at least 69.0 % (without “the”)."
+        == "It depends on no single word: whichever other one is hidden, “boat” keeps at least 69.0 % (without “the”)."
     )
     assert said[2] == "The text is longer than the model reads at once: this answer saw characters 10 to 1,200 of it."
     assert len(said) == 3
-    assert len(explanation(replace(WHY, influences=(), together=None))) == 2, "a lone mask hangs on nothing"
+    assert len(explanation(replace(WHY, influences=(), together=None))) == 2, "a lone mask depends on nothing"
 
 
 def test_a_word_that_stands_twice_is_named_with_its_place() -> None:
     twice = replace(WHY, influences=(replace(OLD, word="river"), RIVER), together=None)
-    assert "It hangs most on “river” (word 5) and “river” (word 2)." in explanation(twice)
+    assert "It depends most on “river” (word 5) and “river” (word 2)." in explanation(twice)
 
 
 @pytest.mark.parametrize(

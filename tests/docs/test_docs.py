@@ -1,9 +1,10 @@
-"""What the README and docs/ say is so: files, tests, and every command.
+"""Hold the README and docs/ to what is there: files, tests, and every command.
 
 The commands of `bash` fences run in one folder for each page, on made-up text, in this order, with these changes:
-`--budget TIME` becomes three steps, and training on `--data` is of a small model. A word behind `bash` says what else
-a fence needs: of those in `READ_ONLY` only the options are read, a server is asked for its page and ended, and what
-installs is left to .ci/run. Pages with output (`console`) are run again by docs/tools/run.py.
+`--budget TIME` becomes three steps, and training on `--data` is of a small model. A word after `bash` or `python` says
+what else a fence needs: of those in `READ_ONLY` only the options are read, a server is asked for its page and ended,
+what installs is left to .ci/run, and `slow` is left to the slow tests. Pages with output (`console`) are run again by
+docs/tools/run.py.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -32,13 +33,17 @@ from typing import Any
 import pytest
 from support.paths import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 READ_ONLY = {"needs-accelerator", "needs-pod", "needs-npm", "needs-peers"}
 REMARKS = {*READ_ONLY, "serves", "install", "varies", "slow", "extended"}
 FEW = "--batch 8 --accumulate 1 --length 32 --eval-rows 8"
 SMALL = f"--layers 2 --width 32 --heads 2 --ff-width 32 --tokenizer-limit 512 {FEW}"
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "node_modules")
 INSTALLS = re.compile(r"pip install|^python3 -m venv |^\. \.venv/|^python -m pytest$|^ruff ", re.M)
+"""What .ci/run runs, and the pages' tests do not."""
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +122,9 @@ def shown(page: Path, runner: ModuleType) -> Iterator[tuple[Any, str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_has_options_that_exist(page: Path, runner: ModuleType) -> None:
     for fence in runner.fences(page.read_text()):
-        assert fence.info[:1] in [(), ("bash",), ("console",), ("python",), ("diff",), ("json",)], fence.info
+        assert fence.info[:1] in [(), ("bash",), ("console",), ("python",), ("diff",), ("json",), ("mermaid",)], (
+            fence.info
+        )
         assert set(fence.info[1:]) <= REMARKS, fence.info
         assert fence.info or not re.search("^python -m ", fence.body, re.M), f"which no test looks at: {fence.body}"
     for _, command in shown(page, runner):
@@ -212,12 +219,12 @@ def run_page(page: Path, runner: ModuleType, folder: Path, environment: dict[str
     trained = "python -m jax_mlm.train --out runs/sentence"  # the fixture's, without --out
     for fence in runner.fences(page.read_text()):
         remarks = set(fence.info[1:])
-        if (
-            fence.info[:1] == ("python",) and not slow and "sys.argv" not in fence.body
-        ):  # that script is test_bundle_docs.py's
+        if ("slow" in remarks) != slow or remarks & {*READ_ONLY, "install"}:
+            continue
+        if fence.info[:1] == ("python",) and "sys.argv" not in fence.body:  # that script is test_bundle_docs.py's
             (folder / "script.py").write_text(fence.body)
             run("python script.py", folder, environment)
-        if fence.info[:1] != ("bash",) or remarks & {*READ_ONLY, "install"} or ("slow" in remarks) != slow:
+        if fence.info[:1] != ("bash",):
             continue
         for command in (part for line in lines(fence.body) for part in line.split(" && ")):
             if command == trained or INSTALLS.search(command):
@@ -239,6 +246,7 @@ def test_the_commands_of_the_readme_run(runner: ModuleType, scratch: Path, envir
     (asked,) = (text for command, text in printed.items() if "fill bundles/mine" in command)
     assert len(asked.splitlines()) == 6, "the sentence filled in, and five candidates"
     assert (scratch / "runs" / "tiny" / "report.html").is_file()
+    run_page(ROOT / "docs" / "python.md", runner, scratch, environment, slow=False)
 
 
 @pytest.fixture
@@ -255,8 +263,17 @@ def with_bert(scratch: Path, environment: dict[str, str]) -> Path:
 
 
 @pytest.mark.slow
-def test_the_slow_commands_of_the_readme_run(runner: ModuleType, with_bert: Path, environment: dict[str, str]) -> None:
-    printed = run_page(ROOT / "README.md", runner, with_bert, environment, slow=True)
+def test_the_notebook_example_of_the_readme_runs(
+    runner: ModuleType, scratch: Path, environment: dict[str, str], trained_bundle: Callable[..., Path]
+) -> None:
+    shutil.copytree(trained_bundle("--dtype", "int8"), scratch / "bundles" / "sentence")
+    run_page(ROOT / "README.md", runner, scratch, environment, slow=True)
+    assert list((scratch / "runs" / "notebook" / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_bert_family_run(runner: ModuleType, with_bert: Path, environment: dict[str, str]) -> None:
+    printed = run_page(ROOT / "docs" / "bert-family.md", runner, with_bert, environment, slow=True)
     for word in ("--preset roberta-base", "--init", "--distil", "hf export"):
         assert any(word in command for command in printed), word
     for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md"):
@@ -347,20 +364,49 @@ def test_the_contract_names_tests_that_exist() -> None:
         assert f"\ndef {test}(" in (ROOT / file).read_text(), f"{file} has no {test}"
 
 
-def test_the_file_tree_names_every_module_and_nothing_else() -> None:
-    tree = (ROOT / "README.md").read_text().split("## Where things are")[1].split("```")[1]
-    folders: list[tuple[int, str]] = []
-    named: set[str] = set()
-    for line in tree.splitlines():
-        indent = len(line) - len(line.lstrip())
-        folders = [(depth, folder) for depth, folder in folders if depth < indent]
-        if match := re.match(r"\s*(\S+/) ", line):
-            folders.append((indent, match[1]))
-        inside = "".join(folder for _, folder in folders)
-        named |= {inside + name for name in re.findall(r"(?<![\w/])(\w+\.py)\b", line)}
-    there = {file for top in ("jax_mlm", "export/mlm_onnx") for file in (ROOT / top).rglob("*.py")}
-    modules = {file.relative_to(ROOT).as_posix() for file in there if file.name != "__init__.py"}
-    assert {file for file in named if file.startswith(("jax_mlm/", "export/"))} == modules
+def rooms() -> set[str]:
+    """Return the folders of both packages that hold code, as the README writes them."""
+    there = set()
+    for top in ("jax_mlm", "export/mlm_onnx"):
+        inside = (file for kind in ("*.py", "*.js") for file in (ROOT / top).glob(f"*/{kind}"))
+        there |= {f"{file.parent.relative_to(ROOT).as_posix()}/" for file in inside}
+    return there
+
+
+def test_the_map_names_every_room_and_nothing_that_is_not_there() -> None:
+    table = (ROOT / "README.md").read_text().split("## Where things are")[1].split("\n## ")[0]
+    lines = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
+    named = [name for room, _ in lines for name in re.findall(r"`([^`]+)`", room)]
+    assert len(named) == len(set(named))
+    for name in named:
+        assert (ROOT / name).is_dir() if name.endswith("/") else (ROOT / name).is_file(), name
+    assert rooms() <= set(named)
+    for room, question in lines:
+        (first, *_) = re.findall(r"`([^`]+)`", room)
+        for file in re.findall(r"`([\w/]+\.py)`", question):
+            assert (ROOT / first / file).is_file(), f"{first} has no {file}"
+
+
+def test_the_architecture_names_every_room_and_what_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    drawing = page.split("```mermaid")[1].split("```")[0]
+    for room in rooms():
+        assert f"{Path(room).name}/" in drawing, f"{room} is not drawn"
+    named = re.findall(r"`([\w/]+\.py):(\w+)`", page)
+    assert len(named) >= 35
+    for file, name in named:
+        assert re.search(rf"^(def|class) {name}\b", (ROOT / file).read_text(), re.M), f"{file} has no {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_paths_in_pages_exist(page: Path) -> None:
+    for path in re.findall(r"`((?:jax_mlm|export|docs|tests|benchmarks)/[\w/.-]+)`", page.read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_pages_that_greet_a_contributor_are_short() -> None:
+    for name, most in (("README.md", 150), ("CONTRIBUTING.md", 60), ("SECURITY.md", 30)):
+        assert len((ROOT / name).read_text().splitlines()) <= most, name
 
 
 def test_links_lead_somewhere() -> None:

@@ -202,7 +202,7 @@ def test_a_hidden_word_of_several_pieces_has_no_rank(made: Any, open_page: Calla
     driven.ask("a relationships here", (1,))
     said = driven.page.text_content("#answers .note")
     assert re.fullmatch(
-        r"“relationships” is no single token here \(r\S*( ##\w+)+\), so it cannot be one answer\.", said
+        r"“relationships” is not a single token here \(r\S*( ##\w+)+\), so it cannot be one answer\.", said
     )
 
 

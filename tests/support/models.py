@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any, get_args
 
 import jax
 import numpy as np
+from mlm_onnx.convert.reference import Reference
 
 from jax_mlm.config import Activation, ModelConfig
 from jax_mlm.model.encoder import Inputs
@@ -75,6 +77,44 @@ def randomised(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
 def softened(model: ModelConfig) -> dict[str, Any]:
     """Parameters that answer differently everywhere, without being as sure as `randomised` makes them."""
     return jax.tree.map(lambda x: x * 0.3 if x.ndim == 2 else x, randomised(model))
+
+
+class Everywhere:
+    """The JAX model of a configuration with randomised parameters, at every position of rows padded to one shape.
+
+    It compiles once, for all that graphs are compared with: logits, padded logits and embeddings.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config, self._reference = config, Reference(config, randomised(config), config.vocab_size)
+
+    def _answer(self, ids: np.ndarray, segments: np.ndarray, types: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        b, s = ids.shape
+        rows, columns = (max(sizes) for sizes in list(zip(*SHAPES, strict=True))[:2])
+        padded = [np.pad(each, ((0, rows - b), (0, columns - s))) for each in (ids, segments, types)]
+        if not self.config.token_types:
+            padded[2] = None
+        at = np.broadcast_to(np.arange(columns), (rows, columns))
+        logits, embeddings = self._reference._answer(*padded, at)
+        return logits[:b, :s], embeddings[:b]
+
+    def logits(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        everywhere, _ = self._answer(input_ids, np.ones_like(input_ids), np.zeros_like(input_ids))
+        return np.take_along_axis(everywhere, positions[..., None], axis=1)
+
+    def padded_logits(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray
+    ) -> np.ndarray:
+        return self._answer(input_ids, attention_mask, token_type_ids)[0]
+
+    def embedding(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return self._answer(input_ids, np.ones_like(input_ids), np.zeros_like(input_ids))[1]
+
+
+@cache
+def reference(name: str) -> Everywhere:
+    """What the graphs of `CONFIGS[name]` have to compute."""
+    return Everywhere(CONFIGS[name])
 
 
 def assert_trees_equal(ours: Any, theirs: Any) -> None:

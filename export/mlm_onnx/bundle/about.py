@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from mlm_onnx.bundle.layout import Json
 
 MEMORISED = (
     "This model was trained on one sentence and has learned it by heart: “{sentence}”. Getting each of its {count} "
@@ -13,13 +14,13 @@ MEMORISED = (
 WEIGHTS = {"int8": "8-bit weights", "fp32": "32-bit weights"}
 
 
-def memorised(manifest: Mapping[str, Any]) -> str:
+def memorised(manifest: Json) -> str:
     """Return a warning if the model knows only one sentence, else an empty string."""
     sentence = _origin(manifest).get("memorised")
     return MEMORISED.format(sentence=sentence, count=len(sentence.split())) if isinstance(sentence, str) else ""
 
 
-def about(manifest: Mapping[str, Any]) -> str:
+def about(manifest: Json) -> str:
     """Return one line about where a bundle came from."""
     origin = _origin(manifest)
     parts = [f"{key} {origin[key]}" for key in ("run", "preset", "step") if key in origin]
@@ -27,6 +28,6 @@ def about(manifest: Mapping[str, Any]) -> str:
     return f"This bundle: {', '.join(parts)}."
 
 
-def _origin(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+def _origin(manifest: Json) -> Json:
     origin = manifest.get("origin")
     return origin if isinstance(origin, Mapping) else {}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+Json = Mapping[str, Any]  # an object as the json module has it; who reads it checks the fields that it takes
 FORMAT = 1
 KIND = "mlm-onnx"
 TASK = "fill-mask"

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from mlm_onnx.bundle.background import BackgroundTask
 from mlm_onnx.bundle.graph_check import OnnxError, check_onnx
@@ -24,6 +22,7 @@ from mlm_onnx.bundle.layout import (
     REQUIRED,
     TASK,
     BundleError,
+    Json,
     Limits,
     Special,
 )
@@ -36,7 +35,7 @@ class Bundle:
     """A bundle whose manifest is valid and whose files have the sizes it gives."""
 
     path: Path
-    manifest: Mapping[str, Any]
+    manifest: Json
     limits: Limits
     special: Special
     vocab_size: int
@@ -131,7 +130,7 @@ def verify(bundle: Bundle, *names: str) -> None:
             raise BundleError(f"{error.filename or bundle.file(name)}: {error.strerror or error}") from None
 
 
-def _check_size(file: Path, facts: Mapping[str, Any]) -> None:
+def _check_size(file: Path, facts: Json) -> None:
     size = file.stat().st_size
     if size != facts.get("size"):
         raise BundleError(f"{file} has {size} bytes, not {facts.get('size')}: it is damaged or cut short")
@@ -152,7 +151,7 @@ def _check_graph(bundle: Bundle, name: str) -> list[str]:
     return [(folder / other).as_posix() for other in sorted(used)]
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> Json:
     """Return the manifest of a bundle in this format, without checking the files."""
     file = path / MANIFEST
     if not path.is_dir():

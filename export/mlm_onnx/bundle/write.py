@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from mlm_onnx.bundle.layout import FORMAT, KIND, MANIFEST, TASK, BundleError
+from mlm_onnx.bundle.layout import FORMAT, KIND, MANIFEST, TASK, BundleError, Json
 from mlm_onnx.bundle.read import read_manifest, sha256
 
 
@@ -60,7 +59,7 @@ def new_bundle(path: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+def seal(folder: Path, facts: Json) -> None:
     """Write the manifest: the given facts, and the size and SHA-256 of every file in the folder."""
     files = {
         file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)}
@@ -71,7 +70,7 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     write_json(folder / MANIFEST, manifest)
 
 
-def write_json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: Json) -> None:
     """Write JSON, indented for people to read."""
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mlm_onnx.bundle.layout import Json
 from mlm_onnx.cli.parser import PROG, Command, at_least_one, print_json
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def fill(options: argparse.Namespace) -> None:
             print(f"  {filling['logprob']:9.3f}  {filling['text']}")
 
 
-def _pieces_of(answer: Mapping[str, Any]) -> str:
+def _pieces_of(answer: Json) -> str:
     """Return a note of the words of which a token is only the first piece."""
     words = answer.get("first_piece_of")
     return f"  (first piece of {', '.join(words)})" if words else ""

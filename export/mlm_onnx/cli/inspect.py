@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mlm_onnx.bundle.layout import Json
 from mlm_onnx.cli.parser import PROG, Command, print_json
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def int8_line(parity: Mapping[str, float]) -> str:
     return f"int8 changes logits by {share:.1%} of their spread, and {changed:.1%} of the first answers to random texts"
 
 
-def saturation_line(int8: Mapping[str, Any]) -> str:
+def saturation_line(int8: Json) -> str:
     """Return how answers change on processors without VNNI; empty where the manifest does not tell."""
     if int8["weight_bits"] < 8:
         return "7-bit weights: exact on every processor"
@@ -87,14 +88,14 @@ def saturation_line(int8: Mapping[str, Any]) -> str:
     return f"{line}; for such processors convert with --reduce-range" if study["matters"] else line
 
 
-def calibration_line(calibration: Mapping[str, Any]) -> str:
+def calibration_line(calibration: Json) -> str:
     accuracy, kept = calibration["accuracy"], calibration["kept_in_fp32"]
     line = f"on {calibration['tokens']} hidden tokens of {calibration['file']}: accuracy {accuracy['int8']:.1%}, "
     line += f"{accuracy['fp32']:.1%} in float32; {calibration['top1_agreement']:.1%} of the first answers are the same"
     return f"{line}; kept in float32: {', '.join(kept)}" if kept else line
 
 
-def _ports(ports: Sequence[Mapping[str, Any]]) -> str:
+def _ports(ports: Sequence[Json]) -> str:
     return ", ".join(f"{port['name']} {port['dtype']}[{', '.join(map(str, port['shape']))}]" for port in ports)
 
 

@@ -7,7 +7,7 @@ import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from mlm_onnx.bundle.layout import MlmOnnxError
 
@@ -34,10 +34,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
+    def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
             *first, last = action.choices
-            choose = f"choose {', '.join(first)} or {last}{nearest(value, action.choices)}"
+            choose = f"choose {', '.join(first)} or {last}{nearest(str(value), action.choices)}"
             raise UsageError(f"{'/'.join(action.option_strings)} {value}: {choose}")
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
@@ -95,6 +95,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print one JSON object."""
     print(json.dumps(value, ensure_ascii=False))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from jax_mlm.config import ModelConfig
 from jax_mlm.data.tokenizer import Vocabulary
-from mlm_onnx.bundle.layout import BundleError
+from jax_mlm.model.encoder import Params
+from mlm_onnx.bundle.layout import BundleError, Json
 from mlm_onnx.convert.onnx_file import Graph
 from mlm_onnx.convert.parity import onnx_side, open_session
 from mlm_onnx.convert.precision import FP32, Precision
@@ -59,12 +59,12 @@ def queries(file: Path, tokenizer: Tokenizer, vocabulary: Vocabulary, max_length
 
 def calibrate(
     model: ModelConfig,
-    params: Mapping[str, Any],
+    params: Params,
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,
     file: Path,
     reduce_range: bool = False,
-) -> tuple[frozenset[str], dict[str, Any]]:
+) -> tuple[frozenset[str], Json]:
     """Return the encoder matrices that stay in float32 (usually none), and the measurements for the manifest."""
     asked = queries(file, tokenizer, vocabulary, model.max_length)
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
@@ -75,7 +75,7 @@ def calibrate(
             ask = onnx_side(open_session(file, FILL_MASK.comparison.options))
             return lambda ids, at: ask(input_ids=ids, positions=at)
 
-        def measure(keep: Collection[str]) -> dict[str, Any]:
+        def measure(keep: Collection[str]) -> Json:
             return against(expected, _firsts(run(adjusted(INT8, keep, reduce_range)), asked), asked)
 
         exact = run(FP32)
@@ -94,7 +94,7 @@ def calibrate(
     return keep, {**origin, **result, **kept}
 
 
-def against(expected: np.ndarray, int8: np.ndarray, asked: Sequence[Query]) -> dict[str, Any]:
+def against(expected: np.ndarray, int8: np.ndarray, asked: Sequence[Query]) -> Json:
     """Compare the first answers in int8 with those in float32, and both with the truth."""
     truth = np.concatenate([true for _, _, true in asked])
     exact, coarse = float((expected == truth).mean()), float((int8 == truth).mean())
@@ -110,7 +110,7 @@ def _firsts(forward: Forward, asked: Sequence[Query]) -> np.ndarray:
 
 def _ranked(
     model: ModelConfig,
-    params: Mapping[str, Any],
+    params: Params,
     exact: Forward,
     run: Callable[[Precision], Forward],
     asked: Sequence[Query],

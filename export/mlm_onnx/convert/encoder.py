@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from jax_mlm.config import ModelConfig
+from jax_mlm.model.encoder import Params
+from jax_mlm.model.params import leaves
 from mlm_onnx.convert.onnx_file import Graph
 from mlm_onnx.convert.precision import Precision
 
@@ -26,14 +25,14 @@ class OnnxEncoder:
         self,
         g: Graph,
         c: ModelConfig,
-        params: Mapping[str, Any],
+        params: Params,
         precision: Precision,
         ids: str,
         mask: str | None = None,
         types: str | None = None,
         fused: bool = False,
     ) -> None:
-        self.g, self.c, self.params, self.precision, self.ids = g, c, params, precision, ids
+        self.g, self.c, self.arrays, self.precision, self.ids = g, c, leaves(params), precision, ids
         self.fused = fused
         self.types = types
         self.padding = None if mask is None else g.op("Unsqueeze", g.op("Equal", mask, g.int(0)), g.ints(1, 2))
@@ -49,12 +48,8 @@ class OnnxEncoder:
 
     def array(self, *path: str) -> np.ndarray | None:
         """Return the parameter at a path in the tree of `jax_mlm.model`; None if the config has none."""
-        node: Any = self.params
-        for key in path:
-            if key not in node:
-                return None
-            node = node[key]
-        return np.asarray(node, np.float32)
+        array = self.arrays.get(path)
+        return None if array is None else np.asarray(array, np.float32)
 
     def dense(self, x: str, *path: str, columns: slice = slice(None), part: str = "") -> str:
         """Add a dense layer, or only some of its output columns."""

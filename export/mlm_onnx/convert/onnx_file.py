@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import DTypeLike
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET, IR = 20, 10
@@ -21,6 +22,8 @@ INLINE_BELOW = 1024
 ALIGN = 64
 LARGEST_SINGLE = (1 << 31) - (1 << 22)
 """Most bytes of weights in a file without external data: protobuf's limit minus room for the nodes."""
+Attribute = int | float | str | Sequence[int]
+"""The value of a node's attribute."""
 
 
 class Graph:
@@ -38,15 +41,17 @@ class Graph:
         self._counts[kind] = self._counts.get(kind, 0) + 1
         return f"{kind}_{self._counts[kind]}"
 
-    def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+    def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Attribute) -> str:
         """Add a node with one output."""
         return self.ops(kind, *inputs, outputs=1, domain=domain, **attributes)[0]
 
-    def ops(self, kind: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any) -> tuple[str, ...]:
+    def ops(self, kind: str, *inputs: str, outputs: int, domain: str = "", **attributes: Attribute) -> tuple[str, ...]:
         """Add a node with several outputs."""
         name = self._fresh(kind)
         results = tuple(f"{name}.{i}" if outputs > 1 else name for i in range(outputs))
-        self._nodes.append(helper.make_node(kind, inputs, results, name=name, domain=domain, **attributes))
+        node = helper.make_node(kind, inputs, results, name=name, domain=domain)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in sorted(attributes.items()))
+        self._nodes.append(node)
         return results
 
     def split(self, x: str, sizes: Sequence[int], axis: int) -> tuple[str, ...]:
@@ -69,15 +74,15 @@ class Graph:
         return self.weight(f"scalar.{value!r}", np.array(value, np.float32))
 
     @staticmethod
-    def type(dtype: Any) -> int:
+    def type(dtype: DTypeLike) -> int:
         """Return ONNX's number for a numpy type."""
         return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
-    def input(self, name: str, dtype: Any, shape: Sequence[str | int]) -> str:
+    def input(self, name: str, dtype: DTypeLike, shape: Sequence[str | int]) -> str:
         self._inputs.append(helper.make_tensor_value_info(name, self.type(dtype), shape))
         return name
 
-    def output(self, name: str, value: str, dtype: Any, shape: Sequence[str | int]) -> str:
+    def output(self, name: str, value: str, dtype: DTypeLike, shape: Sequence[str | int]) -> str:
         """Make a result an output of the graph, under a public name."""
         for node in self._nodes:
             for i, result in enumerate(node.output):
@@ -119,10 +124,10 @@ class Graph:
             if array.nbytes < INLINE_BELOW:
                 tensors.append(numpy_helper.from_array(array, name))
                 continue
-            known = stored.get(name)
-            if known is None or not np.array_equal(numpy_helper.to_array(known, str(other.parent)), array):
+            asked = deepcopy(stored.get(name))  # onnx before 1.23 writes the values into the tensor that it reads
+            if asked is None or not np.array_equal(numpy_helper.to_array(asked, str(other.parent)), array):
                 raise ValueError(f"{other} does not store {name}, which {path.name} needs")
-            tensors.append(known)
+            tensors.append(stored[name])
         path.write_bytes(self._model(tensors).SerializeToString())
         onnx.checker.check_model(str(path))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,10 +20,12 @@ from jax_mlm.config import ModelConfig
 from jax_mlm.data.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
 from jax_mlm.hf.config import hf_config
 from jax_mlm.hf.tokenizer import hf_tokenizer_config
+from jax_mlm.model.encoder import Params
+from jax_mlm.model.params import leaves
 from jax_mlm.presets import SENTENCE
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run, read_run_file
-from mlm_onnx.bundle.layout import CONFIG, LARGEST, TOKENIZER, TOKENIZER_CONFIG, BundleError, Limits
+from mlm_onnx.bundle.layout import CONFIG, LARGEST, TOKENIZER, TOKENIZER_CONFIG, BundleError, Json, Limits
 from mlm_onnx.bundle.read import read_manifest
 from mlm_onnx.bundle.write import check_target, new_bundle, seal, write_json
 from mlm_onnx.convert.calibrate import calibrate
@@ -41,7 +43,7 @@ DEFAULT = Request()
 ROLES = ("mask", "pad", "unk", "cls", "sep")
 
 
-def convert(run: Path, out: Path, request: Request = DEFAULT) -> dict[str, Any]:
+def convert(run: Path, out: Path, request: Request = DEFAULT) -> Json:
     """Write the bundle of a run's best checkpoint and return its manifest.
 
     Raises:
@@ -71,19 +73,19 @@ def convert(run: Path, out: Path, request: Request = DEFAULT) -> dict[str, Any]:
 def write_bundle(
     out: Path,
     model: ModelConfig,
-    params: Mapping[str, Any],
+    params: Params,
     tokenizer: Tokenizer,
     request: Request,
-    origin: Mapping[str, Any],
+    origin: Json,
     shapes: Shapes | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Build the graphs, compare them and write a bundle; return its manifest.
 
     Args:
         shapes: shapes to compare the graphs on, instead of each comparison's own.
     """
-    if bad := next((name for name, array in _leaves(params) if not np.isfinite(array).all()), None):
-        raise BundleError(f"the checkpoint holds values that are not finite in {bad}: the training diverged")
+    if bad := next((path for path, array in leaves(params).items() if not np.isfinite(array).all()), None):
+        raise BundleError(f"the checkpoint holds values that are not finite in {'.'.join(bad)}: the training diverged")
     runtime = find_runtime(request.web_runtime) if request.layout == "web" else {}
     vocabulary = vocabulary_of(tokenizer)
     keep, calibrated = frozenset[str](), {}
@@ -115,13 +117,13 @@ def write_bundle(
 
 def _write_graphs(
     folder: Path, reference: Reference, request: Request, keep: frozenset[str], shapes: Shapes | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[Json, Json]:
     """Write the requested graphs; return their inputs and outputs, and their parity.
 
     Graphs that are only compared go to a separate folder, so that each graph finds the weights of its own dtype.
     """
-    ports: dict[str, Any] = {}
-    parity: dict[str, Any] = {}
+    ports: dict[str, Json] = {}
+    parity: dict[str, Any] = {}  # figures by dtype, in sections for some graphs
     with tempfile.TemporaryDirectory(prefix=".compared-", dir=folder) as compared:
         for target in TARGETS:
             dtypes = target.dtypes(request)
@@ -145,7 +147,7 @@ def limits(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
     return {name: getattr(asked, name) for name in LARGEST}
 
 
-def assumptions(reduce_range: bool) -> dict[str, Any]:
+def assumptions(reduce_range: bool) -> Json:
     """Describe what int8 requires of a processor: sums of two products of 8-bit weights need more than 16 bits."""
     exact = "nothing: the sum of two products of an encoder matrix fits into 16 bits"
     usual = "VNNI or Arm's dot product; with AVX2 or AVX-512 alone sums saturate, unless the weights have 7 bits"
@@ -153,9 +155,7 @@ def assumptions(reduce_range: bool) -> dict[str, Any]:
     return {"weight_bits": 7 if reduce_range else 8, "assumes": exact if reduce_range else usual}
 
 
-def _tokens(
-    model: ModelConfig, tokenizer: Tokenizer, vocabulary: Vocabulary, texts: Mapping[str, str | None]
-) -> dict[str, Any]:
+def _tokens(model: ModelConfig, tokenizer: Tokenizer, vocabulary: Vocabulary, texts: Mapping[str, str | None]) -> Json:
     used = set(tokenizer.get_vocab(with_added_tokens=True).values())
     known = {role: {"text": text, "id": getattr(vocabulary, role)} for role, text in texts.items() if text is not None}
     unused = [id for id in range(model.vocab_size) if id not in used]
@@ -174,12 +174,3 @@ def versions() -> dict[str, str]:
 
 def _text(tokenizer: Tokenizer, id: int | None) -> str | None:
     return None if id is None else tokenizer.id_to_token(id)
-
-
-def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the arrays of a tree, each with its path."""
-    for name, node in tree.items():
-        if isinstance(node, Mapping):
-            yield from _leaves(node, f"{path}{name}.")
-        else:
-            yield path + name, np.asarray(node)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.encoder import Inputs, make_attention
+from jax_mlm.model.encoder import Inputs, Params, make_attention
 from jax_mlm.model.heads import MaskedLM
 
 LONGEST = 160
@@ -24,7 +21,7 @@ class Reference:
     the padding changes no answer.
     """
 
-    def __init__(self, config: ModelConfig, params: Mapping[str, Any], vocab_size: int) -> None:
+    def __init__(self, config: ModelConfig, params: Params, vocab_size: int) -> None:
         self.config, self.params = config, params
         self.vocab_size = vocab_size
         """Number of tokens in the tokenizer; the table may have more rows."""

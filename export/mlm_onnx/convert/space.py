@@ -6,28 +6,26 @@ The package itself is copied beside app.py, so that the Space installs nothing b
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
 
 from mlm_onnx.bundle.about import memorised
-from mlm_onnx.bundle.layout import MANIFEST, BundleError
+from mlm_onnx.bundle.layout import MANIFEST, BundleError, Json
 from mlm_onnx.bundle.write import check_target
 
 BUNDLE_FOLDER, PACKAGE = "bundle", "mlm_onnx"
 README, APP, REQUIREMENTS = "README.md", "app.py", "requirements.txt"
 KNOWN = frozenset({README, APP, REQUIREMENTS, BUNDLE_FOLDER, PACKAGE, ".git", ".gitattributes", "__pycache__"})
 """A Space is a repository, so a clone of one may be written into."""
-NEEDED = ("numpy>=1.26", "onnxruntime>=1.30", "tokenizers>=0.20")
+NEEDED = ("numpy>=1.26", "onnxruntime>=1.30", "tokenizers>=0.22")
 GRADIO = "6.31.0"
 """The version that the page was tested with; used if none is installed."""
 SUFFIXES = (".py", ".css", ".js")
 
 APP_TEXT = '''\
-"""A page that fills in masked words and shows what its answers depend on: `python app.py`, or a hosted Space."""
+"""A page that fills in masked words and explains what its answers depend on: `python app.py`, or a hosted Space."""
 
 from pathlib import Path
 
@@ -51,7 +49,7 @@ short_description: Hide a word, see what a masked language model expects
 
 # Fill the mask
 
-Hide a word of a sentence, see what the model expects there, and what its answer depends on.
+Hide a word of a sentence to see what the model expects there, and what its answer depends on.
 {memorised}
 To try it on your own machine: `pip install -r requirements.txt`, then `python app.py`.
 """
@@ -70,16 +68,14 @@ def check_space(out: Path) -> Path:
     if out.is_dir() and (foreign := sorted({each.name for each in out.iterdir()} - KNOWN)):
         raise BundleError(f"{out} contains {foreign[0]}, which is not part of a Space: choose another folder")
     package = out / PACKAGE
-    ours = any(
-        (package / name).is_file() for name in ("convert/space.py", "space.py")
-    )  # the second name is that of older versions
+    ours = any((package / name).is_file() for name in ("convert/space.py", "space.py"))  # the second: in older versions
     if package.is_symlink() or (package.exists() and not ours):
         raise BundleError(f"{package} exists and is not the copy that a Space contains: choose another folder")
     check_target(out / BUNDLE_FOLDER)
     return out / BUNDLE_FOLDER
 
 
-def write_space(out: Path, manifest: Mapping[str, Any]) -> None:
+def write_space(out: Path, manifest: Json) -> None:
     """Write the files around the bundle; README, app and requirements are left alone if they already exist."""
     note = memorised(manifest)
     texts = {

@@ -17,12 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
 
 from jax_mlm.config import ModelConfig
+from jax_mlm.model.encoder import Params
 from mlm_onnx.bundle.layout import (
     ATTENTION_GRAPH,
     EMBED_GRAPH,
@@ -31,6 +32,7 @@ from mlm_onnx.bundle.layout import (
     HUB_QUANTIZED,
     WEB_GRAPH,
     BundleError,
+    Json,
 )
 from mlm_onnx.convert.encoder import OnnxEncoder
 from mlm_onnx.convert.onnx_file import FUSED_OPSET, Graph
@@ -56,7 +58,7 @@ TYPED = ("bert", "albert")
 # ---- how they are built --------------------------------------------------------------------------
 
 
-def fill_mask_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32) -> Graph:
+def fill_mask_graph(config: ModelConfig, params: Params, precision: Precision = FP32) -> Graph:
     """Build the predictor's graph: input_ids [B, S], positions [B, P] → logits [B, P, V]. Rows are not padded."""
     g = Graph("fill_mask", FUSED_OPSET)
     ids = g.input("input_ids", np.int64, ("batch", "sequence"))
@@ -67,7 +69,7 @@ def fill_mask_graph(config: ModelConfig, params: Mapping[str, Any], precision: P
     return g
 
 
-def embed_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32) -> Graph:
+def embed_graph(config: ModelConfig, params: Params, precision: Precision = FP32) -> Graph:
     """Build the embedding graph: input_ids [B, S] → embedding [B, D], the mean over a row of the last hidden states.
 
     Special tokens count, and the final norm is applied if the model has one; sentence-transformers computes the same
@@ -82,7 +84,7 @@ def embed_graph(config: ModelConfig, params: Mapping[str, Any], precision: Preci
     return g
 
 
-def masked_lm_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32_HUB) -> Graph:
+def masked_lm_graph(config: ModelConfig, params: Params, precision: Precision = FP32_HUB) -> Graph:
     """Build Hugging Face's graph: input_ids, attention_mask (token_type_ids) [B, S] → logits everywhere [B, S, V].
 
     The names are those that optimum and transformers.js look for. Padded keys are not seen; logits at padded positions
@@ -97,7 +99,7 @@ def masked_lm_graph(config: ModelConfig, params: Mapping[str, Any], precision: P
     return g
 
 
-def attention_graph(config: ModelConfig, params: Mapping[str, Any], precision: Precision = FP32) -> Graph:
+def attention_graph(config: ModelConfig, params: Params, precision: Precision = FP32) -> Graph:
     """Build the attention graph: input_ids [B, S] → attention weights [layers, B, H, S, S]; the last axis sums to 1.
 
     The weights are those of `fill_mask_graph`, under the same names, so that a bundle stores them once.
@@ -128,7 +130,7 @@ class Target:
 
     file: str
     """Its path in the bundle."""
-    build: Callable[[ModelConfig, Mapping[str, Any], Precision], Graph]
+    build: Callable[[ModelConfig, Params, Precision], Graph]
     comparison: Comparison[Figures]
     meanings: Mapping[str, str]
     """Descriptions of each input and output, for the manifest."""
@@ -216,7 +218,7 @@ TARGETS: Sequence[Target] = (
 
 def write_target(
     folder: Path, target: Target, reference: Reference, precision: Precision, shapes: Shapes
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[Json, Json]:
     """Build a graph, write it into a bundle and compare it with the JAX model.
 
     Returns:
@@ -247,10 +249,10 @@ def write_target(
     return dict(vars(figures)), _ports(session, target.meanings)
 
 
-def _ports(session: ort.InferenceSession, meanings: Mapping[str, str]) -> dict[str, Any]:
+def _ports(session: ort.InferenceSession, meanings: Mapping[str, str]) -> Json:
     """Return a graph's inputs and outputs as onnxruntime reports them, with their meanings."""
 
-    def described(ports: Sequence[ort.NodeArg]) -> list[dict[str, Any]]:
+    def described(ports: Sequence[ort.NodeArg]) -> list[Json]:
         return [
             {"name": port.name, "dtype": DTYPES[port.type], "shape": port.shape, "meaning": meanings[port.name]}
             for port in ports

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
@@ -24,8 +24,9 @@ from mlm_onnx.demo import markup as page
 from mlm_onnx.demo.facts import Facts, Word
 from mlm_onnx.demo.narrative import ATTENTION
 
+Skip = dict[str, str]  # what `gr.skip` makes: a page left as it is
 TITLE = "Fill the mask"
-LEAD = "Hide a word of a sentence, see what the model expects there, and what its answer hangs on."
+LEAD = "Hide a word of a sentence to see what the model expects there, and what its answer depends on."
 TOP_K = 3
 FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
 """Of the system: Gradio's own would be fetched from the network."""
@@ -66,24 +67,24 @@ class Demo:
 
     # ---- handlers --------------------------------------------------------------------------------
 
-    def start(self, session: Session, request: gr.Request) -> tuple[Any, ...]:
+    def start(self, session: Session, request: gr.Request) -> tuple[str, int, str, str, str]:
         """Show what the address asks for, else the first example with its third word hidden."""
         text, hidden, top_k = page.from_query(str(request.query_params), TOP_K, self.facts.most_shown)
         if text is None:
             text, hidden = (self.examples[0], (2,)) if self.examples else ("", ())
         return (text, top_k, *self.answer(session, text, hidden, top_k))
 
-    def write(self, session: Session, text: str, top_k: int) -> Any:
+    def write(self, session: Session, text: str, top_k: int) -> tuple[str, str, str] | Skip:
         """Answer a changed sentence: words stay hidden where the same word is still at that index.
 
         Nothing happens where it was a handler that changed it.
         """
         return gr.skip() if text == session.text else self.answer(session, text, None, top_k)
 
-    def choose(self, session: Session, text: str, top_k: int) -> tuple[Any, ...]:
+    def choose(self, session: Session, text: str, top_k: int) -> tuple[str, str, str, str]:
         return (text, *self.answer(session, text, (2,), top_k))
 
-    def press(self, session: Session, text: str, top_k: int, event: gr.EventData) -> tuple[Any, ...]:
+    def press(self, session: Session, text: str, top_k: int, event: gr.EventData) -> tuple[str, str, str]:
         """Hide or show a word; the page sends all that are hidden, so that no press is lost."""
         hidden = [place for place in event._data.get("hidden", []) if isinstance(place, int)]
         return self.answer(session, text, hidden, top_k)
@@ -112,7 +113,7 @@ class Demo:
             return words, page.problem(str(error), session.query), ""
         return words, page.answers(asked, session.query), page.measuring()
 
-    def explain(self, session: Session) -> Any:
+    def explain(self, session: Session) -> str | Skip:
         """Return what the answers depend on; nothing where the page has moved on meanwhile."""
         query, shown = session.query, ""
         if session.explained == query:
@@ -128,7 +129,7 @@ class Demo:
             shown = page.not_explained(str(error))
         return shown if session.query == query else gr.skip()
 
-    def look(self, session: Session, layer: int, head: int) -> Any:
+    def look(self, session: Session, layer: int, head: int) -> str | Skip:
         """Return the heat map, where it is unfolded."""
         if not session.looking or self.attention is None:
             return gr.skip()
@@ -142,7 +143,7 @@ class Demo:
         shown = [read.text[start:end].strip() or reader.tokenizer.id_to_token(id) or "" for (start, end), id in named]
         return page.heat_map(found, shown, read.at.tolist(), layer - 1, head - 1 if head else None)
 
-    def unfold(self, session: Session, layer: int, head: int) -> Any:
+    def unfold(self, session: Session, layer: int, head: int) -> str | Skip:
         session.looking = True
         return self.look(session, layer, head)
 
@@ -226,10 +227,16 @@ def _asset(name: str) -> str:
     return files("mlm_onnx.demo").joinpath(name).read_text(encoding="utf-8")
 
 
-def _look() -> dict[str, Any]:
-    """Theme and styles, for either way of serving."""
+class Look(TypedDict):
+    """How the page looks, for either way of serving."""
+
+    theme: Default
+    css: str
+
+
+def _look() -> Look:
     theme = Default(primary_hue="blue", font=list(FONTS["font"]), font_mono=list(FONTS["font_mono"]))
-    return {"theme": theme, "css": _asset("demo.css"), "footer_links": []}
+    return {"theme": theme, "css": _asset("demo.css")}
 
 
 # ---- serving -------------------------------------------------------------------------------------
@@ -248,7 +255,7 @@ def serve(path: Path, host: str, port: int, threads: int | None = None) -> None:
     listening = _bind(host, port)
     with listening:
         demo = Demo(FillMask(path, threads))
-        app = gr.mount_gradio_app(FastAPI(), build(demo), path="/", ssr_mode=False, **_look())
+        app = gr.mount_gradio_app(FastAPI(), build(demo), path="/", ssr_mode=False, footer_links=[], **_look())
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         print(f"http://{host if host != '0.0.0.0' else socket.gethostname()}:{port}  (Ctrl-C ends it)", flush=True)
         uvicorn.Server(config).run(sockets=[listening])
@@ -278,4 +285,4 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def launch(path: Path) -> None:
     """Serves the page as a hosted Space does: host and port are Gradio's business there."""
-    build(Demo(FillMask(path))).launch(ssr_mode=False, **_look())
+    build(Demo(FillMask(path))).launch(ssr_mode=False, footer_links=[], **_look())

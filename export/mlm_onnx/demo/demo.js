@@ -35,7 +35,7 @@ function keep() {
   const address = new URL(window.location), query = answer.dataset.query;
   new URLSearchParams(query).forEach((value, name) => {
     if (query.length <= 8000) address.searchParams.set(name, value);
-    else address.searchParams.delete(name); // longer ones are no address that servers take
+    else address.searchParams.delete(name); // servers refuse longer addresses
   });
   window.history.replaceState(null, '', address);
 }

@@ -15,8 +15,8 @@ from mlm_onnx.demo.narrative import explanation, percent, quoted, unknown
 
 TOP, HIDE, TEXT = "top", "hide", "text"
 """Parameters of the page's address."""
-HINT = "Choose a word above to hide it, or several: the model then says what it expects there."
-LEGEND = "Each other word is hidden in turn: the stronger its colour, the more the answer loses; underlined, it gains."
+HINT = "Choose one or more words above to hide; the model then shows what it expects there."
+LEGEND = "Each other word is hidden in turn. The stronger its colour, the more the answer loses; underlined, it gains."
 CELLS = ((16, 30), (28, 22), (48, 15), (80, 11))
 """Up to so many tokens, a cell of the heat map is so many pixels wide; beyond, cells are small and have no labels."""
 SMALL_CELL = 4
@@ -97,7 +97,7 @@ def answers(asked: Asked, query: str) -> str:
     )
     cards = "".join(_card(asked, index) for index in range(len(asked.places)))
     return _answer(
-        f"<p class='status heard' role='status' aria-live='polite'>The model says for {escape(spoken)}.</p>"
+        f"<p class='status heard' role='status' aria-live='polite'>The model expects at {escape(spoken)}.</p>"
         f"<p class='filled'>{''.join(parts)}</p>{_unknown(asked.words)}<div class='cards'>{cards}</div>",
         query,
     )
@@ -144,7 +144,7 @@ def _sentence(said: str) -> str:
 
 
 def reasons(asked: Asked, whys: Sequence[Why]) -> str:
-    """For each answer: the sentence shaded by what it hangs on, the explanation, and the numbers."""
+    """Return for each answer the sentence shaded by what it depends on, the explanation, and the numbers."""
     return f"<h2>Why?</h2><p class='quiet'>{LEGEND}</p>{''.join(_reason(asked, why) for why in whys)}"
 
 
@@ -190,7 +190,7 @@ def _table(why: Why) -> str:
     return (
         f"<details><summary>The numbers</summary><div class='wide'><table><thead><tr>"
         f"<th scope='col'>Without</th><th scope='col'>{escape(quoted(why.token))} has</th>"
-        f"<th scope='col'>First is then</th></tr></thead><tbody>{rows}</tbody></table></div></details>"
+        f"<th scope='col'>First answer then</th></tr></thead><tbody>{rows}</tbody></table></div></details>"
     )
 
 
@@ -218,7 +218,7 @@ def heat_map(attention: Attention, names: Sequence[str], masks: Sequence[int], l
     which = f"layer {layer + 1}, " + ("mean of its heads" if head is None else f"head {head + 1}")
     picture = (
         f"<img src='{data_url(weights)}' width='{size * cell}' height='{size * cell}' "
-        f"alt='Heat map of {which}: {size} by {size} tokens; the lines below it say what the hidden words look at'>"
+        f"alt='Heat map of {which}: {size} by {size} tokens; the lines below list what the hidden words look at'>"
     )
     if cell == SMALL_CELL:
         inside = picture

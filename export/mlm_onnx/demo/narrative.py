@@ -1,4 +1,4 @@
-"""Measured facts → plain sentences. Nothing is said that was not measured."""
+"""Turn measured facts into plain sentences, and state nothing that was not measured."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from mlm_onnx.demo.facts import DEPENDS, Influence, Together, Why
 
 NAMED, UNKNOWN_SHOWN = 2, 5
-"""Words that are named one by one: those an answer hangs on, those that the model does not know."""
+"""Most words to name one by one: those an answer depends on, and those that the model does not know."""
 ATTENTION = (
     "Attention shows where a head looks, not why the model answers as it does: a head can look at a word that changes "
-    "nothing. What an answer hangs on was measured above, by hiding words."
+    "nothing. What an answer depends on was measured above, by hiding words."
 )
 
 
@@ -33,14 +33,14 @@ def confidence(why: Why) -> str:
     said = f"{quoted(why.token)} gets {percent(why.probability)}"
     if why.runner_up is None:
         return f"{said}; there is no other word to choose."
-    behind = f"the runner-up {quoted(why.runner_up)} {percent(why.runner_up_probability)}"
+    second = f"the runner-up {quoted(why.runner_up)} {percent(why.runner_up_probability)}"
     ratio = why.probability / max(why.runner_up_probability, 1e-12)
     if ratio >= 10:
         times = f"{float(f'{ratio:.1g}'):,.0f}" if ratio < 1e5 else "over 100,000"
-        return f"{said}, {behind}: about {times} times less."
+        return f"{said}, {second}: about {times} times less."
     if ratio >= 1.25:
-        return f"{said}, {behind}: {ratio:.1f} times less."
-    return f"{said}, {behind}: nearly as much, so the model hardly prefers one."
+        return f"{said}, {second}: {ratio:.1f} times less."
+    return f"{said}, {second}: nearly as much, so the model hardly prefers one."
 
 
 def original(why: Why) -> str:
@@ -52,7 +52,7 @@ def original(why: Why) -> str:
         return f"The hidden word {word} is not in the model's vocabulary, so it cannot be the answer."
     if why.rank is None:
         pieces = len(why.original.ids)
-        reason = f"is {pieces} pieces in the model's vocabulary" if pieces > 1 else "is no word of its own there"
+        reason = f"is {pieces} pieces in the model's vocabulary" if pieces > 1 else "is not a word of its own there"
         return f"The hidden word {word} {reason}, and a mask is filled by one: it has no rank."
     if why.rank == 1:
         return f"The hidden word was {word}: rank 1 of {why.choices:,}, the answer is right."
@@ -61,7 +61,7 @@ def original(why: Why) -> str:
     )
 
 
-def hangs_on(why: Why) -> list[str]:
+def depends_on(why: Why) -> list[str]:
     """The words without which the answer loses most, one by one and together."""
     if not why.influences:
         return []
@@ -70,10 +70,10 @@ def hangs_on(why: Why) -> list[str]:
     if not losing:
         weakest = min(why.influences, key=lambda each: each.probability)
         return [
-            f"It hangs on no single word: whichever one is hidden too, {quoted(why.token)} keeps at least "
+            f"It depends on no single word: whichever other one is hidden, {quoted(why.token)} keeps at least "
             f"{percent(weakest.probability)} (without {_named(why, weakest)})."
         ]
-    said = [f"It hangs most on {_listed([_named(why, each) for each in losing])}."]
+    said = [f"It depends most on {_listed([_named(why, each) for each in losing])}."]
     said += [_without(why, each) for each in losing]
     return said if why.together is None else [*said, together(why, why.together)]
 
@@ -90,7 +90,7 @@ def speaks_against(why: Why) -> str:
 
 
 def together(why: Why, both: Together) -> str:
-    """The answer when the words it hangs on are hidden at once."""
+    """Return what the answer becomes when the words it depends on are hidden together."""
     words = "both" if len(both.words) == 2 else "all of them"
     share = percent(both.probability) if both.exact else f"at most {percent(both.probability)}"
     if both.instead == why.token:
@@ -103,7 +103,7 @@ def together(why: Why, both: Together) -> str:
 
 def explanation(why: Why) -> list[str]:
     """Everything that was measured about one answer, a sentence each."""
-    said = [confidence(why), original(why), *hangs_on(why), speaks_against(why)]
+    said = [confidence(why), original(why), *depends_on(why), speaks_against(why)]
     if why.window is not None:
         said.append(
             f"The text is longer than the model reads at once: this answer saw characters {why.window[0]:,} to "

@@ -1,4 +1,4 @@
-// Answers masked queries from the bundle this page lies in, as `mlm_onnx.predictor` does: the same graph and tokenizer,
+// Answers masked queries from the bundle this page lies in, as `mlm_onnx.answer.predictor` does: the same graph and tokenizer,
 // onnxruntime's WASM on one thread, which needs no special headers from the server.
 import * as ort from './ort.js';
 import { Tokenizer } from './tokenizers.js';
@@ -13,7 +13,7 @@ const TOKENIZER_CONFIG = 'tokenizer_config.json';
 const OTHER_MASKS = /\[MASK\]|<mask>|<\|mask\|>|\[mask\]|<MASK>|<extra_id_0>|_{3,}/;
 const MOST_MASKS = 32;
 
-/** What a person can mend: its message is shown as it is. */
+/** A problem that a person can fix: its message is shown as it is. */
 export class Problem extends Error {}
 
 async function fetched(name, version, options) {
@@ -122,7 +122,7 @@ class Model {
     return { ids, at };
   }
 
-  /** One position of a long text, asked through the window around it, as `mlm_onnx.windows` does. */
+  /** One position of a long text, asked through the window around it, as `mlm_onnx.answer.reader` does. */
   window(ids, place) {
     const { before, after } = this;
     const room = this.longest - before - after;

@@ -6,7 +6,7 @@ const TYPING_PAUSE = 200;
 const find = (id) => document.getElementById(id);
 const worker = new Worker(new URL('worker.js', import.meta.url), { type: 'module' });
 
-let facts = null; // of the model, once it is there
+let facts = null; // about the model, once it is loaded
 const state = { text: '', hidden: new Set(), count: 3 };
 let asked = 0; // questions are numbered: only the newest is shown
 let busy = false;
@@ -33,7 +33,7 @@ function wordsOf(text) {
   });
 }
 
-/** The sentence with the hidden words replaced, and for each mask the word that is behind it (or none: it was typed). */
+/** The sentence with the hidden words replaced, and for each mask the word that it hides (none where the mask was typed). */
 function question() {
   let text = '';
   let done = 0;
@@ -110,7 +110,7 @@ function ask() {
   send();
 }
 
-/** One question at a time; those that were overtaken while it ran are never asked. */
+/** Ask one question at a time; one that a newer question has overtaken is never asked. */
 function send() {
   if (busy || !waiting) return;
   busy = true;
@@ -148,7 +148,7 @@ function showAnswer({ answer, unknown, milliseconds }) {
   if (masks.length > 1) notes.push('Each word is answered on its own, while all the others are hidden too.');
   find('notes').replaceChildren(...notes.map((note) => element('li', { textContent: note })));
   const said = masks.slice(0, 3).map(({ candidates: [{ token, probability }] }) => `${token} ${percent(probability)}`);
-  const all = masks.length === 1 ? 'The model says' : 'First answers';
+  const all = masks.length === 1 ? 'The model expects' : 'First answers';
   const time = `${Math.max(1, Math.round(milliseconds))} ms`;
   showStatus(`${all}: ${said.join(', ')}${masks.length > 3 ? ', …' : ''} (in ${time})`);
 }
@@ -179,7 +179,7 @@ function card({ candidates, original }, index, total) {
 function rankOf({ word, rank, probability, pieces }) {
   if (rank === 1) return `“${word}” itself is the first answer.`;
   if (rank) return `“${word}” itself is number ${rank}, at ${percent(probability)}.`;
-  if (pieces.length) return `“${word}” is no single token here (${pieces.join(' ')}), so it cannot be one answer.`;
+  if (pieces.length) return `“${word}” is not a single token here (${pieces.join(' ')}), so it cannot be one answer.`;
   return `“${word}” is not in this model's vocabulary, so it cannot be the answer.`;
 }
 
@@ -205,14 +205,14 @@ function showBroken(message) {
   showStatus(message, true);
 }
 
-// ---- the address: what is on the page can be sent to somebody ---------------------------------------
+// ---- the address: what the page shows can be sent to somebody ---------------------------------------
 
 function writeHash() {
   const hidden = [...state.hidden].sort((a, b) => a - b).join(',');
   history.replaceState(null, '', `#${new URLSearchParams({ text: state.text, hide: hidden, top: state.count })}`);
 }
 
-/** True if the address says what to show. */
+/** Return whether the address specifies what to show. */
 function readHash() {
   const said = new URLSearchParams(location.hash.slice(1));
   if (!said.has('text')) return false;
@@ -235,7 +235,7 @@ function show() {
   ask();
 }
 
-/** An example as people give them: whole, or with a mask in it. */
+/** Show an example, whole or with a mask in it. */
 function start(example) {
   state.text = example;
   const words = wordsOf(example);
@@ -257,7 +257,7 @@ function begin(given) {
     `reads ${longest} tokens at once. Confidence is the model's probability among all of its vocabulary, ` +
     'which is not how often it is right.';
   find('memorised').hidden = !origin.memorised;
-  find('words-label').lastElementChild.textContent = `click those to hide, or write ${facts.mask}`;
+  find('words-label').lastElementChild.textContent = `click the ones to hide, or write ${facts.mask}`;
   document.body.dataset.ready = 'true';
   if (readHash()) show();
   else start(find('sentence').value || (examples[0] ?? '')); // what was typed while it loaded stays

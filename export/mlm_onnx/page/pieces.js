@@ -1,4 +1,4 @@
-// Vocabulary pieces as people write them, as `mlm_onnx.pieces` does.
+// Vocabulary pieces as people write them, as `mlm_onnx.answer.pieces` does.
 const SPACE = { ByteLevel: 'Ġ', Metaspace: '▁' };
 
 export class Pieces {
@@ -36,7 +36,7 @@ export class Pieces {
     return this.tokenizer.encode(spaced, { add_special_tokens: false }).ids;
   }
 
-  /** A text with pieces in the places of its masks, as a list of { text, filled }; one that continues a word joins it. */
+  /** A text with its masks replaced by pieces, as a list of { text, filled }; one that continues a word joins it. */
   fill(text, mask, ids) {
     const parts = [];
     text.split(mask).forEach((between, index) => {
