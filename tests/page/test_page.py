@@ -357,9 +357,9 @@ def test_what_is_typed_while_the_model_loads_stays(sentence: Path, chromium: Bro
 BAD: Sequence[tuple[str, Sequence[int], str]] = (
     ("", (), "Write a sentence first."),
     ("This model creates", (), "Click a word to hide it."),
-    ("This model creates", (0, 1, 2), "Nothing else is left"),
+    ("This model creates", (0, 1, 2), "Every word is hidden: leave the model some"),
     ("This <mask> creates", (), "<mask> is not this model's mask: write [MASK]"),
-    ("word " * 40, range(33), "33 words are hidden; 32 at once is the most."),
+    ("word " * 40, range(33), "33 words are hidden; the limit is 32."),
 )
 
 
