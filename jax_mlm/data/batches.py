@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
 
-import jax
 import numpy as np
 
 from jax_mlm.data.packing import plan_rows, ragged, windows
@@ -38,9 +37,7 @@ class Rows:
         return len(self.first) - 1 if self.pack == "document" else -(-int(self.first[-1]) // self.length)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Batch(Generic[A]):
+class Batch(NamedTuple, Generic[A]):
     """Rows of tokens, int32, as numpy arrays or on devices; the first three are what the encoder reads."""
 
     tokens: A
@@ -141,7 +138,7 @@ def batch_at(rows: Rows, step: int, seed: int, batch: int, shard: tuple[int, int
         raise UserError(f"--batch {batch} does not divide over {count} hosts: choose a multiple of {count}")
     within = np.arange(batch // count * index, batch // count * (index + 1))
     epoch, at = np.divmod(step * batch + within, len(rows))
-    return replace(_gather(rows, permuted(at, len(rows), seed, epoch)), rows=within.astype(np.int32))
+    return _gather(rows, permuted(at, len(rows), seed, epoch))._replace(rows=within.astype(np.int32))
 
 
 def batch_of(rows: Rows, indices: np.ndarray) -> Batch[np.ndarray]:

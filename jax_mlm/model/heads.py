@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
@@ -16,14 +18,14 @@ from jax_mlm.model.ops.dense import add_bias, vocabulary_logits
 
 @runtime_checkable
 class Forward(Protocol):
-    """`forward(params, inputs, at, token_types=None, row_keys=None)` → logits [B, P, V] in float32."""
+    """`forward(params, inputs, at, token_types=None, row_keys=None)` → logits [B, P, V] in float32; numpy will do."""
 
     def __call__(
         self,
         params: Params,
         inputs: Inputs,
-        at: Int[Array, "B P"],
-        token_types: Int[Array, "B S"] | None = None,
+        at: Int[np.ndarray | Array, "B P"],
+        token_types: Int[np.ndarray | Array, "B S"] | None = None,
         row_keys: Key[Array, " B"] | None = None,
     ) -> Float[Array, "B P V"]: ...
 
@@ -78,10 +80,11 @@ def make_forward(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Forward
     def forward(
         params: Params,
         inputs: Inputs,
-        at: Int[Array, "B P"],
-        token_types: Int[Array, "B S"] | None = None,
+        at: Int[np.ndarray | Array, "B P"],
+        token_types: Int[np.ndarray | Array, "B S"] | None = None,
         row_keys: Key[Array, " B"] | None = None,
     ) -> Float[Array, "B P V"]:
+        inputs, at, token_types = jax.tree.map(jnp.asarray, (inputs, at, token_types))
         return logits({"params": params}, inputs, at, token_types, row_keys)
 
     return forward

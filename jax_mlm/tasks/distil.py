@@ -98,7 +98,7 @@ def distilled(
         soft = soft_targets(logits[..., :tokens], their_logits[..., :tokens], masked.weights, config.distil_temperature)
         total, more = config.distil_mlm * metrics.loss_sum + config.distil_soft * soft, {"soft": soft}
         if student.width == teacher.width and config.distil_cosine:
-            distance = cosine_distance(hidden, their_hidden, inputs.segments > 0)
+            distance = cosine_distance(hidden, their_hidden, (inputs.segments > 0).astype(jnp.float32))
             more["cosine"] = taught.targets_per_token[0] * distance
             total += config.distil_cosine * more["cosine"]
         return total, metrics._replace(more=more)

@@ -38,7 +38,7 @@ STUDENT = replace(TEACHER, layers=1)
 
 def masked() -> Any:
     rows = uneven_batch()
-    keys = jax.vmap(jax.random.split)(row_keys(jax.random.key(3), 0, rows.rows))
+    keys = jax.vmap(jax.random.split)(row_keys(jax.random.key(3), 0, jnp.asarray(rows.rows)))
     return make_mask(MaskConfig(), VOCABULARY, LENGTH)(keys[:, 0], rows.tokens, rows.words, jnp.float32(0.15))
 
 
@@ -51,16 +51,16 @@ def taught_task(config: DistilConfig, student: ModelConfig = STUDENT, teacher: M
 
 
 def test_soft_targets_by_hand() -> None:
-    student, teacher = np.array([[[0.0, 2.0], [5.0, 5.0]]]), np.array([[[2.0, 0.0], [1.0, 9.0]]])
+    student, teacher = jnp.array([[[0.0, 2.0], [5.0, 5.0]]]), jnp.array([[[2.0, 0.0], [1.0, 9.0]]])
     p = 1 / (1 + np.exp(-1.0))  # 2 / T = 1
     by_hand = 4 * (p * np.log(p / (1 - p)) + (1 - p) * np.log((1 - p) / p))
-    assert float(soft_targets(student, teacher, np.array([[1.0, 0.0]]), 2.0)) == pytest.approx(by_hand, rel=1e-6)
+    assert float(soft_targets(student, teacher, jnp.array([[1.0, 0.0]]), 2.0)) == pytest.approx(by_hand, rel=1e-6)
 
 
 def test_cosine_by_hand() -> None:
-    student = np.array([[[3.0, 4.0], [1.0, 0.0], [9.0, 9.0]]])
-    teacher = np.array([[[4.0, 3.0], [0.0, 7.0], [1.0, 0.0]]])
-    assert float(cosine_distance(student, teacher, np.array([[1.0, 1.0, 0.0]]))) == pytest.approx(1 - 24 / 25 + 1)
+    student = jnp.array([[[3.0, 4.0], [1.0, 0.0], [9.0, 9.0]]])
+    teacher = jnp.array([[[4.0, 3.0], [0.0, 7.0], [1.0, 0.0]]])
+    assert float(cosine_distance(student, teacher, jnp.array([[1.0, 1.0, 0.0]]))) == pytest.approx(1 - 24 / 25 + 1)
 
 
 def test_the_objective_is_their_weighted_sum_and_only_the_student_learns() -> None:

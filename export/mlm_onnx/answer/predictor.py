@@ -130,6 +130,7 @@ class FillMask:
                 answer["pseudo_joint"] = [self._answers.joint(query, filling) for filling in fillings[:k]]
         return answers[0] if isinstance(text, str) else answers
 
+    # the overloads overlap as above
     @overload
     def score(self, text: str) -> Score: ...  # pyright: ignore[reportOverlappingOverload]
     @overload
@@ -149,6 +150,7 @@ class FillMask:
         answers = [self._score(each) for each in read]
         return answers[0] if isinstance(text, str) else answers
 
+    # the overloads overlap as above
     @overload
     def explain(  # pyright: ignore[reportOverlappingOverload]
         self, text: str, target: str | None = None, *, first_piece: bool = False
