@@ -94,7 +94,7 @@ def test_words_are_clicked_and_answers_are_the_predictors(open_page: Callable[..
     assert shown(page) == expected(fill, [2, 4], 3)
     assert page.inner_text("#answers .filled") == SENTENCE
     page.click(".chip[data-position='2']")
-    wait_for(page, "for word 5")
+    wait_for(page, "at word 5")
     assert shown(page) == expected(fill, [4], 3)
     page.wait_for_selector("#why .said")
     assert "The hidden word was “super”: rank 1 of 13, the answer is right." in page.inner_text("#why")

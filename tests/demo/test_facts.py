@@ -80,12 +80,12 @@ def test_reasons_are_the_predictors(facts: Facts) -> None:
             candidates = both.masks[both.positions.index(why.position)]["candidates"]
             assert why.together.instead == candidates[0]["token"]
             assert why.together.probability == next(c["probability"] for c in candidates if c["token"] == why.token)
-    assert any(why.together for why in facts.why(asked)), "random weights hang on several words"
+    assert any(why.together for why in facts.why(asked)), "with random weights, answers depend on several words"
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 def test_words_of_several_pieces(kind: str, tmp_path: Path) -> None:
-    """Words stay words, whatever their pieces; each is said to be where it is, and the sentence is filled in alike."""
+    """Words stay words, whatever their pieces; each has its true position, and the sentence is filled in alike."""
     tokenizer = piecewise(kind)
     model = replace(SENTENCE_MODEL, vocab_size=tokenizer.get_vocab_size())
     write_bundle(tmp_path / "b", model, randomised(model), tokenizer, Request("fp32"), ORIGIN, ONE_SHAPE)

@@ -53,7 +53,7 @@ def onnx_side(session: ort.InferenceSession) -> Side:
 
 
 class Figures(Protocol):
-    """The difference between a graph's answers and the JAX model's: a dataclass of numbers for the manifest."""
+    """How far a graph's answers differ from the JAX model's: a dataclass of numbers for the manifest."""
 
     def check(self, dtype: str) -> None:
         """Raise ParityError if the graph does not agree with the model."""
@@ -61,7 +61,7 @@ class Figures(Protocol):
 
 @dataclass(frozen=True)
 class Parity:
-    """The difference between logits and JAX's."""
+    """How far logits differ from JAX's."""
 
     max_difference: float
     rms_difference: float
@@ -74,7 +74,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class EmbeddingParity:
-    """The difference between embeddings and JAX's."""
+    """How far embeddings differ from JAX's."""
 
     max_difference: float
     rms_difference: float
@@ -89,7 +89,7 @@ class EmbeddingParity:
 
 @dataclass(frozen=True)
 class AttentionParity:
-    """The difference between attention and JAX's."""
+    """How far attention differs from JAX's."""
 
     max_difference: float
     moved: float

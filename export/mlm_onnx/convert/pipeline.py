@@ -47,7 +47,7 @@ def convert(run: Path, out: Path, request: Request = DEFAULT) -> Json:
     """Write the bundle of a run's best checkpoint and return its manifest.
 
     Raises:
-        UserError: `run` is not a run directory, or holds no checkpoint.
+        UserError: `run` is not a run directory, or has no checkpoint.
         BundleError: `out` may not be overwritten, or a graph failed its comparison.
     """
     folder = check_space(out) if request.layout == "space" else out

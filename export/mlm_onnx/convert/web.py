@@ -83,7 +83,7 @@ def find_runtime(given: Path | None = None) -> dict[str, bytes]:
         given: a node_modules folder to take them from instead.
 
     Raises:
-        BundleError: they cannot be obtained; the message tells what to do.
+        BundleError: they cannot be obtained; the message explains what to do.
     """
     return {part.name: content for package in VERSIONS for part, content in _package(package, given)}
 

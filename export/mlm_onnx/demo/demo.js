@@ -28,7 +28,7 @@ element.addEventListener('keydown', (event) => {
   chips()[current].focus();
 });
 
-// The address says what the page shows, so that it can be passed on.
+// Keep the state of the page in its address, so that the page can be shared.
 function keep() {
   const answer = element.querySelector('[data-query]');
   if (!answer) return;

@@ -205,7 +205,7 @@ function showBroken(message) {
   showStatus(message, true);
 }
 
-// ---- the address: what the page shows can be sent to somebody ---------------------------------------
+// ---- the address: what the page shows can be shared ------------------------------------------------
 
 function writeHash() {
   const hidden = [...state.hidden].sort((a, b) => a - b).join(',');

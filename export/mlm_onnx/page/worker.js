@@ -1,4 +1,4 @@
-// Runs the model beside the page, so that typing never waits for an answer.
+// Runs the model in a worker, so that typing never waits for an answer.
 import { open, Problem } from './model.js';
 
 const messageOf = (error) => (error instanceof Problem ? error.message : `Something went wrong: ${error?.message ?? error}`);
