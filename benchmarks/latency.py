@@ -1,11 +1,11 @@
-"""How long an answer takes: our bundles, onnxruntime on optimum's export, optimum's pipeline, and the torch pipeline.
+"""Measure how long an answer takes: our bundles, onnxruntime on optimum's export, optimum's and torch's pipelines.
 
     python benchmarks/latency.py --peer-python ../peers/bin/python
     python benchmarks/latency.py --shape small --turns 1 --peer-python ../peers/bin/python
 
-All take the same weights (random, of the named shape, or --model), texts and number of threads. Each runs in a process
-of its own, and they take short turns, so that a machine that drifts drifts for all. The peers need the extra `peers`,
-in whatever venv `--peer-python` names; one that is not installed is left out, and said so.
+All use the same weights (random, of the named shape, or --model), texts and number of threads. Each runs in its own
+process, and they take short turns, so that a drift of the machine affects all alike. The peers need the extra `peers`
+in the venv that `--peer-python` names; one that is not installed is left out, and the output reports it.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ SIDES = {
 }
 """Name → (side of latency_peers.py, folder that it reads)."""
 REFERENCE = "ours fp32"
-"""Whose first answers the others' are compared with; where it is left out, the first side's."""
+"""The side whose first answers the others are compared with; if it is left out, the first side."""
 LENGTHS = {"short": 18, "long": 128}
-"""Tokens of a text, special tokens included."""
+"""Name → tokens in a text, special tokens included."""
 BATCHES = {1: 20, 8: 3, 32: 1}
-"""Texts at once → times in a turn."""
+"""Texts at once → repetitions in a turn."""
 
 
-# ---- the same model for everybody ----------------------------------------------------------------
+# ---- the same model for all sides ----------------------------------------------------------------
 
 
 def prepare(
     folder: Path, shape: str, dtypes: Sequence[str], model: Path | None, peer_python: str | None
 ) -> tuple[ModelConfig, list[str]]:
-    """Writes a Hugging Face directory, our bundles and optimum's export.
+    """Write a Hugging Face directory, our bundles and optimum's export.
 
     Returns:
-        The model's configuration; and what is missing, and why.
+        The model's configuration, and a list of what is missing and why.
     """
     from mlm_onnx.convert import Request, write_bundle
 
@@ -89,7 +89,7 @@ def prepare(
 
 
 def launch(side: str, folder: Path, threads: int, python: str, first: str = "") -> subprocess.Popen[str]:
-    """A process that answers lines on stdin; with `first`, one that answers this text and ends."""
+    """Start a process that answers lines on stdin; with `first`, one that answers this text and exits."""
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     paths = [] if side != "ours" else [str(ROOT / "export"), str(ROOT)]
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [*paths, os.environ.get("PYTHONPATH")]))
@@ -109,7 +109,7 @@ def launch(side: str, folder: Path, threads: int, python: str, first: str = "") 
 
 
 def machine(threads: int) -> dict[str, float]:
-    """What the machine does at best, measured in a process that has as many cores as the sides."""
+    """Return the machine's peak rates, measured in a process that has as many cores as the sides."""
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "export"), str(ROOT)])}
     line = [sys.executable, str(ROOT / "benchmarks" / "common" / "machine.py"), str(threads)]
     return json.loads(subprocess.run(line, env=env, capture_output=True, text=True, check=True).stdout)
@@ -124,7 +124,7 @@ def ask(process: subprocess.Popen[str], question: dict[str, Any]) -> dict[str, A
 
 
 def cold(side: str, folder: Path, threads: int, python: str, text: str) -> float:
-    """Seconds from the start of a process to its first answer: of ours, to the first line of `mlm_onnx fill`."""
+    """Return the seconds from starting a process to its first answer; for ours, the first line of `mlm_onnx fill`."""
     began = time.perf_counter()
     process = launch(side, folder, threads, python, text)
     assert process.stdout is not None
@@ -144,7 +144,7 @@ def cold(side: str, folder: Path, threads: int, python: str, text: str) -> float
 def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="latency-", dir=options.scratch) as name:
         folder = Path(name)
-        compileall.compile_dir(ROOT / "export" / "mlm_onnx", quiet=1)  # as pip does with what it installs
+        compileall.compile_dir(ROOT / "export" / "mlm_onnx", quiet=1)  # as pip does on installation
         config, left_out = prepare(folder, shape, options.dtype, options.model, options.peer_python)
         best = machine(options.threads)
         work = {
@@ -183,7 +183,7 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
         rows: dict[str, Any] = {}
         reference = REFERENCE if REFERENCE in running else next(iter(running))
         for title, process in running.items():
-            facts = ask(process, {})
+            about = ask(process, {})
             process.stdin.close()  # type: ignore[union-attr]
             process.wait()
             side, files = SIDES[title]
@@ -195,10 +195,10 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
                     for kind in LENGTHS
                 },
                 "cold_start_s": statistics.median(starts[title]),
-                "resident_bytes": facts["memory"],
+                "resident_bytes": about["memory"],
                 "artifact_bytes": artifact,
-                "installed_bytes": facts["installed"]["bytes"],
-                "versions": facts["installed"]["versions"],
+                "installed_bytes": about["installed"]["bytes"],
+                "versions": about["installed"]["versions"],
                 "same_first_answer": agreement(tops, title, reference, work),
             }
             if side == "ours":
@@ -206,8 +206,8 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
                 rows[title]["floor_ms"] = {
                     kind: floor_ms(config, tokens, files, weights, best) for kind, tokens in LENGTHS.items()
                 }
-    facts = {"shape": shape, "tokens": LENGTHS, "threads": options.threads, "machine": best}
-    return {**facts, "sides": rows, "left_out": left_out}
+    head = {"shape": shape, "tokens": LENGTHS, "threads": options.threads, "machine": best}
+    return {**head, "sides": rows, "left_out": left_out}
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
@@ -223,7 +223,7 @@ def agreement(tops: dict[Any, list[int]], title: str, reference: str, work: dict
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = [f"{result['shape']}, {result['threads']} threads; milliseconds p50/p90/p99, texts a second at 1/8/32"]
+    lines = [f"{result['shape']}, {result['threads']} threads; milliseconds p50/p90/p99, texts per second at 1/8/32"]
     heads = ("18 tokens", "128 tokens", "18: texts/s", "128: texts/s", "cold s", "MB now", "MB file", "MB inst", "same")
     widths = (20, 20, 18, 18, 7, 7, 8, 8, 6)
     lines.append(f"{'':32}" + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True)))
@@ -243,7 +243,7 @@ def table(result: dict[str, Any]) -> str:
             lines.append(f"{title} / {base}: {short:.1f}× short, {long:.1f}× long, {start:.1f}× cold start")
     best = result["machine"]
     lines.append(
-        f"this machine at best: {best['bytes_per_second'] / 1e9:.0f} GB/s from memory, "
+        f"peak rates of this machine: {best['bytes_per_second'] / 1e9:.0f} GB/s from memory, "
         f"{best['int8_operations_per_second'] / 1e9:.0f} Gop/s in int8, "
         f"{best['fp32_operations_per_second'] / 1e9:.0f} in float32"
     )
@@ -271,14 +271,14 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
     for line, result in zip(axes, results, strict=True):
         for axis, (kind, tokens) in zip(line, LENGTHS.items(), strict=True):
             names = list(result["sides"])[::-1]
-            found = [result["sides"][name]["latency_ms"][kind] for name in names]
+            times = [result["sides"][name]["latency_ms"][kind] for name in names]
             colours = ["tab:blue" if name.startswith("ours") else "0.7" for name in names]
-            axis.barh(names, [ms["p50"] for ms in found], color=colours)
-            axis.scatter([ms["p90"] for ms in found], names, marker="|", color="black")
-            for name, ms in zip(names, found, strict=True):
+            axis.barh(names, [ms["p50"] for ms in times], color=colours)
+            axis.scatter([ms["p90"] for ms in times], names, marker="|", color="black")
+            for name, ms in zip(names, times, strict=True):
                 axis.text(max(ms["p50"], ms["p90"]), name, f"  {ms['p50']:.1f}", va="center", fontsize=8)
             axis.set(title=f"{result['shape']}, {tokens} tokens", xlabel="ms for one text (median; | p90)")
-            axis.set_xlim(0, 1.2 * max(ms["p90"] for ms in found))
+            axis.set_xlim(0, 1.2 * max(ms["p90"] for ms in times))
             axis.tick_params(length=0, axis="y")
             axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=130)
@@ -287,13 +287,17 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["bert-base", "small"])
-    parser.add_argument("--dtype", nargs="+", choices=("int8", "fp32"), default=["int8", "fp32"], help="of our bundles")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=("int8", "fp32"), default=["int8", "fp32"], help="dtypes of our bundles"
+    )
     parser.add_argument("--model", type=Path, help="a Hugging Face directory instead of random weights")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--peer-python", help="a Python with the extra 'peers' (optimum-onnx, onnxruntime, torch)")
     parser.add_argument("--scratch", type=Path, help="where models are written while it runs (default: /tmp)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "latency.json", help="the plot goes beside it")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "latency.json", help="results file; the plot is written beside it"
+    )
     options = parser.parse_args()
     if importlib.util.find_spec("matplotlib") is None:
         parser.error("the plot needs matplotlib: pip install -e '.[bench]'")

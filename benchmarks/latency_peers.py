@@ -1,10 +1,10 @@
-"""Answer as each peer that `latency.py` compares does: each a process of its own, in the Python that has its packages.
+"""Answer queries as one side of `latency.py`, in a separate process with the Python that has its packages.
 
     python latency_peers.py SIDE FOLDER THREADS                  answers JSON lines {"texts", "repeat"} on stdin
-    python latency_peers.py SIDE FOLDER THREADS TEXT             prints one answer and ends: a cold start
+    python latency_peers.py SIDE FOLDER THREADS TEXT             prints one answer and exits: a cold start
     python latency_peers.py export HF_DIRECTORY OUT              optimum's own ONNX export
 
-Nothing is imported before it is needed: imports are part of a cold start.
+Every import is as late as possible, because imports are part of a cold start.
 """
 
 import json
@@ -20,7 +20,7 @@ def ours(folder, threads):
 
 
 def onnxruntime_alone(folder, threads):
-    """What a careful user writes around optimum's export: no torch, no transformers, logits at every position."""
+    """Return what a careful user would write around optimum's export: no torch or transformers, logits everywhere."""
     import numpy as np
     import onnxruntime as ort
     from tokenizers import Tokenizer
@@ -70,8 +70,10 @@ def _pipeline(folder, threads, model):
     fill = pipeline("fill-mask", model=model, tokenizer=AutoTokenizer.from_pretrained(folder), device="cpu")
 
     def answer(texts):
-        found = fill(texts, top_k=5, batch_size=len(texts))
-        return [each[0]["token"] for each in ([found] if len(texts) == 1 and isinstance(found[0], dict) else found)]
+        answers = fill(texts, top_k=5, batch_size=len(texts))
+        return [
+            each[0]["token"] for each in ([answers] if len(texts) == 1 and isinstance(answers[0], dict) else answers)
+        ]
 
     return answer
 
@@ -92,14 +94,14 @@ def export(folder, out):
 
 
 def memory():
-    """Resident bytes now, and at most so far."""
+    """Return resident bytes, now and at their peak."""
     with open("/proc/self/status") as file:
-        facts = dict(line.split(":", 1) for line in file)
-    return {name: int(facts[key].split()[0]) * 1024 for name, key in (("now", "VmRSS"), ("peak", "VmHWM"))}
+        status = dict(line.split(":", 1) for line in file)
+    return {name: int(status[key].split()[0]) * 1024 for name, key in (("now", "VmRSS"), ("peak", "VmHWM"))}
 
 
 def installed(side):
-    """Bytes on disk of what the side imports, dependencies included, and the versions of the ones it names."""
+    """Return the bytes on disk of what a side imports, dependencies included, and the versions of what NEEDS names."""
     from importlib.metadata import PackageNotFoundError, distribution
     from pathlib import Path
     from re import match
@@ -110,12 +112,14 @@ def installed(side):
         if name in seen:
             continue
         try:
-            found = distribution(name)
+            package = distribution(name)
         except PackageNotFoundError:  # for another platform, or an extra
             continue
-        seen[name] = found.version
-        size += sum(path.stat().st_size for f in found.files or () if (path := Path(found.locate_file(f))).is_file())
-        for line in found.requires or ():
+        seen[name] = package.version
+        size += sum(
+            path.stat().st_size for f in package.files or () if (path := Path(package.locate_file(f))).is_file()
+        )
+        for line in package.requires or ():
             if "extra ==" not in line:
                 todo.append(match(r"[\w.-]+", line).group())
     if side == "ours":

@@ -1,9 +1,9 @@
-"""Where the time of one query goes: milliseconds in each kind of operator of the int8 and the fp32 graph.
+"""Measure where the time of a query goes: milliseconds per kind of operator in the int8 and the fp32 graph.
 
     python benchmarks/operators.py
     python benchmarks/operators.py --shape tiny
 
-onnxruntime's own profiler, with one thread and with two. What profiling costs is in the figures: read them as shares.
+Uses onnxruntime's profiler, with one thread and with two. The figures include its overhead: read them as shares.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WARM, RUNS = 5, 40
 
 
 def milliseconds(graph: Path, tokens: int, vocab_size: int, threads: int) -> dict[str, float]:
-    """Operator → milliseconds of one query, over RUNS queries after WARM others; "session" is the whole of it."""
+    """Return operator → milliseconds per query, the mean of RUNS after WARM to warm up; "session" is the total."""
     options = as_written()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -54,15 +54,15 @@ def milliseconds(graph: Path, tokens: int, vocab_size: int, threads: int) -> dic
     return {name: microseconds / RUNS / 1e3 for name, microseconds in total.most_common()}
 
 
-def table(found: dict[str, dict[str, float]]) -> str:
+def table(results: dict[str, dict[str, float]]) -> str:
     lines = []
-    for title, operators in found.items():
-        whole = operators["session"]
-        lines.append(f"{title}: {whole:.2f} ms")
+    for title, operators in results.items():
+        total = operators["session"]
+        lines.append(f"{title}: {total:.2f} ms")
         lines += [
-            f"    {name:28}{ms:8.2f} ms  {ms / whole:6.1%}"
+            f"    {name:28}{ms:8.2f} ms  {ms / total:6.1%}"
             for name, ms in operators.items()
-            if name != "session" and ms >= 0.01 * whole
+            if name != "session" and ms >= 0.01 * total
         ]
     return "\n".join(lines)
 
@@ -70,15 +70,15 @@ def table(found: dict[str, dict[str, float]]) -> str:
 def measure(shape: str, folder: Path) -> dict[str, dict[str, float]]:
     config = shaped(shape)
     params = jax.device_get(init_params(config, jax.random.key(0)))
-    found = {}
+    results = {}
     for precision in (INT8, FP32):
         graph = folder / f"{precision.name}.onnx"
         fill_mask_graph(config, params, precision).write(graph)
         for kind, tokens in LENGTHS.items():
             for threads in (1, 2):
                 title = f"{shape} {precision.name}, {kind} ({tokens} tokens), threads: {threads}"
-                found[title] = milliseconds(graph, tokens, config.vocab_size, threads)
-    return found
+                results[title] = milliseconds(graph, tokens, config.vocab_size, threads)
+    return results
 
 
 def main() -> None:
@@ -87,9 +87,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "operators.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        found = measure(options.shape, Path(name))
-    print(table(found))
-    body: dict[str, Any] = {"command": command(sys.argv), "processor": processor(), "milliseconds": found}
+        results = measure(options.shape, Path(name))
+    print(table(results))
+    body: dict[str, Any] = {"command": command(sys.argv), "processor": processor(), "milliseconds": results}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(body, indent=1) + "\n")
 

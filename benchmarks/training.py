@@ -1,11 +1,11 @@
-"""Times our training step and the Hugging Face PyTorch model of the same shape, side by side, and prints the ratio.
+"""Time our training step and the Hugging Face PyTorch model of the same shape, side by side, and print the ratio.
 
     python benchmarks/training.py --shape tiny small --peer-python ../reference/bin/python
 
-Both sides take the same shape, batch, length, masked fraction, optimizer (AdamW, clipped), no dropout, float32
-and number of threads, one after the other in short turns, so that a machine that drifts drifts for both. The peer is
-`ModernBertForMaskedLM` with its own head over every position, and once more with its head at the masked positions only.
-The peer needs the extra `reference`, in whatever venv `--peer-python` names; without it only our side is timed.
+Both sides use the same shape, batch, length, masked fraction, optimizer (AdamW, clipped), no dropout, float32
+and number of threads, and take short turns, so that a drift of the machine affects both. The peer is
+`ModernBertForMaskedLM` with its head over every position, and once more with its head at the masked positions only.
+The peer needs the extra `reference` in the venv that `--peer-python` names; without it, only our side is timed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MASKED = 0.15
 
 @dataclass(frozen=True)
 class Shape:
-    """What both sides compute."""
+    """The shape of the model and batch on both sides."""
 
     width: int
     layers: int
@@ -48,12 +48,12 @@ SHAPES = {
 
 
 def tokens(shape: Shape) -> np.ndarray:
-    """The same random text on both sides."""
+    """Return random tokens, the same for both sides."""
     return np.random.default_rng(0).integers(5, shape.vocabulary, (shape.batch, shape.length), dtype=np.int32)
 
 
 def jax_step(shape: Shape) -> Callable[[], float]:
-    """Our step as train.py runs it: masking, forward, backward, clipping, AdamW, schedule."""
+    """Return our step as training runs it: masking, forward, backward, clipping, AdamW, schedule."""
     import jax
     import jax.numpy as jnp
 
@@ -88,7 +88,7 @@ def jax_step(shape: Shape) -> Callable[[], float]:
 
 
 def torch_step(shape: Shape, masked_head: bool, threads: int) -> Callable[[], float]:
-    """Hugging Face's model in plain PyTorch."""
+    """Return a step of Hugging Face's model in plain PyTorch."""
     import torch
     from transformers import ModernBertConfig, ModernBertForMaskedLM
 
@@ -137,7 +137,7 @@ SIDES = ("ours", "peer", "peer, masked head")
 
 
 def work(side: str, shape: Shape, threads: int) -> None:
-    """A side's process: for each line on stdin, that many steps; their seconds as JSON on stdout."""
+    """Serve one side: for each number on stdin, take that many steps and print their seconds as JSON."""
     once = jax_step(shape) if side == "ours" else torch_step(shape, side != "peer", threads)
     for _ in range(2):
         once()
@@ -152,7 +152,7 @@ def work(side: str, shape: Shape, threads: int) -> None:
 
 
 def start(side: str, name: str, threads: int, python: str) -> subprocess.Popen[str]:
-    """Starts a side and waits until it is compiled and warm."""
+    """Start a side and wait until it is compiled and warm."""
     cpus = sorted(os.sched_getaffinity(0))[:threads]
     command = [python, __file__, "--work", side, "--shape", name, "--threads", str(threads)]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
@@ -169,7 +169,7 @@ def start(side: str, name: str, threads: int, python: str) -> subprocess.Popen[s
 
 
 def measure(name: str, threads: int, turns: int, steps: int, peer_python: str | None) -> dict[str, object]:
-    """Alternates between the sides, `turns` times `steps` steps each, and reports medians."""
+    """Alternate between the sides, `turns` times `steps` steps each, and return medians."""
     sides = SIDES if peer_python else SIDES[:1]
     processes = {
         side: start(side, name, threads, sys.executable if side == "ours" else str(peer_python)) for side in sides
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["tiny", "small"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6, help="steps in a turn")
+    parser.add_argument("--steps", type=int, default=6, help="steps per turn")
     parser.add_argument("--peer-python", help="a Python with the extra 'reference' (torch and transformers 5)")
     parser.add_argument("--out", type=Path, default=RESULTS / "training-cpu.json")
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -213,9 +213,9 @@ def main() -> None:
     if options.work:
         work(options.work, SHAPES[options.shape[0]], options.threads)
         return
-    measured = [measure(n, options.threads, options.turns, options.steps, options.peer_python) for n in options.shape]
-    print(f"{'shape':8} {'side':20} {'ms a step':>10} {'tokens/s':>10} {'peer / ours':>12}")
-    for result in measured:
+    results = [measure(n, options.threads, options.turns, options.steps, options.peer_python) for n in options.shape]
+    print(f"{'shape':8} {'side':20} {'ms/step':>10} {'tokens/s':>10} {'peer / ours':>12}")
+    for result in results:
         for side, row in result["sides"].items():  # type: ignore[attr-defined]
             ratio = result["ratio_to_ours"].get(side)  # type: ignore[attr-defined]
             shown = f"{ratio:.2f}" if ratio else ""
@@ -226,7 +226,7 @@ def main() -> None:
         "command": " ".join(["python benchmarks/training.py --shape", *options.shape, "--peer-python PYTHON"]),
         "machine": platform.processor(),
     }
-    options.out.write_text(json.dumps({**body, "results": measured}, indent=1) + "\n")
+    options.out.write_text(json.dumps({**body, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

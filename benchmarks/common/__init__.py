@@ -1,1 +1,1 @@
-"""What the benchmarks share: the machine they run on, and models of named shapes."""
+"""Code that the benchmarks share: facts about the machine, and models of named shapes."""

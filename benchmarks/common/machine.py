@@ -1,6 +1,6 @@
 """Describe the machine that a result was measured on, and measure what it can do at best.
 
-python benchmarks/common/machine.py THREADS      prints bytes and operations a second as JSON
+python benchmarks/common/machine.py THREADS      prints bytes and operations per second as JSON
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 BYTES_READ = 1 << 29
-"""More than any cache holds."""
+"""Larger than any cache."""
 SIZE = 2048
-"""Rows, columns and inner axis of the product that stands for the best a processor does."""
+"""Rows, columns and inner axis of the matrix product that measures a processor's peak."""
 REPEAT = 7
 
 
@@ -29,12 +29,12 @@ def processor() -> str:
 
 
 def shortened(text: str) -> str:
-    """Without the folders of absolute paths: a record says nothing of where it was made."""
+    """Remove the folders of absolute paths, so that a record does not reveal where it was made."""
     return re.sub(r"(?<![\w.])/(?:[^\s/:'\"]+/)*([^\s/:'\"]+)", r"\1", text)
 
 
 def command(argv: Sequence[str]) -> str:
-    """The command line of a benchmark, as somebody else could type it."""
+    """Return the command line of a benchmark as somebody else could type it."""
     return "python " + " ".join([f"benchmarks/{Path(argv[0]).name}", *(shortened(word) for word in argv[1:])])
 
 
@@ -42,7 +42,7 @@ def command(argv: Sequence[str]) -> str:
 
 
 def best(threads: int) -> dict[str, float]:
-    """Bytes read a second from memory, and operations (multiplications, additions) a second, by that many threads."""
+    """Measure bytes read from memory and operations (multiplications, additions) per second, with some threads."""
     return {
         "bytes_per_second": _bandwidth(threads),
         "int8_operations_per_second": _operations(threads, "int8"),
@@ -51,14 +51,14 @@ def best(threads: int) -> dict[str, float]:
 
 
 def _seconds(run: Callable[[], Any]) -> float:
-    """The fastest of several runs: what the machine can do when nothing disturbs it."""
+    """Return the time of the fastest of several runs: what the machine can do undisturbed."""
     run()
-    found = []
+    times = []
     for _ in range(REPEAT):
         began = time.perf_counter()
         run()
-        found.append(time.perf_counter() - began)
-    return min(found)
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def _bandwidth(threads: int) -> float:
@@ -70,7 +70,7 @@ def _bandwidth(threads: int) -> float:
 
 
 def _operations(threads: int, dtype: str) -> float:
-    """Of a large matrix product by onnxruntime."""
+    """Return the operations per second of a large matrix product in onnxruntime."""
     import numpy as np
     import onnxruntime as ort
     from mlm_onnx.convert.onnx_file import Graph
@@ -91,15 +91,15 @@ def _operations(threads: int, dtype: str) -> float:
 
 
 def floor_ms(config: Any, tokens: int, dtype: str, weight_bytes: int, machine: dict[str, float]) -> dict[str, float]:
-    """The least time of one text with one mask: all weights are read once, and the products are done at the peak.
+    """Return the least time for one text with one mask: all weights read once, and all products computed at peak rate.
 
     Args:
-        config: the model's, as `jax_mlm.config.ModelConfig`.
+        config: a `jax_mlm.config.ModelConfig`.
     """
     D, F, E = config.width, config.ff_width * (3 if config.gated else 2), config.embedding_width or config.width
     matrices = (config.layers - 1) * tokens * (4 * D * D + F * D) + tokens * 2 * D * D + 2 * D * D + F * D
     matrices += D * E + config.vocab_size * E
-    attention = 2 * D * tokens * ((config.layers - 1) * tokens + 1)  # in float32 whatever the weights are
+    attention = 2 * D * tokens * ((config.layers - 1) * tokens + 1)  # always in float32, whatever the weights are
     peak, exact = machine[f"{dtype}_operations_per_second"], machine["fp32_operations_per_second"]
     reading = weight_bytes / machine["bytes_per_second"] * 1e3
     computing = (2 * matrices / peak + 2 * attention / exact) * 1e3

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 SPECIAL = ("pad", "unk", "cls", "sep", "mask")
 SHAPES = ("bert-base", "small", "tiny")
-"""The last one is for trying a benchmark out."""
+"""The last one is for trying out a benchmark."""
 
 
 def shaped(shape: str) -> ModelConfig:
-    """A BERT of a named shape."""
+    """Return the configuration of a BERT of a named shape."""
     from jax_mlm.presets import PRESETS
 
     config = replace(PRESETS["bert-base"].model, vocab_size=30_522)
@@ -31,11 +31,11 @@ def shaped(shape: str) -> ModelConfig:
             return replace(config, width=256, layers=4, heads=4, ff_width=1024, vocab_size=8192)
         case "tiny":
             return replace(config, width=64, layers=2, heads=2, ff_width=128, vocab_size=512)
-    raise ValueError(f"no shape {shape}")
+    raise ValueError(f"unknown shape {shape}")
 
 
 def made_up_words(size: int) -> Tokenizer:
-    """A WordPiece tokenizer whose words w0, w1, … are a token each."""
+    """Return a WordPiece tokenizer whose words w0, w1, … are one token each."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     special = [f"[{role.upper()}]" for role in SPECIAL]
@@ -48,7 +48,7 @@ def made_up_words(size: int) -> Tokenizer:
 
 
 def write_hugging_face(folder: Path, config: ModelConfig) -> None:
-    """Writes a directory that transformers loads: random weights, as a training would start with."""
+    """Write a directory that transformers can load, with random weights as at the start of training."""
     import jax
 
     from jax_mlm.hf.config import hf_config
@@ -68,7 +68,7 @@ def write_hugging_face(folder: Path, config: ModelConfig) -> None:
 
 
 def texts(tokenizer_file: Path, tokens: int, count: int) -> list[str]:
-    """Texts of exactly that many tokens, each with one mask: random whole words of the vocabulary."""
+    """Return texts of exactly `tokens` tokens: random whole words of the vocabulary, and one mask each."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
@@ -79,10 +79,10 @@ def texts(tokenizer_file: Path, tokens: int, count: int) -> list[str]:
         for word in sorted(tokenizer.get_vocab(with_added_tokens=False))
         if word.isalnum() and len(tokenizer.encode(f"{word} {word}", add_special_tokens=False).ids) == 2
     ][:20_000]
-    rng, made = np.random.default_rng(tokens), []
-    while len(made) < count:
+    rng, written = np.random.default_rng(tokens), []
+    while len(written) < count:
         words = [str(word) for word in rng.choice(single, tokens - framed)]
         words[rng.integers(len(words))] = mask
         assert len(tokenizer.encode(" ".join(words)).ids) == tokens
-        made.append(" ".join(words))
-    return made
+        written.append(" ".join(words))
+    return written

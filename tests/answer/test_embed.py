@@ -95,10 +95,10 @@ def test_no_weight_is_stored_twice(config: Any, precision: Any, tmp_path: Path) 
     assert data.read_bytes() == before
     assert (tmp_path / "embed.onnx").stat().st_size < 40_000
     model = onnx.load(tmp_path / "embed.onnx", load_external_data=False)
-    places = {
+    locations = {
         entry.value for each in model.graph.initializer for entry in each.external_data if entry.key == "location"
     }
-    assert places == {data.name}
+    assert locations == {data.name}
     with pytest.raises(ValueError, match="does not store"):
         embed_graph(config, randomised(config, 1), precision).write_sharing(tmp_path / "embed.onnx", graph)
 

@@ -201,7 +201,7 @@ def test_threads_are_whole_numbers(bundle: Path) -> None:
 
 
 def test_an_answer_loads_only_what_it_needs(bundle: Path) -> None:
-    """Of this package too: what joint answers, explanations and conversion need waits until they are asked for."""
+    """Modules of this package too: those for joint answers, explanations and conversion load only when used."""
     loaded = run("print(*sorted(name for name in sys.modules if name.startswith('mlm_onnx')))", bundle).split()
     rooms = {
         "answer": ("answers", "engine", "pieces", "predictor", "queries", "reader", "session"),

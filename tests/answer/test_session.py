@@ -30,7 +30,7 @@ def test_processors_are_known_by_their_flags(flags: str, expected: bool, tmp_pat
 
 
 def test_exact_kernels_answer_alike(sentence_bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked for without VNNI: other kernels, the same whole numbers."""
+    """Exact kernels, which are chosen without VNNI, compute the same integers."""
     text = "This [MASK] creates a super [MASK]"
     with monkeypatch.context() as patch:
         patch.setattr(session, "sums_saturate", lambda: False)

@@ -41,7 +41,7 @@ def fields(value: Any, path: str = "", parent: str = "") -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of a bundle with everything in it, and a tokenizer with all special tokens."""
+    """Return the manifest of a bundle with everything in it, and a tokenizer with all special tokens."""
     folder, tokenizer = tmp_path_factory.mktemp("docs"), piecewise("wordpiece")
     (folder / "text.txt").write_text("The cat was in the garden, playing again.\n" * 100)
     model = type(SENTENCE_MODEL)(**{**vars(SENTENCE_MODEL), "vocab_size": tokenizer.get_vocab_size()})

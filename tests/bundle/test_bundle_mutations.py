@@ -34,7 +34,7 @@ MEGABYTES = 1500
 TEXT = "This [MASK] creates a super [MASK]"
 LISTED = (*REQUIRED, EMBED_GRAPH)
 OPENED = {TOKENIZER, FAST_GRAPH, FAST_DATA}
-"""What FillMask reads before it answers; the graph for embeddings waits until it is asked for."""
+"""Files that FillMask reads before it answers; the embedding graph is read only when used."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def mutations(files: Files, seed: int = 0) -> Iterator[Mutation]:
 
 
 def hostile_graphs(files: Files) -> Iterator[Mutation]:
-    """What a graph could be made to say, one thing at a time."""
+    """Yield hostile changes to a graph, one at a time."""
 
     def change(
         name: str, edit: Callable[[onnx.ModelProto], object], refused: bool = True, file: str = FAST_GRAPH
@@ -125,9 +125,7 @@ def hostile_graphs(files: Files) -> Iterator[Mutation]:
                 stored.raw_data = value.to_bytes(8, "little", signed=True) * count
 
     for value in (-(1 << 62), -3, 0, 1, 5, 1 << 24, 1 << 25, 1 << 40, (1 << 63) - 1):
-        yield change(
-            f"whole numbers {value}", lambda m, v=value: numbers(m, v), abs(value) in (1 << 25, 1 << 40, 1 << 62)
-        )
+        yield change(f"integers {value}", lambda m, v=value: numbers(m, v), abs(value) in (1 << 25, 1 << 40, 1 << 62))
     for domain, kind in (("", "Loop"), ("", "If"), ("", "ConstantOfShape"), ("evil", "Add"), ("ai.onnx.ml", "Scaler"),
                          ("com.microsoft", "BeamSearch"), ("", "Add\0"), ("", "A" * 5000)):  # fmt: skip
         yield change(
@@ -149,7 +147,9 @@ def hostile_graphs(files: Files) -> Iterator[Mutation]:
     yield change("a sparse tensor", lambda m: m.graph.sparse_initializer.add(dims=[1 << 40]))
     yield change("text tensor", lambda m: m.graph.initializer.add(name="t", data_type=8, dims=[1], string_data=[b"x"]))
     yield change("one tensor twice", lambda m: m.graph.initializer.append(m.graph.initializer[0]))
-    yield change("an unknown place", lambda m: m.graph.initializer[0].external_data.add(key="prepacked_0", value="1"))
+    yield change(
+        "an unknown external data key", lambda m: m.graph.initializer[0].external_data.add(key="prepacked_0", value="1")
+    )
     yield change(
         "a huge output", lambda m: setattr(m.graph.output[0].type.tensor_type.shape.dim[2], "dim_value", 1 << 40)
     )
@@ -207,7 +207,7 @@ def _turned(model: onnx.ModelProto, kind: str) -> onnx.NodeProto:
 
 
 def hostile_tokenizers(files: Files) -> Iterator[Mutation]:
-    """What a tokenizer and a manifest could be made to say."""
+    """Yield hostile changes to a tokenizer and a manifest."""
 
     def change(name: str, edit: Callable[[dict[str, Any]], object]) -> Mutation:
         tokenizer = json.loads(files[TOKENIZER])
@@ -251,7 +251,7 @@ def _padding() -> dict[str, Any]:
 
 
 def write(source: Path, target: Path, mutation: Mutation, seal: bool) -> Path:
-    """The bundle with the mutation in place of `target`; `seal` makes its hashes again."""
+    """Write the mutated bundle to `target`; with `seal`, compute its hashes again."""
     if not target.exists():
         shutil.copytree(source, target)
         (target / "fast" / "link.data").symlink_to(target.parent / "outside.bin")
@@ -308,7 +308,7 @@ def test_hostile_bundles_do_no_harm(sentence_bundles: dict[str, Path], dtype: st
 
 
 def main(source: Path, folder: Path) -> None:
-    """Opens and asks each; a line for each says how it went; what is not as it should be raises."""
+    """Open and query each mutation and print a line with the outcome; raise if anything is not as it should be."""
     import onnxruntime as ort
     from mlm_onnx.answer import session
 

@@ -203,7 +203,7 @@ def check_answers(found: Any, bundle: Path) -> None:
         assert abs(theirs[0][1] - mine[0][1]) <= 0.02
     fill = FillMask(bundle)
     for theirs, answer, mine in zip(found["q8"], fill(TEXTS), expected, strict=True):
-        near = mine[0][1] - mine[1][1] < 0.05  # those may change places when rounded differently
+        near = mine[0][1] - mine[1][1] < 0.05  # rounding may swap those two
         if not near and mine[0][0] not in fill.bundle.special.excluded:  # theirs may answer with a special token
             assert theirs[0][0] == answer["masks"][0]["candidates"][0]["id"] == mine[0][0]
 

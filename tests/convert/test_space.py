@@ -78,7 +78,7 @@ def test_nothing_else_is_written_into(tmp_path: Path) -> None:
         check_space(tmp_path)
     (tmp_path / "manifest.json").unlink()
     (tmp_path / "letters").mkdir()
-    with pytest.raises(BundleError, match=r"holds letters"):
+    with pytest.raises(BundleError, match=r"contains letters"):
         check_space(tmp_path)
     (tmp_path / "letters").rename(tmp_path / "mlm_onnx")
     with pytest.raises(BundleError, match="not the copy"):

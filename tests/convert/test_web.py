@@ -78,15 +78,15 @@ def test_without_a_network_one_line_says_what_to_do(tmp_path: Path, monkeypatch:
 
 
 def test_a_wrong_runtime_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"holds no onnxruntime-web/dist/.*npm install onnxruntime-web@"):
+    with pytest.raises(BundleError, match=r"does not contain onnxruntime-web/dist/.*npm install onnxruntime-web@"):
         web.find_runtime(tmp_path)
     for part in web.PARTS:
         (tmp_path / part.package / part.inside).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / part.package / part.inside).write_bytes(b"something else")
-    with pytest.raises(BundleError, match=r"is not the one of onnxruntime-web@"):
+    with pytest.raises(BundleError, match=r"is not the file of onnxruntime-web@"):
         web.find_runtime(tmp_path)
 
 
 def test_the_runtime_is_about_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(tmp_path), str(tmp_path / "b"), "--web-runtime", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == "error: --web-runtime is about the page: add --for web\n"
+    assert capsys.readouterr().err == "error: --web-runtime applies only to the page: add --for web\n"

@@ -89,12 +89,12 @@ def test_words_are_clicked_and_answers_are_the_predictors(open_page: Callable[..
     assert page.locator("#words .chip").all_inner_texts() == WORDS
     assert "learned it by heart" in page.inner_text("#notice")
     assert shown(page) == expected(fill, [2], 3)
-    page.click(".chip[data-place='4']")
+    page.click(".chip[data-position='4']")
     wait_for(page, "word 5")
     assert shown(page) == expected(fill, [2, 4], 3)
     assert page.inner_text("#answers .filled") == SENTENCE
-    page.click(".chip[data-place='2']")
-    wait_for(page, "for word 5")
+    page.click(".chip[data-position='2']")
+    wait_for(page, "at word 5")
     assert shown(page) == expected(fill, [4], 3)
     page.wait_for_selector("#why .said")
     assert "The hidden word was “super”: rank 1 of 13, the answer is right." in page.inner_text("#why")
@@ -109,7 +109,7 @@ def test_words_are_clicked_and_answers_are_the_predictors(open_page: Callable[..
 @needs_gradio
 def test_the_address_is_the_page(open_page: Callable[..., Page], bundle: Path) -> None:
     page = open_page()
-    page.click(".chip[data-place='7']")
+    page.click(".chip[data-position='7']")
     wait_for(page, "word 8")
     page.fill("#top-k input[type=number]", "5")
     page.press("#top-k input[type=number]", "Enter")
@@ -135,7 +135,7 @@ def test_the_keyboard_alone_is_enough(open_page: Callable[..., Page], bundle: Pa
     page.keyboard.press("Space")
     wait_for(page, "word 12")
     assert shown(page) == expected(fill, [2, 11], 3)
-    assert page.evaluate("document.activeElement.dataset.place") == "11", "the focus stays on the word"
+    assert page.evaluate("document.activeElement.dataset.position") == "11", "the focus stays on the word"
     page.keyboard.press("Home")
     page.keyboard.press("Enter")
     wait_for(page, "word 1:")
@@ -152,16 +152,16 @@ def test_bad_input_gets_one_friendly_line(open_page: Callable[..., Page]) -> Non
     for text, said in (
         ("", "Type a sentence first."),
         ("a model", "Choose one or more words above"),
-        ("[MASK]", "give the words around it"),
+        ("[MASK]", "add words around it"),
         ("word " * 1001, "shorten it"),
         ("This zebra [MASK] a super", "The model expects at word 3"),
     ):
         page.fill("#text textarea", text)
         wait_for(page, said)
     assert "does not know “zebra”" in page.inner_text("#answers .note")
-    for place in range(5):
-        if page.get_attribute(f".chip[data-place='{place}']", "aria-pressed") == "false":
-            page.click(f".chip[data-place='{place}']")
+    for position in range(5):
+        if page.get_attribute(f".chip[data-position='{position}']", "aria-pressed") == "false":
+            page.click(f".chip[data-position='{position}']")
     wait_for(page, "Every word is hidden")
 
 
@@ -170,7 +170,7 @@ def test_hidden_words_stay_hidden_while_others_are_written(open_page: Callable[.
     page = open_page()
     page.fill("#text textarea", SENTENCE.replace("what word", "words"))
     page.wait_for_function("document.querySelectorAll('.chip').length === 12")
-    assert page.get_attribute(".chip[data-place='2']", "aria-pressed") == "true"
+    assert page.get_attribute(".chip[data-position='2']", "aria-pressed") == "true"
     page.click("#examples button")
     page.wait_for_function("document.querySelectorAll('.chip').length === 13")
     assert page.input_value("#text textarea") == SENTENCE
@@ -187,7 +187,7 @@ def test_attention_is_shown_when_unfolded(open_page: Callable[..., Page]) -> Non
     page.locator("#attention input[type=range]").nth(1).press("ArrowRight")
     page.wait_for_function("first => document.querySelector('#heat img').src !== first", arg=first)
     assert "head 1" in page.inner_text("#heat figcaption")
-    page.click(".chip[data-place='9']")
+    page.click(".chip[data-position='9']")
     page.wait_for_function("document.querySelector('#heat .said')?.textContent.includes('Token 10')")
     assert "not why the model answers" in page.inner_text("#attention")
 
@@ -299,9 +299,9 @@ def test_without_gradio_demo_says_what_to_install(tmp_path: Path, environment: d
 @needs_gradio
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["--port", "99999"], "they end at 65535"), (["--host", "no.such.host.invalid"], "--host no.such")],
+    [(["--port", "99999"], "the largest is 65535"), (["--host", "no.such.host.invalid"], "--host no.such")],
 )
-def test_an_address_that_is_none(
+def test_an_address_that_is_not_valid(
     options: list[str], said: str, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["demo", str(bundle), *options]) == 2
@@ -311,7 +311,7 @@ def test_an_address_that_is_none(
 
 
 @needs_gradio
-def test_a_folder_that_is_no_bundle_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_a_bundle_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", str(tmp_path), "--port", str(free_port())]) == 2
     assert "manifest.json" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []

@@ -52,7 +52,7 @@ def test_words_and_masks_of_a_sentence(facts: Facts) -> None:
 def test_answers_are_the_predictors(facts: Facts) -> None:
     asked = ask(facts, TEXT, [4, 2, 99, -1], 5)
     assert asked.masked == "This model [MASK] a [MASK] relationships between the words"
-    assert asked.places == (2, 4)
+    assert asked.positions == (2, 4)
     assert list(asked.masks) == facts.fill(asked.masked, top_k=5)["masks"]
     tokens = [mask["candidates"][0]["token"] for mask in asked.masks]
     assert "".join(text for text, _ in filled_in(asked)) == asked.masked.replace("[MASK]", "{}").format(*tokens)
@@ -68,24 +68,24 @@ def test_reasons_are_the_predictors(facts: Facts) -> None:
         assert [(each.word, each.effect, each.probability, each.instead) for each in why.influences] == [
             (each["word"], each["effect"], each["probability"], each["instead"]) for each in measured["words"]
         ]
-        assert [each.place for each in why.influences] == [0, 1, 3, 5, 6, 7, 8]
+        assert [each.position for each in why.influences] == [0, 1, 3, 5, 6, 7, 8]
         everything = facts.fill(asked.masked, top_k=13)["masks"][asked.masks.index(mask)]["candidates"]
         ranks = {each["token"]: rank for rank, each in enumerate(everything, 1)}
-        assert why.rank == ranks[TEXT.split()[why.place]]
+        assert why.rank == ranks[TEXT.split()[why.position]]
         assert why.choices == 13
         assert np.abs(strength(why.influences)).max() <= 1
         if why.together is not None:
-            hidden = {*asked.places, *(i.place for i in why.influences if i.word in why.together.words)}
+            hidden = {*asked.positions, *(i.position for i in why.influences if i.word in why.together.words)}
             both = ask(facts, TEXT, sorted(hidden), 13)
-            candidates = both.masks[both.places.index(why.place)]["candidates"]
+            candidates = both.masks[both.positions.index(why.position)]["candidates"]
             assert why.together.instead == candidates[0]["token"]
             assert why.together.probability == next(c["probability"] for c in candidates if c["token"] == why.token)
-    assert any(why.together for why in facts.why(asked)), "random weights hang on several words"
+    assert any(why.together for why in facts.why(asked)), "with random weights, answers depend on several words"
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 def test_words_of_several_pieces(kind: str, tmp_path: Path) -> None:
-    """Words stay words, whatever their pieces; each is said to be where it is, and the sentence is filled in alike."""
+    """Words stay words, whatever their pieces; each has its true position, and the sentence is filled in alike."""
     tokenizer = piecewise(kind)
     model = replace(SENTENCE_MODEL, vocab_size=tokenizer.get_vocab_size())
     write_bundle(tmp_path / "b", model, randomised(model), tokenizer, Request("fp32"), ORIGIN, ONE_SHAPE)
@@ -94,8 +94,8 @@ def test_words_of_several_pieces(kind: str, tmp_path: Path) -> None:
     words = facts.words(text)
     apart = text if kind == "unigram" else text.replace(",", " ,").replace(".", " .")  # Unigram splits at spaces alone
     assert [word.text for word in words] == apart.split()
-    long = next(place for place, word in enumerate(words) if word.text.startswith("terdo"))
-    garden = max(place for place, word in enumerate(words) if word.text.startswith("garden"))
+    long = next(position for position, word in enumerate(words) if word.text.startswith("terdo"))
+    garden = max(position for position, word in enumerate(words) if word.text.startswith("garden"))
     for hidden in ([long], [garden]):
         asked = ask(facts, text, hidden, 2)
         assert "".join(part for part, _ in filled_in(asked)) == asked.masks[0]["candidates"][0]["text"]
@@ -104,8 +104,8 @@ def test_words_of_several_pieces(kind: str, tmp_path: Path) -> None:
     assert second.rank is None
     assert len(second.original.ids) > 1
     for why in (first, second):
-        assert [each.place for each in why.influences] == [at for at in range(len(words)) if at not in (0, long)]
-        assert all(words[each.place].text == each.word for each in why.influences)
+        assert [each.position for each in why.influences] == [at for at in range(len(words)) if at not in (0, long)]
+        assert all(words[each.position].text == each.word for each in why.influences)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_nothing_a_user_writes_becomes_html(facts: Facts) -> None:
     text = "<b>This</b> model creates 'a\" <img/src=x> words"
     asked = ask(facts, text, [1], 3)
     parts = [
-        demo_page.chips(text, asked.words, asked.places),
+        demo_page.chips(text, asked.words, asked.positions),
         demo_page.answers(asked, demo_page.to_query(text, [1], 3)),
         demo_page.reasons(asked, facts.why(asked)),
         demo_page.problem(text, text),

@@ -15,7 +15,7 @@ RIVER, OLD, THE = (
     Influence("the", 0, -0.2, 0.86, "boat"),
 )
 WHY = Why(
-    place=2,
+    position=2,
     token="boat",
     probability=0.7,
     runner_up="ship",
@@ -49,12 +49,15 @@ def test_an_answer_that_depends_on_no_word() -> None:
         said[1]
         == "It depends on no single word: whichever other one is hidden, “boat” keeps at least 69.0 % (without “the”)."
     )
-    assert said[2] == "The text is longer than the model reads at once: this answer saw characters 10 to 1,200 of it."
+    assert (
+        said[2]
+        == "The text is longer than the model reads at once: for this answer it saw characters 10 to 1,200 of it."
+    )
     assert len(said) == 3
     assert len(explanation(replace(WHY, influences=(), together=None))) == 2, "a lone mask depends on nothing"
 
 
-def test_a_word_that_stands_twice_is_named_with_its_place() -> None:
+def test_a_word_that_stands_twice_is_named_with_its_position() -> None:
     twice = replace(WHY, influences=(replace(OLD, word="river"), RIVER), together=None)
     assert "It depends most on “river” (word 5) and “river” (word 2)." in explanation(twice)
 

@@ -120,7 +120,7 @@ class Beside(NamedTuple):
     same: bool
     """The first candidate is."""
     lead: float
-    """Of Python's first candidate over its second: within rounding they may change places."""
+    """Lead of Python's first candidate over its second; within rounding they may be swapped."""
 
 
 def beside(driven: Driven, fill: FillMask, text: str, hidden: Sequence[int]) -> list[Beside]:
@@ -357,9 +357,9 @@ def test_what_is_typed_while_the_model_loads_stays(sentence: Path, chromium: Bro
 BAD: Sequence[tuple[str, Sequence[int], str]] = (
     ("", (), "Write a sentence first."),
     ("This model creates", (), "Click a word to hide it."),
-    ("This model creates", (0, 1, 2), "Nothing else is left"),
+    ("This model creates", (0, 1, 2), "Every word is hidden: leave the model some"),
     ("This <mask> creates", (), "<mask> is not this model's mask: write [MASK]"),
-    ("word " * 40, range(33), "33 words are hidden; 32 at once is the most."),
+    ("word " * 40, range(33), "33 words are hidden; the limit is 32."),
 )
 
 
@@ -391,14 +391,14 @@ CONTRAST = """() => {
   };
   const ratios = ['h1', 'header p', '.note', '#status', '.words [aria-pressed=true]'].map((name) => {
     const element = document.querySelector(name);
-    let behind = element;
-    while (getComputedStyle(behind).backgroundColor === 'rgba(0, 0, 0, 0)') behind = behind.parentElement;
-    const [one, other] = [light(getComputedStyle(element).color), light(getComputedStyle(behind).backgroundColor)];
+    let backdrop = element;
+    while (getComputedStyle(backdrop).backgroundColor === 'rgba(0, 0, 0, 0)') backdrop = backdrop.parentElement;
+    const [one, other] = [light(getComputedStyle(element).color), light(getComputedStyle(backdrop).backgroundColor)];
     return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
   });
   return Math.min(...ratios);
 }"""
-"""The least of some texts against what is behind them, as WCAG 2 reckons it."""
+"""The lowest contrast of some texts with their background, as WCAG 2 defines it."""
 
 
 @pytest.mark.parametrize(

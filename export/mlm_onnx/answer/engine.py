@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 TOKENS_A_RUN = 2048
-"""Rows of one length run together up to this many tokens; larger runs are no faster on a CPU."""
+"""Rows of one length run together up to this many tokens; larger runs are not faster on a CPU."""
 LOGITS_A_RUN = 1 << 25
 """Rows also run together only up to this many logits (128 MB)."""
 FEWER_BYTES = 1 << 23

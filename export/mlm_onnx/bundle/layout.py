@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Json = Mapping[str, Any]  # an object as the json module has it; who reads it checks the fields that it takes
+Json = Mapping[str, Any]  # a JSON object; whoever reads it checks the fields it uses
 FORMAT = 1
 KIND = "mlm-onnx"
 TASK = "fill-mask"

@@ -77,7 +77,7 @@ def int8_line(parity: Mapping[str, float]) -> str:
 
 
 def saturation_line(int8: Json) -> str:
-    """Return how answers change on processors without VNNI; empty where the manifest does not tell."""
+    """Return how answers change on processors without VNNI; empty if the manifest does not record it."""
     if int8["weight_bits"] < 8:
         return "7-bit weights: exact on every processor"
     if not (study := int8.get("saturation")):

@@ -1,4 +1,4 @@
-"""Run directory → bundle: needs jax_mlm and onnx."""
+"""Run directory → bundle. Needs jax_mlm and onnx."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Request", "convert", "write_bundle"]
 
 
 def __getattr__(name: str) -> object:
-    """Import what it needs only when it is asked for (PEP 562)."""
+    """Import JAX and onnx only when a name is used that needs them (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = "request" if name == "Request" else "pipeline"

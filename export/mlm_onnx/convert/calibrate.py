@@ -1,4 +1,4 @@
-"""What int8 costs on real text, and which matrices must stay in float32 for it to cost little."""
+"""Measure what int8 costs on real text, and choose the matrices that must stay in float32 to keep that small."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mlm_onnx.convert.quantize import INT8, adjusted
 from mlm_onnx.convert.targets import FILL_MASK
 
 MASKED = 0.15
-"""Part of a text's tokens that is hidden, all of them behind the mask token."""
+"""Fraction of a text's tokens that is hidden, all replaced by the mask token."""
 LONGEST, MOST, FEWEST = 128, 2000, 100
-"""Tokens of a text; hidden tokens in all: no more are needed, fewer say nothing."""
+"""Most tokens per text; most hidden tokens in total, and fewest (fewer would prove nothing)."""
 ALLOWED = 0.01
-"""Accuracy that int8 may cost before matrices stay in float32."""
+"""Loss of accuracy from int8 above which matrices stay in float32."""
 SAMPLE = 16
-"""Texts on which the matrices are ranked."""
+"""Number of texts on which the matrices are ranked."""
 Query = tuple[np.ndarray, np.ndarray, np.ndarray]
 """(ids [1, S] with masks in them, their positions [1, P], the hidden ids [P])."""
 Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -35,10 +35,10 @@ Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def queries(file: Path, tokenizer: Tokenizer, vocabulary: Vocabulary, max_length: int) -> list[Query]:
-    """The lines of a text file, each with some tokens hidden: the same ones at each call."""
+    """Return the lines of a text file, each with some tokens hidden, the same ones on every call."""
     if not file.is_file():
         raise BundleError(f"--calibrate {file}: no such file")
-    rng, made, hidden = np.random.default_rng(0), [], 0
+    rng, asked, hidden = np.random.default_rng(0), [], 0
     with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             ids = np.array(tokenizer.encode(line.strip()).ids[: min(LONGEST, max_length)], np.int64)
@@ -48,13 +48,13 @@ def queries(file: Path, tokenizer: Tokenizer, vocabulary: Vocabulary, max_length
             at = np.sort(rng.permutation(eligible)[: max(1, round(MASKED * len(eligible)))])
             true = ids[at].copy()
             ids[at] = vocabulary.mask
-            made.append((ids[None], at[None], true))
+            asked.append((ids[None], at[None], true))
             hidden += len(at)
             if hidden >= MOST:
                 break
     if hidden < FEWEST:
-        raise BundleError(f"--calibrate {file}: only {hidden} tokens to hide in it, at least {FEWEST} are needed")
-    return made
+        raise BundleError(f"--calibrate {file}: has only {hidden} tokens to hide; at least {FEWEST} are needed")
+    return asked
 
 
 def calibrate(
@@ -65,7 +65,7 @@ def calibrate(
     file: Path,
     reduce_range: bool = False,
 ) -> tuple[frozenset[str], Json]:
-    """The encoder matrices that stay in float32, mostly none, and what was measured, for the manifest."""
+    """Return the encoder matrices that stay in float32 (usually none), and the measurements for the manifest."""
     asked = queries(file, tokenizer, vocabulary, model.max_length)
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
 
@@ -75,36 +75,36 @@ def calibrate(
             ask = onnx_side(open_session(file, FILL_MASK.comparison.options))
             return lambda ids, at: ask(input_ids=ids, positions=at)
 
-        def facts(keep: Collection[str]) -> Json:
+        def measure(keep: Collection[str]) -> Json:
             return against(expected, _firsts(run(adjusted(INT8, keep, reduce_range)), asked), asked)
 
         exact = run(FP32)
         expected = _firsts(exact, asked)
         keep: frozenset[str] = frozenset()
-        plain = measured = facts(keep)
-        if measured["drop"] > ALLOWED:
+        plain = result = measure(keep)
+        if result["drop"] > ALLOWED:
             ranked = _ranked(model, params, exact, run, asked[:SAMPLE], reduce_range)
             count = 1
-            while measured["drop"] > ALLOWED and len(keep) < len(ranked):
+            while result["drop"] > ALLOWED and len(keep) < len(ranked):
                 keep = frozenset(ranked[:count])
-                measured = facts(keep)
+                result = measure(keep)
                 count *= 2
     origin = {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "texts": len(asked)}
     kept = {"kept_in_fp32": sorted(keep), "before_keeping": plain} if keep else {"kept_in_fp32": []}
-    return keep, {**origin, **measured, **kept}
+    return keep, {**origin, **result, **kept}
 
 
-def against(expected: np.ndarray, found: np.ndarray, asked: Sequence[Query]) -> Json:
-    """How first answers in int8 compare with those in float32, and both with the truth."""
+def against(expected: np.ndarray, int8: np.ndarray, asked: Sequence[Query]) -> Json:
+    """Compare the first answers in int8 with those in float32, and both with the truth."""
     truth = np.concatenate([true for _, _, true in asked])
-    exact, coarse = float((expected == truth).mean()), float((found == truth).mean())
-    agreement = float((expected == found).mean())
+    exact, coarse = float((expected == truth).mean()), float((int8 == truth).mean())
+    agreement = float((expected == int8).mean())
     accuracy = {"fp32": exact, "int8": coarse}
     return {"tokens": len(truth), "top1_agreement": agreement, "accuracy": accuracy, "drop": exact - coarse}
 
 
 def _firsts(forward: Forward, asked: Sequence[Query]) -> np.ndarray:
-    """The likeliest id at each hidden token; a text a run, as the predictor does in int8."""
+    """Return the likeliest id at each hidden token, running one text at a time, as the predictor does in int8."""
     return np.concatenate([forward(ids, at)[0].argmax(-1) for ids, at, _ in asked])
 
 
@@ -116,7 +116,7 @@ def _ranked(
     asked: Sequence[Query],
     reduce_range: bool,
 ) -> list[str]:
-    """The encoder matrices, the one first that disturbs the logits most when it alone is in int8."""
+    """Return the encoder matrices, most harmful first: by how much each, alone in int8, disturbs the logits."""
     names: dict[str, None] = {}
 
     def record(g: Graph, x: str, name: str, kernel: np.ndarray, bias: np.ndarray | None) -> str:

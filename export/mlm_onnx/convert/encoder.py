@@ -1,4 +1,4 @@
-"""The encoder in ONNX: a method for each module of `jax_mlm.model.encoder`."""
+"""The encoder in ONNX, with one method for each module of `jax_mlm.model.encoder`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mlm_onnx.convert.onnx_file import Graph
 from mlm_onnx.convert.precision import Precision
 
 NEGATIVE = -1e30
-"""Score of a pair that may not attend: its exponential is exactly 0 in float32."""
+"""Added to the score of a pair that may not attend; its exponential is exactly 0 in float32."""
 
 
 class OnnxEncoder:
-    """Adds the encoder's nodes to a graph; a method stands for one module of `jax_mlm.model`.
+    """Adds the encoder's nodes to a graph; each method corresponds to one module of `jax_mlm.model`.
 
-    Without `mask`, every token of a row sees all the others; without `types`, all are of type 0. `fused` takes the
-    operators of FUSED_OPSET, which onnxruntime runs faster, and which other runtimes may not know yet.
+    Without `mask`, every token of a row sees all the others; without `types`, all tokens have type 0. `fused` uses the
+    operators of FUSED_OPSET, which onnxruntime runs faster but other runtimes may not know yet.
     """
 
     def __init__(
@@ -38,21 +38,21 @@ class OnnxEncoder:
         self.padding = None if mask is None else g.op("Unsqueeze", g.op("Equal", mask, g.int(0)), g.ints(1, 2))
         self.length = g.op("Shape", ids, start=1, end=2)  # [S] as a vector of one element
         self.attended: list[str] = []
-        """Attention of each layer so far, [B, H, S, S]."""
-        self._places: str | None = None
+        """Attention weights of each layer so far, [B, H, S, S]."""
+        self._positions: str | None = None
         self._ropes: dict[tuple[float, str | None], tuple[str, str]] = {}
-        self._whole_ropes: dict[tuple[float, str | None], tuple[str, str]] = {}
+        self._full_ropes: dict[tuple[float, str | None], tuple[str, str]] = {}
         self._biases: dict[tuple[int | None, str | None], str | None] = {}
 
     # ---- parts -----------------------------------------------------------------------------------
 
     def array(self, *path: str) -> np.ndarray | None:
-        """A parameter by its path in the tree of `jax_mlm.model`; None where the config has none."""
+        """Return the parameter at a path in the tree of `jax_mlm.model`; None if the config has none."""
         array = self.arrays.get(path)
         return None if array is None else np.asarray(array, np.float32)
 
     def dense(self, x: str, *path: str, columns: slice = slice(None), part: str = "") -> str:
-        """A dense layer, or only some of its output columns."""
+        """Add a dense layer, or only some of its output columns."""
         kernel, bias = self.array(*path, "kernel"), self.array(*path, "bias")
         assert kernel is not None
         bias = None if bias is None else bias[columns]
@@ -83,52 +83,52 @@ class OnnxEncoder:
             case "silu":
                 return self.g.op("Mul", x, self.g.op("Sigmoid", x))
             case other:
-                raise ValueError(f"no ONNX form of the activation {other!r}")
+                raise ValueError(f"the activation {other!r} has no ONNX form")
 
     def take(self, x: str, at: str) -> str:
-        """Rows [B, P, …] of x [B, S, …] at the positions [B, P]."""
+        """Gather the rows [B, P, …] of x [B, S, …] at the positions [B, P]."""
         return self.g.op("GatherND", x, self.g.op("Unsqueeze", at, self.g.ints(-1)), batch_dims=1)
 
-    def places(self) -> str:
-        """0, 1, …, S-1."""
-        if self._places is None:
+    def positions(self) -> str:
+        """Add the positions 0, 1, …, S-1 of a row."""
+        if self._positions is None:
             g = self.g
-            self._places = g.op("Range", g.int(0), g.op("Squeeze", self.length), g.int(1))
-        return self._places
+            self._positions = g.op("Range", g.int(0), g.op("Squeeze", self.length), g.int(1))
+        return self._positions
 
     def rope(self, theta: float, at: str | None) -> tuple[str, str]:
-        """Cosine and sine of the angles of half a head, [B, S, K / 2], or [B, P, K / 2] at some positions."""
+        """Add cosine and sine of the rotary angles, [B, S, K / 2], or [B, P, K / 2] at some positions."""
         if (key := (theta, at)) not in self._ropes:
             g, K = self.g, self.c.head_width
             exponent = np.arange(0, K, 2, dtype=np.float32) / np.float32(K)
             frequency = (np.float32(1.0) / np.float32(theta) ** exponent).astype(np.float32)
-            if at is None:  # the same in each row: [B, S] zeros, plus [S]
-                at = g.op("Add", g.op("Sub", self.ids, self.ids), self.places())
-            places = g.op("Unsqueeze", g.op("Cast", at, to=g.type(np.float32)), g.ints(-1))
-            angle = g.op("Mul", places, g.weight(f"rope.{theta:g}", frequency))
+            if at is None:  # equal in every row: zeros [B, S] plus positions [S]
+                at = g.op("Add", g.op("Sub", self.ids, self.ids), self.positions())
+            positions = g.op("Unsqueeze", g.op("Cast", at, to=g.type(np.float32)), g.ints(-1))
+            angle = g.op("Mul", positions, g.weight(f"rope.{theta:g}", frequency))
             self._ropes[key] = (g.op("Cos", angle), g.op("Sin", angle))
         return self._ropes[key]
 
     def rotate(self, x: str, theta: float, at: str | None) -> str:
-        """RotaryEmbedding of [B, H, N, K], in operators of any opset: x·cos + swap(x)·sin, the sine signed."""
+        """Rotate [B, H, N, K] with operators of any opset: x·cos + swap(x)·sin, with the sine signed."""
         g, half = self.g, self.c.head_width // 2
-        if (key := (theta, at)) not in self._whole_ropes:
+        if (key := (theta, at)) not in self._full_ropes:
             cosine, sine = (g.op("Unsqueeze", table, g.ints(1)) for table in self.rope(theta, at))
             sine = g.op("Concat", g.op("Mul", sine, g.scalar(-1.0)), sine, axis=-1)
-            self._whole_ropes[key] = (g.op("Concat", cosine, cosine, axis=-1), sine)
-        cosine, sine = self._whole_ropes[key]
+            self._full_ropes[key] = (g.op("Concat", cosine, cosine, axis=-1), sine)
+        cosine, sine = self._full_ropes[key]
         first, second = g.split(x, (half, half), axis=-1)
         swapped = g.op("Concat", second, first, axis=-1)
         return g.op("Add", g.op("Mul", x, cosine), g.op("Mul", swapped, sine))
 
     def score_bias(self, window: int | None, at: str | None) -> str | None:
-        """Added to the scores, where some pairs may not attend: broadcasts to [B, H, S, S], or to [B, H, P, S]."""
+        """Return what masks the scores if some pairs may not attend; broadcasts to [B, H, S, S] or [B, H, P, S]."""
         if (window, at) not in self._biases:
             g, barred = self.g, self.padding
             if window is not None:
-                query = self.places() if at is None else at
+                query = self.positions() if at is None else at
                 query = g.op("Unsqueeze", query, g.ints(-1) if at is None else g.ints(1, -1))
-                far = g.op("Greater", g.op("Abs", g.op("Sub", query, self.places())), g.int(window))
+                far = g.op("Greater", g.op("Abs", g.op("Sub", query, self.positions())), g.int(window))
                 barred = far if barred is None else g.op("Or", far, barred)
             self._biases[window, at] = (
                 None if barred is None else g.op("Where", barred, g.scalar(NEGATIVE), g.scalar(0.0))
@@ -157,9 +157,9 @@ class OnnxEncoder:
         return self.dense(x, "widen") if c.embedding_width else x
 
     def queries_keys_values(self, x: str, index: int, at: str | None, last: bool) -> tuple[str, str, str]:
-        """Of one layer, [B, S, D] each; with `at`, queries at those positions only [B, P, D].
+        """Add the queries, keys and values of one layer, [B, S, D] each; with `at`, queries only there [B, P, D].
 
-        In the last layer the queries have a matrix of their own, unless other layers share its weights.
+        In the last layer, queries have a separate matrix, unless other layers share its weights.
         """
         g, c = self.g, self.c
         shared, D = self.shared(index), c.width
@@ -174,12 +174,12 @@ class OnnxEncoder:
         return q if at is None else self.take(q, at), k, v
 
     def theta(self, window: int | None) -> float | None:
-        """RoPE's base in a layer of that window; None without RoPE."""
+        """Return RoPE's base in a layer with this window; None without RoPE."""
         c = self.c
         return None if c.positions != "rope" else c.rope_theta if window is None else c.rope_theta_local
 
     def attention_weights(self, q: str, k: str, window: int | None, at: str | None) -> str:
-        """Attention [B, H, S, S], or [B, H, P, S] of queries at some positions."""
+        """Add the attention weights [B, H, S, S], or [B, H, P, S] for queries at some positions."""
         g = self.g
         q, k = self.heads(q), self.heads(k)
         if (theta := self.theta(window)) is not None:
@@ -191,12 +191,12 @@ class OnnxEncoder:
         return g.op("Softmax", scores, axis=-1)
 
     def heads(self, y: str) -> str:
-        """[B, N, D] → [B, H, N, K]."""
+        """Split the heads: [B, N, D] → [B, H, N, K]."""
         g, c = self.g, self.c
         return g.op("Transpose", g.op("Reshape", y, g.ints(0, 0, c.heads, c.head_width)), perm=[0, 2, 1, 3])
 
     def attention(self, q: str, k: str, v: str, window: int | None, at: str | None) -> str:
-        """Values as the attention mixes them, [B, S, D] or [B, P, D]."""
+        """Mix the values by attention, [B, S, D] or [B, P, D]."""
         g, c = self.g, self.c
         if self.fused:
             if (theta := self.theta(window)) is not None:
@@ -220,11 +220,11 @@ class OnnxEncoder:
         return self.dense(h, layer, "mlp", "down")
 
     def shared(self, index: int) -> int:
-        """Which set of layer parameters a layer has (ALBERT shares them)."""
+        """Return the index of the parameter set that a layer uses (ALBERT shares them)."""
         return index * self.c.layer_groups // self.c.layers if self.c.layer_groups else index
 
     def layer(self, x: str, index: int, at: str | None, last: bool = False) -> str:
-        """One encoder layer; with `at`, only its rows [B, P, D] at those positions."""
+        """Add one encoder layer; with `at`, only its rows [B, P, D] at those positions."""
         g, c = self.g, self.c
         name = f"layer_{self.shared(index)}"
         mixed = self.attention(*self.queries_keys_values(x, index, at, last), c.window(index), at)
@@ -234,18 +234,19 @@ class OnnxEncoder:
         x = self.norm(x, name, "attention_norm")
         return self.norm(g.op("Add", x, self.feed_forward(x, name)), name, "mlp_norm")
 
-    def hidden(self, at: str | None = None, apart: bool = False) -> str:
-        """Hidden states of the last layer, everywhere [B, S, D] or at some positions only [B, P, D].
+    def hidden(self, at: str | None = None, split_last_query: bool = False) -> str:
+        """Add the encoder up to the last layer's hidden states, everywhere [B, S, D] or at some positions [B, P, D].
 
-        `apart` gives the last layer's queries a matrix of their own, as graphs that ask some positions have it.
+        `split_last_query`: store the last layer's query projection separately, so that it runs only at the requested
+        positions.
         """
         x = self.embed()
         for index in range(self.c.layers - 1):
             x = self.layer(x, index, None)
-        return self.layer(x, self.c.layers - 1, at, last=apart)
+        return self.layer(x, self.c.layers - 1, at, last=split_last_query)
 
     def vocabulary(self, x: str, shape_like: str) -> str:
-        """The head and the vocabulary projection of x [B, N, D] → logits [B, N, V]; `shape_like` is any [B, N]."""
+        """Add the head and the vocabulary projection: x [B, N, D] → logits [B, N, V]; `shape_like` is any [B, N]."""
         g, c = self.g, self.c
         x = g.op("Reshape", x, g.ints(-1, c.width))
         x = self.norm(x, "final_norm") if c.norm_first else x

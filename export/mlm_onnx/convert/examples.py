@@ -1,4 +1,4 @@
-"""The sentences that a bundle offers to try: the user's own, the memorised one, or plain ones that it can read."""
+"""A bundle's example sentences: the user's own, the memorised one, or plain ones that the model can read."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ PLAIN = (
     "The first train of the day leaves the city before the sun comes up.",
     "He wrote a long letter to his mother about the war.",
 )
-"""Nothing of a run's own text is taken: a bundle is passed on, the text may not be meant to."""
+"""None of a run's training text is used: a bundle is passed on, and that text may not be meant to be."""
 PIECES_A_WORD = 1.5
-"""A vocabulary that cuts plain words into more was made for something else."""
+"""A vocabulary that splits plain words into more pieces was made for something else."""
 
 
 def examples_for(
     tokenizer: Tokenizer, vocabulary: Vocabulary, given: Sequence[str] = (), memorised: str | None = None
 ) -> list[str]:
-    """What stands in the manifest; nothing where the vocabulary reads no plain English and the user gave none.
+    """Return the examples for the manifest; none if the user gave none and the vocabulary cannot read plain English.
 
     Raises:
-        BundleError: the user's are too many, too long or empty.
+        BundleError: the user's examples are too many, too long or empty.
     """
     for text in given:
         if not text.strip() or len(text) > EXAMPLE_CHARACTERS:

@@ -1,4 +1,4 @@
-"""An ONNX graph under construction, and its two files: the nodes, and beside them the weights as external data."""
+"""An ONNX graph under construction, and its two files: the nodes, and the weights as external data."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from numpy.typing import DTypeLike
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET, IR = 20, 10
-"""Gelu needs opset 20; onnxruntime reads it since 1.17."""
+"""Gelu needs opset 20, which onnxruntime has read since 1.17."""
 FUSED_OPSET = 23
-"""Attention and RotaryEmbedding need opset 23; onnxruntime has them since 1.23, and checks their inputs since 1.30."""
+"""Attention and RotaryEmbedding need opset 23; onnxruntime has them since 1.23 and checks their inputs since 1.30."""
 CONTRIB = "com.microsoft"
 DATA_SUFFIX = ".data"
 INLINE_BELOW = 1024
-"""Bytes: smaller tensors stay in the graph, where shape inference and constant folding want them."""
+"""Tensors of fewer bytes stay in the graph, where shape inference and constant folding need them."""
 ALIGN = 64
 LARGEST_SINGLE = (1 << 31) - (1 << 22)
-"""Bytes of weights in a file without external data: protobuf's limit, less room for the nodes."""
+"""Most bytes of weights in a file without external data: protobuf's limit minus room for the nodes."""
 Attribute = int | float | str | Sequence[int]
-"""What a node has beside its inputs."""
+"""The value of a node's attribute."""
 
 
 class Graph:
@@ -42,11 +42,11 @@ class Graph:
         return f"{kind}_{self._counts[kind]}"
 
     def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Attribute) -> str:
-        """Adds a node with one output."""
+        """Add a node with one output."""
         return self.ops(kind, *inputs, outputs=1, domain=domain, **attributes)[0]
 
     def ops(self, kind: str, *inputs: str, outputs: int, domain: str = "", **attributes: Attribute) -> tuple[str, ...]:
-        """Adds a node with several outputs."""
+        """Add a node with several outputs."""
         name = self._fresh(kind)
         results = tuple(f"{name}.{i}" if outputs > 1 else name for i in range(outputs))
         node = helper.make_node(kind, inputs, results, name=name, domain=domain)
@@ -58,13 +58,13 @@ class Graph:
         return self.ops("Split", x, self.ints(*sizes), outputs=len(sizes), axis=axis)
 
     def weight(self, name: str, array: np.ndarray) -> str:
-        """A stored tensor; the same name again is the same tensor, stored once."""
+        """Store a tensor; storing the same name again reuses it."""
         known = self._weights.setdefault(name, array)
         assert known is array or (known.shape == array.shape and known.dtype == array.dtype), name
         return name
 
     def ints(self, *values: int) -> str:
-        """A small int64 vector."""
+        """Store a small int64 vector."""
         return self.weight("ints." + "_".join(map(str, values)), np.array(values, np.int64))
 
     def int(self, value: int) -> str:
@@ -75,7 +75,7 @@ class Graph:
 
     @staticmethod
     def type(dtype: DTypeLike) -> int:
-        """ONNX's number for a numpy type."""
+        """Return ONNX's number for a numpy type."""
         return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
     def input(self, name: str, dtype: DTypeLike, shape: Sequence[str | int]) -> str:
@@ -83,7 +83,7 @@ class Graph:
         return name
 
     def output(self, name: str, value: str, dtype: DTypeLike, shape: Sequence[str | int]) -> str:
-        """Gives a result its public name."""
+        """Make a result an output of the graph, under a public name."""
         for node in self._nodes:
             for i, result in enumerate(node.output):
                 if result == value:
@@ -92,7 +92,7 @@ class Graph:
         return name
 
     def write(self, path: Path) -> list[Path]:
-        """Writes the graph, and the weights as `path` + .data; returns both."""
+        """Write the graph to `path` and the weights to `path` + .data; return both paths."""
         data = path.with_name(path.name + DATA_SUFFIX)
         tensors = []
         with data.open("wb") as file:
@@ -103,8 +103,8 @@ class Graph:
                 file.write(bytes(-file.tell() % ALIGN))
                 tensor = TensorProto(name=name, dims=array.shape, data_type=self.type(array.dtype))
                 tensor.data_location = TensorProto.EXTERNAL
-                facts = {"location": data.name, "offset": file.tell(), "length": array.nbytes}
-                for key, value in facts.items():
+                entries = {"location": data.name, "offset": file.tell(), "length": array.nbytes}
+                for key, value in entries.items():
                     tensor.external_data.add(key=key, value=str(value))
                 file.write(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).data)
                 tensors.append(tensor)
@@ -113,10 +113,10 @@ class Graph:
         return [path, data]
 
     def write_sharing(self, path: Path, other: Path) -> None:
-        """Writes the nodes alone: every weight is one that `other`, a graph of the same folder, has stored already.
+        """Write only the nodes; every weight must already be stored by `other`, a graph in the same folder.
 
         Raises:
-            ValueError: it has not, or with other values.
+            ValueError: a weight is not stored there, or has different values.
         """
         stored = {tensor.name: tensor for tensor in onnx.load(other, load_external_data=False).graph.initializer}
         tensors = []
@@ -132,7 +132,7 @@ class Graph:
         onnx.checker.check_model(str(path))
 
     def model(self) -> onnx.ModelProto:
-        """Graph and weights in memory.
+        """Return graph and weights as one model in memory.
 
         Raises:
             ValueError: the weights are larger than a protobuf message may be.
@@ -145,10 +145,10 @@ class Graph:
         return model
 
     def write_single(self, path: Path) -> None:
-        """Writes graph and weights as one file.
+        """Write graph and weights as one file.
 
         Raises:
-            ValueError: as `model`.
+            ValueError: the weights are larger than a protobuf message may be.
         """
         path.write_bytes(self.model().SerializeToString())
 

@@ -1,6 +1,6 @@
-"""How far an ONNX graph is from the JAX model, on random tokens: what every conversion must pass.
+"""Compare an ONNX graph with the JAX model on random tokens; every conversion must pass.
 
-Both sides answer the same queries. A query is what a graph reads, by the names of its inputs.
+Both sides answer the same queries. A query maps the names of a graph's inputs to their values.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from mlm_onnx.bundle.layout import BundleError
 from mlm_onnx.convert.reference import LONGEST, Reference
 
 TOLERANCE = 1e-4
-"""Largest difference of a number between ONNX in float32 and JAX."""
+"""Largest difference allowed between a number from ONNX in float32 and from JAX."""
 COARSEST = 0.25
-"""Largest error of int8: the root mean square of logits in their standard deviations, or the attention that moves."""
+"""Largest error allowed in int8: rms error of logits over their standard deviation, or share of attention moved."""
 Query = Mapping[str, np.ndarray]
 Side = Callable[..., np.ndarray]
-"""Answers a query, given as keyword arguments."""
+"""A function that answers a query, given as keyword arguments."""
 Pair = tuple[np.ndarray, np.ndarray]
 """(JAX's answer, the graph's)."""
 Shapes = tuple[tuple[int, int, int], ...]
@@ -31,20 +31,20 @@ Shapes = tuple[tuple[int, int, int], ...]
 
 
 class ParityError(BundleError):
-    """The graph does not compute what the JAX model computes, so no bundle was written."""
+    """The graph does not agree with the JAX model, so no bundle was written."""
 
 
 def open_session(
     graph_file: Path, options: Callable[[], ort.SessionOptions] = ort.SessionOptions
 ) -> ort.InferenceSession:
-    """Open a graph, by default with onnxruntime's own settings, which is what those who load `onnx/` have."""
+    """Open a graph, by default with onnxruntime's default settings, as users of `onnx/` do."""
     quiet = options()
     quiet.log_severity_level = 4
     return ort.InferenceSession(str(graph_file), quiet, providers=["CPUExecutionProvider"])
 
 
 def onnx_side(session: ort.InferenceSession) -> Side:
-    """Return the function that answers queries by a graph, which may have fewer inputs than a query has parts."""
+    """Return a function that answers queries with a graph, ignoring the parts of a query that are not its inputs."""
     names = [port.name for port in session.get_inputs()]
     return lambda **query: np.asarray(session.run(None, {name: query[name] for name in names})[0])
 
@@ -53,15 +53,15 @@ def onnx_side(session: ort.InferenceSession) -> Side:
 
 
 class Figures(Protocol):
-    """How far a graph's answers are from the JAX model's: a dataclass of numbers for the manifest."""
+    """How far a graph's answers differ from the JAX model's: a dataclass of numbers for the manifest."""
 
     def check(self, dtype: str) -> None:
-        """Raise ParityError where the graph is not the model."""
+        """Raise ParityError if the graph does not agree with the model."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far logits are from JAX's."""
+    """How far logits differ from JAX's."""
 
     max_difference: float
     rms_difference: float
@@ -74,7 +74,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class EmbeddingParity:
-    """How far embeddings are from JAX's."""
+    """How far embeddings differ from JAX's."""
 
     max_difference: float
     rms_difference: float
@@ -89,11 +89,11 @@ class EmbeddingParity:
 
 @dataclass(frozen=True)
 class AttentionParity:
-    """How far attention is from JAX's."""
+    """How far attention differs from JAX's."""
 
     max_difference: float
     moved: float
-    """Part of a token's attention that goes elsewhere, on average."""
+    """Share of a token's attention that goes to different tokens, on average."""
 
     def check(self, dtype: str) -> None:
         if not (self.max_difference <= TOLERANCE if dtype == "fp32" else self.moved <= COARSEST):
@@ -103,31 +103,31 @@ class AttentionParity:
             )
 
 
-def _check(what: str, dtype: str, worst: float, error: float, spread: float) -> None:
+def _check(what: str, dtype: str, worst: float, error: float, deviation: float) -> None:
     if dtype == "fp32" and not worst <= TOLERANCE:
         raise ParityError(
             f"the graph differs from the JAX model by {worst:.1e} in a number of its {what}s (at most {TOLERANCE:g} is "
             f"allowed), so nothing was written: please report this with the run's run.json"
         )
-    if not error <= COARSEST * spread:
+    if not error <= COARSEST * deviation:
         raise ParityError(
-            f"{dtype} changes the {what}s by {error:.2g} on average, where they spread over {spread:.2g}, so nothing "
-            f"was written: use --dtype fp32"
+            f"{dtype} changes the {what}s by {error:.2g} on average, too much for their standard deviation of "
+            f"{deviation:.2g}, so nothing was written: use --dtype fp32"
         )
 
 
 def logit_figures(pairs: Iterable[Pair]) -> Parity:
     """Measure pairs of logits [..., V]."""
-    worst, squares, spread, agree, rows = 0.0, 0.0, 0.0, 0, 0
+    worst, squares, deviation, agree, rows = 0.0, 0.0, 0.0, 0, 0
     for expected, got in pairs:
         difference = np.abs(expected - got)
         worst = max(worst, _largest(difference))
         here = difference[..., 0].size
         squares += float(np.square(difference, dtype=np.float64).mean()) * here
-        spread = max(spread, float(expected.std()))
+        deviation = max(deviation, float(expected.std()))
         agree += int((expected.argmax(-1) == got.argmax(-1)).sum())
         rows += here
-    return Parity(worst, (squares / rows) ** 0.5, spread, agree / rows)
+    return Parity(worst, (squares / rows) ** 0.5, deviation, agree / rows)
 
 
 def embedding_figures(pairs: Iterable[Pair]) -> EmbeddingParity:
@@ -164,17 +164,17 @@ class Comparison(Generic[F_co]):
     """One way to compare a graph with the JAX model."""
 
     answer: Side
-    """The method of Reference that answers what the graph answers."""
+    """The method of Reference that computes what the graph computes."""
     shapes: Callable[[int], Shapes]
-    """The longest text of the model → the shapes of the queries."""
+    """The model's longest text → the shapes of the queries."""
     queries: Callable[[int, int, Shapes], Iterator[Query]]
-    """(tokens, token types, shapes) → random queries, the same at each call."""
+    """(tokens, token types, shapes) → random queries, the same on every call."""
     figures: Callable[[Iterable[Pair]], F_co]
     options: Callable[[], ort.SessionOptions] = as_written
-    """How a graph is opened: as FillMask does it, or with onnxruntime's own settings."""
+    """How a graph is opened: as FillMask does it, or with onnxruntime's default settings."""
 
     def compare(self, expected: Side, ours: Side, vocab_size: int, shapes: Shapes, token_types: int = 0) -> F_co:
-        """Ask both sides, and measure their answers at tokens that are not padding."""
+        """Query both sides and compare their answers at tokens that are not padding."""
 
         def pairs() -> Iterator[Pair]:
             for query in self.queries(vocab_size, token_types, shapes):
@@ -185,7 +185,7 @@ class Comparison(Generic[F_co]):
 
 
 def _asked(vocab_size: int, token_types: int, shapes: Shapes) -> Iterator[Query]:
-    """Random tokens, asked at random positions."""
+    """Yield random tokens, asked at random positions."""
     rng = np.random.default_rng(0)
     for batch, length, positions in shapes:
         ids = rng.integers(0, vocab_size, (batch, length))
@@ -193,7 +193,7 @@ def _asked(vocab_size: int, token_types: int, shapes: Shapes) -> Iterator[Query]
 
 
 def _padded(vocab_size: int, token_types: int, shapes: Shapes) -> Iterator[Query]:
-    """Random tokens, types and row lengths; what stands in the padding is random too, and must not matter."""
+    """Yield random tokens, types and row lengths; the padding is random too, and must not matter."""
     rng = np.random.default_rng(0)
     for batch, length, shortest in shapes:
         ids = rng.integers(0, vocab_size, (batch, length))
@@ -206,14 +206,14 @@ def _padded(vocab_size: int, token_types: int, shapes: Shapes) -> Iterator[Query
 
 
 def _read(vocab_size: int, token_types: int, shapes: Shapes) -> Iterator[Query]:
-    """Random tokens."""
+    """Yield random tokens."""
     rng = np.random.default_rng(0)
     for batch, length, _ in shapes:
         yield {"input_ids": rng.integers(0, vocab_size, (batch, length))}
 
 
 def _fitting(*wanted: tuple[int, int, int]) -> Callable[[int], Shapes]:
-    """Return the shapes as a model of some longest text can read them, each once."""
+    """Return a function from the model's longest text to these shapes, cut to that length, without duplicates."""
 
     def shapes(longest: int) -> Shapes:
         fitted = ((b, min(s or longest, longest), n) for b, s, n in wanted)
@@ -222,11 +222,11 @@ def _fitting(*wanted: tuple[int, int, int]) -> Callable[[int], Shapes]:
     return shapes
 
 
-# One token, a usual query, several rows, several positions; 0 stands for the longest text.
+# One token, a typical query, several rows, several positions; length 0 means the longest text.
 ASKED = _fitting((1, 1, 1), (1, 18, 1), (3, 7, 2), (2, 128, 19), (1, 0, 2))
 LOGITS = Comparison(Reference.logits, ASKED, _asked, logit_figures)
 EMBEDDINGS = Comparison(Reference.embedding, ASKED, _asked, embedding_figures)
-# One token, a usual query, several rows, a text beyond the local window.
+# One token, a typical query, several rows, a text longer than the local window.
 READ = _fitting((1, 1, 1), (1, 18, 1), (2, 7, 1), (1, LONGEST, 1))
 ATTENTION_WEIGHTS = Comparison(Reference.attention, READ, _read, attention_figures, ort.SessionOptions)
 FILLED_UP = _fitting((1, 18, 18), (4, 128, 1), (1, 512, 300))

@@ -47,8 +47,8 @@ def convert(run: Path, out: Path, request: Request = DEFAULT) -> Json:
     """Write the bundle of a run's best checkpoint and return its manifest.
 
     Raises:
-        UserError: `run` is not a run directory, or holds no checkpoint.
-        BundleError: `out` may not be written to, or a graph failed its comparison.
+        UserError: `run` is not a run directory, or has no checkpoint.
+        BundleError: `out` may not be overwritten, or a graph failed its comparison.
     """
     folder = check_space(out) if request.layout == "space" else out
     check_target(folder)
@@ -82,7 +82,7 @@ def write_bundle(
     """Build the graphs, compare them and write a bundle; return its manifest.
 
     Args:
-        shapes: what the graphs are compared on, in place of each comparison's own shapes.
+        shapes: shapes to compare the graphs on, instead of each comparison's own.
     """
     if bad := next((path for path, array in leaves(params).items() if not np.isfinite(array).all()), None):
         raise BundleError(f"the checkpoint holds values that are not finite in {'.'.join(bad)}: the training diverged")
@@ -90,8 +90,8 @@ def write_bundle(
     vocabulary = vocabulary_of(tokenizer)
     keep, calibrated = frozenset[str](), {}
     if request.calibration is not None:
-        keep, measured = calibrate(model, params, tokenizer, vocabulary, request.calibration, request.reduce_range)
-        calibrated = {"calibration": measured}
+        keep, calibration = calibrate(model, params, tokenizer, vocabulary, request.calibration, request.reduce_range)
+        calibrated = {"calibration": calibration}
     with new_bundle(out) as folder:
         graphs, parity = _write_graphs(folder, Reference(model, params, vocabulary.size), request, keep, shapes)
         if runtime:
@@ -100,7 +100,7 @@ def write_bundle(
         (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
         write_json(folder / CONFIG, hf_config(model, vocabulary.pad, vocabulary.cls, vocabulary.sep))
         write_json(folder / TOKENIZER_CONFIG, hf_tokenizer_config(texts, model.max_length))
-        facts = {
+        manifest = {
             "dtype": request.dtype,
             **({"int8": assumptions(request.reduce_range)} if request.dtype == "int8" else {}),
             "vocab_size": model.vocab_size,
@@ -111,16 +111,16 @@ def write_bundle(
             "examples": list(request.examples),
             "origin": dict(origin),
         }
-        seal(folder, facts)
+        seal(folder, manifest)
     return read_manifest(out)
 
 
 def _write_graphs(
     folder: Path, reference: Reference, request: Request, keep: frozenset[str], shapes: Shapes | None
 ) -> tuple[Json, Json]:
-    """Write the graphs that were asked for; return their inputs and outputs, and their parity.
+    """Write the requested graphs; return their inputs and outputs, and their parity.
 
-    What is only built to be compared lies in a folder of its own, so that each graph finds the weights of its dtype.
+    Graphs that are only compared go to a separate folder, so that each graph finds the weights of its own dtype.
     """
     ports: dict[str, Json] = {}
     parity: dict[str, Any] = {}  # figures by dtype, in sections for some graphs
@@ -148,7 +148,7 @@ def limits(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
 
 
 def assumptions(reduce_range: bool) -> Json:
-    """What int8 asks of a processor: products of 8-bit weights, added in pairs, need more than 16 bits."""
+    """Describe what int8 requires of a processor: sums of two products of 8-bit weights need more than 16 bits."""
     exact = "nothing: the sum of two products of an encoder matrix fits into 16 bits"
     usual = "VNNI or Arm's dot product; with AVX2 or AVX-512 alone sums saturate, unless the weights have 7 bits"
     usual += " (--reduce-range) or onnxruntime is asked for exact, slower kernels, as FillMask does on Linux"
@@ -163,13 +163,13 @@ def _tokens(model: ModelConfig, tokenizer: Tokenizer, vocabulary: Vocabulary, te
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    by_package = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            by_package[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found
+            by_package[package] = "not installed as a package"
+    return by_package
 
 
 def _text(tokenizer: Tokenizer, id: int | None) -> str | None:

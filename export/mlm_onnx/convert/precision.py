@@ -18,7 +18,7 @@ Lookup = Callable[[Graph, str, str, np.ndarray], str]
 
 
 Projection = Callable[[Graph, str, str, np.ndarray], str]
-"""(graph, x [N, E], name, table [V, E]) → x · tableᵀ [N, V]. A lookup's table of that name is the same, stored once."""
+"""(graph, x [N, E], name, table [V, E]) → x · tableᵀ [N, V]. A lookup shares the table of that name."""
 
 
 @dataclass(frozen=True)
@@ -53,4 +53,4 @@ FP32 = Precision("fp32", linear_fp32, lookup_fp32, project_fp32)
 
 
 FP32_HUB = Precision("fp32", linear_fp32, lookup_fp32, project_all_fp32)
-"""For many positions: there the repacked copy of the table pays."""
+"""For logits at many positions, where the repacked copy of the table pays off."""

@@ -1,10 +1,10 @@
-"""8-bit weights: what is stored in int8, and which of onnxruntime's kernels multiplies it.
+"""8-bit weights: what is stored in int8, and which onnxruntime kernels multiply it.
 
-Encoder matrices: QInt8 per output column, activations quantised as they come, one scale for all of them
-(DynamicQuantizeMatMul: of the kernels tried it was the fastest from a few tokens up).
+Encoder matrices: QInt8 per output column; activations are quantised dynamically, with one scale for all of them
+(DynamicQuantizeMatMul, the fastest of the kernels tried from a few tokens up).
 Table: 8 bits in blocks along each row, multiplied by MatMulNBits and read by GatherBlockQuantized, so that it is stored
 once although it is both the embedding and the projection. At one position this is five times faster than dynamic
-quantisation of a transposed table, and its activations have scales of their own for each position.
+quantisation of a transposed table, and its activations have separate scales for each position.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from mlm_onnx.convert.precision import FP32, Precision
 
 LARGEST_BLOCK, SMALLEST_BLOCK = 128, 16
 REDUCED = 63
-"""Largest weight in 7 bits."""
+"""Largest magnitude of a 7-bit weight."""
 ZERO = 128
-"""Of the table's unsigned bytes."""
+"""Zero point of the table's uint8 weights."""
 ROUNDER = 1.5 * 2**23
-"""Added to a float32 and taken away again, it leaves the nearest whole number: ONNX's Round is no part of a bundle."""
+"""Added to a float32 and subtracted again, it rounds to the nearest integer; a bundle may not contain ONNX's Round."""
 
 
 def quantize_columns(kernel: np.ndarray, largest: int = 127) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel [in, out] → int8 of the same shape, from -largest to largest, and scales [out]."""
+    """Quantise a kernel [in, out] to int8 of the same shape, from -largest to largest, and scales [out]."""
     scale = _scale(np.abs(kernel).max(axis=0), largest)
     return np.clip(np.rint(kernel / scale), -largest, largest).astype(np.int8), scale
 
 
 def quantize_blocks(table: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Table [V, E] → uint8 around 128 [V, E / block, block] and scales [V, E / block]."""
+    """Quantise a table [V, E] to uint8 around 128 [V, E / block, block] and scales [V, E / block]."""
     blocks = table.reshape(table.shape[0], -1, block)
     scale = _scale(np.abs(blocks).max(axis=-1))
     return (np.clip(np.rint(blocks / scale[..., None]), -127, 127) + ZERO).astype(np.uint8), scale
 
 
 def block_size(width: int) -> int | None:
-    """The largest block that divides the table's width; None where none of those that onnxruntime knows does."""
+    """Return the largest block size of onnxruntime that divides the table's width; None if none does."""
     size = LARGEST_BLOCK
     while size >= SMALLEST_BLOCK:
         if width % size == 0:
@@ -62,8 +62,8 @@ def lookup_int8(g: Graph, ids: str, name: str, table: np.ndarray) -> str:
         return FP32.lookup(g, ids, name, table)
     values, scale = _stored(g, name, table, block)
     scale = g.op("Unsqueeze", scale, g.ints(-1))
-    facts = {"gather_axis": 0, "quantize_axis": 2, "block_size": block, "bits": 8}
-    rows = g.op("GatherBlockQuantized", values, ids, scale, domain=CONTRIB, **facts)
+    attributes = {"gather_axis": 0, "quantize_axis": 2, "block_size": block, "bits": 8}
+    rows = g.op("GatherBlockQuantized", values, ids, scale, domain=CONTRIB, **attributes)
     return g.op("Reshape", rows, g.ints(0, 0, table.shape[1]))
 
 
@@ -72,21 +72,21 @@ def project_int8(g: Graph, x: str, name: str, table: np.ndarray) -> str:
     if block is None:
         return FP32.project(g, x, name, table)
     values, scale = _stored(g, name, table, block)
-    facts = {"K": table.shape[1], "N": table.shape[0], "bits": 8, "block_size": block, "accuracy_level": 4}
-    return g.op("MatMulNBits", x, values, scale, domain=CONTRIB, **facts)
+    attributes = {"K": table.shape[1], "N": table.shape[0], "bits": 8, "block_size": block, "accuracy_level": 4}
+    return g.op("MatMulNBits", x, values, scale, domain=CONTRIB, **attributes)
 
 
 def project_web(g: Graph, x: str, name: str, table: np.ndarray) -> str:
-    """What `project_int8` computes from the same stored table, in operators that WASM is fast at.
+    """Compute what `project_int8` does from the same stored table, with operators that are fast in WASM.
 
-    There, MatMulNBits would make the whole table float32 again at each run. As there, each block of each position's
-    activations has a scale of its own, so that the answers are the same; blocks are multiplied as integers.
+    In WASM, MatMulNBits would convert the whole table to float32 on every run. As in `project_int8`, each block of each
+    position's activations has its own scale, so that the answers are the same; blocks are multiplied as integers.
     """
     block = block_size(table.shape[1])
     if block is None:
         return FP32.project(g, x, name, table)
     values, scale = _stored(g, name, table, block)
-    values = g.op("Transpose", values, perm=[1, 2, 0])  # once, when the session starts
+    values = g.op("Transpose", values, perm=[1, 2, 0])  # done once, when the session opens
     scale = g.op("Unsqueeze", g.op("Transpose", scale, perm=[1, 0]), g.ints(1))
     blocks = g.op("Transpose", g.op("Reshape", x, g.ints(0, table.shape[1] // block, block)), perm=[1, 0, 2])
     largest = g.op("Max", g.op("ReduceMax", g.op("Abs", blocks), g.ints(2)), g.scalar(1e-30))
@@ -117,9 +117,9 @@ def project_hub(g: Graph, x: str, name: str, table: np.ndarray) -> str:
 
 
 def adjusted(int8: Precision, keep: Collection[str] = (), reduce_range: bool = False) -> Precision:
-    """int8 with some encoder matrices left in float32, or with all of them in 7 bits.
+    """Return the precision with some encoder matrices left in float32, or with all of them in 7 bits.
 
-    Without VNNI, AVX2 and AVX-512 add pairs of 8-bit products in 16 bits, which can saturate; with 7-bit weights not.
+    Without VNNI, AVX2 and AVX-512 add pairs of 8-bit products in 16 bits, which can saturate; 7-bit weights cannot.
     """
 
     def linear(g: Graph, x: str, name: str, kernel: np.ndarray, bias: np.ndarray | None) -> str:
@@ -131,7 +131,7 @@ def adjusted(int8: Precision, keep: Collection[str] = (), reduce_range: bool = F
 
 
 def _multiply(g: Graph, x: str, values: str, scale: str) -> str:
-    """x · values · scale in ONNX's own operators, in the order in which onnxruntime finds and fuses them."""
+    """Compute x · values · scale with standard ONNX operators, in the order that onnxruntime recognises and fuses."""
     quantised, step, zero = g.ops("DynamicQuantizeLinear", x, outputs=3)
     product = g.op("Cast", g.op("MatMulInteger", quantised, values, zero), to=g.type(np.float32))
     return g.op("Mul", product, g.op("Mul", step, scale))
@@ -143,11 +143,11 @@ def _stored_rows(g: Graph, name: str, table: np.ndarray) -> tuple[str, str]:
 
 
 INT8_HUB = Precision("int8", linear_hub, lookup_hub, project_hub)
-"""For loaders that are not ours, onnxruntime-web among them: QInt8 as transformers.js's own script has it (here one
-scale a column, or a row of the table), no contrib operators. The transposed table is made when the session starts."""
+"""For other loaders, onnxruntime-web among them: QInt8 as transformers.js's own script writes it (here with one scale
+per column, or per row of the table), without contrib operators. The table is transposed when the session opens."""
 INT8 = Precision("int8", linear_int8, lookup_int8, project_int8)
 INT8_WEB = Precision("int8", linear_int8, lookup_int8, project_web)
-"""On the weights that INT8 stores, for onnxruntime's WASM."""
+"""For onnxruntime's WASM, using the weights that INT8 stores."""
 
 
 def _scale(magnitude: np.ndarray, largest: int = 127) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The JAX model in float32 on the CPU, where matrix products are exact to float32: what every graph must agree with."""
+"""The JAX model in float32 on the CPU, with exact float32 matrix products; every graph must agree with it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from jax_mlm.model.encoder import Inputs, Params, make_attention
 from jax_mlm.model.heads import MaskedLM
 
 LONGEST = 160
-"""Tokens of a text whose attention is compared: more than a local window holds."""
+"""Tokens in a text whose attention is compared; more than a local window covers."""
 
 
 class Reference:
-    """One model, which answers the queries that its graphs are given; the arguments are named like their inputs.
+    """One model, which answers the same queries as its graphs; the arguments are named like the graphs' inputs.
 
-    Each kind of answer is compiled when it is first asked for. Short queries are padded to one shape, so that they
-    compile once; that changes no answer.
+    Each kind of answer is compiled on first use. Short queries are padded to one shape, so that they compile only once;
+    the padding changes no answer.
     """
 
     def __init__(self, config: ModelConfig, params: Params, vocab_size: int) -> None:
         self.config, self.params = config, params
         self.vocab_size = vocab_size
-        """Tokens of the tokenizer; the table may have more rows."""
+        """Number of tokens in the tokenizer; the table may have more rows."""
         self._cpu = jax.local_devices(backend="cpu")[0]
         self._placed = jax.device_put(params, self._cpu)
         read = lambda params, *given: MaskedLM(config).apply({"params": params}, *given, method=_read)  # noqa: E731
@@ -35,7 +35,7 @@ class Reference:
         return self._answer(input_ids, np.ones_like(input_ids), None, positions)[0]
 
     def embedding(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Return the embeddings [B, D], whatever the positions: JAX compiles once for both answers."""
+        """Return the embeddings [B, D]; `positions` only lets JAX compile once for both kinds of answer."""
         return self._answer(input_ids, np.ones_like(input_ids), None, positions)[1]
 
     def everywhere(self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> np.ndarray:
@@ -83,5 +83,5 @@ def _inputs(ids: np.ndarray, segments: np.ndarray) -> Inputs:
 
 
 def _grown(array: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Return the array with zeros after it on both axes."""
+    """Pad the array with zeros at the end of both axes."""
     return np.pad(array, ((0, rows - array.shape[0]), (0, columns - array.shape[1])))

@@ -1,4 +1,4 @@
-"""What is asked of a conversion."""
+"""The options of a conversion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Dtype = Literal["int8", "fp32"]
 
 @dataclass(frozen=True)
 class Request:
-    """What a bundle should hold.
+    """What a bundle should contain.
 
     Raises:
         BundleError: the fields contradict each other.
@@ -23,24 +23,24 @@ class Request:
     dtype: Dtype = "int8"
     """How the weights in `fast/` are stored."""
     layout: str = "predictor"
-    """Whom the bundle is for: a key of LAYOUTS."""
+    """What the bundle is for: a key of LAYOUTS."""
     calibration: Path | None = None
-    """A text file on which int8 is compared with float32; where it costs more than a point of accuracy, matrices stay
-    in float32."""
+    """A text file on which int8 is compared with float32; where int8 costs more than a point of accuracy, matrices
+    stay in float32."""
     reduce_range: bool = False
     """7-bit encoder weights, for processors without VNNI."""
     with_attention: bool = False
-    """Add a graph of what each token attends to; a Space always has it."""
+    """Add the graph of what each token attends to; a Space always has it."""
     web_runtime: Path | None = None
-    """For the layout "web": a node_modules folder to use instead of what npm fetches."""
+    """For the layout "web": a node_modules folder to use instead of fetching with npm."""
     examples: Sequence[str] = ()
-    """Sentences that pages offer to try."""
+    """Example sentences for pages to offer."""
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise BundleError(f"--for {self.layout} is unknown: choose {' or '.join(LAYOUTS)}")
         if self.dtype == "fp32" and (self.calibration is not None or self.reduce_range):
             option = "--reduce-range" if self.calibration is None else "--calibrate"
-            raise BundleError(f"{option} is about int8: leave out --dtype fp32")
+            raise BundleError(f"{option} applies only to int8: leave out --dtype fp32")
         if self.web_runtime is not None and self.layout != "web":
-            raise BundleError("--web-runtime is about the page: add --for web")
+            raise BundleError("--web-runtime applies only to the page: add --for web")

@@ -1,6 +1,6 @@
 """The folder of a hosted Space: `convert --for space` writes the demo's page around a bundle. Stdlib only.
 
-The package itself is copied beside app.py, so that the Space needs nothing that is not on the usual index.
+The package itself is copied beside app.py, so that the Space installs nothing but published packages.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from mlm_onnx.bundle.write import check_target
 BUNDLE_FOLDER, PACKAGE = "bundle", "mlm_onnx"
 README, APP, REQUIREMENTS = "README.md", "app.py", "requirements.txt"
 KNOWN = frozenset({README, APP, REQUIREMENTS, BUNDLE_FOLDER, PACKAGE, ".git", ".gitattributes", "__pycache__"})
-"""A Space is a repository: one that was cloned may be written into."""
+"""A Space is a repository, so a clone of one may be written into."""
 NEEDED = ("numpy>=1.26", "onnxruntime>=1.30", "tokenizers>=0.22.1")
 GRADIO = "6.31.0"
-"""Where none is installed: the one that the page was tested with."""
+"""The version that the page was tested with; used if none is installed."""
 SUFFIXES = (".py", ".css", ".js")
 
 APP_TEXT = '''\
@@ -56,30 +56,30 @@ To try it on your own machine: `pip install -r requirements.txt`, then `python a
 
 
 def check_space(out: Path) -> Path:
-    """The folder for the bundle, where a Space may be written around it.
+    """Return the folder for the bundle after checking that a Space may be written around it.
 
     Raises:
-        BundleError: something else is there.
+        BundleError: something else is in the way.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise BundleError(f"{out} exists and is no folder: choose another one")
+        raise BundleError(f"{out} exists and is not a folder: choose another one")
     if (out / MANIFEST).exists():
-        raise BundleError(f"{out} is a bundle: choose another folder for the Space, which holds its bundle inside")
+        raise BundleError(f"{out} is a bundle: choose another folder for the Space, which has its bundle inside")
     if out.is_dir() and (foreign := sorted({each.name for each in out.iterdir()} - KNOWN)):
-        raise BundleError(f"{out} holds {foreign[0]}, which is no part of a Space: choose another folder")
+        raise BundleError(f"{out} contains {foreign[0]}, which is not part of a Space: choose another folder")
     package = out / PACKAGE
-    ours = any((package / name).is_file() for name in ("convert/space.py", "space.py"))  # the second: before the rooms
+    ours = any((package / name).is_file() for name in ("convert/space.py", "space.py"))  # the second: in older versions
     if package.is_symlink() or (package.exists() and not ours):
-        raise BundleError(f"{package} exists and is not the copy that a Space holds: choose another folder")
+        raise BundleError(f"{package} exists and is not the copy that a Space contains: choose another folder")
     check_target(out / BUNDLE_FOLDER)
     return out / BUNDLE_FOLDER
 
 
 def write_space(out: Path, manifest: Json) -> None:
-    """Writes what stands around the bundle; the three texts stay as they are where they are there already."""
-    said = memorised(manifest)
+    """Write the files around the bundle; README, app and requirements are left alone if they already exist."""
+    note = memorised(manifest)
     texts = {
-        README: README_TEXT.format(gradio=_gradio(), memorised=f"\n{said}\n" if said else ""),
+        README: README_TEXT.format(gradio=_gradio(), memorised=f"\n{note}\n" if note else ""),
         APP: APP_TEXT,
         REQUIREMENTS: "\n".join((*NEEDED, f"gradio=={_gradio()}")) + "\n",
     }
@@ -93,7 +93,7 @@ def write_space(out: Path, manifest: Json) -> None:
 
 
 def _copy(source: Traversable, target: Path) -> None:
-    """Copies the package's files, folder by folder."""
+    """Copy the package's files, folder by folder."""
     target.mkdir()
     for inside in source.iterdir():
         if inside.is_dir() and inside.name not in ("__pycache__", "page"):

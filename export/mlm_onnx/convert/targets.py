@@ -1,7 +1,7 @@
 """The graphs that a bundle may hold: how each is built from config and weights, compared with JAX, and described.
 
-A graph is built node by node rather than traced, so that it holds only what an answer needs. Adding one takes a
-function that builds it and an entry of TARGETS; a layout of its own takes a line of LAYOUTS (`bundle/layout.py`).
+A graph is built node by node rather than traced, so that it holds only what an answer needs. To add one,
+write a function that builds it and an entry of TARGETS; for a new layout, add a line to LAYOUTS (`bundle/layout.py`).
 
 Axes, as in `jax_mlm.model`: B batch, S sequence, P asked positions, D model width, E embedding width, F feed-forward
 width, H heads, K head size, V vocabulary.
@@ -59,36 +59,36 @@ TYPED = ("bert", "albert")
 
 
 def fill_mask_graph(config: ModelConfig, params: Params, precision: Precision = FP32) -> Graph:
-    """The predictor's graph: input_ids [B, S], positions [B, P] → logits [B, P, V] there. Rows need no padding."""
+    """Build the predictor's graph: input_ids [B, S], positions [B, P] → logits [B, P, V]. Rows are not padded."""
     g = Graph("fill_mask", FUSED_OPSET)
     ids = g.input("input_ids", np.int64, ("batch", "sequence"))
     at = g.input("positions", np.int64, ("batch", "masks"))
     encoder = OnnxEncoder(g, config, params, precision, ids, fused=True)
-    x = encoder.hidden(at=at, apart=True)
+    x = encoder.hidden(at=at, split_last_query=True)
     g.output("logits", encoder.vocabulary(x, at), np.float32, ("batch", "masks", config.vocab_size))
     return g
 
 
 def embed_graph(config: ModelConfig, params: Params, precision: Precision = FP32) -> Graph:
-    """For a vector of a text: input_ids [B, S] → embedding [B, D], the mean of the last hidden states over a row.
+    """Build the embedding graph: input_ids [B, S] → embedding [B, D], the mean over a row of the last hidden states.
 
-    Special tokens count, and the final norm is applied where the model has one: sentence-transformers makes the same
-    of the same model by mean pooling. Its weights are those of `fill_mask_graph`, under the same names.
+    Special tokens count, and the final norm is applied if the model has one; sentence-transformers computes the same
+    by mean pooling. The weights are those of `fill_mask_graph`, under the same names.
     """
     g = Graph("embed", FUSED_OPSET)
     ids = g.input("input_ids", np.int64, ("batch", "sequence"))
     encoder = OnnxEncoder(g, config, params, precision, ids, fused=True)
-    x = encoder.hidden(apart=True)
+    x = encoder.hidden(split_last_query=True)
     x = encoder.norm(x, "final_norm") if config.norm_first else x
     g.output("embedding", g.op("ReduceMean", x, g.ints(1), keepdims=0), np.float32, ("batch", config.width))
     return g
 
 
 def masked_lm_graph(config: ModelConfig, params: Params, precision: Precision = FP32_HUB) -> Graph:
-    """Hugging Face's graph: input_ids, attention_mask (token_type_ids) [B, S] → logits everywhere [B, S, V].
+    """Build Hugging Face's graph: input_ids, attention_mask (token_type_ids) [B, S] → logits everywhere [B, S, V].
 
-    Names are optimum's, which is what optimum and transformers.js look for. Padded keys are not seen; what a padded
-    query computes is finite and means nothing.
+    The names are those that optimum and transformers.js look for. Padded keys are not seen; logits at padded positions
+    are finite but mean nothing.
     """
     g = Graph("masked_lm")
     shape = ("batch_size", "sequence_length")
@@ -100,9 +100,9 @@ def masked_lm_graph(config: ModelConfig, params: Params, precision: Precision = 
 
 
 def attention_graph(config: ModelConfig, params: Params, precision: Precision = FP32) -> Graph:
-    """For looking inside: input_ids [B, S] → what each token attends to, [layers, B, H, S, S]; its last axis sums to 1.
+    """Build the attention graph: input_ids [B, S] → attention weights [layers, B, H, S, S]; the last axis sums to 1.
 
-    Its weights are those of `fill_mask_graph`, under the same names, so that a bundle stores them once.
+    The weights are those of `fill_mask_graph`, under the same names, so that a bundle stores them once.
     """
     g = Graph("attention")
     shape, last = ("batch", "sequence"), config.layers - 1
@@ -133,21 +133,21 @@ class Target:
     build: Callable[[ModelConfig, Params, Precision], Graph]
     comparison: Comparison[Figures]
     meanings: Mapping[str, str]
-    """What each input and output is, in words, for the manifest."""
+    """Descriptions of each input and output, for the manifest."""
     precisions: Mapping[str, Precision] = field(default_factory=lambda: {"fp32": FP32, "int8": INT8})
-    """How it is stored, by dtype. A bundle holds it in the bundle's own dtype; in float32 where it knows no other."""
+    """dtype → how the graph is stored. A bundle has it in the bundle's dtype if listed here, else in float32."""
     weights: Literal["shared", "own", "inside"] = "shared"
-    """Where its weights are: with those of FAST_GRAPH, in a file of its own beside it, or in the graph's file."""
+    """Where its weights are: shared with FAST_GRAPH, in a file of its own beside it, or inside the graph's file."""
     section: str = ""
-    """Where the manifest's `parity` holds its figures; empty is the top."""
+    """Section of the manifest's `parity` for its figures; empty for the top level."""
     shapes_recorded: bool = False
-    """Whether that section holds the shapes that were compared, too."""
+    """Whether that section also records the shapes that were compared."""
     wanted: Callable[[Request], bool] = lambda request: True
 
     def dtypes(self, request: Request) -> list[str]:
-        """Return the dtypes it is compared in: int8 too is built on a graph that is right in float32.
+        """Return the dtypes to build and compare: float32 always, so that int8 starts from a graph known to be right.
 
-        The last one is what the bundle holds.
+        The bundle keeps the last one.
         """
         known = [dtype for dtype in dict.fromkeys(("fp32", request.dtype)) if dtype in self.precisions]
         return known if self.wanted(request) else []
@@ -155,12 +155,12 @@ class Target:
 
 FILL_MASK_PORTS = {
     "input_ids": ROWS,
-    "positions": "where in its row each asked mask is, from 0",
-    "logits": "unnormalised logarithms of the probability of each token of the vocabulary, at each asked position",
+    "positions": "positions of the requested masks in their row, from 0",
+    "logits": "unnormalised logarithms of the probability of each token of the vocabulary, at each requested position",
 }
 HUB_PORTS = {
     "input_ids": PADDED,
-    "attention_mask": "1 where input_ids holds a token, 0 where it is padded",
+    "attention_mask": "1 at tokens, 0 at padding",
     "token_type_ids": "0 in the first segment of a row, 1 in the second",
     "logits": "unnormalised logarithms of the probability of each token of the vocabulary, at every position",
 }
@@ -207,7 +207,7 @@ WEB = Target(
     wanted=lambda request: request.layout == "web",
 )
 TARGETS: Sequence[Target] = (
-    FILL_MASK,  # the first: it stores the weights that others share
+    FILL_MASK,  # first, because it stores the weights that others share
     EMBED,
     ATTENTION,
     HUB,
@@ -222,10 +222,10 @@ def write_target(
     """Build a graph, write it into a bundle and compare it with the JAX model.
 
     Returns:
-        What the manifest states: its figures, and its inputs and outputs.
+        For the manifest: its figures, and its inputs and outputs.
 
     Raises:
-        ParityError: it is not the JAX model.
+        ParityError: it does not agree with the JAX model.
         BundleError: its weights do not fit into one file.
     """
     file = folder / target.file
@@ -250,12 +250,12 @@ def write_target(
 
 
 def _ports(session: ort.InferenceSession, meanings: Mapping[str, str]) -> Json:
-    """Return the inputs and outputs of a graph as onnxruntime sees them, with their meanings."""
+    """Return a graph's inputs and outputs as onnxruntime reports them, with their meanings."""
 
-    def facts(ports: Sequence[ort.NodeArg]) -> list[Json]:
+    def described(ports: Sequence[ort.NodeArg]) -> list[Json]:
         return [
             {"name": port.name, "dtype": DTYPES[port.type], "shape": port.shape, "meaning": meanings[port.name]}
             for port in ports
         ]
 
-    return {"inputs": facts(session.get_inputs()), "outputs": facts(session.get_outputs())}
+    return {"inputs": described(session.get_inputs()), "outputs": described(session.get_outputs())}

@@ -1,7 +1,7 @@
 """The page that answers in a browser: `convert --for web` writes it, and the runtime it needs, beside the graph.
 
-The runtime is onnxruntime compiled to WASM and Hugging Face's tokenizers in JavaScript. npm fetches them once, at the
-versions below, and they are kept in the user's cache. None is used whose hash is not the one written here. Stdlib only.
+The runtime is onnxruntime compiled to WASM and Hugging Face's tokenizers in JavaScript. npm fetches the versions below
+once, and they are kept in the user's cache. A file is used only if its hash is the one given here. Stdlib only.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Part:
 
     package: str
     inside: str
-    """Its path in the package."""
+    """Path in the package."""
     name: str
-    """Its name beside the page."""
+    """Name beside the page."""
     sha256: str
 
 
@@ -65,7 +65,7 @@ PARTS = (
 
 
 def write_page(folder: Path, runtime: Mapping[str, bytes]) -> None:
-    """Writes index.html and what it loads into a bundle."""
+    """Write index.html and the files it loads into a bundle."""
     beside = folder / FOLDER
     beside.mkdir()
     for source in files("mlm_onnx").joinpath("page").iterdir():
@@ -77,13 +77,13 @@ def write_page(folder: Path, runtime: Mapping[str, bytes]) -> None:
 
 
 def find_runtime(given: Path | None = None) -> dict[str, bytes]:
-    """The runtime's files by their names beside the page: from the cache, else through npm.
+    """Return the runtime's files by their names beside the page, from the cache or else from npm.
 
     Args:
         given: a node_modules folder to take them from instead.
 
     Raises:
-        BundleError: they are not to be had, with what to do.
+        BundleError: they cannot be obtained; the message explains what to do.
     """
     return {part.name: content for package in VERSIONS for part, content in _package(package, given)}
 
@@ -93,17 +93,17 @@ def _package(package: str, given: Path | None) -> list[tuple[Part, bytes]]:
     if given is not None:
         return [(part, _given(given, part)) for part in wanted]
     folder = cache_folder() / f"{package.replace('/', '+')}-{VERSIONS[package]}"
-    found = [(part, _cached(folder / part.name)) for part in wanted]
-    if any(hashlib.sha256(content).hexdigest() != part.sha256 for part, content in found):
-        found = _fetch(package, wanted)
+    contents = [(part, _cached(folder / part.name)) for part in wanted]
+    if any(hashlib.sha256(content).hexdigest() != part.sha256 for part, content in contents):
+        contents = _fetch(package, wanted)
         folder.mkdir(parents=True, exist_ok=True)
-        for part, content in found:
+        for part, content in contents:
             write_atomically(folder / part.name, content)
-    return found
+    return contents
 
 
 def cache_folder() -> Path:
-    """$JAX_MLM_CACHE, else ~/.cache/jax_mlm: beside the tokens that training keeps there."""
+    """Return the cache folder, beside the tokens that training caches: in $JAX_MLM_CACHE, else ~/.cache/jax_mlm."""
     named = os.environ.get("JAX_MLM_CACHE")
     return (Path(named) if named else Path.home() / ".cache" / "jax_mlm") / "web"
 
@@ -111,15 +111,15 @@ def cache_folder() -> Path:
 def _given(folder: Path, part: Part) -> bytes:
     file = folder / part.package / part.inside
     if not file.is_file():
-        raise BundleError(f"--web-runtime {folder} holds no {part.package}/{part.inside}: {_install(folder)}")
+        raise BundleError(f"--web-runtime {folder} does not contain {part.package}/{part.inside}: {_install(folder)}")
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != part.sha256:
-        raise BundleError(f"{file} is not the one of {_pinned(part.package)}: {_install(folder)}")
+        raise BundleError(f"{file} is not the file of {_pinned(part.package)}: {_install(folder)}")
     return content
 
 
 def _install(folder: Path) -> str:
-    return f"give a node_modules folder after `npm install {' '.join(map(_pinned, VERSIONS))}`"
+    return f"give a node_modules folder made by `npm install {' '.join(map(_pinned, VERSIONS))}`"
 
 
 def _pinned(package: str) -> str:
@@ -138,7 +138,7 @@ def _fetch(package: str, wanted: list[Part]) -> list[tuple[Part, bytes]]:
     if npm is None:
         raise BundleError(
             f"--for web needs npm once, to fetch {_pinned(package)}: install Node.js, or name a node_modules folder "
-            f"that holds {' and '.join(map(_pinned, VERSIONS))} with --web-runtime DIR"
+            f"that contains {' and '.join(map(_pinned, VERSIONS))} with --web-runtime DIR"
         )
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "pack", _pinned(package), "--ignore-scripts", "--loglevel=error", "--pack-destination", folder]
@@ -148,12 +148,12 @@ def _fetch(package: str, wanted: list[Part]) -> list[tuple[Part, bytes]]:
             raise BundleError(f"npm did not fetch {_pinned(package)} in {NPM_SECONDS} s: {_OFFLINE}") from None
         archives = list(Path(folder).glob("*.tgz"))
         if done.returncode or not archives:
-            said = " ".join(line.removeprefix("npm error ").strip() for line in done.stderr.splitlines()[:2])
-            raise BundleError(f"npm could not fetch {_pinned(package)} ({said}): {_OFFLINE}")
+            message = " ".join(line.removeprefix("npm error ").strip() for line in done.stderr.splitlines()[:2])
+            raise BundleError(f"npm could not fetch {_pinned(package)} ({message}): {_OFFLINE}")
         return [(part, _extract(archives[0], part)) for part in wanted]
 
 
-_OFFLINE = "try again with a network, or name a node_modules folder that holds it with --web-runtime DIR"
+_OFFLINE = "try again when online, or name a node_modules folder that contains it with --web-runtime DIR"
 
 
 def _extract(archive: Path, part: Part) -> bytes:
@@ -164,5 +164,5 @@ def _extract(archive: Path, part: Part) -> bytes:
     except (KeyError, tarfile.TarError, EOFError) as error:
         raise BundleError(f"what npm fetched for {_pinned(part.package)} cannot be read: {error}") from None
     if hashlib.sha256(content).hexdigest() != part.sha256:
-        raise BundleError(f"what npm fetched for {_pinned(part.package)} has another {part.inside} than expected")
+        raise BundleError(f"what npm fetched for {_pinned(part.package)} has a different {part.inside} than expected")
     return content

@@ -1,4 +1,4 @@
-"""The page of `python -m mlm_onnx demo`: needs gradio."""
+"""The page of `python -m mlm_onnx demo`. Needs Gradio."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["launch", "serve"]
 
 
 def __getattr__(name: str) -> object:
-    """Load Gradio only when the page is (PEP 562)."""
+    """Load Gradio only when the page is used (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("mlm_onnx.demo.app"), name)

@@ -1,4 +1,4 @@
-"""`python -m mlm_onnx demo`: the page, in Gradio. `facts` measures what it shows, `narrative` puts it into words."""
+"""`python -m mlm_onnx demo`: the page, in Gradio. `facts` measures what it shows; `narrative` puts that into words."""
 
 from __future__ import annotations
 
@@ -24,40 +24,40 @@ from mlm_onnx.demo import markup as page
 from mlm_onnx.demo.facts import Facts, Word
 from mlm_onnx.demo.narrative import ATTENTION
 
-Skip = dict[str, str]  # what `gr.skip` makes: a page left as it is
+Skip = dict[str, str]  # what `gr.skip` returns: leave the page as it is
 TITLE = "Fill the mask"
 LEAD = "Hide a word of a sentence to see what the model expects there, and what its answer depends on."
 TOP_K = 3
 FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
-"""Of the system: Gradio's own would be fetched from the network."""
+"""System fonts; Gradio's own would be fetched from the network."""
 SHOWN = 60
-"""Characters of an example on its button."""
+"""Most characters of an example on its button."""
 AT_ONCE = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
-"""How every handler is called: without a queue, which would cost more time than most answers take."""
+"""How every handler is called: without a queue, which would take longer than most answers."""
 LARGEST_PORT = 65_535
-NO_ATTENTION = "This bundle carries no attention: `convert --with-attention` makes one that does."
+NO_ATTENTION = "This bundle carries no attention graph: `convert --with-attention` adds one."
 
 
 @dataclass
 class Session:
-    """What one visitor's page shows. Handlers change it, so that a slow explanation sees when it is out of date."""
+    """What one visitor's page shows. Handlers change it, so that a slow explanation notices when it is out of date."""
 
     text: str = ""
     words: tuple[Word, ...] = ()
     hidden: tuple[int, ...] = ()
     query: str = ""
     explained: str | None = None
-    """The query whose explanation is made, or shown."""
+    """The query whose explanation is being measured or is shown."""
     looking: bool = False
-    """The attention is unfolded."""
+    """Whether the attention is unfolded."""
 
     def masks(self) -> list[int]:
-        """Words that the model does not see: those hidden, and masks that the text itself holds."""
-        return [place for place, word in enumerate(self.words) if word.mask or place in self.hidden]
+        """Return the words that the model does not see: hidden ones, and masks in the text itself."""
+        return [position for position, word in enumerate(self.words) if word.mask or position in self.hidden]
 
 
 class Demo:
-    """Handlers of one bundle's page."""
+    """The handlers of one bundle's page."""
 
     def __init__(self, fill: FillMask) -> None:
         self.facts = Facts(fill)
@@ -68,7 +68,7 @@ class Demo:
     # ---- handlers --------------------------------------------------------------------------------
 
     def start(self, session: Session, request: gr.Request) -> tuple[str, int, str, str, str]:
-        """Show what the address asks for, else the first example with its third word hidden."""
+        """Show what the address requests, else the first example with its third word hidden."""
         text, hidden, top_k = page.from_query(str(request.query_params), TOP_K, self.facts.most_shown)
         if text is None:
             text, hidden = (self.examples[0], (2,)) if self.examples else ("", ())
@@ -77,7 +77,7 @@ class Demo:
     def write(self, session: Session, text: str, top_k: int) -> tuple[str, str, str] | Skip:
         """Answer a changed sentence: words stay hidden where the same word is still at that index.
 
-        Nothing happens where it was a handler that changed it.
+        Nothing happens if a handler made the change.
         """
         return gr.skip() if text == session.text else self.answer(session, text, None, top_k)
 
@@ -85,16 +85,16 @@ class Demo:
         return (text, *self.answer(session, text, (2,), top_k))
 
     def press(self, session: Session, text: str, top_k: int, event: gr.EventData) -> tuple[str, str, str]:
-        """Hide or show a word; the page sends all that are hidden, so that no press is lost."""
-        hidden = [place for place in event._data.get("hidden", []) if isinstance(place, int)]
+        """Hide or show a word; the page sends all hidden words, so that no press is lost."""
+        hidden = [position for position in event._data.get("hidden", []) if isinstance(position, int)]
         return self.answer(session, text, hidden, top_k)
 
     def again(self, session: Session, text: str, top_k: int) -> tuple[str, str, str]:
         return self.answer(session, text, session.hidden, top_k)
 
     def answer(self, session: Session, text: str, hidden: Sequence[int] | None, top_k: int) -> tuple[str, str, str]:
-        """Return (words, answers, reasons to come); `hidden` is None for the words that stay hidden."""
-        before = {place: word.text for place, word in enumerate(session.words) if place in session.hidden}
+        """Return (words, answers, a placeholder for reasons); `hidden` is None to keep the same words hidden."""
+        before = {position: word.text for position, word in enumerate(session.words) if position in session.hidden}
         session.text, session.words, session.hidden, session.explained = text, (), (), None
         session.query, words = page.to_query(text, hidden or (), top_k), ""
         if not text.strip():
@@ -102,8 +102,8 @@ class Demo:
         try:
             session.words = self.facts.words(text)
             if hidden is None:
-                hidden = [place for place, word in enumerate(session.words) if before.get(place) == word.text]
-            session.hidden = tuple(sorted({place for place in hidden if place < len(session.words)}))
+                hidden = [position for position, word in enumerate(session.words) if before.get(position) == word.text]
+            session.hidden = tuple(sorted({position for position in hidden if position < len(session.words)}))
             session.query = page.to_query(text, session.hidden, top_k)
             words = page.chips(text, session.words, session.hidden)
             if not session.masks():
@@ -114,14 +114,14 @@ class Demo:
         return words, page.answers(asked, session.query), page.measuring()
 
     def explain(self, session: Session) -> str | Skip:
-        """Return what the answers depend on; nothing where the page has moved on meanwhile."""
+        """Return what the answers depend on; skip if the page has changed meanwhile."""
         query, shown = session.query, ""
         if session.explained == query:
             return gr.skip()
         session.explained = query
         try:
             asked = self.facts.ask(session.text, session.words, session.hidden, top_k=2)
-        except QueryError:  # `answer` has shown why
+        except QueryError:  # `answer` has shown the reason
             return shown
         try:
             shown = page.reasons(asked, self.facts.why(asked))
@@ -130,18 +130,18 @@ class Demo:
         return shown if session.query == query else gr.skip()
 
     def look(self, session: Session, layer: int, head: int) -> str | Skip:
-        """Return the heat map, where it is unfolded."""
+        """Return the heat map if it is unfolded."""
         if not session.looking or self.attention is None:
             return gr.skip()
         reader = self.facts.fill.reader
         try:
             read = reader.encode(self.facts.hide(session.text, session.words, session.masks()))
-            found = self.attention(read)
+            attention = self.attention(read)
         except QueryError as error:
             return page.not_explained(str(error))
         named = zip(read.offsets, read.ids.tolist(), strict=True)
         shown = [read.text[start:end].strip() or reader.tokenizer.id_to_token(id) or "" for (start, end), id in named]
-        return page.heat_map(found, shown, read.at.tolist(), layer - 1, head - 1 if head else None)
+        return page.heat_map(attention, shown, read.at.tolist(), layer - 1, head - 1 if head else None)
 
     def unfold(self, session: Session, layer: int, head: int) -> str | Skip:
         session.looking = True
@@ -156,12 +156,12 @@ class Demo:
 
 
 def build(demo: Demo) -> gr.Blocks:
-    """The page of one bundle."""
+    """Build the page of one bundle."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
         session = gr.State(Session())
         gr.Markdown(f"# {TITLE}\n{LEAD}")
-        if said := memorised(demo.bundle.manifest):
-            gr.HTML(page.notice(said), elem_id="notice", apply_default_css=False)
+        if note := memorised(demo.bundle.manifest):
+            gr.HTML(page.notice(note), elem_id="notice", apply_default_css=False)
         text = gr.Textbox(label="Your sentence", lines=2, max_lines=8, placeholder="Type a sentence", elem_id="text")
         choices = []
         if demo.examples:
@@ -177,7 +177,7 @@ def build(demo: Demo) -> gr.Blocks:
         shown, asked = [words, answers, why], [session, text, top_k]
         asks = [
             blocks.load(demo.start, session, [text, top_k, *shown], **AT_ONCE),
-            text.change(demo.write, asked, shown, **AT_ONCE),  # Gradio's `input` says nothing of what is pasted
+            text.change(demo.write, asked, shown, **AT_ONCE),  # Gradio's `input` does not fire on pasting
             words.click(demo.press, asked, shown, **AT_ONCE),
             top_k.input(demo.again, asked, shown, **AT_ONCE),
         ]
@@ -195,15 +195,15 @@ def _example_button(text: str) -> gr.Button:
 
 
 def _html(name: str) -> gr.HTML:
-    """A part of the page that handlers fill; the page's script gives the words their keys and keeps the address."""
+    """Return a part of the page for handlers to fill; its script adds keyboard control and updates the address."""
     return gr.HTML(elem_id=name, js_on_load=_asset("demo.js"), apply_default_css=False, container=False)
 
 
 def _attention(demo: Demo, session: gr.State) -> tuple[list[Component], gr.HTML] | None:
-    """Lay out layer, head and heat map, folded: nothing is computed before they are unfolded.
+    """Lay out layer, head and heat map, folded; nothing is computed until they are unfolded.
 
     Returns:
-        What `Demo.look` takes, and where it is shown; None for a bundle without attention.
+        The inputs of `Demo.look` and the component that shows it; None for a bundle without attention.
     """
     with gr.Accordion("What the attention heads look at", open=False, elem_id="attention") as part:
         if demo.attention is None:
@@ -243,11 +243,11 @@ def _look() -> Look:
 
 
 def serve(path: Path, host: str, port: int, threads: int | None = None) -> None:
-    """Serves the page of a bundle until Ctrl-C.
+    """Serve the page of a bundle until Ctrl-C.
 
     Raises:
-        BundleError: when the folder is no sound bundle.
-        AddressError: when the port cannot be had.
+        BundleError: the folder is not a valid bundle.
+        AddressError: the port cannot be used.
     """
     import uvicorn
     from fastapi import FastAPI
@@ -266,9 +266,9 @@ class AddressError(MlmOnnxError):
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Listen before anything is loaded, so that a wrong port is refused at once."""
+    """Bind the port before anything is loaded, so that a wrong one is refused at once."""
     if port > LARGEST_PORT:
-        raise AddressError(f"--port {port} is not a port: they end at {LARGEST_PORT}")
+        raise AddressError(f"--port {port} is not a port: the largest is {LARGEST_PORT}")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     except OSError as error:
@@ -284,5 +284,5 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def launch(path: Path) -> None:
-    """Serves the page as a hosted Space does: host and port are Gradio's business there."""
+    """Serve the page in a hosted Space, where Gradio chooses host and port."""
     build(Demo(FillMask(path))).launch(ssr_mode=False, footer_links=[], **_look())

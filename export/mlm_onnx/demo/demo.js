@@ -1,23 +1,23 @@
-// Runs once for each part of the page. `element` is the part, `trigger` tells Python.
-// Words: a toolbar, so that Tab enters it once and the arrow keys move inside (WAI-ARIA's toolbar pattern).
+// Runs once for each part of the page. `element` is the part; `trigger` notifies Python.
+// Words: a toolbar, so that Tab enters it once and arrow keys move within it (WAI-ARIA's toolbar pattern).
 const chips = () => [...element.querySelectorAll('.chip')];
 let current = 0;
 
-function enter(place) {
+function enter(index) {
   const all = chips();
   if (!all.length) return;
-  current = Math.max(0, Math.min(place, all.length - 1));
+  current = Math.max(0, Math.min(index, all.length - 1));
   all.forEach((chip, at) => { chip.tabIndex = at === current ? 0 : -1; });
 }
 
 element.addEventListener('click', (event) => {
   const chip = event.target.closest('.chip');
   if (!chip) return;
-  enter(Number(chip.dataset.place));
+  enter(Number(chip.dataset.position));
   if (chip.getAttribute('aria-disabled') === 'true') return;
   chip.setAttribute('aria-pressed', String(chip.getAttribute('aria-pressed') !== 'true'));
   const pressed = chips().filter((each) => each.getAttribute('aria-pressed') === 'true');
-  trigger('click', { hidden: pressed.map((each) => Number(each.dataset.place)) });
+  trigger('click', { hidden: pressed.map((each) => Number(each.dataset.position)) });
 });
 
 element.addEventListener('keydown', (event) => {
@@ -28,7 +28,7 @@ element.addEventListener('keydown', (event) => {
   chips()[current].focus();
 });
 
-// The address says what the page shows, so that it can be passed on.
+// Keep the state of the page in its address, so that the page can be shared.
 function keep() {
   const answer = element.querySelector('[data-query]');
   if (!answer) return;

@@ -1,4 +1,4 @@
-"""What a page can state about a sentence with some words hidden: measured facts, no text and no interface."""
+"""Measure what a page states about a sentence with some words hidden. No wording and no interface here."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mlm_onnx.answer.queries import JOINT_MASKS
 from mlm_onnx.bundle.layout import QueryError
 
 MOST_WORDS = 1000
-"""Most words of a sentence on a page."""
+"""Most words in a sentence on the page."""
 DEPENDS = 0.1
-"""Effect, in natural logarithms, from which an answer depends on a word: its probability changes by a tenth."""
+"""Least effect, in natural logarithms, that counts as dependence: the probability changes by a tenth."""
 TOGETHER = 2
-"""How many words are also hidden at once."""
+"""How many of the strongest words are also hidden together."""
 LOOKED_AT = 100
-"""Candidates among which an answer is looked for when more words are hidden."""
+"""Number of candidates among which an answer is looked up when more words are hidden."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Word:
     start: int
     end: int
     ids: tuple[int, ...]
-    """Its tokens."""
+    """Token ids."""
     known: bool
-    """False where the model reads an unknown token."""
+    """False if the model reads an unknown token here."""
     mask: bool = False
-    """The text itself holds a mask here."""
+    """Whether the text itself has a mask here."""
 
 
 @dataclass(frozen=True)
@@ -43,29 +43,29 @@ class Asked:
     """A sentence with words hidden, and what the model answers there."""
 
     text: str
-    """The sentence with the hidden words in it."""
+    """The full sentence, including the hidden words."""
     words: tuple[Word, ...]
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
     """Indices of the masks among the words, in order."""
     masked: str
     """What the model reads."""
     masks: tuple[Mask, ...]
-    """`FillMask`'s answer, one for each of `places`."""
+    """`FillMask`'s answer for each of `positions`."""
 
 
 @dataclass(frozen=True)
 class Influence:
-    """What happens at a mask when a word is hidden too."""
+    """What happens at a mask when one more word is hidden."""
 
     word: str
-    place: int
-    """Index among the sentence's words."""
+    position: int
+    """Index among the words of the sentence."""
     effect: float
     """ln p(answer) - ln p(answer without the word)."""
     probability: float
     """The answer's probability without the word."""
     instead: str
-    """The likeliest answer without it."""
+    """The likeliest answer without the word."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Together:
 
     words: tuple[str, ...]
     probability: float
-    """The answer's probability, or the largest it can be where it is not among the first."""
+    """The answer's probability; an upper bound if it is not among the first candidates."""
     exact: bool
     instead: str
     instead_probability: float
@@ -82,24 +82,24 @@ class Together:
 
 @dataclass(frozen=True)
 class Why:
-    """What was measured about the answer at one mask."""
+    """Everything measured about the answer at one mask."""
 
-    place: int
+    position: int
     token: str
     probability: float
     runner_up: str | None
     runner_up_probability: float
     original: Word | None
-    """The hidden word; None where the text itself holds the mask."""
+    """The hidden word; None if the text itself has the mask."""
     rank: int | None
-    """Rank of the original, where it is one token."""
+    """Rank of the original, if it is one token."""
     original_probability: float
     choices: int
-    """Tokens that could be an answer."""
+    """Number of tokens that could be an answer."""
     influences: tuple[Influence, ...]
     together: Together | None
     window: tuple[int, int] | None
-    """Characters that were read, where the text is longer than the model's window."""
+    """Range of characters that were read, if the text is longer than the model's window."""
 
 
 class Facts:
@@ -117,11 +117,11 @@ class Facts:
         """Return the words of a sentence, masks among them.
 
         Raises:
-            QueryError: the sentence is empty or too long, or holds nothing but masks.
+            QueryError: the sentence is empty or too long, or has nothing but masks.
         """
         reader = self.fill.reader
         read = reader.masked(text) if self.fill.mask_token in text else reader.encode(text)
-        found = [
+        words = [
             Word(
                 text[word.start : word.end],
                 word.start,
@@ -131,63 +131,63 @@ class Facts:
             )
             for word in words_of(read)
         ]
-        found += [
+        words += [
             Word(text[start:end], start, end, (self.fill.bundle.special.mask_id,), True, mask=True)
             for start, end in read.spans
         ]
-        if len(found) > MOST_WORDS:
-            raise QueryError(f"the sentence has {len(found)} words; this page takes up to {MOST_WORDS}: shorten it")
-        return tuple(sorted(found, key=lambda word: word.start))
+        if len(words) > MOST_WORDS:
+            raise QueryError(f"the sentence has {len(words)} words; this page takes up to {MOST_WORDS}: shorten it")
+        return tuple(sorted(words, key=lambda word: word.start))
 
-    def hide(self, text: str, words: Sequence[Word], places: Sequence[int]) -> str:
-        """Return the text with masks in place of some of its words."""
-        for place in sorted(places, reverse=True):
-            if not words[place].mask:
-                text = text[: words[place].start] + self.fill.mask_token + text[words[place].end :]
+    def hide(self, text: str, words: Sequence[Word], positions: Sequence[int]) -> str:
+        """Return the text with some of its words replaced by masks."""
+        for position in sorted(positions, reverse=True):
+            if not words[position].mask:
+                text = text[: words[position].start] + self.fill.mask_token + text[words[position].end :]
         return text
 
     def ask(self, text: str, words: tuple[Word, ...], hidden: Sequence[int], top_k: int) -> Asked:
-        """Ask the model with some of the text's words hidden; the masks that the text itself holds are asked too.
+        """Ask the model with some of the text's words hidden; masks in the text itself are asked too.
 
         Raises:
-            QueryError: nothing is hidden, everything is, …
+            QueryError: nothing is hidden, or everything is, or the text cannot be answered.
         """
-        chosen = {place for place in hidden if 0 <= place < len(words)}
-        places = tuple(place for place, word in enumerate(words) if word.mask or place in chosen)
-        if not places:
+        chosen = {position for position in hidden if 0 <= position < len(words)}
+        positions = tuple(position for position, word in enumerate(words) if word.mask or position in chosen)
+        if not positions:
             raise QueryError("no word is hidden")
-        if len(places) == len(words):
+        if len(positions) == len(words):
             raise QueryError("every word is hidden: leave at least one to go by")
-        masked = self.hide(text, words, places)
+        masked = self.hide(text, words, positions)
         answer = self.fill(masked, top_k=min(top_k, self.most_shown))
-        if len(answer["masks"]) != len(places):
-            raise QueryError(f"the tokenizer does not see each {self.fill.mask_token} there: set words apart by spaces")
-        return Asked(text, words, places, masked, tuple(answer["masks"]))
+        if len(answer["masks"]) != len(positions):
+            raise QueryError(f"the tokenizer does not recognise each {self.fill.mask_token}: separate words by spaces")
+        return Asked(text, words, positions, masked, tuple(answer["masks"]))
 
     def why(self, asked: Asked) -> tuple[Why, ...]:
-        """Measure what each answer depends on; `asked` has at least two candidates a mask, for the runner-up.
+        """Measure what each answer depends on; `asked` needs at least two candidates per mask, for the runner-up.
 
         Raises:
             QueryError: there are too many masks to explain.
         """
-        if len(asked.places) > JOINT_MASKS:
-            raise QueryError(f"{len(asked.places)} words are hidden; answers are explained for up to {JOINT_MASKS}")
+        if len(asked.positions) > JOINT_MASKS:
+            raise QueryError(f"{len(asked.positions)} words are hidden; answers are explained for up to {JOINT_MASKS}")
         explained = self.fill.explain(asked.masked)["masks"]
-        return tuple(self._why(asked, index, explained[index]) for index in range(len(asked.places)))
+        return tuple(self._why(asked, index, explained[index]) for index in range(len(asked.positions)))
 
     def _why(self, asked: Asked, index: int, explained: ExplainedMask) -> Why:
-        place, mask = asked.places[index], asked.masks[index]
-        first, *others = mask["candidates"]
-        original = asked.words[place]
+        position, mask = asked.positions[index], asked.masks[index]
+        first, *rest = mask["candidates"]
+        original = asked.words[position]
         rank, probability = (None, 0.0) if original.mask else self._original(asked, index, original)
         influences = self._influences(asked, explained)
         window = mask.get("window")
         return Why(
-            place=place,
+            position=position,
             token=first["token"],
             probability=first["probability"],
-            runner_up=others[0]["token"] if others else None,
-            runner_up_probability=others[0]["probability"] if others else 0.0,
+            runner_up=rest[0]["token"] if rest else None,
+            runner_up_probability=rest[0]["probability"] if rest else 0.0,
             original=None if original.mask else original,
             rank=rank,
             original_probability=probability,
@@ -198,19 +198,19 @@ class Facts:
         )
 
     def _original(self, asked: Asked, index: int, word: Word) -> tuple[int | None, float]:
-        """Return rank and probability of the word that was hidden, where it is one token."""
+        """Return rank and probability of the hidden word if it is one token."""
         if len(word.ids) != 1 or not word.known:
             return None, 0.0
         try:
-            (found,) = self.fill(asked.masked, targets=[word.text])["masks"][index]["candidates"]
-        except QueryError:  # alone it is split otherwise than in the sentence
+            (candidate,) = self.fill(asked.masked, targets=[word.text])["masks"][index]["candidates"]
+        except QueryError:  # alone, it is split differently than in the sentence
             return None, 0.0
-        return (found.get("rank"), found["probability"]) if found["id"] == word.ids[0] else (None, 0.0)
+        return (candidate.get("rank"), candidate["probability"]) if candidate["id"] == word.ids[0] else (None, 0.0)
 
     @staticmethod
     def _influences(asked: Asked, explained: ExplainedMask) -> tuple[Influence, ...]:
-        """Return them in the order of the words; in the two texts a word is shifted by the masks before it."""
-        visible = [place for place in range(len(asked.words)) if place not in set(asked.places)]
+        """Return the influences in word order; masks shift the words after them between the two texts."""
+        visible = [position for position in range(len(asked.words)) if position not in set(asked.positions)]
         shifted = dict(zip(_starts(asked), visible, strict=True))
         return tuple(
             Influence(each["word"], shifted[each["start"]], each["effect"], each["probability"], each["instead"])
@@ -221,25 +221,25 @@ class Facts:
     def _together(self, asked: Asked, index: int, first: Candidate, influences: Sequence[Influence]) -> Together | None:
         strongest = sorted(influences, key=lambda each: -each.effect)[:TOGETHER]
         strongest = [each for each in strongest if each.effect >= DEPENDS]
-        visible = len(asked.words) - len(asked.places)
-        if len(strongest) < TOGETHER or visible <= TOGETHER or len(asked.places) + TOGETHER > JOINT_MASKS:
+        visible = len(asked.words) - len(asked.positions)
+        if len(strongest) < TOGETHER or visible <= TOGETHER or len(asked.positions) + TOGETHER > JOINT_MASKS:
             return None
-        hidden = sorted({*asked.places, *(each.place for each in strongest)})
+        hidden = sorted({*asked.positions, *(each.position for each in strongest)})
         masked = self.hide(asked.text, asked.words, hidden)
         masks = self.fill(masked, top_k=min(LOOKED_AT, self.choices, self.fill.bundle.limits.max_top_k))["masks"]
-        candidates = masks[hidden.index(asked.places[index])]["candidates"]
+        candidates = masks[hidden.index(asked.positions[index])]["candidates"]
         own = next((each["probability"] for each in candidates if each["id"] == first["id"]), None)
         probability = candidates[-1]["probability"] if own is None else own
-        words = tuple(each.word for each in sorted(strongest, key=lambda each: each.place))
+        words = tuple(each.word for each in sorted(strongest, key=lambda each: each.position))
         return Together(words, probability, own is not None, candidates[0]["token"], candidates[0]["probability"])
 
 
 def _starts(asked: Asked) -> list[int]:
     """Return where the words that are still visible begin in the masked text."""
-    shift, hidden, starts = 0, set(asked.places), []
+    shift, hidden, starts = 0, set(asked.positions), []
     mask_length = asked.masks[0]["end"] - asked.masks[0]["start"]
-    for place, word in enumerate(asked.words):
-        if place in hidden:
+    for position, word in enumerate(asked.words):
+        if position in hidden:
             shift += 0 if word.mask else mask_length - (word.end - word.start)
         else:
             starts.append(word.start + shift)

@@ -15,7 +15,7 @@ ATTENTION = (
 
 
 def percent(probability: float) -> str:
-    """Two figures that matter, and no 100 % or 0 % for what is not quite."""
+    """Format a probability, never rounding it to 100 % or 0 %."""
     if probability >= 0.99995:
         return "over 99.99 %"
     if probability < 0.0001:
@@ -29,22 +29,22 @@ def quoted(word: str) -> str:
 
 
 def confidence(why: Why) -> str:
-    """The answer beside the runner-up."""
-    said = f"{quoted(why.token)} gets {percent(why.probability)}"
+    """Compare the answer with the runner-up."""
+    answer = f"{quoted(why.token)} gets {percent(why.probability)}"
     if why.runner_up is None:
-        return f"{said}; there is no other word to choose."
+        return f"{answer}; no other word can be chosen."
     second = f"the runner-up {quoted(why.runner_up)} {percent(why.runner_up_probability)}"
     ratio = why.probability / max(why.runner_up_probability, 1e-12)
     if ratio >= 10:
         times = f"{float(f'{ratio:.1g}'):,.0f}" if ratio < 1e5 else "over 100,000"
-        return f"{said}, {second}: about {times} times less."
+        return f"{answer}, {second}: about {times} times less."
     if ratio >= 1.25:
-        return f"{said}, {second}: {ratio:.1f} times less."
-    return f"{said}, {second}: nearly as much, so the model hardly prefers one."
+        return f"{answer}, {second}: {ratio:.1f} times less."
+    return f"{answer}, {second}: nearly as much, so the model hardly prefers one."
 
 
 def original(why: Why) -> str:
-    """Where the hidden word stands among all words; empty where the text itself held the mask."""
+    """Return the rank of the hidden word among all words; empty if the text itself held the mask."""
     if why.original is None:
         return ""
     word = quoted(why.original.text)
@@ -53,7 +53,7 @@ def original(why: Why) -> str:
     if why.rank is None:
         pieces = len(why.original.ids)
         reason = f"is {pieces} pieces in the model's vocabulary" if pieces > 1 else "is not a word of its own there"
-        return f"The hidden word {word} {reason}, and a mask is filled by one: it has no rank."
+        return f"The hidden word {word} {reason}, and a mask takes exactly one, so it has no rank."
     if why.rank == 1:
         return f"The hidden word was {word}: rank 1 of {why.choices:,}, the answer is right."
     return (
@@ -62,7 +62,7 @@ def original(why: Why) -> str:
 
 
 def depends_on(why: Why) -> list[str]:
-    """The words without which the answer loses most, one by one and together."""
+    """Return the words without which the answer loses most, one by one and together."""
     if not why.influences:
         return []
     ranked = sorted(why.influences, key=lambda each: -each.effect)
@@ -73,13 +73,13 @@ def depends_on(why: Why) -> list[str]:
             f"It depends on no single word: whichever other one is hidden, {quoted(why.token)} keeps at least "
             f"{percent(weakest.probability)} (without {_named(why, weakest)})."
         ]
-    said = [f"It depends most on {_listed([_named(why, each) for each in losing])}."]
-    said += [_without(why, each) for each in losing]
-    return said if why.together is None else [*said, together(why, why.together)]
+    sentences = [f"It depends most on {_listed([_named(why, each) for each in losing])}."]
+    sentences += [_without(why, each) for each in losing]
+    return sentences if why.together is None else [*sentences, together(why, why.together)]
 
 
 def speaks_against(why: Why) -> str:
-    """The word without which the answer gains most; empty where it gains nothing worth a line."""
+    """Return the word without which the answer gains most; empty if the gain is not worth mentioning."""
     gain = min(why.influences, key=lambda each: each.effect, default=None)
     if gain is None or gain.effect > -DEPENDS:
         return ""
@@ -102,18 +102,18 @@ def together(why: Why, both: Together) -> str:
 
 
 def explanation(why: Why) -> list[str]:
-    """Everything that was measured about one answer, a sentence each."""
-    said = [confidence(why), original(why), *depends_on(why), speaks_against(why)]
+    """Return everything that was measured about one answer, one sentence each."""
+    sentences = [confidence(why), original(why), *depends_on(why), speaks_against(why)]
     if why.window is not None:
-        said.append(
-            f"The text is longer than the model reads at once: this answer saw characters {why.window[0]:,} to "
+        sentences.append(
+            f"The text is longer than the model reads at once: for this answer it saw characters {why.window[0]:,} to "
             f"{why.window[1]:,} of it."
         )
-    return [sentence for sentence in said if sentence]
+    return [sentence for sentence in sentences if sentence]
 
 
 def unknown(words: Sequence[str]) -> str:
-    """A line about words that the model cannot read; empty where there are none."""
+    """Return a line about words that the model cannot read; empty if there are none."""
     if not words:
         return ""
     each = [quoted(word) for word in dict.fromkeys(words)]
@@ -133,9 +133,9 @@ def _without(why: Why, each: Influence) -> str:
 
 
 def _named(why: Why, each: Influence) -> str:
-    """A word, with its place where the same word stands in several."""
+    """Return the quoted word, with its position if the same word occurs more than once."""
     alone = sum(other.word == each.word for other in why.influences) == 1
-    return quoted(each.word) if alone else f"{quoted(each.word)} (word {each.place + 1})"
+    return quoted(each.word) if alone else f"{quoted(each.word)} (word {each.position + 1})"
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -1,11 +1,11 @@
-// Answers masked queries from the bundle this page lies in, as `mlm_onnx.answer.predictor` does: the same graph and tokenizer,
-// onnxruntime's WASM on one thread, which needs no special headers from the server.
+// Answers masked queries from the bundle that contains this page, as `mlm_onnx.answer.predictor` does: with the same graph
+// and tokenizer. onnxruntime's WASM runs on one thread, which needs no special headers from the server.
 import * as ort from './ort.js';
 import { Tokenizer } from './tokenizers.js';
 import { Pieces } from './pieces.js';
 
 const ROOT = new URL('../', import.meta.url);
-const GRAPHS = ['fast/fill_mask_web.onnx', 'fast/fill_mask.onnx']; // the first in int8, which is faster in WASM
+const GRAPHS = ['fast/fill_mask_web.onnx', 'fast/fill_mask.onnx']; // the first is int8, which is faster in WASM
 const DATA = 'fast/fill_mask.onnx.data';
 const RUNTIME = 'web/ort.wasm';
 const TOKENIZER = 'tokenizer.json';
@@ -13,21 +13,21 @@ const TOKENIZER_CONFIG = 'tokenizer_config.json';
 const OTHER_MASKS = /\[MASK\]|<mask>|<\|mask\|>|\[mask\]|<MASK>|<extra_id_0>|_{3,}/;
 const MOST_MASKS = 32;
 
-/** A problem that a person can fix: its message is shown as it is. */
+/** A problem that the user can fix; its message is shown as it is. */
 export class Problem extends Error {}
 
 async function fetched(name, version, options) {
   const response = await fetch(new URL(name + version, ROOT), options).catch(() => null);
-  if (!response) throw new Problem(`The server does not answer for ${name}: is it still running?`);
+  if (!response) throw new Problem(`The server does not respond for ${name}: is it still running?`);
   if (!response.ok) throw new Problem(`The server has no ${name} (${response.status}): copy the whole folder.`);
   return response;
 }
 
-/** The bytes of a file of the bundle; `arrived` is told how many more are there. */
+/** Download a file of the bundle; call `arrived` with the number of bytes in each part. */
 async function download(manifest, name, arrived) {
   const { size, sha256 } = manifest.files[name] ?? {};
   if (size === undefined) throw new Problem(`The manifest does not list ${name}: convert again.`);
-  const response = await fetched(name, `?${sha256.slice(0, 16)}`); // a cache may hold the file of an older bundle
+  const response = await fetched(name, `?${sha256.slice(0, 16)}`); // a cache may have the file of an older bundle
   const bytes = new Uint8Array(size);
   const reader = response.body.getReader();
   let at = 0;
@@ -40,7 +40,7 @@ async function download(manifest, name, arrived) {
   return bytes;
 }
 
-/** Downloads everything; `progress(fraction)` is called on the way. */
+/** Download everything and open the model; call `progress(fraction)` on the way. */
 export async function open(progress) {
   const manifest = await (await fetched('manifest.json', '', { cache: 'no-cache' })).json();
   const names = [RUNTIME, TOKENIZER, TOKENIZER_CONFIG, GRAPHS.find((name) => name in manifest.files), DATA];
@@ -68,7 +68,7 @@ class Model {
     this.pieces = new Pieces(this.tokenizer, tokenizer);
     this.mask = tokens.mask;
     this.unknown = tokens.unk?.id;
-    this.never = new Set([...tokens.special, ...tokens.unused]);
+    this.excluded = new Set([...tokens.special, ...tokens.unused]);
     this.longest = limits.max_length;
     this.wholeWords = tokenizer.pre_tokenizer?.type === 'WhitespaceSplit';
     const framed = this.tokenizer.encode(this.mask.text).ids;
@@ -76,7 +76,7 @@ class Model {
     this.after = framed.length - 1 - this.before;
   }
 
-  /** What the page says about it; `wholeWords`: commas and the like belong to the words. */
+  /** Return what the page shows about the model; `wholeWords`: commas and the like belong to the words. */
   facts() {
     const { dtype, origin, files, examples } = this.manifest;
     const bytes = files[DATA].size;
@@ -85,22 +85,22 @@ class Model {
   }
 
   /**
-   * The likeliest tokens at each mask of a text.
+   * Return the likeliest tokens at each mask of a text.
    *
-   * `words` names those that are hidden, where known: each mask's answer then says how likely that one is.
+   * `words` has the hidden word of each mask, if known; the mask's answer then tells how likely that word is.
    */
   async answer(text, words, count) {
     const { ids, at } = this.read(text);
     const isLong = ids.length > this.longest;
-    const rows = isLong ? at.map((place) => this.window(ids, place)) : [{ ids, at }];
-    const found = [];
-    for (const row of rows) found.push(...(await this.logits(row)));
-    const masks = found.map((logits, index) => this.maskAnswer(logits, words[index], count));
+    const rows = isLong ? at.map((position) => this.window(ids, position)) : [{ ids, at }];
+    const everyLogits = [];
+    for (const row of rows) everyLogits.push(...(await this.logits(row)));
+    const masks = everyLogits.map((logits, index) => this.maskAnswer(logits, words[index], count));
     const filled = this.pieces.fill(text, this.mask.text, masks.map(({ candidates }) => candidates[0].id));
     return { masks, filled, isLong };
   }
 
-  /** Token ids of a text with masks, and where those are. */
+  /** Return the token ids of a text with masks, and the positions of the masks. */
   read(text) {
     const mask = this.mask.text;
     if (!text.trim()) throw new Problem('Write a sentence first.');
@@ -112,27 +112,27 @@ class Model {
           : 'Click a word to hide it.',
       );
     }
-    if (!text.replaceAll(mask, '').trim()) throw new Problem('Nothing else is left: leave the model some words to go by.');
+    if (!text.replaceAll(mask, '').trim()) throw new Problem('Every word is hidden: leave the model some to go by.');
     const { ids } = this.tokenizer.encode(text);
-    const at = ids.flatMap((id, place) => (id === this.mask.id ? [place] : []));
+    const at = ids.flatMap((id, position) => (id === this.mask.id ? [position] : []));
     if (at.length !== text.split(mask).length - 1) {
-      throw new Problem(`The tokenizer does not see each ${mask}: set it apart by spaces.`);
+      throw new Problem(`The tokenizer does not recognise each ${mask}: put spaces around it.`);
     }
-    if (at.length > MOST_MASKS) throw new Problem(`${at.length} words are hidden; ${MOST_MASKS} at once is the most.`);
+    if (at.length > MOST_MASKS) throw new Problem(`${at.length} words are hidden; the limit is ${MOST_MASKS}.`);
     return { ids, at };
   }
 
-  /** One position of a long text, asked through the window around it, as `mlm_onnx.answer.reader` does. */
-  window(ids, place) {
+  /** Return the row that asks about one position of a long text, as `mlm_onnx.answer.reader` does. */
+  window(ids, position) {
     const { before, after } = this;
     const room = this.longest - before - after;
     const end = ids.length - after;
-    const first = Math.min(Math.max(before, place - Math.floor(room / 2)), Math.max(before, end - room));
+    const first = Math.min(Math.max(before, position - Math.floor(room / 2)), Math.max(before, end - room));
     const seen = ids.slice(first, Math.min(first + room, end));
-    return { ids: [...ids.slice(0, before), ...seen, ...ids.slice(end)], at: [place - first + before] };
+    return { ids: [...ids.slice(0, before), ...seen, ...ids.slice(end)], at: [position - first + before] };
   }
 
-  /** Logits at each of some positions of a row of tokens. */
+  /** Return the logits at some positions of a row of tokens. */
   async logits({ ids, at }) {
     const tensor = (values) => new ort.Tensor('int64', BigInt64Array.from(values, BigInt), [1, values.length]);
     const { logits } = await this.session.run({ input_ids: tensor(ids), positions: tensor(at) });
@@ -151,38 +151,38 @@ class Model {
     }));
     if (word === undefined) return { candidates };
     const pieces = this.pieces.of(word);
-    if (pieces.length !== 1 || this.never.has(pieces[0])) {
-      const known = pieces.length > 1 && !pieces.some((id) => this.never.has(id));
+    if (pieces.length !== 1 || this.excluded.has(pieces[0])) {
+      const known = pieces.length > 1 && !pieces.some((id) => this.excluded.has(id));
       return { candidates, original: { word, pieces: known ? pieces.map((id) => this.pieces.shown(id)) : [] } };
     }
     const rank = this.rank(logits, pieces[0]);
     return { candidates, original: { word, id: pieces[0], rank, probability: probability(pieces[0]) } };
   }
 
-  /** Ids of the likeliest tokens, the smaller id first among equals. */
+  /** Return the ids of the likeliest tokens, the smaller id first among equals. */
   best(logits, count) {
-    const found = [];
+    const best = [];
     for (let id = 0; id < logits.length; id++) {
-      if (found.length === count && !(logits[id] > logits[found[count - 1]])) continue;
-      if (this.never.has(id)) continue;
-      let place = found.length;
-      while (place > 0 && logits[id] > logits[found[place - 1]]) place--;
-      found.splice(place, 0, id);
-      if (found.length > count) found.pop();
+      if (best.length === count && !(logits[id] > logits[best[count - 1]])) continue;
+      if (this.excluded.has(id)) continue;
+      let index = best.length;
+      while (index > 0 && logits[id] > logits[best[index - 1]]) index--;
+      best.splice(index, 0, id);
+      if (best.length > count) best.pop();
     }
-    return found;
+    return best;
   }
 
-  /** 1 for the likeliest of all that may be answers. */
+  /** Return a token's rank among all that may be answers, 1 being the likeliest. */
   rank(logits, id) {
     let ahead = 0;
     for (let other = 0; other < logits.length; other++) {
-      if (logits[other] > logits[id] && !this.never.has(other)) ahead++;
+      if (logits[other] > logits[id] && !this.excluded.has(other)) ahead++;
     }
     return ahead + 1;
   }
 
-  /** Those of some words that the model reads as unknown. */
+  /** Return the words that the model reads as unknown. */
   unknownAmong(words) {
     return [...new Set(words)].filter((word) => this.pieces.of(word).includes(this.unknown));
   }

@@ -1,4 +1,4 @@
-// What people see: a sentence, its words as buttons, the answers. The model runs in worker.js.
+// The page: a sentence, its words as buttons, and the answers. The model runs in worker.js.
 const HIDDEN_AT_FIRST = 2;
 const MOST_CHARACTERS = 20000;
 const MOST_COUNT = 50;
@@ -12,18 +12,18 @@ let asked = 0; // questions are numbered: only the newest is shown
 let busy = false;
 let waiting = null;
 
-/** An element with properties and children. */
+/** Create an element with properties and children. */
 function element(name, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...children);
-  return made;
+  const created = Object.assign(document.createElement(name), properties);
+  created.append(...children);
+  return created;
 }
 
 const percent = (share) => (share >= 0.0001 ? `${(share * 100).toFixed(2)} %` : '< 0.01 %');
 
 // ---- the sentence ---------------------------------------------------------------------------------
 
-/** The words of a text: where each stands, and the part that is hidden (commas and the like stay). */
+/** Return the words of a text: the position of each, and the part to hide (commas and the like stay). */
 function wordsOf(text) {
   return [...text.matchAll(/\S+/g)].map(({ 0: whole, index }) => {
     const [, before, core] = /^([^\p{L}\p{N}\p{M}]*)(.*?)[^\p{L}\p{N}\p{M}]*$/su.exec(whole);
@@ -33,7 +33,7 @@ function wordsOf(text) {
   });
 }
 
-/** The sentence with the hidden words replaced, and for each mask the word that it hides (none where the mask was typed). */
+/** Return the sentence with masks for the hidden words, and for each mask its word (undefined if the mask was typed). */
 function question() {
   let text = '';
   let done = 0;
@@ -71,7 +71,7 @@ function showWords() {
     chip.setAttribute('aria-pressed', masked || state.hidden.has(index));
     if (masked) {
       chip.setAttribute('aria-disabled', 'true');
-      chip.title = 'Typed as hidden: change it in the sentence';
+      chip.title = 'Typed as a mask: change it in the sentence';
     } else {
       chip.onclick = () => toggle(index);
     }
@@ -81,7 +81,7 @@ function showWords() {
   find('examples').value = facts.examples.includes(state.text) ? state.text : '';
 }
 
-/** Arrow keys go from word to word, so that Tab passes a long sentence in one step. */
+/** Arrow keys move from word to word, so that Tab passes a long sentence in one step. */
 find('words').onkeydown = (event) => {
   const chips = [...event.currentTarget.children];
   const at = chips.indexOf(document.activeElement);
@@ -122,7 +122,7 @@ function send() {
 worker.onmessage = ({ data }) => {
   if (data.kind === 'progress') return showProgress(data.fraction);
   if (data.kind === 'broken') return showBroken(data.message);
-  if (data.kind === 'ready') return begin(data.facts);
+  if (data.kind === 'ready') return ready(data.facts);
   busy = false;
   if (data.number === asked && data.kind === 'answer') showAnswer(data);
   if (data.number === asked && data.kind === 'problem') showProblem(data.message);
@@ -144,13 +144,13 @@ function showAnswer({ answer, unknown, milliseconds }) {
   if (unknown.length) {
     notes.push(`Not in this model's vocabulary, so read as unknown: ${unknown.slice(0, 12).join(', ')}${unknown.length > 12 ? ' …' : ''}`);
   }
-  if (isLong) notes.push(`Longer than the ${facts.longest} tokens the model reads at once: each mask is answered from the words around it.`);
+  if (isLong) notes.push(`The text is longer than the ${facts.longest} tokens the model reads at once: each mask is answered from the words around it.`);
   if (masks.length > 1) notes.push('Each word is answered on its own, while all the others are hidden too.');
   find('notes').replaceChildren(...notes.map((note) => element('li', { textContent: note })));
-  const said = masks.slice(0, 3).map(({ candidates: [{ token, probability }] }) => `${token} ${percent(probability)}`);
+  const firsts = masks.slice(0, 3).map(({ candidates: [{ token, probability }] }) => `${token} ${percent(probability)}`);
   const all = masks.length === 1 ? 'The model expects' : 'First answers';
   const time = `${Math.max(1, Math.round(milliseconds))} ms`;
-  showStatus(`${all}: ${said.join(', ')}${masks.length > 3 ? ', …' : ''} (in ${time})`);
+  showStatus(`${all}: ${firsts.join(', ')}${masks.length > 3 ? ', …' : ''} (in ${time})`);
 }
 
 function card({ candidates, original }, index, total) {
@@ -171,9 +171,9 @@ function card({ candidates, original }, index, total) {
   const title = `${total > 1 ? `${index + 1}. ` : ''}${original ? `Instead of “${original.word}”` : `At ${facts.mask}`}`;
   const list = element('ol', {}, ...items);
   list.setAttribute('aria-label', `Answers ${title}`);
-  const made = element('div', { className: 'card' }, element('h2', { textContent: title }), list);
-  if (original) made.append(element('p', { className: 'note', textContent: rankOf(original) }));
-  return made;
+  const cardElement = element('div', { className: 'card' }, element('h2', { textContent: title }), list);
+  if (original) cardElement.append(element('p', { className: 'note', textContent: rankOf(original) }));
+  return cardElement;
 }
 
 function rankOf({ word, rank, probability, pieces }) {
@@ -205,7 +205,7 @@ function showBroken(message) {
   showStatus(message, true);
 }
 
-// ---- the address: what the page shows can be sent to somebody ---------------------------------------
+// ---- the address: what the page shows can be shared ------------------------------------------------
 
 function writeHash() {
   const hidden = [...state.hidden].sort((a, b) => a - b).join(',');
@@ -214,13 +214,13 @@ function writeHash() {
 
 /** Return whether the address specifies what to show. */
 function readHash() {
-  const said = new URLSearchParams(location.hash.slice(1));
-  if (!said.has('text')) return false;
-  state.text = said.get('text').slice(0, MOST_CHARACTERS);
+  const given = new URLSearchParams(location.hash.slice(1));
+  if (!given.has('text')) return false;
+  state.text = given.get('text').slice(0, MOST_CHARACTERS);
   const count = wordsOf(state.text).length;
-  const numbers = (said.get('hide') ?? '').split(',').filter((number) => /^\d+$/.test(number));
+  const numbers = (given.get('hide') ?? '').split(',').filter((number) => /^\d+$/.test(number));
   state.hidden = new Set(numbers.map(Number).filter((number) => number < count));
-  state.count = atMost(said.get('top') ?? state.count);
+  state.count = atMost(given.get('top') ?? state.count);
   return true;
 }
 
@@ -244,7 +244,7 @@ function start(example) {
   show();
 }
 
-function begin(given) {
+function ready(given) {
   facts = given;
   find('loading').hidden = true;
   find('controls').disabled = false;
@@ -260,7 +260,7 @@ function begin(given) {
   find('words-label').lastElementChild.textContent = `click the ones to hide, or write ${facts.mask}`;
   document.body.dataset.ready = 'true';
   if (readHash()) show();
-  else start(find('sentence').value || (examples[0] ?? '')); // what was typed while it loaded stays
+  else start(find('sentence').value || (examples[0] ?? '')); // keep what was typed while the model loaded
 }
 
 let typing;

@@ -18,25 +18,25 @@ export class Pieces {
     return !(this.continues && raw.startsWith(this.continues));
   }
 
-  /** The characters it stands for, without the space before a word. */
+  /** Return the characters that a piece stands for, without the space before a word. */
   surface(id) {
     const raw = this.raw(id);
     if (this.space) return this.tokenizer.decode([id], { clean_up_tokenization_spaces: false }).trim() || raw;
     return this.beginsWord(id) ? raw : raw.slice(this.continues.length);
   }
 
-  /** For answers: the surface; WordPiece's ## stays, since it is how its users tell endings from words. */
+  /** Return a piece as answers show it: its surface, but WordPiece keeps its ##, which marks endings. */
   shown(id) {
     return this.continues ? this.raw(id) : this.surface(id);
   }
 
-  /** The pieces of a word that stands in a sentence. */
+  /** Return the pieces of a word inside a sentence. */
   of(word) {
     const spaced = this.space === SPACE.ByteLevel ? ` ${word}` : word;
     return this.tokenizer.encode(spaced, { add_special_tokens: false }).ids;
   }
 
-  /** A text with its masks replaced by pieces, as a list of { text, filled }; one that continues a word joins it. */
+  /** Return a text with pieces for its masks, as a list of { text, filled }; a continuation joins the previous word. */
   fill(text, mask, ids) {
     const parts = [];
     text.split(mask).forEach((between, index) => {

@@ -1,12 +1,12 @@
-// Runs the model beside the page, so that typing never waits for an answer.
+// Runs the model in a worker, so that typing never waits for an answer.
 import { open, Problem } from './model.js';
 
-const sayOf = (error) => (error instanceof Problem ? error.message : `Something went wrong: ${error?.message ?? error}`);
+const messageOf = (error) => (error instanceof Problem ? error.message : `Something went wrong: ${error?.message ?? error}`);
 const opened = open((fraction) => postMessage({ kind: 'progress', fraction }));
 
 opened.then(
   (model) => postMessage({ kind: 'ready', facts: model.facts() }),
-  (error) => postMessage({ kind: 'broken', message: sayOf(error) }),
+  (error) => postMessage({ kind: 'broken', message: messageOf(error) }),
 );
 
 onmessage = async ({ data: { number, text, hidden, words, count } }) => {
@@ -17,6 +17,6 @@ onmessage = async ({ data: { number, text, hidden, words, count } }) => {
     const unknown = model.unknownAmong(words);
     postMessage({ kind: 'answer', number, answer, unknown, milliseconds: performance.now() - started });
   } catch (error) {
-    postMessage({ kind: 'problem', number, message: sayOf(error) });
+    postMessage({ kind: 'problem', number, message: messageOf(error) });
   }
 };
