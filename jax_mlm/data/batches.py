@@ -80,7 +80,7 @@ def pack_rows(
     pack: Literal["document", "plain"],
     documents: slice | np.ndarray | None = None,
 ) -> Rows:
-    """Plans rows over the chosen documents (all of them, by default).
+    """Plan rows over the chosen documents (all of them, by default).
 
     `document` frames each piece of a document by [CLS] and [SEP] and keeps attention inside; `plain` lays the framed
     documents end to end and cuts every `length` tokens. Raises UserError where a row is too short for a token.
@@ -164,7 +164,7 @@ def _gather(rows: Rows, indices: np.ndarray) -> Batch:
     within = ragged(spans.size)
     column = within + np.repeat(spans.column, spans.size)
     place = column + np.repeat(spans.row * rows.length, spans.size)
-    within += np.repeat(spans.begin, spans.size)  # place in the whole framed piece
+    within += np.repeat(spans.begin, spans.size)  # position in the whole framed piece
     is_cls = (within == 0) & (vocabulary.cls is not None)
     is_sep = (within == np.repeat(spans.whole, spans.size) - 1) & (vocabulary.sep is not None)
     content = ~(is_cls | is_sep)

@@ -60,7 +60,7 @@ T = TypeVar("T", bound=Texts)
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
-    """Encodes without special tokens, and tells by the offsets which tokens begin a word."""
+    """Encode without special tokens, and find by the offsets which tokens begin a word."""
     parts = [_encode(tokenizer, batch) for batch in _batches(texts)]
     return Encoded(*map(np.concatenate, zip(*parts, strict=True)))
 

@@ -71,7 +71,7 @@ def ragged(counts: np.ndarray) -> np.ndarray:
 
 
 def windows(starts: np.ndarray, sizes: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts documents into windows of `width`, the last one shorter."""
+    """Cut documents into windows of `width`, the last one shorter."""
     counts = -(-sizes // width)
     at = ragged(counts) * width
     return np.repeat(starts, counts) + at, np.minimum(width, np.repeat(sizes, counts) - at).astype(np.int32)
@@ -91,7 +91,7 @@ def _chosen(plan: Plan, rows: np.ndarray) -> Plan:
 
 
 def _packed(starts: np.ndarray, sizes: np.ndarray, length: int, frame: int) -> Plan:
-    """Puts whole pieces into rows, by the histogram of their lengths."""
+    """Put whole pieces into rows, by the histogram of their lengths."""
     histogram = np.bincount(sizes, minlength=length + 1)
     order = np.argsort(sizes.astype(np.uint16 if length < 1 << 16 else np.int32), kind="stable")
     taken = np.cumsum(histogram) - histogram  # where the next piece of each size stands in `order`

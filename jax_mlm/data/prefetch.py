@@ -33,7 +33,7 @@ class prefetch(Generic[T]):
         return self._due.popleft().result()
 
     def close(self) -> None:
-        """Drops what is under way; harmless when done twice."""
+        """Drop what is under way; harmless when done twice."""
         self._thread.shutdown(cancel_futures=True)
         self._due.clear()
 

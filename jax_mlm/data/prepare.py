@@ -32,7 +32,7 @@ CHUNK = 1 << 19
 SMALL = 8 << 20
 """Bytes of text below which starting processes costs more than they save."""
 LINE_EVERY = 10.0
-"""Seconds between lines of progress where there is no terminal."""
+"""Seconds between lines of progress without a terminal."""
 MOST_WORKERS = 16
 """Processes when --workers leaves the number open: each needs about 100 MB."""
 

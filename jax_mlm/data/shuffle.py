@@ -6,7 +6,7 @@ import numpy as np
 
 
 def permuted(at: np.ndarray, n: int, seed: int, epoch: np.ndarray | int) -> np.ndarray:
-    """Where a permutation of 0 … n - 1, drawn by (seed, epoch), sends each place: no table, any place at once.
+    """Where a permutation of 0 … n - 1, drawn by (seed, epoch), sends each position: no table, any position at once.
 
     A Feistel network over the next power of two, walked until it falls below n (Black & Rogaway 2002).
     """

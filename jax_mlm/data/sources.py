@@ -78,7 +78,7 @@ def documents(paths: Iterable[Path], document: DocumentKind, text_field: str) ->
 def blocks(path: Path, document: DocumentKind, text_field: str) -> Iterator[Block]:
     """One file's documents in blocks of about a megabyte, the same at each reading.
 
-    Raises UserError, naming the file and the place, for what is not UTF-8, not JSON, damaged or without the text field.
+    Raises UserError, naming file and position, for what is not UTF-8, not JSON, damaged or without the text field.
     """
     kind = kind_of(path)
     if kind == "parquet":
@@ -234,7 +234,7 @@ def _paragraphs(path: Path, separator: re.Pattern[str] | None) -> Iterator[Block
 
 
 def _bounded(texts: list[str], starts: list[bool], consumed: int) -> Block:
-    """Cuts long texts into pieces of at most `PIECE` characters."""
+    """Cut long texts into pieces of at most `PIECE` characters."""
     if max(map(len, texts)) <= PIECE:
         return Block(texts, starts, consumed)
     pieces, first = [], []

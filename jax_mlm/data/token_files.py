@@ -93,7 +93,7 @@ class Writer:
             file.close()
 
     def append(self, encoded: Encoded, starts: list[bool]) -> None:
-        """Adds one chunk; `starts` tells which of its texts begin a document."""
+        """Add one chunk; `starts` tells which of its texts begin a document."""
         self.files[TOKENS].write(encoded.tokens.astype(self.dtype, copy=False).data)
         bits = np.concatenate([self.bits, encoded.begins])
         self.files[WORDS].seek(self.tokens // 8)
@@ -107,7 +107,7 @@ class Writer:
             self._save()
 
     def _begin(self, at: np.ndarray) -> None:
-        """Notes where documents begin, but for those that turned out to be empty."""
+        """Note where documents begin, but for those that turned out to be empty."""
         at = at[np.diff(at, prepend=self.last_document) > 0]
         self.files[DOCUMENTS].write(at.astype("<i8").data)
         self.documents += len(at)
@@ -123,7 +123,7 @@ class Writer:
         self.saved = self.chunks
 
     def finish(self, key: str, names: list[str]) -> None:
-        """Closes the last document and writes the index, which makes the folder whole."""
+        """Close the last document and write the index, which makes the folder whole."""
         self._begin(np.array([self.tokens]))
         for file in self.files.values():
             file.flush()

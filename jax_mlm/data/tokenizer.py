@@ -134,7 +134,7 @@ def padded_size(size: int, kind: str) -> int:
 def train_tokenizer(
     texts: Iterable[str], kind: Kind, size: int, lowercase: bool = False, special: SpecialNames = "bert"
 ) -> Tokenizer:
-    """Learns a vocabulary of exactly `padded_size(size, kind)` entries; the same texts give the same tokenizer."""
+    """Learn a vocabulary of exactly `padded_size(size, kind)` entries; the same texts give the same tokenizer."""
     size = padded_size(size, kind)
     learn: Callable[..., Tokenizer] = {
         "word": _train_words,
@@ -279,7 +279,7 @@ def _lower(lowercase: bool) -> list[normalizers.Normalizer]:
 def _train(
     tokenizer: Tokenizer, normalizer: list, trainer: trainers.Trainer, sample: list[str], special: Sequence[str]
 ) -> Tokenizer:
-    """Trains without, then adds, what only matters later: the literal unknown token and the frame around a text."""
+    """Train without, then add, what only matters later: the literal unknown token and the frame around a text."""
     tokenizer.normalizer = normalizers.Sequence(normalizer)
     tokenizer.train_from_iterator(_batches(sample), trainer)
     unk, cls, sep = (_named(special, role) for role in ("unk", "cls", "sep"))
