@@ -31,7 +31,7 @@ class Layout(NamedTuple):
     fields: Mapping[str, tuple[str | Callable[[ModelConfig], object], object]]
     """Their name → ours, and what transformers takes where the field is left out; the default's type is the field's.
 
-    A function in place of our name computes a field that is only written.
+    A function instead of our name computes a field that is only written.
     """
 
 
@@ -279,7 +279,7 @@ def _meaning(c: ModelConfig) -> ModelConfig:
 
 
 def check_expressible(c: ModelConfig, pad: int) -> None:
-    """Raises UserError where the family's config.json has no field for a switch of this model."""
+    """Raise UserError where the family's config.json has no field for a switch of this model."""
     ours, back = _meaning(c), _meaning(from_hf(hf_config(c, pad, None, None), c.family))
     for field in dataclasses.fields(ModelConfig):
         mine, theirs = getattr(ours, field.name), getattr(back, field.name)

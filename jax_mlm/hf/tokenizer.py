@@ -82,13 +82,15 @@ def _text(option: object) -> str | None:
 
 
 def _add_specials(tokenizer: Tokenizer, folder: Path, options: Json) -> None:
-    """Marks the special tokens that only the other files name, and adds those of added_tokens.json."""
+    """Mark the special tokens that only the other files name, and add those of added_tokens.json."""
     added = folder / "added_tokens.json"
     if added.is_file():
         for text, id in sorted(read_json(added).items(), key=lambda item: item[1]):
             tokenizer.add_tokens([AddedToken(text, normalized=False)])
             if tokenizer.token_to_id(text) != id:
-                raise UserError(f"{added}: {text!r} should have id {id}, its place gives {tokenizer.token_to_id(text)}")
+                raise UserError(
+                    f"{added}: {text!r} should have id {id}, its position gives {tokenizer.token_to_id(text)}"
+                )
     marked = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     for role in ROLES:
         text = _text(options.get(f"{role}_token"))

@@ -63,7 +63,7 @@ def _broken(path: Path, error: Exception) -> str:
 
 
 def _half(path: Path, name: str) -> np.ndarray:
-    """A bfloat16 tensor, which safetensors' numpy interface does not read: by its place in the file."""
+    """A bfloat16 tensor, which safetensors' numpy interface does not read: by its offset in the file."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         facts = json.loads(file.read(size))[name]
@@ -109,7 +109,7 @@ def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is no index of safetensors files: {type(error).__name__} {error}") from None
+        raise UserError(f"{index} is not an index of safetensors files: {type(error).__name__} {error}") from None
     for name in names:
         if Path(name).name != name or not (index.parent / name).is_file():
             raise UserError(f"{index} names {name}, which is not there")
@@ -155,7 +155,7 @@ def read_params(tensors: Tensors, c: ModelConfig) -> Params:
         parts = [_checked(tensors, n, name, names, shape) for name in entry.names]
         joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
         arrays[entry.path] = np.ascontiguousarray(joined.T) if entry.kernel else joined
-    for name in n.bias:  # the copy of a bias under its other name is no news
+    for name in n.bias:  # the copy of a bias under its other name is not reported
         if (known := tensors.known_as(name, n.prefix)) and c.decoder_bias:
             tensors.used.add(known)
     return unflatten_dict(arrays)
@@ -177,7 +177,7 @@ def _checked(tensors: Tensors, n: Names, name: str, others: tuple[str, ...], sha
 
 
 def write_params(path: Path, params: Params, c: ModelConfig) -> None:
-    """Writes model.safetensors in the family's names; what is tied is stored once."""
+    """Write model.safetensors in the family's names; what is tied is stored once."""
     n, arrays = NAMES[c.family], leaves(params)
     tensors: dict[str, np.ndarray] = {}
     for entry in entries(c):

@@ -561,7 +561,7 @@ def test_targets_in_use_and_unknown_commands(make_folder: Any, capsys: Any, tmp_
     assert main(["import", str(folder), str(folder)]) == 2
     assert "exists already" in capsys.readouterr().err
     assert main(["import", str(tmp_path / "none"), str(tmp_path / "run")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
     assert "is not a run directory" in capsys.readouterr().err
     assert main(["push"]) == 2
