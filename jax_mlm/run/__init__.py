@@ -1,1 +1,1 @@
-"""What a run leaves behind: its directory, its log, its checkpoints."""
+"""The files of a run: its directory, its log, its checkpoints."""

@@ -44,12 +44,12 @@ class MetricsLog:
         self._tracker = tracker
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Adds one object to the metrics, {"kind", "step", …values}, and hands it to the tracker."""
+        """Add one object to the metrics, {"kind", "step", …values}, and hand it to the tracker."""
         if self._add(METRICS_FILE, {"kind": kind, "step": step, **values}) and self._tracker is not None:
             self._tracker.write(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def write_samples(self, step: int, samples: list[Json]) -> None:
-        """Adds the answers of one evaluation."""
+        """Add the answers of one evaluation."""
         self._add(SAMPLES_FILE, {"kind": "samples", "step": step, "samples": samples})
 
     def _add(self, name: str, line: Json) -> bool:

@@ -24,7 +24,7 @@ ID_FILE = "tracker-id"
 
 
 def check_tracker(name: str) -> None:
-    """Refuses a tracker that cannot work, before anything is written."""
+    """Refuse a tracker that cannot work, before anything is written."""
     if name == "none":
         return
     if importlib.util.find_spec(MODULES[name]) is None:
