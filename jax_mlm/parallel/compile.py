@@ -33,7 +33,7 @@ CPU_OPTIONS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""
 
 
 def compile_step(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiles ahead of time, so that nothing can be compiled again while training."""
+    """Compile ahead of time, so that nothing can be compiled again while training."""
     if jax.default_backend() != "cpu":
         return lowered.compile()
     try:

@@ -25,7 +25,7 @@ def device_facts() -> dict[str, str | int]:
 
 
 def warn_of_unused_accelerator() -> None:
-    """Says so on stderr when the machine has an NVIDIA or TPU device that this JAX cannot use."""
+    """Warn on stderr when the machine has an NVIDIA or TPU device that this JAX cannot use."""
     if jax.default_backend() != "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", ""):
         return
     if Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists():

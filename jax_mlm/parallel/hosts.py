@@ -18,7 +18,7 @@ ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PR
 
 
 def join(asked: bool) -> None:
-    """Joins the other hosts that run this command, before any device is used; does nothing where there are none.
+    """Join the other hosts that run this command, before any device is used; do nothing where there are none.
 
     `asked` looks for them as JAX does: in what a TPU pod, Slurm or Open MPI tell each process. $JAX_COORDINATOR_ADDRESS
     (host:port of the first) asks too, with $JAX_NUM_PROCESSES and $JAX_PROCESS_ID where none of those is there, and so
@@ -46,7 +46,7 @@ def _number(variable: str) -> int | None:
     if text is None:
         return None
     if not text.isdecimal():
-        raise UserError(f"${variable} is {text!r}: expected a whole number")
+        raise UserError(f"${variable} is {text!r}: expected an integer")
     return int(text)
 
 
@@ -97,7 +97,7 @@ def on_every_host(act: Callable[[], T]) -> T:
 
 
 def agree(what: str, value: str) -> None:
-    """Stops all hosts where one of them has another value.
+    """Stop all hosts where one of them has another value.
 
     Raises:
         UserError: on the first of them; the others end without a word.

@@ -39,7 +39,7 @@ class Vote:
 
 @contextmanager
 def stop_request() -> Iterator[Callable[[], bool]]:
-    """Turns Ctrl-C and SIGTERM into a flag: the step in flight ends and is saved; a second Ctrl-C ends at once."""
+    """Turn Ctrl-C and SIGTERM into a flag: the step in flight ends and is saved; a second Ctrl-C ends at once."""
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
