@@ -142,7 +142,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """Which tokens are hidden, and what stands in their place."""
+    """Which tokens are hidden, and what replaces them."""
 
     mask_rule: str = field(default="token", metadata={"choices": "jax_mlm.tasks.masking.RULES"})
     """What is chosen as one: a token, a word, or a span."""
@@ -297,7 +297,7 @@ def to_json(config: TrainConfig) -> Json:
 
 
 def from_json(kind: type[T], values: Json) -> T:
-    """Builds a config of class `kind`; an unknown field is a ValueError, a missing one takes its default."""
+    """Build a config of class `kind`; an unknown field is a ValueError, a missing one takes its default."""
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:

@@ -56,7 +56,7 @@ def publish(partial: Path, folder: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Rename a folder, then delete it: nobody meets half of it. One that somebody else discards first is no error."""
+    """Rename a folder, then delete it: nobody meets half of it. One already discarded is not an error."""
     unwanted = beside(folder)
     with suppress(OSError):
         folder.rename(unwanted)
