@@ -163,7 +163,7 @@ def _gather(rows: Rows, indices: np.ndarray) -> Batch:
 
     within = ragged(spans.size)
     column = within + np.repeat(spans.column, spans.size)
-    place = column + np.repeat(spans.row * rows.length, spans.size)
+    slot = column + np.repeat(spans.row * rows.length, spans.size)
     within += np.repeat(spans.begin, spans.size)  # position in the whole framed piece
     is_cls = (within == 0) & (vocabulary.cls is not None)
     is_sep = (within == np.repeat(spans.whole, spans.size) - 1) & (vocabulary.sep is not None)
@@ -176,14 +176,14 @@ def _gather(rows: Rows, indices: np.ndarray) -> Batch:
     opens = within == np.repeat(np.maximum(spans.begin, has_cls), spans.size)
     begins = content & (opens | rows.files.begins_word(at))
     counted = np.cumsum(begins)
-    row_counts = np.bincount(place // rows.length, weights=begins, minlength=shape[0]).astype(np.int64)
+    row_counts = np.bincount(slot // rows.length, weights=begins, minlength=shape[0]).astype(np.int64)
     before = np.cumsum(row_counts) - row_counts
-    words = np.where(content, counted - before[place // rows.length] - 1, -1)
+    words = np.where(content, counted - before[slot // rows.length] - 1, -1)
     segments = np.repeat(spans.number, spans.size)
 
     def laid_out(values: np.ndarray, fill: int) -> np.ndarray:
         out = np.full(shape, fill, np.int32)
-        out.reshape(-1)[place] = values
+        out.reshape(-1)[slot] = values
         return out
 
     return Batch(

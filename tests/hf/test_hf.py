@@ -432,7 +432,7 @@ def test_vocab_json_and_merges(tmp_path: Path) -> None:
 
 
 def message(*fields: tuple[int, int | bytes | float]) -> bytes:
-    """A protocol buffer message of small whole numbers, bytes and floats."""
+    """A protocol buffer message of small integers, bytes and floats."""
     out = b""
     for number, value in fields:
         match value:
