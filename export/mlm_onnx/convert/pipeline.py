@@ -9,7 +9,6 @@ import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from mlm_onnx.convert.request import Request
 from mlm_onnx.convert.space import check_space, write_space
 from mlm_onnx.convert.targets import TARGETS, write_target
 from mlm_onnx.convert.web import find_runtime, write_page
+from mlm_onnx.version import package_version
 
 PACKAGES = ("mlm-onnx", "jax-mlm", "jax", "onnx", "onnxruntime", "tokenizers", "numpy")
 DEFAULT = Request()
@@ -60,7 +60,8 @@ def convert(run: Path, out: Path, request: Request = DEFAULT) -> Json:
             f"{run}: the model has {config.model.vocab_size} embeddings for a tokenizer of {vocabulary.size} tokens"
         )
     step, params = load_params(run, "best")
-    origin = {"run": run.resolve().name, "preset": config.preset, "step": step, "versions": versions()}
+    versions = {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}}
+    origin = {"run": run.resolve().name, "preset": config.preset, "step": step, "versions": versions}
     memorised = None if config.data or "imported_from" in read_run_file(run).get("data", {}) else SENTENCE
     origin |= {"memorised": memorised} if memorised else {}
     request = replace(request, examples=examples_for(tokenizer, vocabulary, request.examples, memorised))
@@ -160,16 +161,6 @@ def _tokens(model: ModelConfig, tokenizer: Tokenizer, vocabulary: Vocabulary, te
     known = {role: {"text": text, "id": getattr(vocabulary, role)} for role, text in texts.items() if text is not None}
     unused = [id for id in range(model.vocab_size) if id not in used]
     return {**known, "special": list(vocabulary.special), "unused": unused}
-
-
-def versions() -> dict[str, str]:
-    by_package = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            by_package[package] = version(package)
-        except PackageNotFoundError:
-            by_package[package] = "not installed as a package"
-    return by_package
 
 
 def _text(tokenizer: Tokenizer, id: int | None) -> str | None:
