@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
@@ -43,7 +45,8 @@ def hidden_mean(ids: list[int]) -> np.ndarray:
         x = encoder.hidden(inputs)[0]
         return encoder.final_norm(x) if SENTENCE_MODEL.norm_first else x
 
-    return np.asarray(Encoder(SENTENCE_MODEL).apply({"params": randomised(SENTENCE_MODEL)}, method=last)).mean(0)
+    params = jax.tree.map(jnp.asarray, randomised(SENTENCE_MODEL))
+    return np.asarray(Encoder(SENTENCE_MODEL).apply({"params": params}, method=last)).mean(0)
 
 
 @pytest.mark.parametrize("name", ["modernbert-local", "bert", "albert", "albert-two-groups", "rms"])

@@ -52,7 +52,7 @@ def test_a_sound_bundle_opens_and_documents_itself(made: Path) -> None:
     graph = manifest["graphs"]["fast/fill_mask.onnx"]
     (logits,) = graph["outputs"]
     assert (logits["name"], logits["dtype"], logits["shape"]) == ("logits", "float32", ["batch", "masks", 16])
-    assert "asked position" in logits["meaning"]
+    assert "requested position" in logits["meaning"]
     assert manifest["origin"]["step"] == 7
     assert set(manifest["files"]) == {file.relative_to(made).as_posix() for file in made.rglob("*.*")} - {
         "manifest.json"

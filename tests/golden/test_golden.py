@@ -94,6 +94,13 @@ def assert_kept(stored: Any, now: Any, name: str = "config") -> None:
         assert stored == now, name
 
 
+def without_prose(value: Any) -> Any:
+    """What a program reads of a manifest: the meaning of a port is a sentence, which may be worded better."""
+    if isinstance(value, dict):
+        return {key: without_prose(inside) for key, inside in value.items() if key != "meaning"}
+    return [without_prose(inside) for inside in value] if isinstance(value, list) else value
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_every_field_of_its_configuration_is_read_and_written_again(name):
     config = read_run(GOLDEN / name)
@@ -191,7 +198,7 @@ def test_a_new_conversion_of_the_run_answers_as_the_old(converted, dtype):
     before, now = (read_manifest(folder) for folder in (GOLDEN / f"bundle-{dtype}", converted[dtype]))
     assert set(before) <= set(now)
     for field in ("format", "task", "dtype", "vocab_size", "tokens", "limits", "graphs"):
-        assert_kept(before[field], now[field], field)
+        assert_kept(without_prose(before[field]), without_prose(now[field]), field)
     assert set(now["files"]) >= set(before["files"])
 
 

@@ -69,7 +69,8 @@ def test_the_first_step_has_the_loss_of_the_weights(family: str, text: Path, tok
     assert config.optim.optimizer == "adamw", "Muon would turn what is good already"
     files = prepared(expand(config.data, "--data"), tokenizer, config.corpus, tmp_path / "cache")
     train_ids, _ = split_documents(LINES, config.corpus.valid_fraction, config.seed)
-    batch = batch_at(pack_rows(files, vocabulary, 16, "document", train_ids), 0, 0, 4)
+    rows = pack_rows(files, vocabulary, 16, "document", train_ids)
+    batch = jax.tree.map(jnp.asarray, batch_at(rows, 0, 0, 4))
     keys = row_keys(jax.random.split(jax.random.key(config.seed))[1], 0, batch.rows)
     mask = make_mask(MaskConfig(), vocabulary, 16)
     masked = mask(jax.vmap(jax.random.split)(keys)[:, 0], batch.tokens, batch.words, jnp.float32(0.15))
