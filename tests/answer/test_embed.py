@@ -38,8 +38,8 @@ def fill(sentence_bundles: dict[str, Path]) -> FillMask:
 
 def hidden_mean(ids: list[int]) -> np.ndarray:
     """From the encoder itself: one row, nothing padded."""
-    row = np.array([ids], np.int32)
-    inputs = Inputs(row, np.ones_like(row), np.arange(len(ids), dtype=np.int32)[None])
+    row = jnp.array([ids], jnp.int32)
+    inputs = Inputs(row, jnp.ones_like(row), jnp.arange(len(ids), dtype=jnp.int32)[None])
 
     def last(encoder: Encoder) -> Any:
         x = encoder.hidden(inputs)[0]

@@ -237,6 +237,7 @@ def run_page(page: Path, runner: ModuleType, folder: Path, environment: dict[str
     return printed
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_run(runner: ModuleType, scratch: Path, environment: dict[str, str]) -> None:
     printed = run_page(ROOT / "README.md", runner, scratch, environment, slow=False)
     (answer,) = (text for command, text in printed.items() if "fill bundles/sentence" in command)

@@ -103,7 +103,7 @@ def uninterrupted(environment, text, tmp_path_factory) -> tuple[list, Path]:
     return options, run
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_bitwise_the_same(environment, uninterrupted, tmp_path, how):
     (options, whole), parts = uninterrupted, tmp_path / "parts"
     process = subprocess.Popen(
