@@ -14,7 +14,7 @@ from jax_mlm.files import write_atomically
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Lays runs side by side: their figures, the options in which they differ, and their curves."""
+    """Compare runs: their figures, the options in which they differ, and their curves."""
 
     runs: tuple[Path, ...] = field(metadata={"positional": "RUN …"})
     """Run directories, two or more."""

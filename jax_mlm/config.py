@@ -102,11 +102,11 @@ class ModelConfig:
 
     @property
     def table_width(self) -> int:
-        """Columns of the embedding table."""
+        """Return the columns of the embedding table."""
         return self.embedding_width or self.width
 
     def window(self, layer: int) -> int | None:
-        """Tokens visible on each side in this layer; None where attention is global."""
+        """Return how many tokens are visible on each side in this layer; None where attention is global."""
         return None if layer % self.global_every == 0 else self.local_window // 2
 
 
@@ -231,7 +231,7 @@ class DistilConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Pretrains a masked language model: everything that determines a run, beside the bytes of the data."""
+    """Pretrain a masked language model: everything that determines a run, except the bytes of the data."""
 
     preset: str = "sentence"
     """Named set of defaults: sentence, tiny, small, base, large, or the recipe of a paper: bert-base, bert-large,

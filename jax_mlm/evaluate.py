@@ -15,7 +15,7 @@ from jax_mlm.run.directory import read_run
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Evaluates a run on text it has not seen: loss, accuracy and perplexity at fixed masks."""
+    """Evaluate a run on text it has not seen: loss, accuracy and perplexity at fixed masks."""
 
     run: Path = field(metadata={"positional": "RUN"})
     """The run directory."""
@@ -30,7 +30,7 @@ class EvaluateConfig:
     checkpoint: Literal["best", "latest"] = "best"
     """The checkpoint with the lowest validation loss, or the newest."""
     batch: int = 32
-    """Rows computed at once; it changes no figure."""
+    """Rows computed at once; the figures do not depend on it."""
 
 
 def run(config: EvaluateConfig) -> None:

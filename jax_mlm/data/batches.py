@@ -100,7 +100,7 @@ def pack_rows(
 
 
 def split_documents(n_documents: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of the documents to train on and of those held out, each in order; at least one of each."""
+    """Return the ids of the documents to train on and of those held out, each in order; at least one of each."""
     if n_documents < 2:
         raise UserError(
             "the data are a single document, of which none can be held out: give --valid, or a smaller --document"
@@ -126,7 +126,7 @@ def token_counts(rows: Rows, size: int) -> np.ndarray:
 
 
 def batch_at(rows: Rows, step: int, seed: int, batch: int, shard: tuple[int, int] = (0, 1)) -> Batch:
-    """The training batch of a step: each row once per epoch, in an order of its own in every epoch.
+    """Return the training batch of a step: each row once per epoch, in a different order in every epoch.
 
     Args:
         rows: the training rows.
@@ -144,7 +144,7 @@ def batch_at(rows: Rows, step: int, seed: int, batch: int, shard: tuple[int, int
 
 
 def batch_of(rows: Rows, indices: np.ndarray) -> Batch:
-    """The rows of these numbers; one past the end is all padding."""
+    """Return the rows of these numbers; a row past the end is all padding."""
     return _gather(rows, np.asarray(indices, np.int64))
 
 

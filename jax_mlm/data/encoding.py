@@ -89,7 +89,7 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
 
 
 def word_starts(texts: list[str], lengths: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Which tokens begin a word, for any tokenizer: offsets are all that is looked at.
+    """Return which tokens begin a word, for any tokenizer: only offsets are used.
 
     A token goes on with the word of the one before it if it shares a character with that one (bytes of one character),
     or if it directly follows it and the characters that touch are letters, digits, marks or underscores. A lone space
@@ -225,7 +225,7 @@ class Worker:
 
 
 def serve() -> None:
-    """The worker's side: a tokenizer, then lists of texts on stdin; arrays on stdout; it ends with its parent."""
+    """Serve as a worker: a tokenizer and lists of texts on stdin, arrays on stdout; end with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing else may write among the answers

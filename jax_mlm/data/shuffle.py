@@ -6,7 +6,7 @@ import numpy as np
 
 
 def permuted(at: np.ndarray, n: int, seed: int, epoch: np.ndarray | int) -> np.ndarray:
-    """Where a permutation of 0 … n - 1, drawn by (seed, epoch), sends each position: no table, any position at once.
+    """Return where a permutation of 0 … n - 1, drawn by (seed, epoch), sends each position; no table is stored.
 
     A Feistel network over the next power of two, walked until it falls below n (Black & Rogaway 2002).
     """
@@ -30,7 +30,7 @@ def _feistel(value: np.ndarray, key: np.ndarray, high: int, low: int) -> np.ndar
 
 
 def _mixed(x: np.ndarray | np.uint64) -> np.ndarray:
-    """SplitMix64's finaliser (Steele et al. 2014)."""
+    """Mix bits by SplitMix64's finaliser (Steele et al. 2014)."""
     x = np.atleast_1d(x) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -42,7 +42,7 @@ class Block(NamedTuple):
 
 
 def expand(patterns: Sequence[str], option: str = "--data") -> tuple[Path, ...]:
-    """The files that files, folders (searched through, by suffix) and globs stand for: each once, sorted.
+    """Return the files that files, folders (searched by suffix) and globs stand for: each once, sorted.
 
     Raises UserError, naming `option`, where there is none, or where a file named by itself is empty.
     """
@@ -69,14 +69,14 @@ def expand(patterns: Sequence[str], option: str = "--data") -> tuple[Path, ...]:
 
 
 def documents(paths: Iterable[Path], document: DocumentKind, text_field: str) -> Iterator[str]:
-    """The documents of all files, in order, blank ones skipped; one longer than `PIECE` characters comes in pieces."""
+    """Yield the documents of all files in order, without blank ones; one over `PIECE` characters comes in pieces."""
     for path in paths:
         for block in blocks(path, document, text_field):
             yield from block.texts
 
 
 def blocks(path: Path, document: DocumentKind, text_field: str) -> Iterator[Block]:
-    """One file's documents in blocks of about a megabyte, the same at each reading.
+    """Yield one file's documents in blocks of about a megabyte, the same at each reading.
 
     Raises UserError, naming file and position, for what is not UTF-8, not JSON, damaged or without the text field.
     """
@@ -92,7 +92,7 @@ def blocks(path: Path, document: DocumentKind, text_field: str) -> Iterator[Bloc
 
 
 def kind_of(path: Path) -> Literal["text", "json", "parquet"]:
-    """How a file is read, by its suffix under that of its compression."""
+    """Return how a file is read, by its suffix before that of its compression."""
     suffix = _suffix(path)
     if suffix == ".parquet":
         return "parquet"
@@ -121,7 +121,7 @@ def _known() -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, io.BufferedIOBase]]:
-    """The decompressed stream, and the raw file beneath it whose position tells the progress."""
+    """Return the decompressed stream, and the raw file beneath it, whose position gives the progress."""
     try:
         raw = path.open("rb")
     except OSError as error:
@@ -182,7 +182,7 @@ def _line_blocks(path: Path, cut_lines: bool = True) -> Iterator[tuple[str, int]
 
 
 def _last_character(data: bytes) -> int:
-    """Where the last UTF-8 character begins: data may end within it."""
+    """Return where the last UTF-8 character begins: data may end within it."""
     at = len(data) - 1
     while at > len(data) - 4 and data[at] & 0xC0 == 0x80:
         at -= 1
@@ -193,7 +193,7 @@ def _last_character(data: bytes) -> int:
 
 
 def _lines(path: Path) -> Iterator[Block]:
-    """Each line is a document."""
+    """Yield each line as a document."""
     unfinished = False
     for text, consumed in _line_blocks(path):
         lines = text.split("\n")
@@ -207,7 +207,7 @@ def _lines(path: Path) -> Iterator[Block]:
 
 
 def _paragraphs(path: Path, separator: re.Pattern[str] | None) -> Iterator[Block]:
-    """What lies between two separators is a document; the whole file without one."""
+    """Yield what lies between two separators as a document; without a separator, the whole file."""
     open_text, begun, consumed = "", False, 0
     for text, at in _line_blocks(path):
         consumed = at
@@ -258,7 +258,7 @@ def _bounded(texts: list[str], starts: list[bool], consumed: int) -> Block:
 
 
 def _whole(texts: Iterable[tuple[str, int]]) -> Iterator[Block]:
-    """Blocks of records, each a document."""
+    """Yield blocks of records, each a document."""
     batch: list[str] = []
     size = consumed = 0
     for text, consumed in texts:
@@ -291,7 +291,7 @@ def _field(record: object, text_field: str, where: str) -> str:
 
 
 def _json_texts(path: Path, text_field: str) -> Iterator[tuple[str, int]]:
-    """The text of each JSON line, or of each element of one JSON array."""
+    """Yield the text of each JSON line, or of each element of one JSON array."""
     number, array = 0, False
     for text, consumed in (stream := _line_blocks(path, cut_lines=False)):
         if number == 0 and text.lstrip().startswith("["):
@@ -315,7 +315,7 @@ def _json_texts(path: Path, text_field: str) -> Iterator[tuple[str, int]]:
 def _array_texts(
     path: Path, text_field: str, text: str, consumed: int, stream: Iterator[tuple[str, int]]
 ) -> Iterator[tuple[str, int]]:
-    """The texts of one JSON array, an element at a time."""
+    """Yield the texts of one JSON array, an element at a time."""
     decoder, solid = json.JSONDecoder(), re.compile(r"[^\s,]")
     text, number, at = text.lstrip(), 0, 1
     while True:
@@ -336,7 +336,7 @@ def _array_texts(
 
 
 def _parquet_texts(path: Path, text_field: str) -> Iterator[tuple[str, int]]:
-    """The column's values, row group by row group."""
+    """Yield the column's values, row group by row group."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

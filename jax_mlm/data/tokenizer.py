@@ -127,7 +127,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
 
 
 def padded_size(size: int, kind: str) -> int:
-    """Entries of the vocabulary, and rows of its table: a multiple of 64, except for words, which are exact."""
+    """Return the rows of the embedding table: a multiple of 64, except for words, where it is exact."""
     return size if kind == "word" else -(-size // 64) * 64
 
 
@@ -155,7 +155,7 @@ def train_tokenizer(
 
 
 def evenly(texts: Iterable[str], limit: int) -> list[str]:
-    """Every k-th text, k the smallest power of two that keeps them within `limit` characters (or one text)."""
+    """Return every k-th text, k the smallest power of two that keeps them within `limit` characters (or one text)."""
     kept: list[str] = []
     every, total = 1, 0
     for i, text in enumerate(texts):
@@ -188,7 +188,7 @@ def _specials(names: Sequence[str], space_before: bool = False) -> list[AddedTok
 
 
 def _train_words(sample: list[str], size: int, lowercase: bool, special: Sequence[str]) -> Tokenizer:
-    """The most frequent whitespace-separated words, the earlier first among equals."""
+    """Train on whitespace-separated words: the most frequent, the earlier first among equals."""
     names = tuple(_named(special, role) for role in ("pad", "unk", "mask"))
     counts = Counter(word for text in sample for word in (text.lower() if lowercase else text).split())
     words = [word for word, _ in counts.most_common() if word not in names]  # a stable sort: first seen first
@@ -226,7 +226,7 @@ def _train_wordpiece(sample: list[str], size: int, lowercase: bool, special: Seq
 def _characters(
     sample: list[str], normalizer: normalizers.Normalizer, splitter: pre_tokenizers.PreTokenizer, limit: int
 ) -> tuple[list[str], list[str]]:
-    """The `limit` most frequent characters, sorted, and those of them that occur inside a word."""
+    """Return the `limit` most frequent characters, sorted, and those of them that occur inside a word."""
     words = Counter(word for text in sample for word in text.split())
     counts: Counter[str] = Counter()
     inner: set[str] = set()
@@ -240,7 +240,7 @@ def _characters(
 
 
 def _train_bpe(sample: list[str], size: int, lowercase: bool, special: Sequence[str]) -> Tokenizer:
-    """GPT-2's and RoBERTa's byte-level pieces: no text is unknown."""
+    """Train byte-level pieces as GPT-2 and RoBERTa use them: no text is unknown."""
     smallest = padded_size(256 + len(special), "bpe")
     if size < smallest:
         raise UserError(f"--tokenizer-size {size}: byte-level bpe needs at least {smallest}")
@@ -258,7 +258,7 @@ def _train_bpe(sample: list[str], size: int, lowercase: bool, special: Sequence[
 
 
 def _train_unigram(sample: list[str], size: int, lowercase: bool, special: Sequence[str]) -> Tokenizer:
-    """SentencePiece's unigram model over words that carry the space before them."""
+    """Train SentencePiece's unigram model over words that carry the space before them."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")

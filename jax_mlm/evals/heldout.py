@@ -35,7 +35,7 @@ class Result:
 
 
 def result_of(metrics: Metrics) -> Result:
-    """On the host, once the device has computed them."""
+    """Return the sums on the host, once the device has computed them."""
     return Result(*map(float, jax.device_get((metrics.loss_sum, metrics.correct, metrics.count))))
 
 
@@ -48,7 +48,7 @@ def evaluate_rows(
     place: Callable[[Batch], Batch] = lambda batch: batch,
     shard: tuple[int, int] = (0, 1),
 ) -> Result:
-    """Metrics over the given rows; a batch past their end is filled with padding, which weighs nothing.
+    """Return sums over the given rows; a batch past their end is filled with padding, which weighs nothing.
 
     One batch is computed while the one before is added up; `shard` is this host's (index, count).
     """
@@ -102,7 +102,7 @@ class Validator:
 
 
 def unigram_baseline(train_counts: Int[np.ndarray, " V"], valid_counts: Int[np.ndarray, " V"]) -> tuple[float, float]:
-    """Loss (nats) and accuracy of guessing by frequency in the training text, one added to each count."""
+    """Return loss (nats) and accuracy of guessing by frequency in the training text, one added to each count."""
     smoothed = train_counts + 1.0
     log_p = np.log(smoothed / smoothed.sum())
     total = max(valid_counts.sum(), 1)

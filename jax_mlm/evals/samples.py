@@ -21,23 +21,23 @@ from jax_mlm.parallel.compile import compile_step
 COUNT = 4
 """Sentences shown."""
 LONGEST, SHORTEST = 32, 5
-"""Tokens of a sentence: it is cut behind the first full stop that leaves at least the shortest."""
+"""Tokens of a sentence: it is cut after the first full stop that leaves at least the shortest."""
 LOOKED_AT = 400
 """Documents looked at, at even distances, for readable sentences."""
 TOP_K = 3
 
 
 class Sample(NamedTuple):
-    """A sentence as tokens, without [CLS] and [SEP], and the place of the word to hide."""
+    """A sentence as tokens, without [CLS] and [SEP], and the position of the word to hide."""
 
     ids: tuple[int, ...]
     at: int
     split: tuple[str, str]
-    """The text before and behind the word."""
+    """The text before and after the word."""
     right: str
     """The hidden word."""
     text: str
-    """The sentence with the mask token in the word's place."""
+    """The sentence with the mask token instead of the word."""
 
 
 class Answer(NamedTuple):
@@ -46,15 +46,15 @@ class Answer(NamedTuple):
     text: str
     right: str
     probability: float
-    """Of the right word."""
+    """Probability of the right word."""
     candidates: tuple[tuple[str, float], ...]
     """The likeliest words and their probabilities."""
     split: tuple[str, str]
-    """The text before and behind the gap."""
+    """The text before and after the gap."""
 
 
 def choose_samples(rows: Rows, tokenizer: Tokenizer, count: int = COUNT) -> tuple[Sample, ...]:
-    """Sentences from all over the rows' documents, each with one whole word to hide; the same at every call.
+    """Choose sentences from all over the rows' documents, each with one whole word to hide; the same at every call.
 
     Readable ones where there are any: words, no unknown tokens. Fewer than `count` where the text holds too few words.
     """
@@ -65,15 +65,15 @@ def choose_samples(rows: Rows, tokenizer: Tokenizer, count: int = COUNT) -> tupl
     chosen = [readable[i * len(readable) // count] for i in range(count)]
     mask = tokenizer.id_to_token(rows.vocabulary.mask) or "[MASK]"
     samples: dict[tuple[tuple[int, ...], int], Sample] = {}
-    for number, (ids, places, _) in enumerate(chosen):
+    for number, (ids, positions, _) in enumerate(chosen):
         # the golden ratio spreads the gaps over early and late words, and over one sentence chosen several times
-        at = places[int(len(places) * ((number + 1) * 0.618034 % 1))]
+        at = positions[int(len(positions) * ((number + 1) * 0.618034 % 1))]
         samples.setdefault((ids, at), _sample(ids, at, tokenizer, mask))
     return tuple(samples.values())
 
 
 def _sentences(rows: Rows, tokenizer: Tokenizer) -> Iterator[tuple[tuple[int, ...], list[int], bool]]:
-    """First sentences of documents at even distances: tokens, places of words to hide, and whether it reads well."""
+    """Yield first sentences of documents at even distances: tokens, positions of words to hide, whether it is readable."""
     heads = np.flatnonzero(np.isin(rows.starts, rows.files.documents))
     heads = heads if len(heads) else np.arange(len(rows.starts))
     vocabulary = rows.vocabulary
@@ -156,7 +156,7 @@ def compile_samples(
 
 
 def _name(tokenizer: Tokenizer, id: int) -> str:
-    """A token as one reads it: without the marks that tokenizers put for a space."""
+    """Return a token's text, without the marks that tokenizers use for a space."""
     return tokenizer.decode([id], skip_special_tokens=False).strip() or tokenizer.id_to_token(id) or f"id {id}"
 
 

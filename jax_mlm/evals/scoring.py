@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
 def predict_each(
     forward: Forward, params: Params, tokenizer: Tokenizer, vocabulary: Vocabulary, text: str, top_k: int = 3
 ) -> list[Prediction]:
-    """Hides each token of the text in turn and reads the `top_k` likeliest ones."""
+    """Hide each token of the text in turn and return the `top_k` likeliest tokens at its position."""
     encoded = tokenizer.encode(text)
     at, log_probs = mask_each(make_masked_log_probs(forward), params, encoded.ids, vocabulary)
 
@@ -48,12 +48,12 @@ def predict_each(
 
 
 def to_host(params: Params) -> Params:
-    """The parameters on one local device, out of the mesh, for single queries."""
+    """Return the parameters on one local device, out of the mesh, for single queries."""
     return jax.tree.map(lambda x: jax.device_put(np.asarray(x), jax.local_devices()[0]), params)
 
 
 def make_masked_log_probs(forward: Forward) -> LogProbs:
-    """`log_probs(params, inputs, at)`: log-probabilities [B, V] at one position `at` [B] of each row."""
+    """Return `log_probs(params, inputs, at)`: log-probabilities [B, V] at one position `at` [B] of each row."""
 
     @jax.jit
     def log_probs(params: Params, inputs: Inputs, at: Int[Array, " B"]) -> Float[Array, "B V"]:
@@ -65,7 +65,7 @@ def make_masked_log_probs(forward: Forward) -> LogProbs:
 def mask_each(
     log_probs: LogProbs, params: Params, ids: Sequence[int], vocabulary: Vocabulary, batch: int = 32
 ) -> tuple[np.ndarray, Float[np.ndarray, "N V"]]:
-    """Hides each ordinary token in turn: the N positions, and the log-probabilities at each.
+    """Hide each ordinary token in turn; return the N positions, and the log-probabilities at each.
 
     Lengths are padded to a multiple of 16, in their own segment, so that few shapes are compiled.
     """

@@ -13,7 +13,7 @@ from jax_mlm.cli.command import Command, run_one_of
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Makes a run directory of a Hugging Face model, to evaluate, convert or train on."""
+    """Turn a Hugging Face model into a run directory, to evaluate, convert or train further."""
 
     source: Path = field(metadata={"positional": "HF_DIR"})
     """The directory with config.json, model.safetensors and the tokenizer."""
@@ -27,7 +27,7 @@ class ImportConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Writes a run's model in Hugging Face's layout: config.json, model.safetensors, tokenizer and model card."""
+    """Write a run's model in Hugging Face's layout: config.json, model.safetensors, tokenizer and model card."""
 
     run: Path = field(metadata={"positional": "RUN"})
     """The run directory."""

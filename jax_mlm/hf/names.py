@@ -132,7 +132,7 @@ class Entry:
 
 
 def entries(c: ModelConfig) -> Iterator[Entry]:
-    """Every array of this model, in its family's names."""
+    """Return every array of this model under its family's names."""
     n = NAMES[c.family]
 
     def table(ours: str, theirs: str) -> Entry:
@@ -177,7 +177,7 @@ def entries(c: ModelConfig) -> Iterator[Entry]:
 
 
 def family_of(names: Iterable[str]) -> Family | None:
-    """The family that wrote tensors of these names; None where they fit none."""
+    """Return the family that wrote tensors of these names; None where they fit none."""
     every = "\n".join(names)
     marks: tuple[tuple[Family, tuple[str, ...]], ...] = (
         ("modernbert", ("tok_embeddings.", "attn.Wqkv")),

@@ -18,7 +18,7 @@ ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
 
 
 def read_json(path: Path) -> Json:
-    """The object in a JSON file; a UserError where it holds anything else."""
+    """Return the object in a JSON file; raise a UserError where it holds anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -29,7 +29,7 @@ def read_json(path: Path) -> Json:
 
 
 def hf_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a directory, special tokens marked as such, without truncation or padding.
+    """Return the tokenizer of a directory, special tokens marked as such, without truncation or padding.
 
     Raises:
         UserError: none of the known files, or a broken one, or a tokenizer without a mask token.
@@ -64,7 +64,7 @@ def hf_tokenizer_config(special: Mapping[str, str | None], max_length: int, toke
 
 
 def _parsed(path: Path) -> Tokenizer:
-    """A tokenizer.json that may still lack the marks of its special tokens."""
+    """Parse a tokenizer.json that may still lack the marks of its special tokens."""
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception:  # the Rust library raises nothing narrower; load_tokenizer has the words for it
@@ -75,7 +75,7 @@ def _parsed(path: Path) -> Tokenizer:
 
 
 def _text(option: object) -> str | None:
-    """The text of a token in tokenizer_config.json: plain, or an object with its marks."""
+    """Return the text of a token in tokenizer_config.json: plain, or an object with its marks."""
     if isinstance(option, dict):
         option = option.get("content")
     return option if isinstance(option, str) else None
@@ -137,7 +137,7 @@ def _wordpiece(path: Path, options: Json) -> Tokenizer:
 
 
 def _byte_level(folder: Path, options: Json) -> Tokenizer:
-    """GPT-2's and RoBERTa's: byte-level pieces and their merges."""
+    """Build the byte-level tokenizer of GPT-2 and RoBERTa from its pieces and merges."""
     vocab = read_json(folder / "vocab.json")
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
     merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]

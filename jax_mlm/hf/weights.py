@@ -36,11 +36,11 @@ class Tensors:
     used: set[str] = field(default_factory=set)
 
     def known_as(self, name: str, prefix: str) -> str | None:
-        """The name under which a tensor is here: with the encoder's prefix or without; None where it is not."""
+        """Return the name under which a tensor is stored, with or without the encoder's prefix; None if missing."""
         return next((known for known in (name, name.removeprefix(prefix)) if known in self.files), None)
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor in float32."""
+        """Return the tensor in float32."""
         path, stored = self.files[name]
         self.used.add(name)
         try:
@@ -54,7 +54,7 @@ class Tensors:
         return np.asarray(array, np.float32)
 
     def unused(self) -> list[str]:
-        """Names, as stored, of what was not read."""
+        """Return the names, as stored, of what was not read."""
         return sorted(stored for name, (_, stored) in self.files.items() if name not in self.used)
 
 
@@ -63,7 +63,7 @@ def _broken(path: Path, error: Exception) -> str:
 
 
 def _half(path: Path, name: str) -> np.ndarray:
-    """A bfloat16 tensor, which safetensors' numpy interface does not read: by its offset in the file."""
+    """Read a bfloat16 tensor by its offset in the file, since safetensors' numpy interface does not."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         facts = json.loads(file.read(size))[name]
@@ -73,7 +73,7 @@ def _half(path: Path, name: str) -> np.ndarray:
 
 
 def open_tensors(folder: Path) -> Tensors:
-    """The names in model.safetensors, or in the files of its index.
+    """Open the tensors in model.safetensors, or in the files of its index.
 
     Raises:
         UserError: no such file, a pickle instead of one, a truncated file, a shard that is missing.
@@ -117,7 +117,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _today(name: str) -> str:
-    """A name in today's spelling: TensorFlow's gamma and beta, and the marks of wrappers, are gone."""
+    """Return a name in today's spelling, without TensorFlow's gamma and beta and the marks of wrappers."""
     for wrapper in ("module.", "_orig_mod."):
         name = name.removeprefix(wrapper)
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
@@ -127,7 +127,7 @@ def _today(name: str) -> str:
 
 
 def is_tied(tensors: Tensors, c: ModelConfig) -> bool:
-    """Whether the table is the vocabulary projection: as config.json says, unless two different ones are stored."""
+    """Return whether the table is the vocabulary projection: as in config.json, unless two different ones are stored."""
     n = NAMES[c.family]
     decoder = tensors.known_as(f"{n.decoder}.weight", n.prefix)
     table = tensors.known_as(f"{n.prefix}{n.tokens}.weight", n.prefix)
@@ -141,7 +141,7 @@ def is_tied(tensors: Tensors, c: ModelConfig) -> bool:
 
 
 def read_params(tensors: Tensors, c: ModelConfig) -> Params:
-    """The parameter tree of `c`, in float32.
+    """Read the parameter tree of `c`, in float32.
 
     Raises:
         UserError: a tensor is missing, or its shape is not that of the config.

@@ -110,7 +110,7 @@ def rope_tables(positions: Int[Array, "B S"], head_width: int, theta: float) -> 
 
 
 def rotate(x: Float[Array, "B H S K"], tables: tuple[Array, Array]) -> Float[Array, "B H S K"]:
-    """Applies rotary position embedding, in float32."""
+    """Apply rotary position embedding, in float32."""
     cos, sin = tables
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([-second, first], axis=-1)
@@ -222,7 +222,7 @@ class Encoder(nn.Module):
             self.final_norm = Norm(c)
 
     def embed(self, inputs: Inputs, token_types: Int[Array, "B S"] | None, row_keys: Array | None) -> Array:
-        """Embeddings [T, D], normalised."""
+        """Return the normalised embeddings [T, D]."""
         c = self.config
         x = self.token_table[inputs.tokens.reshape(-1)]
         if c.positions == "learned":
@@ -251,7 +251,7 @@ class Encoder(nn.Module):
 
 
 def make_attention(config: ModelConfig) -> Callable[..., Float[Array, "L B H S S"]]:
-    """`attention(params, inputs)` → what each token attends to in every layer, in float32; the last axis sums to 1."""
+    """Return `attention(params, inputs)` → weights of every layer in float32, whose last axis sums to 1."""
     hidden = nn.apply(Encoder.hidden, Encoder(config, jnp.float32), mutable=[ATTENTION])
 
     def attention(params: Params, inputs: Inputs) -> Array:

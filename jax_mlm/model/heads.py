@@ -31,7 +31,7 @@ class Forward(Protocol):
 
 
 class MaskedLM(Encoder):
-    """Tokens → logits over the vocabulary at the asked positions."""
+    """Tokens → logits over the vocabulary at the requested positions."""
 
     def setup(self) -> None:
         super().setup()

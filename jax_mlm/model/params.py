@@ -19,13 +19,13 @@ def leaves(params: Params) -> dict[tuple[str, ...], Any]:  # arrays, or the shap
 
 
 def expected_shapes(c: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """The shape of each array of the model, by its path."""
+    """Return the shape of each array of the model, by its path."""
     tree = jax.eval_shape(lambda: init_params(c, jax.random.key(0)))
     return {path: leaf.shape for path, leaf in leaves(tree).items()}
 
 
 def at_offset(params: Params, c: ModelConfig, offset: int) -> tuple[Params, ModelConfig]:
-    """The same model with the position table's first used row at `offset`."""
+    """Return the same model with the position table's first used row at `offset`."""
     if c.positions != "learned" or offset == c.position_offset:
         return params, c
     used = np.asarray(params["position_table"])[c.position_offset :]

@@ -21,7 +21,7 @@ def compute_dtype(config: TrainConfig) -> DTypeLike:
 
 
 def compile_cache(config: TrainConfig) -> Path:
-    """Where XLA keeps what it compiled, by number of cores: on CPU a program is cut for those it was compiled on.
+    """Return where XLA keeps compiled programs, by number of cores: on CPU a program is cut for a number of them.
 
     JAX's own key leaves them out: a program compiled on one core would run on all of them a fifth slower.
     """

@@ -10,7 +10,7 @@ import jax
 
 
 def describe_devices() -> str:
-    """One line: backend and devices."""
+    """Return one line: backend and devices."""
     devices = jax.devices()
     kind = devices[0].device_kind
     hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
@@ -18,7 +18,7 @@ def describe_devices() -> str:
 
 
 def device_facts() -> dict[str, str | int]:
-    """What `run.json` records of the machine."""
+    """Return what `run.json` records of the machine."""
     device = jax.devices()[0]
     counts = {"devices": jax.device_count(), "hosts": jax.process_count()}
     return {"backend": jax.default_backend(), "kind": device.device_kind, **counts}

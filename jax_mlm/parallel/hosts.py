@@ -51,13 +51,13 @@ def _number(variable: str) -> int | None:
 
 
 def is_first() -> bool:
-    """Whether this host is the one that speaks and writes."""
+    """Return whether this host is the one that prints and writes."""
     return jax.process_index() == 0
 
 
 @contextmanager
 def first_speaks() -> Iterator[None]:
-    """What the other hosts print in here is dropped; errors pass."""
+    """Drop what the other hosts print in this context; errors pass."""
     with contextlib.ExitStack() as stack:
         if not is_first():
             nowhere = stack.enter_context(open(os.devnull, "w"))
@@ -67,7 +67,7 @@ def first_speaks() -> Iterator[None]:
 
 
 def gather(text: str) -> list[str]:
-    """What each host says, by its number; all of them have to call it."""
+    """Return each host's text, by its number; all hosts have to call this."""
     if jax.process_count() == 1:
         return [text]
     from jax.experimental.multihost_utils import process_allgather

@@ -15,7 +15,7 @@ from jax_mlm.errors import UserError
 
 
 def make_mesh(batch: int, accumulate: int) -> Mesh:
-    """One axis, `data`, over all devices, host by host; a microbatch must divide evenly over them."""
+    """Return a mesh of one axis, `data`, over all devices, host by host; a microbatch must divide evenly over them."""
     devices = jax.devices()
     if (batch // accumulate) % len(devices):
         raise UserError(
@@ -26,12 +26,12 @@ def make_mesh(batch: int, accumulate: int) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Return the sharding of a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_row(mesh: Mesh) -> NamedSharding:
-    """The first axis spread over the devices."""
+    """Return the sharding of the first axis over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
@@ -42,7 +42,7 @@ def make_copier(mesh: Mesh) -> Callable[[ArrayLike], Array]:
 
 
 def make_placer(mesh: Mesh) -> Callable[[Any], Any]:  # any tree of numpy arrays → the same tree of JAX arrays
-    """`place(batch)`: this host's rows → arrays of the global batch."""
+    """Return `place(batch)`: this host's rows → arrays of the global batch."""
     sharding = by_row(mesh)
 
     return lambda batch: jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

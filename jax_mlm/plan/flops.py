@@ -28,7 +28,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def train_flops(config: ModelConfig, tokens: float, pairs: float, targets: float) -> float:
-    """Operations of forward and backward: 6 for each weight a token meets, 12·D for each attending pair and layer.
+    """Count forward and backward operations: 6 for each weight a token meets, 12·D for each attending pair and layer.
 
     Args:
         tokens: real tokens, padding not counted.

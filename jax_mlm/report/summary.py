@@ -36,7 +36,7 @@ class Summary:
 
     @property
     def name(self) -> str:
-        """The directory's name."""
+        """Return the directory's name."""
         return self.run.resolve().name
 
     @property
@@ -45,7 +45,7 @@ class Summary:
 
     @property
     def tokens(self) -> int | None:
-        """Tokens trained on; None for runs from before they were counted."""
+        """Return the tokens trained on; None for runs from before they were counted."""
         return sum(line["tokens"] for line in self.train) if all("tokens" in line for line in self.train) else None
 
     @property
@@ -54,12 +54,12 @@ class Summary:
 
     @property
     def best(self) -> Json | None:
-        """The validation with the lowest loss."""
+        """Return the validation with the lowest loss."""
         return min(self.valid, key=lambda line: line["loss"], default=None)
 
     @property
     def tokens_per_second(self) -> float:
-        """The median over the lines: neither the first steps nor a pause count."""
+        """Return the median over the lines: neither the first steps nor a pause count."""
         rates = sorted(line["tokens_per_second"] for line in self.train)
         return rates[len(rates) // 2] if rates else 0.0
 

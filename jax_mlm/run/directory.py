@@ -17,7 +17,7 @@ PACKAGES = ("jax-mlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "to
 
 
 def choose_directory(config: TrainConfig) -> Path:
-    """The directory of a new run, which must not exist, or of the run to resume, which must."""
+    """Return the directory of a new run, which must not exist, or of the run to resume, which must."""
     if config.resume:
         if not config.out:
             raise UserError("--resume needs --out DIR: the run directory to continue")
@@ -25,7 +25,7 @@ def choose_directory(config: TrainConfig) -> Path:
         if not (run / RUN_FILE).is_file():
             raise UserError(f"--out {run} is not a run directory (it has no {RUN_FILE}): nothing to --resume")
         if "imported_from" in read_run_file(run).get("data", {}):
-            raise UserError(f"--out {run} was imported from Hugging Face: there is no training of it to --resume")
+            raise UserError(f"--out {run} was imported from Hugging Face, so it has no training to --resume")
         return run
     if config.out:
         run = Path(config.out)
@@ -47,7 +47,7 @@ def write_run(run: Path, config: TrainConfig, device: Mapping[str, object], data
 
 
 def read_run_file(run: Path) -> Json:
-    """The whole of `run.json`."""
+    """Return the whole of `run.json`."""
     path = Path(run) / RUN_FILE
     if not path.is_file():
         raise UserError(f"{run} is not a run directory: it has no {RUN_FILE}")

@@ -77,12 +77,12 @@ def _key_of(line: str) -> tuple[str, float]:
 
 
 def read_metrics(run: Path) -> list[Json]:
-    """All lines of `metrics.jsonl`."""
+    """Return all lines of `metrics.jsonl`."""
     return _read_lines(run / METRICS_FILE)
 
 
 def read_samples(run: Path) -> list[Json]:
-    """All evaluations of `samples.jsonl`; none where the run is older than that file."""
+    """Return all evaluations of `samples.jsonl`; none where the run is older than that file."""
     return _read_lines(run / SAMPLES_FILE) if (run / SAMPLES_FILE).is_file() else []
 
 

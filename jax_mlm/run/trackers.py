@@ -37,7 +37,7 @@ def check_tracker(name: str) -> None:
 
 
 def open_tracker(name: str, run: Path, config: TrainConfig) -> Tracker | None:
-    """The tracker of a run directory that exists; None for `none`."""
+    """Open the tracker of a run directory that exists; return None for `none`."""
     match name:
         case "tensorboard":
             return _TensorBoard(run)

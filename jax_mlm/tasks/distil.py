@@ -45,7 +45,7 @@ def cosine_distance(
 
 
 def make_states(config: ModelConfig, dtype: DTypeLike) -> Callable[..., tuple[Array, Array]]:
-    """`states(params, inputs, at, row_keys=None)` → last hidden states [B, S, D], normalised, and logits [B, P, V]."""
+    """Return `states(params, inputs, at, row_keys=None)` → normalised hidden states [B, S, D], and logits [B, P, V]."""
 
     def both(module: MaskedLM, inputs: Inputs, at: Array, row_keys: Array | None) -> tuple[Array, Array]:
         x = module.hidden(inputs, None, row_keys)

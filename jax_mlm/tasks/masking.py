@@ -40,19 +40,19 @@ GroupRule = Callable[[Key[Array, ""], Bool[Array, " S"], Int[Array, " S"]], Int[
 
 
 def token_groups(key: Key[Array, ""], eligible: Bool[Array, " S"], words: Int[Array, " S"]) -> Int[Array, " S"]:
-    """Each token by itself."""
+    """Number each token by itself."""
     del key, words
     return jnp.arange(eligible.shape[0])
 
 
 def word_groups(key: Key[Array, ""], eligible: Bool[Array, " S"], words: Int[Array, " S"]) -> Int[Array, " S"]:
-    """All tokens of a word together."""
+    """Number all tokens of a word alike."""
     del key, eligible
     return words
 
 
 def make_span_groups(mean: float, longest: int) -> GroupRule:
-    """Spans of geometric length, cut at `longest` (as in SpanBERT, Joshi et al. 2019), never across a special token."""
+    """Make spans of geometric length, cut at `longest` (SpanBERT, Joshi et al. 2019), never across a special token."""
 
     def span_groups(key: Key[Array, ""], eligible: Bool[Array, " S"], words: Int[Array, " S"]) -> Int[Array, " S"]:
         del words
@@ -99,7 +99,7 @@ def slots(config: MaskConfig, length: int) -> int:
 
 
 def rate_at(config: MaskConfig, step: Array | int, horizon: Array | int) -> Array:
-    """The mask rate at `step` of `horizon`: constant, or linear towards `mask_rate_end`."""
+    """Return the mask rate at `step` of `horizon`: constant, or linear towards `mask_rate_end`."""
     if config.mask_rate_end < 0:
         return jnp.float32(config.mask_rate)
     part = jnp.clip(step / jnp.maximum(horizon, 1), 0.0, 1.0)
@@ -109,7 +109,7 @@ def rate_at(config: MaskConfig, step: Array | int, horizon: Array | int) -> Arra
 def choose(
     key: Key[Array, ""], groups: Int[Array, " S"], eligible: Bool[Array, " S"], rate: Array, room: int
 ) -> Bool[Array, " S"]:
-    """Chooses whole groups by the law above; one that would exceed `room` tokens in all is left out whole."""
+    """Choose whole groups by the law above; one that would exceed `room` tokens in all is left out entirely."""
     S = groups.shape[0]
     order_key, window_key = jax.random.split(key)
     place = jnp.arange(S)
@@ -136,7 +136,7 @@ def choose(
 def make_mask(
     config: MaskConfig, vocabulary: Vocabulary, length: int
 ) -> Callable[[Key[Array, " B"], Int[Array, "B S"], Int[Array, "B S"], Array], Masked]:
-    """`mask(row_keys, tokens, words, rate)` for rows of `length` tokens.
+    """Return `mask(row_keys, tokens, words, rate)` for rows of `length` tokens.
 
     Special tokens (the unknown token among them) and padding are never targets and never drawn as replacements.
     """
@@ -163,6 +163,6 @@ def make_mask(
 
 
 def row_keys(key: Key[Array, ""], step: Array | int, rows: Int[Array, " B"]) -> Key[Array, " B"]:
-    """A key for each global row of a step: the same however the rows are spread over microbatches, devices or hosts."""
+    """Return a key for each global row of a step, however rows are spread over microbatches, devices or hosts."""
     step_key = jax.random.fold_in(key, step)
     return jax.vmap(lambda row: jax.random.fold_in(step_key, row))(rows)

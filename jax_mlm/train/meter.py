@@ -38,11 +38,11 @@ class Meter:
         self._flops += self._flops_of(step[1])
 
     def restart(self) -> None:
-        """Leaves the time since the last reading out of the rates: a validation, between two steps."""
+        """Leave the time since the last reading, that of a validation, out of the rates."""
         self._since = time.perf_counter()
 
     def read(self, wait: bool) -> dict[str, float]:
-        """Figures since the last reading; `wait` includes the step just dispatched (before a validation or the end).
+        """Return figures since the last reading; `wait` includes the step just dispatched (for a validation or the end).
 
         Where that step is the only one, it is waited for: there is nothing else to tell.
         """

@@ -47,12 +47,12 @@ def make_schedule(config: OptimConfig) -> Schedule:
 
 
 def is_matrix(params: Params) -> Params:
-    """True for weights that decay: matrices and tables, not norms and biases."""
+    """Return True for weights that decay: matrices and tables, not norms and biases."""
     return jax.tree.map(lambda x: x.ndim >= 2, params)
 
 
 def is_hidden_matrix(params: Params) -> Params:
-    """True for the matrices between hidden states, which Muon orthogonalises; not tables, norms or biases."""
+    """Return True for the matrices between hidden states, which Muon orthogonalises; not tables, norms or biases."""
 
     def hidden(path: KeyPath, x: Array) -> bool:
         return x.ndim == 2 and path[0].key.startswith("layer_")
@@ -69,7 +69,7 @@ def _adamw(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def _lamb(config: OptimConfig) -> optax.GradientTransformation:
-    """Adam's direction, in each matrix as long as the matrix itself (You et al. 2019): for very large batches."""
+    """Scale Adam's direction in each matrix to the matrix's own length (You et al. 2019): for very large batches."""
     return optax.chain(
         optax.scale_by_adam(config.beta1, config.beta2, config.adam_eps),
         optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
@@ -79,7 +79,7 @@ def _lamb(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def orthogonalised(x: Float[Array, "M N"]) -> Float[Array, "M N"]:
-    """The nearest matrix whose singular values are one, roughly: from 0.7 to 1.2 (Jordan et al. 2024).
+    """Return the nearest matrix whose singular values are roughly one, from 0.7 to 1.2 (Jordan et al. 2024).
 
     Five Newton–Schulz steps, unrolled: a third less time than optax's loop on CPU.
     """

@@ -22,7 +22,7 @@ FIRST_GUESS = 1000
 
 
 def parse_budget(text: str) -> float:
-    """Seconds of '90s', '30m', '1.5h' or '2d'."""
+    """Return the seconds of '90s', '30m', '1.5h' or '2d'."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip().lower())
     if not match or float(match[1]) <= 0:
         raise UserError(f"--budget {text!r} is not a time: write 90s, 30m, 2h or 1d")
@@ -57,16 +57,16 @@ class Pace:
         self._marks: deque[tuple[int, float]] = deque([(self._done, 0.0)])
 
     def elapsed(self) -> float:
-        """Seconds since the run's compilation ended, over all its resumptions."""
+        """Return the seconds since the run's compilation ended, over all its resumptions."""
         return self._clock() - self._began
 
     def seconds_per_step(self) -> float:
-        """Of the last tenth of the run or so, validations left out."""
+        """Return the pace over about the last tenth of the run, without validations."""
         (step, seconds), (last, now) = self._marks[0], self._marks[-1]
         return (now - seconds) / max(last - step, 1)
 
     def measure(self, done: int) -> None:
-        """Takes the time after `done` steps, and moves the horizon of a budget to where the time will end."""
+        """Take the time after `done` steps, and move the horizon of a budget to where the time will end."""
         self._done = done
         self._marks.append((done, self.elapsed() - self._evaluating_seconds))
         while len(self._marks) > 2 and self._marks[-1][1] - self._marks[1][1] > max((self._budget or 100) / 10, 1.0):
@@ -85,7 +85,7 @@ class Pace:
         self.horizon = horizon
 
     def evaluation_due(self, done: int) -> bool:
-        """Whether to validate after `done` steps; the validation at the end is not counted."""
+        """Return whether to validate after `done` steps; the validation at the end is not counted."""
         if done >= self.horizon:
             return False
         if self._budget is None or self._fixed_every:
@@ -93,7 +93,7 @@ class Pace:
         return EVALUATIONS * done // self.horizon > self._evaluations
 
     def next_evaluation(self, done: int) -> int:
-        """The step of the validation to come, as far as the horizon is known; there is one at the end."""
+        """Return the step of the next validation, as far as the horizon is known; the last one is at the end."""
         if self._budget is None or self._fixed_every:
             step = (done // self._every + 1) * self._every
         else:
@@ -102,7 +102,7 @@ class Pace:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Times a validation, with what is saved and drawn beside it."""
+        """Time a validation, with what is saved and drawn beside it."""
         began = self._clock()
         yield
         self._last_evaluation = self._clock() - began
@@ -115,5 +115,5 @@ class Pace:
         return (self.horizon - self._done) * self.seconds_per_step()
 
     def meta(self, done: int) -> Meta:
-        """What a checkpoint records of the clock."""
+        """Return what a checkpoint records of the clock."""
         return {"step": done, "elapsed": self.elapsed(), "horizon": self.horizon}

@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind while it trains: log, tracker, panel and drawings as one."""
+"""What a run shows and writes while it trains: log, tracker, panel and drawings as one."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Setup:
 
     @property
     def shard(self) -> tuple[int, int]:
-        """This host's number, and how many there are."""
+        """Return this host's number, and how many there are."""
         return jax.process_index(), jax.process_count()
 
 

@@ -177,7 +177,7 @@ def with_words(tokenizer: Tokenizer, words: Iterable[str]) -> Tokenizer:
     known = tokenizer.get_vocab(with_added_tokens=True)
     fresh = [word for word in words if word not in known]
     if not fresh:
-        raise UserError("--add-tokens: there is no word in it that is not a token already")
+        raise UserError("--add-tokens: every word in it is a token already")
     grown = Tokenizer.from_str(tokenizer.to_str())
     grown.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in fresh])
     return grown

@@ -151,7 +151,7 @@ def test_what_contradicts_the_weights_is_one_line(text: Path, tokenizer: Any, tm
         (["--vocab-size", 64], "--vocab-size 64 is less than the 128"),
         (["--length", 64], "--length 64 exceeds --max-length 32"),
         (["--tokenizer-size", 512], "--tokenizer-size is for a tokenizer trained on the data"),
-        (["--add-tokens", "[MASK]"], "--add-tokens: there is no word in it"),
+        (["--add-tokens", "[MASK]"], "--add-tokens: every word in it is a token already"),
         (["--add-tokens", tmp_path / "binary"], "is not UTF-8 text"),
         (["--add-tokens", "zebra", "--tokenizer", source / "tokenizer.json"], "--add-tokens adds to the tokenizer"),
         (["--init", tmp_path], "is neither a run directory"),

@@ -18,7 +18,7 @@ class Drop(NamedTuple):
     rate: float
     row_keys: Key[Array, " B"]
     site: int
-    """Number of the place in the network: each draws from the row's key by its own."""
+    """Number of this dropout in the network: each draws from the row's key by its own."""
 
     def kept(self, shape: tuple[int, ...]) -> Bool[Array, "B ..."]:
         """Return True with probability 1 − rate, for each element of rows of this shape."""
