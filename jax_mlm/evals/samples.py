@@ -73,7 +73,7 @@ def choose_samples(rows: Rows, tokenizer: Tokenizer, count: int = COUNT) -> tupl
 
 
 def _sentences(rows: Rows, tokenizer: Tokenizer) -> Iterator[tuple[tuple[int, ...], list[int], bool]]:
-    """Yield first sentences of documents at even distances: tokens, positions of words to hide, whether it is readable."""
+    """Yield first sentences of evenly spaced documents: tokens, positions of words to hide, whether it is readable."""
     heads = np.flatnonzero(np.isin(rows.starts, rows.files.documents))
     heads = heads if len(heads) else np.arange(len(rows.starts))
     vocabulary = rows.vocabulary

@@ -127,7 +127,7 @@ def _today(name: str) -> str:
 
 
 def is_tied(tensors: Tensors, c: ModelConfig) -> bool:
-    """Return whether the table is the vocabulary projection: as in config.json, unless two different ones are stored."""
+    """Return whether the table is the vocabulary projection: as in config.json, unless both are stored and differ."""
     n = NAMES[c.family]
     decoder = tensors.known_as(f"{n.decoder}.weight", n.prefix)
     table = tensors.known_as(f"{n.prefix}{n.tokens}.weight", n.prefix)

@@ -42,7 +42,7 @@ class Meter:
         self._since = time.perf_counter()
 
     def read(self, wait: bool) -> dict[str, float]:
-        """Return figures since the last reading; `wait` includes the step just dispatched (for a validation or the end).
+        """Return figures since the last reading; `wait` includes the last step (at a validation and at the end).
 
         Where that step is the only one, it is waited for: there is nothing else to tell.
         """
