@@ -160,8 +160,10 @@ def test_bad_input_gets_one_friendly_line(open_page: Callable[..., Page]) -> Non
         wait_for(page, said)
     assert "does not know “zebra”" in page.inner_text("#answers .note")
     for position in range(5):
-        if page.get_attribute(f".chip[data-position='{position}']", "aria-pressed") == "false":
-            page.click(f".chip[data-position='{position}']")
+        chip = f".chip[data-position='{position}']"
+        if page.get_attribute(chip, "aria-pressed") == "false":
+            page.click(chip)
+            page.wait_for_selector(f"{chip}[aria-pressed='true']")  # a click on chips that are being redrawn is lost
     wait_for(page, "Every word is hidden")
 
 
