@@ -51,11 +51,7 @@ class Outcome(NamedTuple):
     """The validation after the last step, where one was due there."""
 
 
-def train(
-    config: TrainConfig,
-    progress: Progress | None = None,
-    stopping: Stopping = lambda: nullcontext(lambda: False),
-) -> Path:
+def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: False)) -> Path:
     """Train from the first step or the newest checkpoint to the end, and return the run directory.
 
     It takes no signal and may run in any thread; `stopping` opens what asks it to stop.
@@ -65,7 +61,7 @@ def train(
         KeyboardInterrupt: somebody asked to stop; the state is saved.
     """
     with ExitStack() as stack:
-        progress = stack.enter_context(progress or Progress())
+        progress = stack.enter_context(Progress())
         setup = set_up(config)
         config = setup.config
         tx, schedule = make_optimizer(config.optim), make_schedule(config.optim)
