@@ -74,7 +74,7 @@ def _modernbert(width: int, layers: int, heads: int, ff_width: int) -> ModelConf
 
 # ---- recipes -------------------------------------------------------------------------------------
 
-_BERT_TEXT = DataConfig(length=512, tokenizer_limit=30_528, lowercase=True)
+_BERT_TEXT = DataConfig(length=512, tokenizer_kind="wordpiece", tokenizer_limit=30_528, lowercase=True)
 _ROBERTA_TEXT = DataConfig(
     length=512, tokenizer_kind="bpe", tokenizer_limit=50_304, special_tokens="roberta", pack="plain"
 )
