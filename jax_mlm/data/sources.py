@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import itertools
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +17,14 @@ from typing import Literal, NamedTuple
 from jax_mlm.data.decoding import COMPRESSED, line_blocks, without_nul
 from jax_mlm.data.tables import table_texts
 from jax_mlm.errors import UserError
+from jax_mlm.files import beside, make_folder
 
+STDIN = "-"
+"""Stands for standard input among files."""
+PACKED = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\0", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh"}
+"""The bytes that compressed text begins with, by suffix."""
 DocumentKind = Literal["line", "blank", "file"]
-FileKind = Literal["text", "json", "table", "parquet"]
+FileKind = Literal["text", "json", "csv", "tsv", "parquet"]
 TEXT = (".txt", ".tokens", ".md", ".text", ".raw")
 RECORDS = (".jsonl", ".ndjson", ".json")
 TABLES = (".csv", ".tsv")
@@ -103,6 +110,45 @@ def expand(patterns: Sequence[str], option: str = "--data") -> tuple[Path, ...]:
     return find_sources(patterns, option).files
 
 
+def spooled(patterns: Sequence[str], option: str, cache: Path) -> tuple[str, ...]:
+    """Return the patterns with the file that standard input was copied to in the place of `-`.
+
+    The file is named by what it holds, so that it is found again without a second reading.
+    """
+    if STDIN not in patterns:
+        return tuple(patterns)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError(f"{option} -: standard input is a terminal: pipe text into it, or name a file")
+    folder = cache / "stdin"
+    make_folder(folder, "--cache")
+    digest, partial = hashlib.sha256(), beside(folder / "text")
+    try:
+        with partial.open("xb") as file:
+            head = b""
+            while block := sys.stdin.buffer.read(BLOCK):
+                head = head or block
+                digest.update(block)
+                file.write(block)
+        if not head:
+            raise UserError(f"{option} -: standard input is empty")
+        path = folder / f"{digest.hexdigest()[:32]}{_suffix_of(head)}"
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return tuple(str(path.resolve()) if pattern == STDIN else pattern for pattern in patterns)
+
+
+def _suffix_of(head: bytes) -> str:
+    """Return the suffix of what begins so: compressed text, JSON lines or plain text."""
+    for suffix, magic in PACKED.items():
+        if head.startswith(magic):
+            return f".txt{suffix}"
+    try:
+        return ".jsonl" if isinstance(json.loads(head.split(b"\n", 1)[0]), dict) else ".txt"
+    except ValueError:
+        return ".txt"
+
+
 def documents(paths: Iterable[Path], document: DocumentKind, text_field: str) -> Iterator[str]:
     """Yield the documents of all files in order, without blank ones; one over `PIECE` characters comes in pieces."""
     for path in paths:
@@ -120,8 +166,8 @@ def blocks(path: Path, document: DocumentKind, text_field: str) -> Iterator[Bloc
             yield from _whole(_parquet_texts(path, text_field))
         case "json":
             yield from _whole(_json_texts(path, text_field))
-        case "table":
-            separators = "\t" if _suffix(path) == ".tsv" else ",;\t|"
+        case "csv" | "tsv" as kind:
+            separators = "\t" if kind == "tsv" else ",;\t|"
             yield from _whole(table_texts(path, text_field, separators, lambda: _line_blocks(path, cut_lines=False)))
         case "text" if document == "line":
             yield from _lines(path)
@@ -136,8 +182,10 @@ def kind_of(path: Path) -> FileKind:
         raise UserError(f"{path}: {suffix} is not read: {FOREIGN[suffix].format(name=path.name, stem=path.stem)}")
     if suffix == ".parquet":
         return "parquet"
-    if suffix in TABLES:
-        return "table"
+    if suffix == ".csv":
+        return "csv"
+    if suffix == ".tsv":
+        return "tsv"
     return "json" if suffix in RECORDS else "text"
 
 
