@@ -91,15 +91,15 @@ def _new_tokenizer(
     total = sum(path.stat().st_size for path in files)
     with display("reading text for the tokenizer", total) as report:
         sample = evenly(map(without_unknown, _reported(files, corpus, report)), SAMPLE)
-    choice, reason = choose_kind(sample), "asked for"
+    choice, reason, why = choose_kind(sample), "given", ""
     if corpus.tokenizer_kind == "auto":
-        corpus, reason = replace(corpus, tokenizer_kind=choice.kind), choice.reason
+        corpus, reason, why = replace(corpus, tokenizer_kind=choice.kind), choice.reason, f", chosen: {choice.reason}"
     elif lost := misfit(corpus.tokenizer_kind, choice):
         say(f"warning: --tokenizer-kind {corpus.tokenizer_kind}: {lost}; --tokenizer-kind {choice.kind} fits better")
     kind = cast(Kind, corpus.tokenizer_kind)
 
     def trained(size: int) -> Tokenizer:
-        say(f"training a {kind} tokenizer of {size} tokens ({reason})")
+        say(f"training a {kind} tokenizer of {size} tokens{why}")
         with patience("training the tokenizer") as watched:
             return train_tokenizer(
                 sample, kind, size, corpus.lowercase, corpus.special_tokens, corpus.strip_accents, watched
@@ -191,7 +191,7 @@ def open_dataset(
     else:
         train_ids = valid_ids = every
     both = copies(held, valid_ids, text, train_ids) if config.data else 0
-    dropped = len(every) - len(train_ids) - (0 if held is not text or not config.data else len(valid_ids))
+    used = len(train_ids) + (len(valid_ids) if config.data and held is text else 0)
     read = Read(
         len(sources.files) + len(valid_sources.files),
         {**sources.left_out, **valid_sources.left_out},
@@ -202,7 +202,7 @@ def open_dataset(
         len(text.tokens),
         len(train_ids),
         len(valid_ids),
-        dropped,
+        len(every) - used,
         both,
     )
     train = rows(text, None if len(train_ids) == len(every) else train_ids)
