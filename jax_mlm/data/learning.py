@@ -185,7 +185,8 @@ def _train_unigram(learn: Learn) -> Learned:
         counts.update(normalize(text))
     counts.pop(" ", None)
     ranked, wanted = _ranked(counts)
-    room = learn.size - len(learn.special) - 1  # what carries the space is a character, too
+    # What carries the space is a character, too; and the library stops at the vocabulary's end only with one to spare.
+    room = learn.size - len(learn.special) - 2
 
     def train(count: int) -> Learned:
         kept = min(count, room)

@@ -24,7 +24,7 @@ SAMPLE = 1 << 27
 """Characters that a tokenizer learns from: more changes the vocabulary little, and memory stays bounded."""
 SAMPLE_UNIGRAM = 1 << 24
 """The same for Unigram, whose training is far slower than that of merges."""
-DISTINCT = 1 << 24
+DISTINCT, DISTINCT_UNIGRAM = 1 << 23, 1 << 20
 """Characters of the different words that a tokenizer learns from: text without spaces is thinned out to it."""
 
 
@@ -168,7 +168,8 @@ def train_tokenizer(
         VocabularyTooLarge: the text supports fewer entries.
         UserError: there is no text, or the size leaves no room for what the kind needs.
     """
-    sample = _bounded(evenly(map(without_unknown, texts), SAMPLE_UNIGRAM if kind == "unigram" else SAMPLE))
+    most, distinct = (SAMPLE_UNIGRAM, DISTINCT_UNIGRAM) if kind == "unigram" else (SAMPLE, DISTINCT)
+    sample = _bounded(evenly(map(without_unknown, texts), most), distinct)
     if not any(text.strip() for text in sample):
         raise UserError("--data holds no text to train a tokenizer on")
     learn = Learn(sample, padded_size(size, kind), lowercase, strip_accents, SPECIAL[special], show_progress)
@@ -182,13 +183,13 @@ def train_tokenizer(
     return tokenizer
 
 
-def _bounded(sample: list[str]) -> list[str]:
+def _bounded(sample: list[str], distinct: int) -> list[str]:
     """Thin the sample out until its different words fit: merges cost their characters, and each takes 32 bytes."""
     while len(sample) > 1:
         words: set[str] = set()
         for text in sample:
             words.update(text.split())
-        if sum(map(len, words)) <= DISTINCT:
+        if sum(map(len, words)) <= distinct:
             break
         sample = sample[::2]
     return sample

@@ -102,10 +102,15 @@ def _sentences(rows: Rows, tokenizer: Tokenizer) -> Iterator[tuple[tuple[int, ..
 
 def _sample(ids: tuple[int, ...], at: int, tokenizer: Tokenizer, mask: str) -> Sample:
     left, right = tokenizer.decode(list(ids[:at])).strip(), tokenizer.decode(list(ids[at + 1 :]))
-    # most decoders drop the space before the first token: it is put back, but for what clings to the word before it
-    gap = "" if not right or right[0].isspace() or right[0] in ".,;:!?)'" else " "
-    split = (f"{left} " if left else "", f"{gap}{right.rstrip()}")
-    return Sample(ids, at, split, tokenizer.decode([ids[at]]).strip(), mask.join(split))
+    word, whole = tokenizer.decode([ids[at]]).strip(), tokenizer.decode(list(ids)).strip()
+    rest = whole[len(left) :].lstrip() if whole.startswith(left) else ""
+    if word and rest.startswith(word):  # the text itself tells where spaces are
+        split = (whole[: len(whole) - len(rest)], rest[len(word) :])
+    else:
+        # most decoders drop the space before the first token: it is put back, but for what clings to the word before it
+        gap = "" if not right or right[0].isspace() or right[0] in ".,;:!?)'" else " "
+        split = (f"{left} " if left else "", f"{gap}{right.rstrip()}")
+    return Sample(ids, at, split, word, mask.join(split))
 
 
 def compile_samples(
