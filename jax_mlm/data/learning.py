@@ -17,8 +17,9 @@ from jax_mlm.errors import UserError
 LONGEST_WORD = 100
 """Characters of a word that WordPiece reads (BERT's limit); a longer word is cut."""
 PARTS = re.compile(rf"\s*\S{{1,{LONGEST_WORD}}}")
-CHARACTERS, COVERED = 1000, 0.9999
-"""A vocabulary holds at least so many characters and so much of the text in single characters, where it has room."""
+CHARACTERS, COVERED, REST = 1000, 0.9999, 1 / 64
+"""A vocabulary holds at least so many characters and so much of the text in single characters, where it has room; the
+rest of them too, where they take no more than this part of it."""
 LITERAL_UNKNOWN = "<unk>"
 """What WikiText and its kin write for a word outside their own vocabulary."""
 NAMES = {
@@ -90,7 +91,7 @@ def _train_wordpiece(learn: Learn) -> Learned:
     )
     cut = pre_tokenizers.Split(Regex(f".{{{LONGEST_WORD}}}"), "isolated")
     splitter = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), cut])
-    ranked, wanted, inside = _characters(learn.sample, normalizer, splitter)
+    ranked, wanted, inside = _characters(learn.sample, normalizer, splitter, learn.size)
     room = learn.size - len(learn.special)
 
     def train(count: int) -> Learned:
@@ -114,7 +115,7 @@ def _train_wordpiece(learn: Learn) -> Learned:
 
 
 def _characters(
-    sample: list[str], normalizer: normalizers.Normalizer, splitter: pre_tokenizers.PreTokenizer
+    sample: list[str], normalizer: normalizers.Normalizer, splitter: pre_tokenizers.PreTokenizer, size: int
 ) -> tuple[list[str], int, set[str]]:
     """Return the characters, the most frequent first; how many are wanted; and those that occur inside a word."""
     words = Counter(word for text in sample for word in text.split())
@@ -125,15 +126,16 @@ def _characters(
             inner.update(piece[1:])
             for character in piece:
                 counts[character] += count
-    return *_ranked(counts), inner
+    return *_ranked(counts, size), inner
 
 
-def _ranked(counts: Mapping[str, int]) -> tuple[list[str], int]:
+def _ranked(counts: Mapping[str, int], size: int) -> tuple[list[str], int]:
     """Return the characters, the most frequent first, and how many of them cover enough of the text."""
     ranked = sorted(counts, key=lambda character: (-counts[character], character))
     covered = np.cumsum([counts[character] for character in ranked])
     enough = int(np.searchsorted(covered, COVERED * covered[-1])) + 1 if ranked else 0
-    return ranked, min(max(enough, CHARACTERS), len(ranked))
+    wanted = min(max(enough, CHARACTERS), len(ranked))
+    return ranked, len(ranked) if len(ranked) - wanted <= REST * size else wanted
 
 
 def _fitting(ranked: list[str], inside: set[str], room: int) -> tuple[list[str], list[str]]:
@@ -184,7 +186,7 @@ def _train_unigram(learn: Learn) -> Learned:
     for text in learn.sample:
         counts.update(normalize(text))
     counts.pop(" ", None)
-    ranked, wanted = _ranked(counts)
+    ranked, wanted = _ranked(counts, learn.size)
     # What carries the space is a character, too; and the library stops at the vocabulary's end only with one to spare.
     room = learn.size - len(learn.special) - 2
 

@@ -217,7 +217,7 @@ def test_joiners_survive(kind: str, lowercase: bool) -> None:
 
 
 def test_a_word_is_lower_cased_in_its_vocabulary_as_in_a_text() -> None:
-    tokenizer = train_tokenizer(["ΟΔΟΣ οδος İZMİR Straße"], "word", 64, lowercase=True)
+    tokenizer = train_tokenizer(["ΟΔΟΣ οδος İZMİR Straße"], "word", 7, lowercase=True)
     v = vocabulary_of(tokenizer)
     assert v.unk not in tokenizer.encode("ΟΔΟΣ οδος İZMİR Straße").ids
 
@@ -228,7 +228,7 @@ LONG = {
 }  # fmt: skip
 
 
-def letters(name: str, lines: int = 40, seed: int = 0) -> list[str]:
+def letters(name: str, lines: int = 12, seed: int = 0) -> list[str]:
     alphabet, length = LONG[name]
     draw = random.Random(seed)
     return ["".join(draw.choices(alphabet, k=length)) for _ in range(lines)]
@@ -244,7 +244,8 @@ def test_a_long_word_is_never_unknown(kind: str, name: str) -> None:
         encoding = tokenizer.encode(text, add_special_tokens=False)
         assert unk not in encoding.ids
         covered = [at for begin, end in encoding.offsets for at in range(begin, end)]
-        assert covered == list(range(len(text))), "each character lies in exactly one token"
+        begun = kind == "unigram" and encoding.tokens[0] == "▁"  # the space that it puts before a text
+        assert covered[begun:] == list(range(len(text))), "each character lies in exactly one token"
 
 
 def test_one_long_line_is_learned_from_and_read_in_bounded_time() -> None:
@@ -327,7 +328,7 @@ def test_special_tokens_in_data_are_text_and_in_a_query_what_they_are(kind: str,
     tokenizer = train_tokenizer(lines, kind, {"word": 900, "unigram": 256}.get(kind, 512), special=special)
     v = vocabulary_of(tokenizer)
     controls = set(v.special) - {v.unk}
-    text = f"bade {' '.join(name for name in names if name != unk)} <s>tuso</s> x"
+    text = f"bade {' '.join(name for name in names if name != unk)} <s>tuso</s> bade"
     tokens = encode(tokenizer, [text]).tokens.tolist()
     assert not controls & set(tokens)
     if kind != "word":  # each of its characters is in the vocabulary, so all of it has targets
