@@ -1,4 +1,4 @@
-"""Figures of a run on a text; `python -m jax_mlm.evaluate RUN --data FILE`."""
+"""Measure a run on a text; `python -m jax_mlm.evaluate RUN --data FILE`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jax_mlm.run.directory import read_run
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Evaluate a run on text it has not seen: loss, accuracy and perplexity at fixed masks."""
+    """Evaluate a run on text it has not seen: loss, accuracy and perplexity under fixed masks."""
 
     run: Path = field(metadata={"positional": "RUN"})
     """The run directory."""

@@ -80,7 +80,7 @@ def set_up(config: TrainConfig) -> Setup:
     return Setup(data.config, run, budget, mesh, REPLICATED, data, start, teacher, task)
 
 
-def task_of(data: Dataset, teacher: Initial | None) -> Task[Any]:  # MaskedBatch, or TaughtBatch
+def task_of(data: Dataset, teacher: Initial | None) -> Task[Any]:  # MaskedBatch, or DistilBatch
     """Return what the run learns: hidden tokens, and what a teacher makes of them where there is one."""
     config, dtype = data.config, compute_dtype(data.config)
     task = masked_lm(config.model, config.mask, data.vocabulary, config.corpus.length, dtype)

@@ -23,7 +23,7 @@ from jax_mlm.presets import PRESETS, SENTENCE
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run_file
 from jax_mlm.run.log import read_metrics
-from jax_mlm.tasks.distil import TaughtBatch, cosine_distance, distilled, soft_targets
+from jax_mlm.tasks.distil import DistilBatch, cosine_distance, distilled, soft_targets
 from jax_mlm.tasks.masking import make_mask, row_keys
 from jax_mlm.tasks.mlm import MaskedBatch, masked_lm
 from jax_mlm.tasks.task import Task
@@ -67,7 +67,7 @@ def test_the_objective_is_their_weighted_sum_and_only_the_student_learns() -> No
     rows, hidden = uneven_batch(), masked()
     student, teacher = softened(STUDENT), softened(TEACHER)
     share = float(hidden.weights.sum() / (rows.segments > 0).sum())
-    given = TaughtBatch(MaskedBatch(rows, hidden), jnp.full(BATCH, share))
+    given = DistilBatch(MaskedBatch(rows, hidden), jnp.full(BATCH, share))
     parts = {}
     for weights in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 5, 3)):
         config = DistilConfig("t", *map(float, (weights[1], weights[0], weights[2])))
@@ -90,7 +90,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(family: str)
     model = replace(MODELS[family], layers=1, dropout=0.0, attention_dropout=0.0)
     params = softened(model)
     objective = jax.jit(taught_task(DistilConfig("t", 1.0, 0.0, 1.0), model, model).loss)
-    given = TaughtBatch(MaskedBatch(uneven_batch(), masked()), jnp.full(BATCH, 0.15))
+    given = DistilBatch(MaskedBatch(uneven_batch(), masked()), jnp.full(BATCH, 0.15))
     total, metrics = objective(params, params, given, None)
     assert abs(float(total)) / float(metrics.count) < 1e-5
 
@@ -101,7 +101,7 @@ def test_a_short_run_comes_nearer_to_the_teacher() -> None:
     step = jax.jit(make_train_step(task, tx, make_schedule(config), jax.random.key(7)))
     state, rows, hidden = init_state(softened(STUDENT), tx), uneven_batch(), masked()
     teacher = jax.tree.map(jnp.asarray, softened(TEACHER))
-    given = TaughtBatch(MaskedBatch(rows, hidden), jnp.full(BATCH, 0.15))
+    given = DistilBatch(MaskedBatch(rows, hidden), jnp.full(BATCH, 0.15))
     apart = jax.jit(lambda params: task.loss(params, teacher, given, None)[0])
     before = float(apart(state.params))
     for number in range(20):
