@@ -16,7 +16,7 @@ def run(config: TrainConfig) -> None:
     from jax_mlm.report.outcome import print_next
     from jax_mlm.train.loop import train
 
-    with hosts.first_speaks():
+    with hosts.only_first_prints():
         directory = train(config, stopping=stop_request)
         print_next(directory, bool(config.data))
         print(directory)

@@ -10,7 +10,7 @@ from jax_mlm.evals.heldout import Result
 from jax_mlm.evals.samples import Answer, to_json
 from jax_mlm.files import write_atomically
 from jax_mlm.parallel import hosts
-from jax_mlm.parallel.devices import device_facts
+from jax_mlm.parallel.devices import describe_machine
 from jax_mlm.report.figures import Drawer
 from jax_mlm.report.live import Progress
 from jax_mlm.run.directory import TOKENIZER_FILE, write_run
@@ -30,7 +30,7 @@ def write_down(setup: Setup) -> None:
         write_atomically(setup.run / TOKENIZER_FILE, setup.data.tokenizer.to_str(pretty=True))
     teacher = {"teacher": setup.teacher.origin} if setup.teacher else {}
     origin = {"files": list(setup.config.data), **setup.data.fingerprints, **origin_of(setup.run, setup.start)}
-    write_run(setup.run, setup.config, device_facts(), {**origin, **teacher})
+    write_run(setup.run, setup.config, describe_machine(), {**origin, **teacher})
 
 
 class Recorder(AbstractContextManager["Recorder"]):
