@@ -38,7 +38,7 @@ def run(config: EvaluateConfig) -> None:
     if not config.data:
         raise UserError("the run or --data is missing: python -m jax_mlm.evaluate RUN --data FILE")
     trained = read_run(config.run)
-    from jax_mlm.evals.text import evaluate_text, score_documents  # JAX is imported once the command line is right
+    from jax_mlm.evals.text import evaluate_text, score_documents  # imports JAX: only for a valid command line
     from jax_mlm.run.checkpoint import load_params
 
     step, params = load_params(config.run, config.checkpoint)
