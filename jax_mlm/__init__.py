@@ -16,7 +16,7 @@ _HOME = {"PRESETS": "presets", "TrainConfig": "config", "load": "run.load"}
 
 
 def __getattr__(name: str) -> object:
-    """Import JAX only when something that needs it is asked for (PEP 562)."""
+    """Import JAX only when something that needs it is used (PEP 562)."""
     if name == "train":
         return import_module("jax_mlm.train")  # the package, which is callable
     if name not in _HOME:

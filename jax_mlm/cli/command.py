@@ -28,9 +28,9 @@ class Command(Generic[T]):
     run: Callable[[T], object]
     examples: str
     defaults: Callable[[Given], T | None] = lambda given: None
-    """Returns the config that the given options override; None stands for the fields' own defaults."""
+    """Return the config that the given options override; None stands for the fields' own defaults."""
     shown: Callable[[Sequence[str]], T | None] = lambda argv: None
-    """Returns the config whose values --help shows as defaults."""
+    """Return the config whose values --help shows as defaults."""
     groups: Groups = field(default_factory=dict)
     """The options that --help shows; empty for all of them."""
 

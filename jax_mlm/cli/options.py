@@ -17,7 +17,7 @@ from jax_mlm.cli.parser import Given, Parser
 from jax_mlm.errors import UserError
 
 T = TypeVar("T")
-Groups = Mapping[str, Sequence[str]]  # title → names of the fields under it, where one list would be too long
+Groups = Mapping[str, Sequence[str]]  # title → names of the fields under it, if one list would be too long
 Settings = dict[str, Any]  # what `add_argument` takes, which depends on the action
 FILES, PATHS = ("data", "valid", "tokenizer"), ("out", "init", "distil", "cache")
 METAVARS = {**dict.fromkeys(FILES, "FILE"), **dict.fromkeys(PATHS, "PATH"), "budget": "TIME", "preset": "NAME"}

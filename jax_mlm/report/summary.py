@@ -106,7 +106,7 @@ class Checkpoint:
     size: int
     """Bytes."""
     loss: float | None
-    """Validation loss, where it was measured."""
+    """Validation loss, if it was measured."""
 
 
 def checkpoints(summary: Summary) -> list[Checkpoint]:

@@ -38,7 +38,7 @@ class Setup:
     """Complete: the vocabulary's size and the model's shape are filled in."""
     run: Path
     budget: float | None
-    """Seconds; None where the number of steps is given."""
+    """Seconds; None if the number of steps is given."""
     mesh: Mesh
     rules: Rules
     data: Dataset
