@@ -1,4 +1,4 @@
-"""What several test files need."""
+"""Fixtures that several test files need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from filelock import FileLock
-from support import GIVEN_FLAGS
+from support import QUICK
 from support.bundles import ORIGIN, SENTENCE_MODEL
 from support.models import randomised
 from support.paths import ROOT
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 
 WORKERS = 4
-"""At most: each takes a gigabyte of memory."""
+"""Most workers at a time: each takes a gigabyte of memory."""
 LONGEST = ("docs/test_docs", "page", "train/test_train", "parallel", "golden", "train", "convert", "hf", "demo")
-"""What starts first, so that all workers end together: folders of tests, or files."""
+"""Folders and files of tests that start first, so that all workers end together."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Distribute the whole suite over the cores, where pytest-xdist is there and no -n asks for anything else."""
+    """Distribute the whole suite over the cores, if pytest-xdist is installed and -n is not given."""
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
     if whole and not hasattr(config, "workerinput") and config.getoption("numprocesses", 0) is None:
         config.option.numprocesses = min(cores(), WORKERS)
@@ -74,7 +74,7 @@ def shared_data() -> Path:
 def environment() -> dict[str, str]:
     """Variables for commands in a process of their own, which share one cache."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "export"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": os.environ[GIVEN_FLAGS]}
+    return {**os.environ, "PYTHONPATH": path}
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +109,9 @@ def sentence_run(environment: dict[str, str], once: Callable[..., Path]) -> Sent
     line = [sys.executable, "-m", "jax_mlm.train"]
 
     def train(folder: Path) -> None:
-        done = subprocess.run(line, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+        # The only training here that is long enough for optimised code to pay.
+        env = {**environment, "XLA_FLAGS": environment["XLA_FLAGS"].replace(QUICK, "")}
+        done = subprocess.run(line, env=env, cwd=folder, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         (folder / "printed.json").write_text(json.dumps([done.stdout, done.stderr]))
 
@@ -183,7 +185,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[[Path], str]]:
-    """Serves folders as `python -m http.server` does, until the module's end; gives each one's address."""
+    """Serve folders as `python -m http.server` does, until the module ends; return the address of each."""
     servers: list[ThreadingHTTPServer] = []
 
     def start(folder: Path) -> str:

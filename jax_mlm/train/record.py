@@ -13,7 +13,7 @@ from jax_mlm.evals.heldout import Result
 from jax_mlm.evals.samples import Answer, to_json
 from jax_mlm.files import write_atomically
 from jax_mlm.parallel import hosts
-from jax_mlm.parallel.devices import device_facts
+from jax_mlm.parallel.devices import describe_machine
 from jax_mlm.report.figures import Drawer
 from jax_mlm.report.live import Progress
 from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run_file, write_run
@@ -25,8 +25,8 @@ from jax_mlm.train.setup import Setup
 from jax_mlm.train.start import origin_of
 
 
-def write_down(setup: Setup) -> None:
-    """Write what the run is made of into its directory, on one host: `run.json`, and a new run's tokenizer."""
+def write_run_files(setup: Setup) -> None:
+    """Write what the run is made of to its directory, on one host: `run.json`, and a new run's tokenizer."""
     if not hosts.is_first():
         return
     if not setup.config.resume:
@@ -35,7 +35,7 @@ def write_down(setup: Setup) -> None:
     origin = {"files": list(setup.config.data), **setup.data.fingerprints, **origin_of(setup.run, setup.start)}
     if setup.config.data:
         origin |= {"text": setup.survey.facts, **tokenizer_of(setup.run, setup.data.read)}
-    write_run(setup.run, setup.config, device_facts(), {**origin, **teacher})
+    write_run(setup.run, setup.config, describe_machine(), {**origin, **teacher})
 
 
 def tokenizer_of(run: Path, read: Read) -> Json:
@@ -47,12 +47,12 @@ def tokenizer_of(run: Path, read: Read) -> Json:
 
 
 class Recorder(AbstractContextManager["Recorder"]):
-    """Takes figures as they come; closing it draws the final state."""
+    """The record of a run as it trains; closing it draws the final state."""
 
     def __init__(
         self, log: MetricsLog, progress: Progress, drawer: Drawer, scheduled: Callable[[int, int], dict[str, float]]
     ) -> None:
-        """`scheduled`: (step, horizon) → what follows a schedule, by its name in the log."""
+        """`scheduled(step, horizon)` returns the scheduled values by their names in the log."""
         self._log, self._progress, self._drawer, self._scheduled = log, progress, drawer, scheduled
         self._closing = ExitStack()
         self._closing.callback(drawer.close)
@@ -60,13 +60,13 @@ class Recorder(AbstractContextManager["Recorder"]):
         self._closing.callback(log.close)
 
     def trained(self, step: int, pace: Pace, figures: dict[str, float]) -> None:
-        """Take the figures of the steps since the last line."""
+        """Record the figures of the steps since the last line."""
         schedules = {**self._scheduled(step - 1, pace.horizon), "seconds": pace.elapsed()}
         self._log.write("train", step, {**figures, **schedules})
         self._progress.update(step, pace.horizon, figures, pace.seconds_left(), pace.next_evaluation(step))
 
     def validated(self, step: int, pace: Pace, result: Result, answers: Sequence[Answer]) -> None:
-        """Take a validation and the answers to the samples; figures are drawn in the background."""
+        """Record a validation and the answers to the samples."""
         self._log.write("valid", step, {"loss": result.loss, "accuracy": result.accuracy})
         self._log.write_samples(step, to_json(answers))
         self._progress.evaluated(step, pace.horizon, result.loss, result.accuracy, answers)
@@ -76,7 +76,7 @@ class Recorder(AbstractContextManager["Recorder"]):
         self._drawer.maybe()
 
     def finished(self, step: int, pace: Pace, result: Result) -> None:
-        """Take the figures over all validation rows."""
+        """Record the figures over all validation rows."""
         self._log.write("final", step, {"loss": result.loss, "accuracy": result.accuracy, "seconds": pace.elapsed()})
 
     def __exit__(
@@ -101,7 +101,7 @@ class SilentRecorder(Recorder):
 
 
 def open_recorder(setup: Setup, schedule: Schedule, progress: Progress, first: int) -> Recorder:
-    """Return the recorder of this host; a resumed run's log first drops what was after step `first`."""
+    """Return the recorder of this host; a resumed run's log first drops what comes after step `first`."""
     if not hosts.is_first():
         return SilentRecorder()
     config = setup.config

@@ -19,6 +19,8 @@ LOOKED_AT = 512
 """Rows that the targets of a step are estimated from."""
 MOST_UNKNOWN, SOME_UNKNOWN, SOME_COPIES = 0.5, 0.01, 0.01
 """Parts of the tokens, and of the validation documents, from which a run is refused or a warning is given."""
+FEW_REACHABLE = 0.1
+"""Part of the tokens, below which a masking rule that can hide no more is refused."""
 
 
 class Targets(NamedTuple):
@@ -116,7 +118,7 @@ def _warnings(data: Dataset, targets: Targets) -> Iterator[str]:
             f"{_percent(read.both / read.valid_documents)} of the validation documents stand in the training text "
             "as well, which makes the figures look better than they are: --dedup drops copies"
         )
-    if 0 < targets.reachable < 0.5:
+    if FEW_REACHABLE <= targets.reachable < 0.5:
         yield (
             f"--mask-rule whole-word can hide only {_percent(targets.reachable)} of the tokens, the other words are "
             "too long: take --mask-rule token or span"
@@ -131,10 +133,11 @@ def _refusal(data: Dataset, targets: Targets) -> str | None:
             return f"{option}: {unknown}: {_remedy(data, text)}"
         if text.special == tokens:
             return f"{option}: all tokens are special ones, so there is nothing to learn: {_remedy(data, text)}"
-    if not targets.hidden:
+    if targets.reachable < FEW_REACHABLE:
         return (
-            "no token can be hidden, so there is nothing to learn: --mask-rule whole-word leaves words of more than "
-            f"{slots(data.config.mask, data.train.length)} tokens alone; take --mask-rule token or span"
+            f"{_percent(targets.reachable)} of the tokens can be hidden, so there is nothing to learn: --mask-rule "
+            f"whole-word leaves words of more than {slots(data.config.mask, data.train.length)} tokens as they are; "
+            "take --mask-rule token or span"
         )
     return None
 

@@ -23,7 +23,7 @@ from jax_mlm.report import outcome
 from jax_mlm.tasks.masking import make_mask, row_keys
 from jax_mlm.train import loop
 from jax_mlm.train import survey as looking
-from jax_mlm.train.record import write_down
+from jax_mlm.train.record import write_run_files
 from jax_mlm.train.setup import set_up
 from jax_mlm.train.survey import expected_targets
 
@@ -47,7 +47,7 @@ def up_to_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def begun(config: TrainConfig, stopping: object) -> Path:
         setup = set_up(config)
         setup.run.mkdir(parents=True, exist_ok=True)
-        write_down(setup)
+        write_run_files(setup)
         return setup.run
 
     monkeypatch.setenv("JAX_MLM_CACHE", str(tmp_path / "cache"))
@@ -137,7 +137,7 @@ def test_whole_words_too_long_to_hide_are_refused(tmp_path: Path, capsys: pytest
     path = written(tmp_path / "a.txt", ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=150)) for _ in range(60)])
     line = [*SHORT, "--length", "48", "--data", path, "--mask-rule", "whole-word"]
     error = refused(capsys, *line, "--tokenizer-kind", "wordpiece", "--tokenizer-size", "64", "--out", tmp_path / "run")
-    assert "no token can be hidden" in error
+    assert "of the tokens can be hidden" in error
     assert "--mask-rule token" in error
     assert train_line(*line, "--out", tmp_path / "run") == 0  # larger pieces, and rows that end with a few of them
     assert re.search(r"warning: --mask-rule whole-word can hide only \d+ % of the tokens", capsys.readouterr().err)
