@@ -88,14 +88,16 @@ class Everywhere:
     def __init__(self, config: ModelConfig) -> None:
         self.config, self._reference = config, Reference(config, randomised(config), config.vocab_size)
 
-    def _answer(self, ids: np.ndarray, segments: np.ndarray, types: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _answer(
+        self, ids: np.ndarray, segments: np.ndarray, types: np.ndarray, counted: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         b, s = ids.shape
         rows, columns = (max(sizes) for sizes in list(zip(*SHAPES, strict=True))[:2])
         padded = [np.pad(each, ((0, rows - b), (0, columns - s))) for each in (ids, segments, types)]
         if not self.config.token_types:
             padded[2] = None
         at = np.broadcast_to(np.arange(columns), (rows, columns))
-        logits, embeddings = self._reference._answer(*padded, at)
+        logits, embeddings = self._reference._answer(*padded, at, counted)
         return logits[:b, :s], embeddings[:b]
 
     def logits(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -105,7 +107,7 @@ class Everywhere:
     def padded_logits(
         self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray
     ) -> np.ndarray:
-        return self._answer(input_ids, attention_mask, token_type_ids)[0]
+        return self._answer(input_ids, attention_mask, token_type_ids, counted=True)[0]
 
     def embedding(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return self._answer(input_ids, np.ones_like(input_ids), np.zeros_like(input_ids))[1]
