@@ -34,6 +34,17 @@ CONFIGS = {
     "distilbert": replace(BERT, family="distilbert", token_types=0),
     "albert": replace(BERT, family="albert", embedding_width=16, layer_groups=1, activation="gelu_tanh"),
     "albert-two-groups": replace(BERT, family="albert", embedding_width=24, layers=4, layer_groups=2, tied=False),
+    "esm": replace(
+        BERT,
+        family="esm",
+        norm_first=True,
+        embedding_norm=False,
+        positions="rope",
+        token_types=0,
+        norm_eps=1e-5,
+        token_dropout=True,
+        mask_id=5,
+    ),
     "odd-head": replace(BERT, width=30, heads=6, ff_width=31),
     "rms-learned": replace(BERT, norm="rms", gated=True, decoder_bias=False),
 }
@@ -50,6 +61,9 @@ MODELS: dict[str, ModelConfig] = {
     "albert": replace(HF_BERT, family="albert", embedding_width=8, layer_groups=1, activation="gelu_tanh"),
     "distilbert": replace(HF_BERT, family="distilbert", token_types=0),
     "modernbert": ModelConfig(**HF_TINY, global_every=2, rope_theta=160_000.0, local_window=8),
+    "esm": replace(CONFIGS["esm"], **HF_TINY, mask_id=2),
+    "xlm-roberta": replace(HF_ROBERTA, family="xlm-roberta"),
+    "camembert": replace(HF_ROBERTA, family="camembert"),
 }
 
 SHAPE = {"vocab_size": 128, "width": 16, "layers": 2, "heads": 2, "ff_width": 24, "max_length": 32}
