@@ -175,6 +175,7 @@ LAYOUTS: Mapping[Family, Layout] = {
             "position_embedding_type": _constant("rotary"),
             "emb_layer_norm_before": _constant(False),
             "is_folding_model": _constant(False),
+            "rope_theta": ("rope_theta", 10_000.0),
             "token_dropout": ("token_dropout", False),
             "mask_token_id": (lambda c: c.mask_id if c.token_dropout else None, None),
         },

@@ -220,6 +220,9 @@ def read_params(tensors: Tensors, c: ModelConfig) -> Params:
     for name in n.bias:  # the copy of a bias under its other name is not reported
         if (known := tensors.known_as(name, n.prefix)) and c.decoder_bias:
             tensors.used.add(known)
+    for name, array in _beside(c).items():
+        if name in tensors.files and not np.array_equal(tensors.read(name), array):
+            tensors.used.discard(name)
     return unflatten_dict(arrays)
 
 
@@ -246,10 +249,22 @@ def _checked(tensors: Tensors, n: Names, name: str, others: tuple[str, ...], sha
 # ---- writing -------------------------------------------------------------------------------------
 
 
+def _beside(c: ModelConfig) -> dict[str, np.ndarray]:
+    """Return what transformers' model has beside ours: ESM's contact head, which nothing here trains, and a constant."""
+    if c.family != "esm":
+        return {}
+    K = c.head_width
+    return {
+        "esm.contact_head.regression.weight": np.zeros((1, c.layers * c.heads), np.float32),
+        "esm.contact_head.regression.bias": np.zeros(1, np.float32),
+        "esm.rotary_embeddings.inv_freq": (c.rope_theta ** -(np.arange(0, K, 2) / K)).astype(np.float32),
+    }
+
+
 def write_params(path: Path, params: Params, c: ModelConfig) -> None:
     """Write model.safetensors in the family's names; what is tied is stored once."""
     n, arrays = NAMES[c.family], leaves(params)
-    tensors: dict[str, np.ndarray] = {}
+    tensors = _beside(c)
     for entry in entries(c):
         array = np.asarray(arrays[entry.path], np.float32)
         for name, part in zip(entry.names, np.split(array.T if entry.kernel else array, len(entry.names)), strict=True):

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from jax_mlm.config import ModelConfig
 from jax_mlm.data.tokenizer import train_tokenizer
-from jax_mlm.hf.config import from_hf, hf_config
+from jax_mlm.hf.config import AFTER_PADDING, from_hf, hf_config
 from jax_mlm.hf.directory import export_hf, import_hf, read_hf
 from jax_mlm.hf.names import entries
 from jax_mlm.hf.tokenizer import hf_tokenizer
@@ -40,6 +40,16 @@ ROBERTA = replace(BERT, family="roberta", position_offset=2, token_types=1, norm
 ALBERT = replace(BERT, family="albert", embedding_width=20, layer_groups=1, layers=3, activation="gelu_tanh")
 DISTIL = replace(BERT, family="distilbert", token_types=0)
 MODERN = ModelConfig(**BASE, global_every=2, local_window=6, rope_theta=160_000.0, dropout=0.0)
+ESM = replace(
+    DISTIL,
+    family="esm",
+    norm_first=True,
+    embedding_norm=False,
+    positions="rope",
+    norm_eps=1e-5,
+    token_dropout=True,
+    mask_id=7,
+)
 PAD: dict[str, int] = {"roberta-pad-0": 0, "roberta-pad-5": 5, "bert-pad-7": 7, "modernbert-pad-9": 9}
 MODELS: dict[str, ModelConfig] = {
     "bert": BERT,
@@ -76,13 +86,19 @@ MODELS: dict[str, ModelConfig] = {
         MODERN, vocab_size=53, width=42, heads=7, ff_width=29, layers=1, global_every=1, tied=False
     ),
     "modernbert-pad-9": replace(MODERN, activation="silu", head_activation="relu", norm_eps=1e-2, heads=2),
+    "xlm-roberta": replace(ROBERTA, family="xlm-roberta"),
+    "camembert": replace(ROBERTA, family="camembert", head_activation="gelu", activation="relu"),
+    "esm": ESM,
+    "esm-odd": replace(ESM, vocab_size=33, width=30, heads=5, ff_width=31, layers=3, norm_eps=1e-3),
+    "esm-untied": replace(ESM, tied=False, layers=1),
+    "esm-no-token-dropout": replace(ESM, token_dropout=False, mask_id=-1, heads=2),
     "modernbert-tanh": replace(MODERN, activation="gelu_tanh", global_every=2, layers=3, local_window=2),
 }
 
 
 def pad_of(name: str) -> int:
     model = MODELS[name]
-    return model.position_offset - 1 if model.family == "roberta" else PAD.get(name, 0)
+    return model.position_offset - 1 if model.family in AFTER_PADDING else PAD.get(name, 0)
 
 
 @cache
@@ -163,7 +179,7 @@ def test_logits_and_gradients_are_theirs(name: str, folder: Path, record_propert
     record_property("logits", worst)
     assert worst <= LOGITS
 
-    tensors = dict(loaded.named_parameters())
+    tensors = dict(loaded.named_parameters(remove_duplicate=False))
     largest = 0.0
     for entry in entries(model):
         node = gradient
@@ -202,6 +218,10 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "theta": ("modernbert", {"rope_theta": 10_000.0}),
     "local theta": ("modernbert-thirds", {"rope_theta_local": 10_000.0}),
     "heads": ("bert", {"heads": 2}),
+    "token dropout": ("esm", {"token_dropout": False}),
+    "masked token": ("esm", {"mask_id": 8}),
+    "theta of esm": ("esm", {"rope_theta": 5_000.0}),
+    "gelu of esm": ("esm", {"activation": "gelu_tanh"}),
 }
 
 
