@@ -126,8 +126,8 @@ class DataConfig:
 
     length: int = 128
     """Tokens in a training row, special tokens included."""
-    tokenizer_kind: Literal["wordpiece", "bpe", "unigram", "word"] = "wordpiece"
-    """The tokenizer trained on the data when --tokenizer is not given."""
+    tokenizer_kind: Literal["wordpiece", "bpe", "unigram", "word", "protein"] = "wordpiece"
+    """The tokenizer trained on the data when --tokenizer is not given; protein is ESM-2's, a token a letter."""
     tokenizer_size: int = 0
     """Its vocabulary, special tokens included; 0 takes --tokenizer-limit, or less where the text supports less."""
     tokenizer_limit: int = 8192

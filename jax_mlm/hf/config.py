@@ -177,7 +177,7 @@ LAYOUTS: Mapping[Family, Layout] = {
             "is_folding_model": _constant(False),
             "rope_theta": ("rope_theta", 10_000.0),
             "token_dropout": ("token_dropout", False),
-            "mask_token_id": (lambda c: c.mask_id if c.token_dropout else None, None),
+            "mask_token_id": (lambda c: c.mask_id if c.token_dropout and c.mask_id >= 0 else None, None),
         },
     ),
 }
@@ -260,9 +260,7 @@ def from_hf(values: Json, family: Family) -> ModelConfig:
                 f"{found['position_offset']}: no position is left"
             )
         found["max_length"] -= found["position_offset"]
-    if found.get("token_dropout"):
-        if values.get("mask_token_id") is None:
-            raise UserError("mask_token_id is missing, where token_dropout needs it")
+    if found.get("token_dropout") and values.get("mask_token_id") is not None:
         found["mask_id"] = _read(values, "mask_token_id", "mask_id", 0)
     if family == "modernbert":
         found |= _attention(values, found)

@@ -17,7 +17,8 @@ from jax_mlm.files import new_folder
 from jax_mlm.hf.card import model_card
 from jax_mlm.hf.config import AFTER_PADDING, check_expressible, from_hf, hf_config, known_family
 from jax_mlm.hf.names import family_of
-from jax_mlm.hf.tokenizer import hf_tokenizer, hf_tokenizer_config, read_json
+from jax_mlm.hf.tokenizer import hf_tokenizer_config, read_tokenizer
+from jax_mlm.hf.tokenizer_files import read_json
 from jax_mlm.hf.weights import WEIGHTS, Tensors, is_tied, open_tensors, read_params, write_params
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.params import at_offset
@@ -71,11 +72,15 @@ def read_hf(folder: Path, family: str | None = None, tokenizer: Path | None = No
     params = read_params(tensors, model)
     if unused := tensors.unused():
         remarks.append(f"not used: {', '.join(unused)}")
-    read = load_tokenizer(tokenizer) if tokenizer else hf_tokenizer(folder)
-    try:
-        mask_of(read)
-    except UserError as error:
-        raise UserError(f"the tokenizer of {tokenizer or folder}: {error}") from None
+    read, more = (load_tokenizer(tokenizer), []) if tokenizer else read_tokenizer(folder)
+    remarks += more
+    if model.token_dropout:
+        mask = mask_of(read)
+        if model.mask_id not in (-1, mask):
+            raise UserError(
+                f"{folder}/config.json: mask_token_id is {model.mask_id}, where the tokenizer's mask has {mask}"
+            )
+        model = replace(model, mask_id=mask)
     remarks += _compare_sizes(folder, model, size_of(read))
     return Imported(model, params, read, tuple(remarks))
 

@@ -250,7 +250,7 @@ def _checked(tensors: Tensors, n: Names, name: str, others: tuple[str, ...], sha
 
 
 def _beside(c: ModelConfig) -> dict[str, np.ndarray]:
-    """Return what transformers' model has beside ours: ESM's contact head, which nothing here trains, and a constant."""
+    """Return what transformers' model has beside ours: ESM's contact head, not trained here, and a constant."""
     if c.family != "esm":
         return {}
     K = c.head_width

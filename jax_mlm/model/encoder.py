@@ -122,7 +122,7 @@ def rotate(x: Float[Array, "B H S K"], tables: tuple[Array, Array]) -> Float[Arr
 
 
 def unmasked_scale(inputs: Inputs, mask: int) -> Float[Array, "B S"]:
-    """Return what token dropout multiplies each embedding by: 0 at a mask, elsewhere KEPT over its text's unmasked share.
+    """Return what token dropout multiplies each embedding by: 0 at masks, else KEPT over the text's unmasked share.
 
     A text is what shares a segment, so that neighbours in a packed row change nothing.
     """

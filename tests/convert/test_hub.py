@@ -101,7 +101,9 @@ def test_a_mask_that_is_ignored_would_be_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", [FP32_HUB, INT8_HUB], ids=["fp32", "int8"])
-@pytest.mark.parametrize(("name", "typed"), [("modernbert-local", False), ("bert", True), ("roberta", False), ("esm", False)])
+@pytest.mark.parametrize(
+    ("name", "typed"), [("modernbert-local", False), ("bert", True), ("roberta", False), ("esm", False)]
+)
 def test_ports_and_operators(name: str, typed: bool, precision: Precision, tmp_path: Path) -> None:
     build(tmp_path, CONFIGS[name], precision)
     session = ort.InferenceSession(str(tmp_path / "model.onnx"))

@@ -52,6 +52,7 @@ from mlm_onnx.convert.quantize import INT8, INT8_HUB, INT8_WEB
 from mlm_onnx.convert.reference import Reference
 from mlm_onnx.convert.request import Request
 
+
 def types_of(config: ModelConfig) -> int:
     """Return how many token types a text's tokenizer should tell apart: 0 where the hub graph takes none."""
     return config.token_types if config.family in ("bert", "albert") and config.token_types > 1 else 0
