@@ -18,10 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from support.models import MODELS, assert_trees_equal, randomised
-from support.texts import WORDS
 from tokenizers import Tokenizer
 
-from jax_mlm.data.tokenizer import train_tokenizer
 from jax_mlm.errors import UserError
 from jax_mlm.hf.__main__ import main
 from jax_mlm.hf.config import hf_config
@@ -66,11 +64,6 @@ def in_flax(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
     if array.ndim == 1:
         return f"{stem}scale", array
     return (f"{stem}embedding", array) if "_embeddings." in name else (f"{stem}kernel", array.T)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer([" ".join(WORDS)], "word", 16)
 
 
 @pytest.fixture

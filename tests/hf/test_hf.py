@@ -38,11 +38,6 @@ from jax_mlm.run.directory import read_run
 from jax_mlm.train.start import read_initial
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer([SENTENCE], "word", 16)
-
-
 @pytest.fixture(scope="module", params=REAL)
 def real(request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A real checkpoint: its name, its folder, and the run that import makes of it."""
