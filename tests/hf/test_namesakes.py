@@ -35,7 +35,8 @@ def with_reserved() -> Tokenizer:
     return Tokenizer.from_str(json.dumps(content))
 
 
-@pytest.mark.parametrize("family", ["xlm-roberta", pytest.param("camembert", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["xlm-roberta", "camembert"])
 def test_from_a_directory_through_training_to_answers(family: str, tmp_path: Path) -> None:
     model = replace(MODELS[family], vocab_size=320, position_offset=2)
     tokenizer = train_tokenizer(TEXTS, "bpe", 320, special="roberta")
@@ -47,15 +48,12 @@ def test_from_a_directory_through_training_to_answers(family: str, tmp_path: Pat
     assert read_run(tmp_path / "run").model == model
     export_hf(tmp_path / "run", tmp_path / "again")
     assert read_hf(tmp_path / "again").model == model
-    written = {
-        file: json.loads((tmp_path / "again" / file).read_text()) for file in ("config.json", "tokenizer_config.json")
-    }
-    assert written["config.json"]["model_type"] == family
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["model_type"] == family
     import_hf(tmp_path / "again", tmp_path / "imported")
     convert(tmp_path / "imported", tmp_path / "bundle", Request("fp32", "hub"))
     config = json.loads((tmp_path / "bundle" / "tokenizer_config.json").read_text())
     assert config["model_input_names"] == ["input_ids", "attention_mask"]
-    assert config["model_input_names"] == written["tokenizer_config.json"]["model_input_names"]
+    assert json.loads((tmp_path / "again" / "tokenizer_config.json").read_text()) == config
     assert FillMask(tmp_path / "bundle")("The <mask> was in the garden.")["masks"][0]["candidates"]
 
     pad, ids = tokenizer.token_to_id("<pad>"), np.array([tokenizer.encode("The <mask> was in the garden.").ids])
