@@ -23,7 +23,8 @@ class ModelConfig:
     """Shape of the encoder: one description for the six families of `model/encoder.py`."""
 
     family: Family = "modernbert"
-    """The Hugging Face model type that these switches describe."""
+    """The Hugging Face model type that these switches describe: bert, roberta (or its namesakes xlm-roberta and
+    camembert), albert, distilbert, modernbert or esm."""
     vocab_size: int = 0
     """Rows of the embedding table; 0 takes the tokenizer's size, rounded up to a multiple of 64."""
     width: int = 256

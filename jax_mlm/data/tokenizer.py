@@ -123,7 +123,7 @@ def _find(role: str, tokens: Mapping[str, int]) -> int | None:
 
 def _find_special(role: str, special: Mapping[str, int]) -> int | None:
     """Return the id of a role among special tokens, by its usual name or by the letters of another one."""
-    spelled = {"".join(re.findall("[a-z]+", name.lower())): id for name, id in reversed(special.items())}
+    spelled = {"".join(re.findall("[a-z]+", name.lower())): id for name, id in reversed([*special.items()])}
     found = _find(role, special)
     return next((spelled[word] for word in LETTERS[role] if word in spelled), None) if found is None else found
 

@@ -192,7 +192,8 @@ def _frame(tokenizer: Tokenizer, source: Source, kind: Kind, names: Mapping[str,
     """Put the special tokens around a text, and around each of a pair, as the class does."""
     if kind.name == "esm" or not {"cls", "sep"} <= {*names}:  # the first has its frame
         return
-    cls, sep = ((names[role], tokenizer.token_to_id(names[role])) for role in ("cls", "sep"))
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    cls, sep = ((names[role], ids[names[role]]) for role in ("cls", "sep"))
     if kind.name == "roberta":
         space, trim = source.flag("add_prefix_space", False), source.flag("trim_offsets", True)
         tokenizer.post_processor = processors.RobertaProcessing(sep, cls, bool(trim), bool(space))
