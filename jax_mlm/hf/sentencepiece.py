@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jax_mlm.errors import UserError
+from jax_mlm.hf.tokenizer_files import REMEDY
 
 UNIGRAM, UNKNOWN = 1, 2
 
@@ -30,9 +31,7 @@ def read_unigram(path: Path) -> Unigram:
     except (IndexError, ValueError, TypeError, AttributeError, struct.error):
         raise UserError(f"{path} is truncated or no SentencePiece model: fetch it again") from None
     if kind != UNIGRAM or not pieces:
-        raise UserError(
-            f"{path} is no Unigram model, and only those can be read: give a tokenizer.json with --tokenizer"
-        )
+        raise UserError(f"{path} is no Unigram model, and only those can be read: {REMEDY}")
     unknown = next((id for id, (_, _, type) in enumerate(pieces) if type == UNKNOWN), None)
     return Unigram([(text, score) for text, score, _ in pieces], unknown, charsmap)
 

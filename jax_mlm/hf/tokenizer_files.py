@@ -12,7 +12,7 @@ from jax_mlm.config import Json
 from jax_mlm.errors import UserError
 
 ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
-REMEDY = "give a tokenizer.json with --tokenizer"
+REMEDY = "give a tokenizer.json with --tokenizer FILE to python -m jax_mlm.hf import"
 CONFIG, SPECIAL_TOKENS, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 MARKS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 """What these files say of a token beside its text."""
