@@ -150,7 +150,8 @@ def _in_msgpack(path: Path) -> Iterator[Stored]:
     outer = "params." if all(name.startswith("params.") for name in arrays) else ""
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
-            raise UserError(f"{path}: {name[:80]!r} is of type {type(array).__name__}, where an array was expected")
+            where = f"of type {type(array).__name__} in {name[:80]!r}" if name else type(array).__name__
+            raise UserError(f"{path} is no file of Flax weights: it holds a value {where}, where an array was expected")
         yield Stored(path, name.removeprefix(outer), lambda array=array: array)
 
 
