@@ -5,6 +5,7 @@ What no file says is taken from the vocabulary, with a remark; a class that does
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -209,6 +210,10 @@ def _frame(tokenizer: Tokenizer, source: Source, kind: Kind, names: Mapping[str,
 # ---- the kinds -----------------------------------------------------------------------------------
 
 
+SENTENCEPIECE, COUNTED = re.compile("▁"), re.compile(r".+\s\d+$")
+"""Lines of a vocab.txt that other tokenizers write: KoBERT's; PhoBERT's and BERTweet's."""
+
+
 def _wordpiece(source: Source, names: Mapping[str, str]) -> Tokenizer:
     """BERT's: one piece a line."""
     for name in ("never_split", "do_basic_tokenize"):
@@ -217,6 +222,9 @@ def _wordpiece(source: Source, names: Mapping[str, str]) -> Tokenizer:
                 f"{source.folder}: {name} is {str(source.options[name])[:80]}, which is not supported: {REMEDY}"
             )
     entries = read_lines(source.folder / "vocab.txt")
+    for theirs, wrote in ((SENTENCEPIECE, "SentencePiece"), (COUNTED, "fairseq, with counts")):
+        if sum(theirs.match(entry) is not None for entry in entries) > len(entries) / 10:
+            raise UserError(f"{source.folder}/vocab.txt is not of WordPiece but of {wrote}: {REMEDY}")
     vocab = {entry: id for id, entry in enumerate(entries)}
     prefix = source.options.get("wordpieces_prefix") or "##"
     if not isinstance(prefix, str):

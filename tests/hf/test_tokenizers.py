@@ -226,6 +226,12 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "other files": (plain, {"tokenizer_class": "RobertaTokenizer"}, "reads vocab.json and merges.txt"),
     "gpt2": (chem, {"tokenizer_class": "GPT2Tokenizer"}, "tokenizer_class GPT2Tokenizer"),
     "class": (plain, {"tokenizer_class": 3}, "tokenizer_class is '3'"),
+    "kobert without a class": (lambda folder: vocab_txt(folder, *BERT, "▁한", "▁국", "어"), {}, "of SentencePiece"),
+    "phobert without codes": (
+        lambda folder: vocab_txt(folder, *BERT, "tôi 31", "là 20"),
+        {},
+        "of fairseq, with counts",
+    ),
     "codes": (bpe_codes, {}, "bpe.codes"),
     "word ends": (word_ends, {}, "end with </w>"),
     "spm": (lambda folder: (folder / "spm.model").write_bytes(b""), {}, "spm.model"),
