@@ -22,7 +22,8 @@ def alphabet_tokenizer(tokens: Sequence[str] = ESM, special: Sequence[str] = SPE
     cls, _, eos, unk, _ = special
     tokenizer = Tokenizer(models.WordLevel({token: id for id, token in enumerate(tokens)}, unk_token=unk))
     letters = sorted({*tokens} - {*special, ""}, key=lambda token: (-len(token), token))
-    pattern = Regex("|".join(map(re.escape, letters)))
+    # Escaped where both regex engines need it: the page's refuses an escape of anything else.
+    pattern = Regex("|".join(re.sub(r"[.^$*+?()\[\]{}|\\/]", r"\\\g<0>", letter) for letter in letters))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(pattern, "isolated")]
     )
