@@ -121,7 +121,7 @@ def test_a_wide_beam_finds_the_best_order_of_all(fill: FillMask) -> None:
     text = "[MASK] model creates [MASK] super [MASK]"
     query = fill.reader.masked(text)
     ids = [id for id in range(16) if id not in fill.bundle.special.excluded][:4]
-    found = fill_jointly(query, fill._ask, lambda row, k: np.array(ids), 10_000)
+    found = fill_jointly(query, fill._ask, [lambda row, k: np.array(ids)] * 3, 10_000)
     assert len(found) == 4**3
     best: dict[tuple[int, ...], float] = {}
     for order in itertools.permutations(range(3)):
