@@ -70,7 +70,8 @@ class Pieces:
 
     def shown(self, id: int) -> str:
         """Return a piece as answers print it: its surface, but WordPiece keeps its ##, which marks endings."""
-        return self.raw(id) if self._apart and not self._suffix else self.surface(id) or " "
+        kept = self._apart and not self._suffix and id not in self._added
+        return self.raw(id) if kept else self.surface(id) or " "
 
     def fill(self, text: str, start: int, end: int, id: int) -> str:
         """Return the text with the mask at characters start to end replaced by a piece.
@@ -83,9 +84,7 @@ class Pieces:
             if before[-1:] == " " and not before[-2:-1].isspace() and len(before) > 1 and self._joinable(text[start:end]):
                 before = before[:-1]
         elif piece.spaced:
-            # spaces that are all of a piece, as in source code, are kept after a line end
-            if before and before[-1] != " " and not (before[-1].isspace() and not piece.surface[:1].isspace()):
-                before += " "
+            before += " " if self._lacks_space(before, piece, text[start:end]) else ""
         elif is_word(before[-1:]) and is_word(piece.surface[:1]) and not self._reads(before, piece.surface, id):
             before += " "
         if piece.ends:
@@ -93,6 +92,12 @@ class Pieces:
         elif after[:1] == " " and after[1:2].strip():
             after = after[1:]
         return before + piece.surface + after
+
+    def _lacks_space(self, before: str, piece: Piece, mask: str) -> bool:
+        """Return whether the space that a piece brings is to be added; one that is all of the piece always is."""
+        if before[-1:] == " ":
+            return not piece.surface and not self._joinable(mask)
+        return before != "" and (not before[-1].isspace() or piece.surface[:1].isspace())
 
     def _joinable(self, mask: str) -> bool:
         """Return whether the space before a mask is not a token of its own."""
@@ -133,9 +138,19 @@ class Pieces:
         places = [" "] if word[0] == " " and not self._apart else dict.fromkeys((before, " ", "(", ""))
         for place in places:
             lead = f"{ANCHOR}{place}" if place.isspace() else place
-            alone, both = self._ids(lead.strip()) if lead else [], self._ids(lead + bare)
-            if both[: len(alone)] == alone:
-                yield both[len(alone) :]
+            both = self._ids(lead + bare)
+            # a space is part of the word after it; a line end is a token of its own, or as good as a space
+            for ahead in (lead.rstrip(" "), lead.strip()):
+                alone = self._ids(ahead)
+                if both[: len(alone)] == alone and self._is_read(ahead, alone):
+                    yield both[len(alone) :]
+                    break
+
+    def _is_read(self, ahead: str, ids: list[int]) -> bool:
+        """Return whether the tokens before a word end with what stands there; an unknown one may hold more."""
+        if not ahead or ahead == ANCHOR:
+            return True
+        return self._decode([ANCHOR, self.raw(ids[-1])]).endswith(ahead[-1])
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
