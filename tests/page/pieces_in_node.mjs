@@ -4,11 +4,11 @@ import { pathToFileURL } from 'node:url';
 
 const [, , folder, questions] = process.argv;
 const load = (name) => import(pathToFileURL(`${folder}/${name}`));
-const [{ Tokenizer }, { findWholeWords, Pieces }] = await Promise.all([load('tokenizers.js'), load('pieces.js')]);
+const [{ Tokenizer }, { findWholeWords, inItsTerms, Pieces }] = await Promise.all([load('tokenizers.js'), load('pieces.js')]);
 
 const answers = {};
 for (const [kind, { tokenizer, mask, cases }] of Object.entries(JSON.parse(readFileSync(questions, 'utf8')))) {
-  const made = new Tokenizer(tokenizer, {});
+  const made = new Tokenizer(inItsTerms(tokenizer), { unk_token: tokenizer.model.unk_token });
   findWholeWords(made);
   const pieces = new Pieces(made, tokenizer);
   const real = (text) => text.replaceAll('M', mask.text);

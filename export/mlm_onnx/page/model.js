@@ -2,7 +2,7 @@
 // and tokenizer. onnxruntime's WASM runs on one thread, which needs no special headers from the server.
 import * as ort from './ort.js';
 import { Tokenizer } from './tokenizers.js';
-import { findWholeWords, Pieces } from './pieces.js';
+import { findWholeWords, inItsTerms, Pieces } from './pieces.js';
 
 const ROOT = new URL('../', import.meta.url);
 const GRAPHS = ['fast/fill_mask_web.onnx', 'fast/fill_mask.onnx']; // the first is int8, which is faster in WASM
@@ -64,7 +64,7 @@ class Model {
     const { tokens, limits } = manifest;
     this.manifest = manifest;
     this.session = session;
-    this.tokenizer = new Tokenizer(tokenizer, config);
+    this.tokenizer = new Tokenizer(inItsTerms(tokenizer), config);
     findWholeWords(this.tokenizer);
     this.pieces = new Pieces(this.tokenizer, tokenizer);
     this.mask = tokens.mask;

@@ -12,6 +12,18 @@ const first = (text) => [...text.slice(0, 2)][0] ?? '';
 const last = (text) => [...text.slice(-2)].at(-1) ?? '';
 const isWord = (character) => WORD.test(character);
 
+/** Return a tokenizer.json in terms that the library knows: it cuts on both sides wherever a text is split. */
+export function inItsTerms(tokenizer) {
+  const cut = (step) => {
+    if (step?.type === 'Sequence') return { ...step, pretokenizers: step.pretokenizers.map(cut) };
+    const look = { MergedWithNext: '?=', MergedWithPrevious: '?<=' }[step?.behavior];
+    if (step?.type !== 'Split' || !look || step.pattern.String === undefined) return step;
+    const literal = step.pattern.String.replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&');
+    return { ...step, pattern: { Regex: `(${look}${literal})` }, behavior: 'Removed' };
+  };
+  return { ...tokenizer, pre_tokenizer: cut(tokenizer.pre_tokenizer) };
+}
+
 /** Let the library find words that were added whole only where they are whole, as the tokenizer itself does. */
 export function findWholeWords(tokenizer) {
   for (const name of ['splitter_unnormalized', 'splitter_normalized']) {
