@@ -1,0 +1,134 @@
+"""The table of scripts: two dozen of them, with each kind of tokenizer, from the training text to the filled answer."""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlm_onnx.answer.explain import words_of
+from mlm_onnx.answer.pieces import Pieces
+from mlm_onnx.answer.reader import Reader
+from mlm_onnx.answer.words import UNSPACED as UNSPACED_HERE
+from mlm_onnx.answer.words import is_word
+from support.scripts import SCRIPTS, UNSPACED, lines_of
+from support.tokenizers import reader_of
+from tokenizers import Tokenizer
+
+from jax_mlm.data import encoding
+from jax_mlm.data.encoding import encode
+from jax_mlm.data.tokenizer import VocabularyTooLarge, train_tokenizer, vocabulary_of
+
+KINDS = ("wordpiece", "bpe", "unigram", "word")
+TRAINED, TRIED = 300, 40
+MOST_UNKNOWN = 0.005
+SIZES = {"wordpiece": 384, "bpe": 448, "unigram": 256, "word": 4096}
+TABLE = [(name, kind) for name in SCRIPTS for kind in KINDS]
+
+
+@cache
+def tokenizer_of(name: str, kind: str) -> Tokenizer:
+    """A tokenizer of what the text supports, as `train` makes one."""
+    lines = lines_of(name, TRAINED, seed=0)
+    try:
+        return train_tokenizer(lines, kind, SIZES[kind])  # type: ignore[arg-type]
+    except VocabularyTooLarge as error:
+        return train_tokenizer(lines, kind, error.reachable)  # type: ignore[arg-type]
+
+
+@cache
+def tried(name: str) -> list[str]:
+    known = set(lines_of(name, TRAINED, seed=0))
+    return [line for line in lines_of(name, TRIED, seed=1) if line not in known]
+
+
+def unknown_share(tokenizer: Tokenizer, lines: list[str]) -> float:
+    tokens = encode(tokenizer, lines).tokens
+    return float((tokens == vocabulary_of(tokenizer).unk).mean())
+
+
+@pytest.mark.parametrize(("name", "kind"), TABLE)
+def test_a_script_is_known_and_comes_back(name: str, kind: str) -> None:
+    tokenizer = tokenizer_of(name, kind)
+    lines = lines_of(name, TRAINED, seed=0) if kind == "word" else tried(name)
+    assert unknown_share(tokenizer, lines) <= (0 if kind == "word" else MOST_UNKNOWN)
+    for line in lines:
+        spans = [span for span in tokenizer.encode(line, add_special_tokens=False).offsets if span[0] < span[1]]
+        held = np.zeros(len(line), int)
+        for start, end in dict.fromkeys(spans):  # bytes of one character share its span
+            held[start:end] += 1
+        assert all(count == 1 for count, character in zip(held, line, strict=True) if not character.isspace()), line
+        if kind in ("bpe", "unigram"):
+            assert tokenizer.decode(tokenizer.encode(line, add_special_tokens=False).ids) == line
+
+
+@pytest.mark.parametrize(("name", "kind"), TABLE)
+def test_whole_words_are_whole(name: str, kind: str) -> None:
+    """A word that is set apart by spaces is one word of the masks; elsewhere each token is, and no character is cut."""
+    tokenizer, lines = tokenizer_of(name, kind), tried(name)
+    begins = np.split(encode(tokenizer, lines).begins, np.cumsum(encode(tokenizer, lines).lengths)[:-1])
+    for line, starts in zip(lines, begins, strict=True):
+        spans = np.array(tokenizer.encode(line, add_special_tokens=False).offsets)
+        for index in np.flatnonzero(~starts):
+            before, here = line[spans[index - 1, 0] : spans[index - 1, 1]], line[spans[index, 0] : spans[index, 1]]
+            shared = spans[index, 0] < spans[index - 1, 1]
+            assert shared or (is_word(here[:1]) and (before == " " or is_word(before[-1:])))
+        words = {*SCRIPTS[name].words} if SCRIPTS[name].space else set()
+        cuts = set(spans[starts, 0].tolist())
+        for word in filter(lambda word: all(map(is_word, word)), words):
+            at = line.find(f" {word} ")
+            assert at < 0 or not cuts & set(range(at + 2, at + 1 + len(word))), (line, word)
+
+
+@pytest.fixture(scope="module")
+def reader_in(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
+    @cache
+    def reader(name: str, kind: str) -> Reader:
+        return reader_of(tokenizer_of(name, kind), tmp_path_factory.mktemp("reader"))
+
+    return reader
+
+
+@pytest.mark.parametrize(("name", "kind"), TABLE)
+def test_a_script_is_answered_and_explained(name: str, kind: str, reader_in) -> None:  # noqa: ANN001
+    tokenizer, reader = tokenizer_of(name, kind), reader_in(name, kind)
+    pieces, script = Pieces(tokenizer), SCRIPTS[name]
+    for word in dict.fromkeys(script.words):
+        spaced = tokenizer.encode(f"{script.words[0]}{script.space}{word}", add_special_tokens=False).ids
+        alone = tokenizer.encode(word, add_special_tokens=False).ids
+        if len(alone) == 1 and alone[0] != vocabulary_of(tokenizer).unk:
+            assert pieces.of(word, "") == alone, "a word that is one token can be asked for"
+            assert len(pieces.of(word)) == 1, spaced
+    left, right = script.words[0], script.words[1]
+    for gap in (script.space, "\n"):
+        text = f"{left}{gap}[MASK]{script.space}{right}"
+        query = reader.masked(text)
+        ((start, end),) = query.spans
+        for id in list(dict.fromkeys(encode(tokenizer, tried(name)).tokens.tolist()))[:60]:
+            filled = pieces.fill(text, start, end, id)
+            around = {text[:start], f"{text[:start]} ", text[:start].removesuffix(" ")}
+            surface = pieces.surface(id)
+            assert any(filled == f"{before}{surface}{text[end:]}" for before in around), (filled, surface)
+    for line in tried(name)[:5]:
+        hidden = words_of(reader.masked(f"{line} [MASK]"))
+        shown = [line[word.start : word.end] for word in hidden]
+        apart = {*"".join(line.split())} - {*"".join(shown)}
+        assert not apart, apart
+        if kind != "word":
+            longest = max(map(len, script.words)) + 2
+            assert all(len(word) <= longest for word in shown), "words and not clauses"
+
+
+@pytest.mark.parametrize("name", UNSPACED)
+def test_words_without_spaces_do_not_fit_every_script(name: str) -> None:
+    """Of lines that it was not trained on, a word tokenizer knows next to nothing there: it has to say so."""
+    assert unknown_share(tokenizer_of(name, "word"), tried(name)) > 0.5
+
+
+def test_the_scripts_without_spaces_are_those_of_training() -> None:
+    assert UNSPACED_HERE == encoding.UNSPACED
+    for character in map(chr, range(0x20, 0x30000, 7)):
+        if unicodedata.category(character) != "Cs":
+            assert is_word(character) == (encoding._kind(ord(character)) == encoding.WORD), hex(ord(character))
