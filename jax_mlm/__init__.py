@@ -16,9 +16,9 @@ _HOME = {"PRESETS": "presets", "TrainConfig": "config", "load": "run.load"}
 
 
 def __getattr__(name: str) -> object:
-    """Import JAX only when something that needs it is asked for (PEP 562)."""
+    """Import JAX only when something that needs it is used (PEP 562)."""
     if name == "train":
-        return import_module("jax_mlm.train")  # the package, which may be called
+        return import_module("jax_mlm.train")  # the package, which is callable
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"jax_mlm.{_HOME[name]}"), name)

@@ -10,14 +10,14 @@ from jax_mlm.cli.command import run_one_of
 
 PROG = "python -m jax_mlm"
 COMMANDS = {
-    "train": "text becomes a tokenizer, a model and checkpoints in a run directory",
-    "evaluate": "loss, accuracy and perplexity of a run on text it has not seen",
-    "compare": "several runs side by side, in a table and as curves",
-    "hf": "Hugging Face directories in and out",
+    "train": "turn text into a tokenizer, a model and checkpoints in a run directory",
+    "evaluate": "measure a run's loss, accuracy and perplexity on text it has not seen",
+    "compare": "compare several runs, in a table and as curves",
+    "hf": "import and export Hugging Face models",
 }
 MAP = f"""usage: {PROG}.COMMAND …, {PROG} COMMAND … or jax-mlm COMMAND …
 
-Pretrains masked language models in JAX.
+Pretrain masked language models in JAX.
 
 commands:
 {chr(10).join(f"  {name:<11} {text}" for name, text in COMMANDS.items())}
@@ -27,7 +27,7 @@ examples:
   {PROG}.train --data my-text/ --budget 30m     your own text, half an hour
 
 {PROG}.COMMAND --help shows its options and examples.
-What was trained answers through python -m mlm_onnx, which shows a map like this."""
+To convert and query a trained model: python -m mlm_onnx --help"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

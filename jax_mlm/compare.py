@@ -19,7 +19,7 @@ class CompareConfig:
     runs: tuple[Path, ...] = field(metadata={"positional": "RUN …"})
     """Run directories, two or more."""
     out: str = ""
-    """Draw the curves over one another into this file: .html or .svg."""
+    """Overlay the curves in this file: .html or .svg."""
     json: bool = False
     """Print one JSON object instead of the tables."""
 

@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: one line that names the option or file and the remedy."""
+    """A mistake the user can fix: one line that names the option or file and the remedy."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return '; did you mean X?' where a known word is close, else nothing."""
+    """Return '; did you mean X?' if a known word is close, else an empty string."""
     close = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def unknown_choice(option: str, word: str, choices: Iterable[str]) -> UserError:
-    """Return the error of a word that is not one of the choices of an option."""
-    *others, last = filter(None, choices)
-    return UserError(f"{option} {word}: choose {', '.join(others)} or {last}{nearest(word, [*others, last])}")
+    """Return the error for a word that is not among an option's choices."""
+    *rest, last = filter(None, choices)
+    return UserError(f"{option} {word}: choose {', '.join(rest)} or {last}{nearest(word, [*rest, last])}")
 
 
 def exit_status(act: Callable[[], object]) -> int:
@@ -35,7 +35,7 @@ def exit_status(act: Callable[[], object]) -> int:
     except KeyboardInterrupt as stop:
         print(f"stopped{': ' + str(stop) if str(stop) else ''}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe has gone: nobody is left to tell
+    except BrokenPipeError:  # the pipe's reader is gone: there is nobody to report to
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 141

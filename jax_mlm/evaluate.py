@@ -1,4 +1,4 @@
-"""Figures of a run on a text; `python -m jax_mlm.evaluate RUN --data FILE`."""
+"""Measure a run on a text; `python -m jax_mlm.evaluate RUN --data FILE`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jax_mlm.run.directory import read_run
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Evaluate a run on text it has not seen: loss, accuracy and perplexity at fixed masks."""
+    """Evaluate a run on text it has not seen: loss, accuracy and perplexity under fixed masks."""
 
     run: Path = field(metadata={"positional": "RUN"})
     """The run directory."""
@@ -38,7 +38,7 @@ def run(config: EvaluateConfig) -> None:
     if not config.data:
         raise UserError("the run or --data is missing: python -m jax_mlm.evaluate RUN --data FILE")
     trained = read_run(config.run)
-    from jax_mlm.evals.text import evaluate_text, score_documents  # JAX is imported once the command line is right
+    from jax_mlm.evals.text import evaluate_text, score_documents  # imports JAX: only for a valid command line
     from jax_mlm.run.checkpoint import load_params
 
     step, params = load_params(config.run, config.checkpoint)

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: the only module here that renames. And the cache's folder."""
+"""Write files and folders that appear whole or not at all (only this module renames); locate the cache folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax_mlm.errors import UserError
 
 
 def make_folder(folder: Path, option: str) -> None:
-    """Make a folder and those above it; a UserError names the option where that is not possible."""
+    """Make a folder and its parents; if that is not possible, a UserError names the option."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -22,7 +22,7 @@ def make_folder(folder: Path, option: str) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write beside the file, then rename: no reader, and no crash, ever leaves half of it."""
+    """Write beside the file, then rename: no reader sees half of it, and no crash leaves half of it."""
     partial = beside(path)
     try:
         with partial.open("xb") as file:
@@ -37,7 +37,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder to fill, which becomes `folder` when the block ends and is deleted when it fails."""
+    """Yield a folder to fill: it becomes `folder` when the block ends, and is deleted if the block fails."""
     partial = beside(folder.absolute())
     partial.mkdir(parents=True)
     try:
@@ -49,14 +49,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def publish(partial: Path, folder: Path) -> None:
-    """Rename a finished folder to where nothing is, or an empty folder; OSError where there is anything else."""
+    """Rename a finished folder to a path that is free or an empty folder; OSError if anything else is there."""
     if folder.exists():
         folder.rmdir()
     partial.rename(folder)
 
 
 def discard(folder: Path) -> None:
-    """Rename a folder, then delete it: nobody meets half of it. One already discarded is not an error."""
+    """Rename a folder, then delete it, so that nobody sees half of it; it may be gone already."""
     unwanted = beside(folder)
     with suppress(OSError):
         folder.rename(unwanted)
@@ -64,7 +64,7 @@ def discard(folder: Path) -> None:
 
 
 def beside(path: Path) -> Path:
-    """Return a hidden name in the same folder that no other thread, process or host takes."""
+    """Return a hidden name in the same folder that no other thread, process or host uses."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 

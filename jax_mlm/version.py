@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 def package_version(name: str) -> str:
-    """Return the version of an installed distribution, or words where there is none."""
-    from importlib.metadata import PackageNotFoundError, version  # a command line is read faster without
+    """Return the version of an installed distribution, or a phrase if it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # imported late: command lines start faster
 
     try:
         return version(name)
@@ -14,5 +14,5 @@ def package_version(name: str) -> str:
 
 
 def versions() -> str:
-    """Return one line: this distribution and what it computes with."""
+    """Return one line: the versions of this distribution and of JAX."""
     return f"jax_mlm {package_version('jax-mlm')}, jax {package_version('jax')}"

@@ -1,4 +1,4 @@
-"""What several test files need."""
+"""Fixtures that several test files need."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 
 WORKERS = 4
-"""At most: each takes a gigabyte of memory."""
+"""Most workers at a time: each takes a gigabyte of memory."""
 LONGEST = ("docs/test_docs", "page", "train/test_train", "parallel", "golden", "train", "convert", "hf", "demo")
-"""What starts first, so that all workers end together: folders of tests, or files."""
+"""Folders and files of tests that start first, so that all workers end together."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Distribute the whole suite over the cores, where pytest-xdist is there and no -n asks for anything else."""
+    """Distribute the whole suite over the cores, if pytest-xdist is installed and -n is not given."""
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
     if whole and not hasattr(config, "workerinput") and config.getoption("numprocesses", 0) is None:
         config.option.numprocesses = min(cores(), WORKERS)
@@ -183,7 +183,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[[Path], str]]:
-    """Serves folders as `python -m http.server` does, until the module's end; gives each one's address."""
+    """Serve folders as `python -m http.server` does, until the module ends; return the address of each."""
     servers: list[ThreadingHTTPServer] = []
 
     def start(folder: Path) -> str:

@@ -37,9 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except (MlmOnnxError, OSError) as error:
-        if (
-            isinstance(error, OSError) and error.errno is None
-        ):  # not from the operating system: a defect, so keep the traceback
+        # An OSError that is not from the operating system is a defect: keep the traceback.
+        if isinstance(error, OSError) and error.errno is None:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Commands: from the words of a command line to a config, a function and an exit status."""
+"""Commands: from the arguments of a command line to a config, a function and an exit status."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class Command(Generic[T]):
     run: Callable[[T], object]
     examples: str
     defaults: Callable[[Given], T | None] = lambda given: None
-    """Makes the config that the given options are laid over; None: the fields' own defaults."""
+    """Return the config that the given options override; None stands for the fields' own defaults."""
     shown: Callable[[Sequence[str]], T | None] = lambda argv: None
-    """Makes the config whose values --help shows as defaults."""
+    """Return the config whose values --help shows as defaults."""
     groups: Groups = field(default_factory=dict)
-    """What --help shows where it does not show everything."""
+    """The options that --help shows; empty for all of them."""
 
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Run a command line, that of the process if none is given; return the exit status."""
+        """Run a command line, by default that of the process; return the exit status."""
         argv = sys.argv[1:] if argv is None else argv
         if asked := {"-h", "--help", "--help-all"}.intersection(argv):
             return exit_status(lambda: print(self.page(argv, "--help-all" in asked), end=""))
         return exit_status(lambda: print(versions()) if "--version" in argv else self.run(self.read(argv)))
 
     def read(self, argv: Sequence[str]) -> T:
-        """Return the config that a command line gives; raise a UserError where it is wrong."""
+        """Return the config that a command line gives; raise a UserError if it is wrong."""
         given = self.parser().read(argv)
         return build(self.kind, given, self.defaults(given))
 
@@ -58,10 +58,10 @@ class Command(Generic[T]):
         parser = Parser(prog=self.prog, usage=usage, description=about, epilog=self.examples)
         declare(parser, self.kind, base, self.groups, everything or not self.groups)
         add = partial(parser.add_argument_group("help").add_argument, action="store_true", default=argparse.SUPPRESS)
-        add("-h", "--help", help="The options one needs most." if self.groups else "This page.")
+        add("-h", "--help", help="Show the most common options." if self.groups else "Show this help.")
         if self.groups:
-            add("--help-all", help="Every option.")
-        add("--version", help="The versions of jax_mlm and of JAX.")
+            add("--help-all", help="Show every option.")
+        add("--version", help="Show the versions of jax_mlm and of JAX.")
         return parser
 
 

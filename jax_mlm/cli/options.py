@@ -1,4 +1,4 @@
-"""Options made of a config class: a field's name, type, default and docstring are all that is declared."""
+"""Options derived from a config class: a field's name, type, default and docstring are all that is declared."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jax_mlm.cli.parser import Given, Parser
 from jax_mlm.errors import UserError
 
 T = TypeVar("T")
-Groups = Mapping[str, Sequence[str]]  # title → names of the fields under it, where one list would be too long
+Groups = Mapping[str, Sequence[str]]  # title → names of the fields under it, if one list would be too long
 Settings = dict[str, Any]  # what `add_argument` takes, which depends on the action
 FILES, PATHS = ("data", "valid", "tokenizer"), ("out", "init", "distil", "cache")
 METAVARS = {**dict.fromkeys(FILES, "FILE"), **dict.fromkeys(PATHS, "PATH"), "budget": "TIME", "preset": "NAME"}
@@ -30,7 +30,7 @@ def declare(parser: Parser, kind: type, base: object, groups: Groups, everything
     sections: dict[str, argparse._ArgumentGroup] = {}
     for name in [*titles, *(other for other in known if everything and other not in titles)]:
         part, flag, settings = known[name]
-        title = titles.get(name) or (f"more of {part}" if groups else "options" if "dest" in settings else "arguments")
+        title = titles.get(name) or (f"more ({part})" if groups else "options" if "dest" in settings else "arguments")
         sections[title] = sections.get(title) or parser.add_argument_group(title)
         sections[title].add_argument(flag, **settings)
 
@@ -73,8 +73,8 @@ def keys_of(table: str) -> tuple[str, ...]:
     return tuple(ast.literal_eval(key) for key in typing.cast(ast.Dict, tables[name]).keys if key is not None)
 
 
-def _value(name: str, hint: Any, metadata: Mapping[str, Any]) -> Settings:  # Any: a type, as annotations write it
-    """Return what argparse has to know of the value of a field of this type."""
+def _value(name: str, hint: Any, metadata: Mapping[str, Any]) -> Settings:  # Any: a type annotation
+    """Return what argparse has to know about the values of a field of this type."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
         return {**_value(name, arguments[0], metadata), "nargs": "+"}
@@ -86,7 +86,7 @@ def _value(name: str, hint: Any, metadata: Mapping[str, Any]) -> Settings:  # An
 
 
 def build(kind: type[T], given: Given, base: T | None = None) -> T:
-    """Return the given options laid over `base`, or over the fields' defaults; a value may be refused (UserError)."""
+    """Return the config: the given options over those of `base` or the defaults. UserError if a value is refused."""
     hints = typing.get_type_hints(kind)
     values = {} if base is None else {name: getattr(base, name) for name in hints}
     for name, hint in hints.items():

@@ -1,4 +1,4 @@
-"""argparse with help at the terminal's width, and one line for a mistake that names the nearest right word."""
+"""argparse with help as wide as the terminal, and one-line errors that suggest the nearest valid word."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLUMN, NARROWEST, WIDEST = 27, 50, 100
 
 
 class Page(argparse.HelpFormatter):
-    """Wraps paragraphs at the terminal's width, and leaves a text of several lines as it is."""
+    """A help formatter that wraps paragraphs to the terminal's width and leaves multi-line texts as they are."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
@@ -27,7 +27,7 @@ class Page(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses a command line with a UserError of one line; --eval_every is --eval-every."""
+    """A parser whose errors are UserErrors of one line; it takes --eval_every for --eval-every."""
 
     def __init__(self, prog: str, usage: str, description: str, epilog: str) -> None:
         width = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"{'/'.join(action.option_strings)} {arg_string}: expected {expected}") from None
 
     def read(self, argv: Sequence[str]) -> Given:
-        """Return what the words of a command line give, by field; a UserError where one of them is wrong or missing."""
+        """Return the values of a command line by field; raise a UserError if one is wrong or missing."""
         words, known = list(argv), self._option_string_actions
         for at, word in enumerate(words[: [*words, "--"].index("--")]):
             written, equals, value = word.partition("=")

@@ -1,1 +1,1 @@
-"""What a model is worth: held-out figures, scores of sentences, samples."""
+"""How good a model is: held-out figures, sentence scores, samples."""

@@ -1,4 +1,4 @@
-"""Held-out loss and accuracy at fixed masks, as sums over targets."""
+"""Held-out loss and accuracy under fixed masks, as sums over targets."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def evaluate_rows(
     return total if pending is None else total + result_of(pending)
 
 
-def spread(total: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return `wanted` of `total` row numbers at even distances (all when 0), and the others."""
+def evenly_spaced(total: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return `wanted` of `total` row numbers, evenly spaced (all if 0), and the remaining ones."""
     count = total if wanted <= 0 else min(wanted, total)
     chosen = np.arange(count) * total // count
     return chosen, np.setdiff1d(np.arange(total), chosen)
@@ -74,28 +74,28 @@ def spread(total: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Validator:
-    """Validation of a run: a part of the rows while it trains, and the rest of them once, at its end."""
+    """Validation of a run: on a part of the rows while it trains, and on the rest once, at the end."""
 
     examine: Callable[[Params, Batch], Metrics]
     """Compiled for `batch` rows."""
     rows: Rows
     batch: int
     wanted: int
-    """Rows of the part; 0 takes all."""
+    """Number of rows in the part; 0 takes all."""
     place: Callable[[Batch], Batch]
     shard: tuple[int, int]
 
     def __call__(self, params: Params) -> Result:
         """Measure the part."""
-        return self._over(params, spread(len(self.rows), self.wanted)[0])
+        return self._over(params, evenly_spaced(len(self.rows), self.wanted)[0])
 
     def rest(self, params: Params) -> Result:
         """Measure the rows that are not in the part."""
-        return self._over(params, spread(len(self.rows), self.wanted)[1])
+        return self._over(params, evenly_spaced(len(self.rows), self.wanted)[1])
 
-    def whole_over_part(self) -> float:
-        """Return how many times the part the last validation is, which measures every row."""
-        return len(self.rows) / len(spread(len(self.rows), self.wanted)[0])
+    def final_over_periodic(self) -> float:
+        """Return the size of the last validation, which covers every row, relative to that of the others."""
+        return len(self.rows) / len(evenly_spaced(len(self.rows), self.wanted)[0])
 
     def _over(self, params: Params, indices: np.ndarray) -> Result:
         return evaluate_rows(self.examine, params, self.rows, indices, self.batch, self.place, self.shard)

@@ -1,4 +1,4 @@
-"""The same few held-out sentences at every evaluation, with one word hidden each: one sees the model learn."""
+"""The same few held-out sentences at every evaluation, with one word hidden in each, to watch the model learn."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from jax_mlm.model.heads import Forward
 from jax_mlm.parallel.compile import compile_step
 
 COUNT = 4
-"""Sentences shown."""
+"""Number of sentences shown."""
 LONGEST, SHORTEST = 32, 5
-"""Tokens of a sentence: it is cut after the first full stop that leaves at least the shortest."""
-LOOKED_AT = 400
-"""Documents looked at, at even distances, for readable sentences."""
+"""Bounds in tokens: a sentence is cut after the first full stop that leaves at least the shortest."""
+SEARCHED = 400
+"""Number of documents, evenly spaced, that are searched for readable sentences."""
 TOP_K = 3
 
 
@@ -41,7 +41,7 @@ class Sample(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the model thinks stands in a sample's gap."""
+    """What the model predicts for a sample's gap."""
 
     text: str
     right: str
@@ -56,7 +56,7 @@ class Answer(NamedTuple):
 def choose_samples(rows: Rows, tokenizer: Tokenizer, count: int = COUNT) -> tuple[Sample, ...]:
     """Choose sentences from all over the rows' documents, each with one whole word to hide; the same at every call.
 
-    Readable ones where there are any: words, no unknown tokens. Fewer than `count` where the text holds too few words.
+    Readable sentences (words, no unknown tokens) come first. A text with too few words gives fewer than `count`.
     """
     candidates = list(_sentences(rows, tokenizer))
     readable = [c for c in candidates if c[2]] or candidates
@@ -73,13 +73,13 @@ def choose_samples(rows: Rows, tokenizer: Tokenizer, count: int = COUNT) -> tupl
 
 
 def _sentences(rows: Rows, tokenizer: Tokenizer) -> Iterator[tuple[tuple[int, ...], list[int], bool]]:
-    """Yield first sentences of evenly spaced documents: tokens, positions of words to hide, whether it is readable."""
+    """Yield first sentences of evenly spaced documents: tokens, positions of words to hide, and readability."""
     heads = np.flatnonzero(np.isin(rows.starts, rows.files.documents))
     heads = heads if len(heads) else np.arange(len(rows.starts))
     vocabulary = rows.vocabulary
     room = min(LONGEST, rows.length - (vocabulary.cls is not None) - (vocabulary.sep is not None))
     special = set(vocabulary.special)
-    for piece in heads[np.unique(np.arange(LOOKED_AT) * len(heads) // LOOKED_AT)]:
+    for piece in heads[np.unique(np.arange(SEARCHED) * len(heads) // SEARCHED)]:
         where = int(rows.starts[piece]) + np.arange(min(int(rows.sizes[piece]), LONGEST + 1))
         ids = [int(i) for i in rows.files.tokens[where]]
         begins = [*rows.files.begins_word(where).tolist(), True]
@@ -92,17 +92,17 @@ def _sentences(rows: Rows, tokenizer: Tokenizer) -> Iterator[tuple[tuple[int, ..
             size -= 1  # not in the middle of a word
         ids, words = ids[:size], words[:size]
         ordinary = [n for n in range(size) if ids[n] not in special]
-        whole = [n for n in ordinary if begins[n] and begins[n + 1] and words[n].isalpha() and len(words[n]) > 2]
+        whole_words = [n for n in ordinary if begins[n] and begins[n + 1] and words[n].isalpha() and len(words[n]) > 2]
         text = tokenizer.decode(ids)
         letters = sum(c.isalpha() or c.isspace() for c in text) / max(len(text), 1)
-        reads_well = len(whole) >= 3 and size >= SHORTEST and letters > 0.85 and len(ordinary) == size
-        if whole or ordinary:
-            yield tuple(ids), whole or ordinary, reads_well and "@" not in text
+        readable = len(whole_words) >= 3 and size >= SHORTEST and letters > 0.85 and len(ordinary) == size
+        if whole_words or ordinary:
+            yield tuple(ids), whole_words or ordinary, readable and "@" not in text
 
 
 def _sample(ids: tuple[int, ...], at: int, tokenizer: Tokenizer, mask: str) -> Sample:
     left, right = tokenizer.decode(list(ids[:at])).strip(), tokenizer.decode(list(ids[at + 1 :]))
-    # most decoders drop the space before the first token: it is put back, but for what clings to the word before it
+    # most decoders drop the space before the first token: it is put back, except before closing punctuation
     gap = "" if not right or right[0].isspace() or right[0] in ".,;:!?)'" else " "
     split = (f"{left} " if left else "", f"{gap}{right.rstrip()}")
     return Sample(ids, at, split, tokenizer.decode([ids[at]]).strip(), mask.join(split))
@@ -111,9 +111,9 @@ def _sample(ids: tuple[int, ...], at: int, tokenizer: Tokenizer, mask: str) -> S
 def compile_samples(
     forward: Forward, params: Params, samples: Sequence[Sample], rows: Rows, tokenizer: Tokenizer, sharding: Sharding
 ) -> Callable[[Params], tuple[Answer, ...]]:
-    """`answer(params)`: the model's answers to the samples, compiled here, once, ahead of the loop.
+    """Return `answer(params)`, the model's answers to the samples; it is compiled here, once, ahead of the loop.
 
-    All in one batch of the training rows' length, which every device computes alike (`sharding`).
+    The samples make one batch as long as the training rows, which every device computes alike (`sharding`).
     """
     if not samples:
         return lambda params: ()
@@ -131,13 +131,13 @@ def compile_samples(
     tokens, segments, positions, at, right = jax.device_put((tokens, segments, positions, at, right), sharding)
     batch = (Inputs(tokens, segments, positions), at, right)
 
-    def look(
+    def predict(
         params: Params, inputs: Inputs, at: Int[Array, "B 1"], right: Int[Array, " B"]
     ) -> tuple[Array, Array, Array]:
         probabilities = jax.nn.softmax(forward(params, inputs, at)[:, 0, : vocabulary.size].astype(jnp.float32))
         return *jax.lax.top_k(probabilities, TOP_K), jnp.take_along_axis(probabilities, right[:, None], 1)[:, 0]
 
-    compiled = compile_step(jax.jit(look, out_shardings=sharding).lower(params, *batch))
+    compiled = compile_step(jax.jit(predict, out_shardings=sharding).lower(params, *batch))
 
     def answer(params: Params) -> tuple[Answer, ...]:
         best, ids, of_right = jax.device_get(compiled(params, *batch))

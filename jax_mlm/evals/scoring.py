@@ -1,4 +1,4 @@
-"""What a model answers when each word of a sentence is hidden in turn, as a table."""
+"""What a model predicts when each word of a sentence is hidden in turn, as a table."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def mask_each(
 ) -> tuple[np.ndarray, Float[np.ndarray, "N V"]]:
     """Hide each ordinary token in turn; return the N positions, and the log-probabilities at each.
 
-    Lengths are padded to a multiple of 16, in their own segment, so that few shapes are compiled.
+    Rows are padded to a multiple of 16, the padding in a segment of its own, so that few shapes are compiled.
     """
     tokens = np.asarray(ids, np.int32)
     at = np.flatnonzero(~np.isin(tokens, vocabulary.special)).astype(np.int32)
@@ -92,7 +92,7 @@ def mask_each(
 def pseudo_log_likelihood(
     log_probs: LogProbs, params: Params, ids: Sequence[int], vocabulary: Vocabulary, batch: int = 32
 ) -> tuple[float, int]:
-    """Σ ln p(token | all others), each hidden alone (Salazar et al. 2020), and the number of tokens in the sum."""
+    """Return Σ ln p(token | all others), each hidden alone (Salazar et al. 2020), and the number of its terms."""
     at, scores = mask_each(log_probs, params, ids, vocabulary, batch)
     if not len(at):
         return 0.0, 0

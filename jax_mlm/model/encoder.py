@@ -29,9 +29,9 @@ from jax_mlm.config import ModelConfig
 from jax_mlm.model.ops.attention import Drop, attend, attention_weights
 from jax_mlm.model.ops.dense import add_bias, dense, gelu, layer_norm
 
-Params = Mapping[str, Any]  # nested dicts of arrays: a recursive type would ask for a check at each level
+Params = Mapping[str, Any]  # nested dicts of arrays: a recursive type would need a check at each level
 ATTENTION = "attention"
-"""The collection in which layers leave their attention, where it is asked for."""
+"""The collection into which layers sow their attention weights, if it is mutable."""
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": gelu,
@@ -42,11 +42,11 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 
 
 class Inputs(NamedTuple):
-    """What the encoder reads. Rows may hold several documents, told apart by their segment."""
+    """What the encoder reads. A row may hold several documents, each with its own segment number."""
 
     tokens: Int[Array, "B S"]
     segments: Int[Array, "B S"]
-    """0 is padding; equal numbers attend to each other."""
+    """0 is padding; tokens with equal numbers attend to each other."""
     positions: Int[Array, "B S"]
     """Position of each token in its document, from 0."""
 
@@ -97,12 +97,12 @@ def dropout(x: Array, drop: Drop | None) -> Array:
 
 
 def drop_at(rate: float, row_keys: Key[Array, " B"] | None, site: int) -> Drop | None:
-    """Return the dropout of one site; None where nothing is dropped."""
+    """Return the dropout of one site; None if nothing is dropped."""
     return None if row_keys is None or rate == 0.0 else Drop(rate, row_keys, site)
 
 
 def rope_tables(positions: Int[Array, "B S"], head_width: int, theta: float) -> tuple[Array, Array]:
-    """Cosine and sine [B, 1, S, K] of the rotary angles: the two halves of a head turn together (Su et al. 2021)."""
+    """Return cosine and sine [B, 1, S, K] of the rotary angles, the same for both halves of a head (Su et al. 2021)."""
     frequency = 1.0 / theta ** (jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
     angle = positions[..., None].astype(jnp.float32) * frequency
     angle = jnp.concatenate([angle, angle], axis=-1)[:, None]
@@ -199,7 +199,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The body: tokens → hidden states. A head (`heads.py`) is a subclass: its parameters stand beside the body's."""
+    """The body: tokens → hidden states. A head (`heads.py`) is a subclass: its parameters sit beside the body's."""
 
     config: ModelConfig
     dtype: DTypeLike = jnp.float32
@@ -235,7 +235,7 @@ class Encoder(nn.Module):
     def hidden(
         self, inputs: Inputs, token_types: Int[Array, "B S"] | None = None, row_keys: Array | None = None
     ) -> Float[Array, "B S D"]:
-        """Hidden states of the last layer (pre-norm: before the final norm); `row_keys` [B] turns dropout on."""
+        """Return the last layer's hidden states (pre-norm: before the final norm); `row_keys` [B] turns dropout on."""
         c = self.config
         x = self.embed(inputs, token_types, row_keys)
         ropes: dict[float, tuple[Array, Array]] = {}
@@ -255,9 +255,9 @@ def make_attention(config: ModelConfig) -> Callable[..., Float[Array, "L B H S S
     hidden = nn.apply(Encoder.hidden, Encoder(config, jnp.float32), mutable=[ATTENTION])
 
     def attention(params: Params, inputs: Inputs) -> Array:
-        _, left = hidden({"params": params}, inputs)
+        _, sown = hidden({"params": params}, inputs)
         groups = [
-            left[ATTENTION][f"layer_{i}"]["attention"]["weights"] for i in range(config.layer_groups or config.layers)
+            sown[ATTENTION][f"layer_{i}"]["attention"]["weights"] for i in range(config.layer_groups or config.layers)
         ]
         return jnp.stack([weights for group in groups for weights in group])
 

@@ -18,7 +18,7 @@ from jax_mlm.model.ops.dense import add_bias, vocabulary_logits
 
 @runtime_checkable
 class Forward(Protocol):
-    """`forward(params, inputs, at, token_types=None, row_keys=None)` → logits [B, P, V] in float32; numpy will do."""
+    """`forward(params, inputs, at, token_types=None, row_keys=None)` → logits [B, P, V] in float32; takes numpy."""
 
     def __call__(
         self,

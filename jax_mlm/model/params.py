@@ -1,4 +1,4 @@
-"""Shapes of the parameters, without making them."""
+"""Parameter shapes, known without allocating the parameters."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jax_mlm.model.encoder import Params
 from jax_mlm.model.heads import init_params
 
 
-def leaves(params: Params) -> dict[tuple[str, ...], Any]:  # arrays, or the shapes that stand for them
-    """Return what is in the nested dicts by its path."""
+def leaves(params: Params) -> dict[tuple[str, ...], Any]:  # arrays, or their ShapeDtypeStructs
+    """Return the leaves of the nested dicts by their paths."""
     return {tuple(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def expected_shapes(c: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Return the shape of each array of the model, by its path."""
+    """Return the shape of each of the model's arrays, by path."""
     tree = jax.eval_shape(lambda: init_params(c, jax.random.key(0)))
     return {path: leaf.shape for path, leaf in leaves(tree).items()}
 

@@ -1,4 +1,4 @@
-"""Compilation ahead of time, its cache, and the type of the computation."""
+"""Ahead-of-time compilation, its cache, and the type that a run computes in."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from jax_mlm.parallel.cores import cores
 
 
 def compute_dtype(config: TrainConfig) -> DTypeLike:
-    """float32 on CPU, bfloat16 on accelerators, unless the configuration says which."""
+    """Return float32 on CPU and bfloat16 on accelerators, unless the configuration names the type."""
     if config.dtype == "auto":
         return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return jnp.dtype(config.dtype)
 
 
 def compile_cache(config: TrainConfig) -> Path:
-    """Return where XLA keeps compiled programs, by number of cores: on CPU a program is cut for a number of them.
+    """Return XLA's cache folder for this number of cores: on CPU a program is compiled for a fixed number of them.
 
-    JAX's own key leaves them out: a program compiled on one core would run on all of them a fifth slower.
+    JAX's own key leaves them out: a program compiled for one core would run a fifth slower on all of them.
     """
     return cache_folder(config) / "xla" / f"{cores()}-cores"
 
 
 CPU_OPTIONS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
-"""XLA on CPU without its newer kernel library: 4 to 10 % faster a step, measured with jaxlib 0.10.2."""
+"""Turn off XLA's newer kernel library on CPU: steps are 4 to 10 % faster, measured with jaxlib 0.10.2."""
 
 
 def compile_step(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compile ahead of time, so that nothing can be compiled again while training."""
+    """Compile ahead of time, so that nothing is recompiled while training."""
     if jax.default_backend() != "cpu":
         return lowered.compile()
     try:
@@ -41,4 +41,4 @@ def compile_step(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     except jax.errors.JaxRuntimeError as error:
         if "No such compile option" not in str(error):
             raise
-        return lowered.compile()  # another jaxlib, without that library
+        return lowered.compile()  # a jaxlib without that library

@@ -1,4 +1,4 @@
-"""How many processor cores this process may use; without jax, which data preparation does not need."""
+"""How many processor cores this process may use; free of JAX, which data preparation does not need."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def cores() -> int:
-    """Count the cores that the scheduler gives this process; all of them where it does not tell."""
+    """Count the cores that the scheduler gives this process; all of them if the platform does not report it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

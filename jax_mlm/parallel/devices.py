@@ -1,4 +1,4 @@
-"""What devices there are, in words and for `run.json`."""
+"""The available devices, described for people and for `run.json`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def describe_devices() -> str:
     return f"backend {jax.default_backend()}, {len(devices)} × {kind}{hosts}"
 
 
-def device_facts() -> dict[str, str | int]:
-    """Return what `run.json` records of the machine."""
+def describe_machine() -> dict[str, str | int]:
+    """Return what `run.json` records about the machine."""
     device = jax.devices()[0]
     counts = {"devices": jax.device_count(), "hosts": jax.process_count()}
     return {"backend": jax.default_backend(), "kind": device.device_kind, **counts}
@@ -29,11 +29,9 @@ def warn_of_unused_accelerator() -> None:
     if jax.default_backend() != "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", ""):
         return
     if Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists():
-        found, extra = "an NVIDIA GPU", "cuda"
+        name, extra = "an NVIDIA GPU", "cuda"
     elif any(Path("/dev").glob("accel[0-9]*")) or (Path("/dev/vfio/0").exists() and "TPU_NAME" in os.environ):
-        found, extra = "a TPU", "tpu"
+        name, extra = "a TPU", "tpu"
     else:
         return
-    print(
-        f"warning: this machine has {found}, but JAX runs on the CPU: pip install 'jax-mlm[{extra}]'", file=sys.stderr
-    )
+    print(f"warning: this machine has {name}, but JAX runs on the CPU: pip install 'jax-mlm[{extra}]'", file=sys.stderr)

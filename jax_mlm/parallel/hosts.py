@@ -1,4 +1,4 @@
-"""Several hosts as one: joining, agreeing, stopping together, and one of them that speaks and writes for all."""
+"""Several hosts as one: they join, agree and stop together, and the first prints and writes for all."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PR
 
 
 def join(asked: bool) -> None:
-    """Join the other hosts that run this command, before any device is used; do nothing where there are none.
+    """Join the other hosts that run this command, before any device is used; do nothing if there are none.
 
-    `asked` looks for them as JAX does: in what a TPU pod, Slurm or Open MPI tell each process. $JAX_COORDINATOR_ADDRESS
-    (host:port of the first) asks too, with $JAX_NUM_PROCESSES and $JAX_PROCESS_ID where none of those is there, and so
-    do several $TPU_WORKER_HOSTNAMES.
+    With `asked`, find them as JAX does, from the environment that a TPU pod, Slurm or Open MPI gives each process.
+    Setting $JAX_COORDINATOR_ADDRESS (host:port of the first) has the same effect, together with $JAX_NUM_PROCESSES and
+    $JAX_PROCESS_ID outside of those systems, and so has naming several hosts in $TPU_WORKER_HOSTNAMES.
 
     Raises:
-        UserError: it is not known how many hosts there are, or which one this is.
+        UserError: the number of hosts, or this host's own number, is unknown.
     """
-    told = os.environ.get(ADDRESS) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    if jax.distributed.is_initialized() or not (asked or told):
+    named = os.environ.get(ADDRESS) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    if jax.distributed.is_initialized() or not (asked or named):
         return
-    if hasattr(jax.config, "jax_enable_preemption_service"):  # it would take SIGTERM, and only note it
+    if hasattr(jax.config, "jax_enable_preemption_service"):  # it would catch SIGTERM and only record it
         jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(num_processes=_number(COUNT), process_id=_number(NUMBER))
@@ -56,8 +56,8 @@ def is_first() -> bool:
 
 
 @contextmanager
-def first_speaks() -> Iterator[None]:
-    """Drop what the other hosts print in this context; errors pass."""
+def only_first_prints() -> Iterator[None]:
+    """Discard what the other hosts print in this context; exceptions propagate."""
     with contextlib.ExitStack() as stack:
         if not is_first():
             nowhere = stack.enter_context(open(os.devnull, "w"))
@@ -67,15 +67,15 @@ def first_speaks() -> Iterator[None]:
 
 
 def gather(text: str) -> list[str]:
-    """Return each host's text, by its number; all hosts have to call this."""
+    """Return every host's text, in order of their numbers; all hosts must call this."""
     if jax.process_count() == 1:
         return [text]
     from jax.experimental.multihost_utils import process_allgather
 
-    said = np.frombuffer(text.encode(), np.uint8)
-    sizes = process_allgather(np.int32(len(said)))
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    sizes = process_allgather(np.int32(len(encoded)))
     padded = np.zeros(max(1, sizes.max()), np.uint8)
-    padded[: len(said)] = said
+    padded[: len(encoded)] = encoded
     return [bytes(row[:size]).decode() for row, size in zip(process_allgather(padded), sizes, strict=True)]
 
 
@@ -85,27 +85,28 @@ def on_every_host(act: Callable[[], T]) -> T:
     If it raises UserError on any of them, all stop and exactly one reports it, so none is left waiting.
     """
     try:
-        made = act()
+        result = act()
     except UserError as error:
-        made = error
-    failed = [number for number, said in enumerate(gather(str(made) if isinstance(made, UserError) else "")) if said]
-    if isinstance(made, UserError):
-        raise made if failed[0] == jax.process_index() else SystemExit(2)
+        result = error
+    messages = gather(str(result) if isinstance(result, UserError) else "")
+    failed = [number for number, message in enumerate(messages) if message]
+    if isinstance(result, UserError):
+        raise result if failed[0] == jax.process_index() else SystemExit(2)
     if failed:
         raise SystemExit(2)
-    return made
+    return result
 
 
 def agree(what: str, value: str) -> None:
-    """Stop all hosts where one of them has another value.
+    """Stop all hosts if one of them has a different value.
 
     Raises:
-        UserError: on the first of them; the others end without a word.
+        UserError: on the first of them; the others exit silently.
     """
-    said = gather(value)
-    if len(set(said)) == 1:
+    values = gather(value)
+    if len(set(values)) == 1:
         return
-    other = next(number for number, text in enumerate(said) if text != said[0])
+    other = next(number for number, theirs in enumerate(values) if theirs != values[0])
     if is_first():
-        raise UserError(f"host {other} has other {what} than the first: run the same command over the same files")
+        raise UserError(f"host {other} has different {what} from the first: run the same command over the same files")
     raise SystemExit(2)

@@ -1,4 +1,4 @@
-"""The device mesh and where arrays live on it: rows are spread over `data`, parameters are on every device."""
+"""The device mesh and where arrays live on it: rows are divided over `data`, parameters are on every device."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def by_row(mesh: Mesh) -> NamedSharding:
 
 
 def make_copier(mesh: Mesh) -> Callable[[ArrayLike], Array]:
-    """`copy(x)`: a value that all hosts have → a copy on every device; `jax.device_put` compares them at each call."""
+    """Return `copy(x)`: a value that all hosts have → a copy on every device, unchecked, unlike `jax.device_put`."""
     sharding = replicated(mesh)
     return lambda x: jax.make_array_from_process_local_data(sharding, x)
 

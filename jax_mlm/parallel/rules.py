@@ -1,4 +1,4 @@
-"""Where the arrays of a training state lie: a table of logical axes, and rules that lay them over a mesh's axes."""
+"""Where the arrays of a training state live: a table of logical axes, and rules that map them to a mesh's axes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Tree = TypeVar("Tree")
 Rules = Mapping[str, str]
 """Logical axis (a letter of `model/encoder.py`) → axis of the mesh that it is divided over."""
 REPLICATED: Rules = {}
-"""Every device holds all of the state: data parallelism alone."""
+"""Every device holds the whole state: pure data parallelism."""
 
 AXES: Mapping[str, str] = {
     "token_table": "VE",
@@ -34,19 +34,19 @@ Vectors (norms, biases) are small and not listed: every device holds them.
 
 
 def axes_of(path: KeyPath) -> str:
-    """Return the logical axes of the array at this path of a state, one letter each; empty where none are listed."""
+    """Return the logical axes of the array at this path of a state, one letter each; empty if none are listed."""
     names = [str(key.key) for key in path if isinstance(key, DictKey)]  # parameters are nested dicts
     return AXES.get(names[-1], AXES.get(".".join(names[-2:]), "")) if names else ""
 
 
 def state_shardings(shapes: Tree, mesh: Mesh, rules: Rules = REPLICATED) -> Tree:
-    """Return where each array of a state lies: a tree like `shapes` with a NamedSharding for each leaf.
+    """Return where each array of a state lives: a tree like `shapes` with a NamedSharding for each leaf.
 
-    A dimension that its mesh axis does not divide, or whose mesh axis an earlier dimension has taken, stays whole.
+    A dimension that its mesh axis does not divide, or whose mesh axis an earlier dimension has taken, is not split.
 
     Args:
-        shapes: the state, or `jax.eval_shape` of what makes it.
-        mesh: its axes are what `rules` name.
+        shapes: the state, or `jax.eval_shape` of the function that makes it.
+        mesh: has the axes that `rules` name.
         rules: REPLICATED, or logical axis → axis of the mesh.
     """
 

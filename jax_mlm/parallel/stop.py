@@ -1,4 +1,4 @@
-"""Asked to stop: by a signal, and by any of several hosts."""
+"""Requests to stop: from a signal, and from any of several hosts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class Vote:
-    """Whether any host has asked to stop, with one answer for all of them.
+    """A vote of all hosts on whether to stop, with one outcome for all of them.
 
-    Each call sends this host's wish and returns the outcome of the call before: nothing waits for a step dispatched
-    in between. One host alone gets its own wish back.
+    Each call casts this host's vote and returns the outcome of the call before, so nothing waits for a step dispatched
+    in between. A single host gets its own vote back at once.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -39,7 +39,7 @@ class Vote:
 
 @contextmanager
 def stop_request() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a flag: the step in flight ends and is saved; a second Ctrl-C ends at once."""
+    """Turn Ctrl-C and SIGTERM into a flag: the step in flight ends and is saved; a second Ctrl-C exits at once."""
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:

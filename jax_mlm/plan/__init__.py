@@ -1,1 +1,1 @@
-"""Arithmetic and memory of a run, counted from its configuration."""
+"""FLOPs of a run, counted from its configuration."""

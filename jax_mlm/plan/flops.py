@@ -1,4 +1,4 @@
-"""Arithmetic of a training step, counted from the configuration, and what devices could do at most."""
+"""FLOPs of a training step, counted from the configuration, and the peak rates of devices."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ PEAK_FLOPS: Mapping[str, float] = {
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
 }
-"""Dense bfloat16 peak of one device by the start of its name, from the makers' data sheets."""
+"""Dense bfloat16 peak of one device by the start of its name, from the vendors' data sheets."""
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak of a device in floating-point operations a second; None where it is not known."""
+    """Return a device's peak in floating-point operations per second; None if it is not known."""
     return next((peak for name, peak in PEAK_FLOPS.items() if device_kind.startswith(name)), None)
 
 
 def train_flops(config: ModelConfig, tokens: float, pairs: float, targets: float) -> float:
-    """Count forward and backward operations: 6 for each weight a token meets, 12·D for each attending pair and layer.
+    """Count forward and backward operations: 6 per weight and token, 12·D per attending pair and layer.
 
     Args:
         tokens: real tokens, padding not counted.
-        pairs: (query, key) pairs that attend to each other, in a layer.
-        targets: positions that the vocabulary projection is computed at.
+        pairs: (query, key) pairs that attend to each other in one layer.
+        targets: positions at which the vocabulary projection is computed.
     """
     c = config
     layer = 4 * c.width * c.width + (3 if c.gated else 2) * c.width * c.ff_width

@@ -48,7 +48,7 @@ def dash(colour: int) -> str:
 
 
 def marks(chart: Chart) -> str:
-    """Return what is inside the <svg>, WIDTH by HEIGHT; points that are not finite are left out."""
+    """Return the contents of the <svg>, WIDTH by HEIGHT; points that are not finite are left out."""
     drawn = [s._replace(points=thinned([p for p in s.points if all(map(math.isfinite, p))])) for s in chart.series]
     drawn = [s for s in drawn if s.points]
     middle, x_label = (LEFT + WIDTH - RIGHT) / 2, chart.x_label

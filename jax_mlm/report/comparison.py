@@ -17,7 +17,7 @@ from jax_mlm.report.smoothing import smoothed
 from jax_mlm.report.summary import Axis, Summary, flat, summarise
 
 INCIDENTAL = {"--out", "--resume", "--track", "--cache", "--workers", "--log-every"}
-"""Options that affect no figure; they are not listed as differences."""
+"""Options that do not affect the figures; they are not listed as differences."""
 
 AXES: tuple[tuple[Axis, str, Unit], ...] = (
     ("step", "step", "number"),
@@ -25,7 +25,7 @@ AXES: tuple[tuple[Axis, str, Unit], ...] = (
     ("seconds", "time", "time"),
 )
 PIPE_WIDTH = 120
-"""Width of a table that is not printed on a terminal."""
+"""Width of the tables when the output is not a terminal."""
 
 
 def compare(paths: Sequence[Path]) -> tuple[list[Summary], list[Json], dict[str, list[object]]]:
@@ -58,7 +58,7 @@ def figures_of(name: str, run: Summary) -> Json:
 
 
 def differences(configs: Sequence[Json]) -> dict[str, list[object]]:
-    """Return the options that differ, each with its value in every run; None where a run does not have the option."""
+    """Return the options that differ, each with its value in every run; None if a run lacks the option."""
     every = dict.fromkeys(name for config in configs for name in config)
     listed = [name for name in every if name not in INCIDENTAL]
     values: dict[str, list[object]] = {name: [config.get(name) for config in configs] for name in listed}

@@ -8,7 +8,7 @@ from jax_mlm.report.summary import Summary
 
 
 def curves(summary: Summary) -> dict[str, Chart]:
-    """Return loss, accuracy, learning_rate and speed, and what else the run has logged, each under its name."""
+    """Return loss, accuracy, learning_rate and speed, and whatever else the run has logged, each under its name."""
 
     def trained(key: str) -> list[Series]:
         raw = summary.curve(summary.train, key)

@@ -1,4 +1,4 @@
-"""`plots/*.svg` and `report.html`, drawn from the run directory alone, beside the training."""
+"""`plots/*.svg` and `report.html`, drawn from the run directory alone, while the run trains."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from jax_mlm.report.summary import checkpoints, summarise
 
 PLOTS_FOLDER = "plots"
 PLOTS = ("loss", "accuracy", "learning_rate")
-"""The curves that also become files of their own."""
+"""The curves that also get files of their own."""
 
 
 def draw(run: Path) -> None:
-    """Write the plots and the report page anew from what the run directory holds."""
+    """Redraw the plots and the report page from what the run directory holds."""
     summary = summarise(run)
     charts = curves(summary)
     (run / PLOTS_FOLDER).mkdir(exist_ok=True)
@@ -31,19 +31,19 @@ def draw(run: Path) -> None:
 
 
 class Drawer:
-    """Draws a run while it trains, off the training thread; its end draws what the run directory holds then.
+    """The background drawing of a run while it trains; closing it draws the final state.
 
-    A drawing that fails is one warning on stderr: it costs a picture, never the training.
+    A drawing that fails costs one warning on stderr, never the training.
     """
 
     def __init__(self, run: Path, every: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
-        """`every`: the least number of seconds from the beginning of one drawing to that of the next."""
+        """`every` is the minimum number of seconds between the starts of two drawings."""
         self._run, self._every, self._clock = run, every, clock
         self._began: float | None = None
         self._thread: threading.Thread | None = None
 
     def due(self) -> bool:
-        """Return whether it is time for a drawing; never while one is under way."""
+        """Return whether it is time for a drawing; it never is while one is under way."""
         if self._thread is not None and self._thread.is_alive():
             return False
         return self._began is None or self._clock() - self._began >= self._every

@@ -21,15 +21,15 @@ from jax_mlm.report.words import clipped, describe, describe_answer, duration, g
 
 
 def at_terminal() -> bool:
-    """Return whether a person watches: CI systems with a terminal keep every frame that is drawn on it."""
+    """Return whether a person is watching: CI systems with a terminal would log every frame drawn on it."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 
 
 class Progress:
-    """The state of a run while it trains, for the person who watches."""
+    """The state of a run while it trains, for the person watching."""
 
     def __init__(self, plain_every: float = 10.0) -> None:
-        self._plain_every, self._said = plain_every, time.monotonic()
+        self._plain_every, self._line_printed = plain_every, time.monotonic()
         self._console = Console(stderr=True, highlight=False)
         self._loss, self._accuracy = ExponentialMean(), ExponentialMean()
         self._losses: deque[float] = deque(maxlen=500)
@@ -54,9 +54,9 @@ class Progress:
         self._step, self._total, self._next = step, total, next_evaluation
         self._left, self._updated = seconds_left, time.monotonic()
         if self._live is not None:
-            self._live.start()  # with the first figures; harmless when done again
-        elif time.monotonic() - self._said >= self._plain_every:
-            self._said = time.monotonic()
+            self._live.start()  # with the first figures; harmless when called again
+        elif time.monotonic() - self._line_printed >= self._plain_every:
+            self._line_printed = time.monotonic()
             self.say(f"step {step}/{total}  {describe(self._figures)}  {duration(seconds_left)} left")
 
     def evaluated(self, step: int, total: int, loss: float, accuracy: float, answers: Sequence[Answer]) -> None:
@@ -81,7 +81,7 @@ class Progress:
         self.close()
 
     def close(self) -> None:
-        """Leave the panel as it is and the terminal as it was; harmless when done twice."""
+        """Leave the panel on the screen and restore the terminal; harmless when called twice."""
         if self._live is not None:
             self._live.stop()
 

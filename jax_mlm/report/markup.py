@@ -1,4 +1,4 @@
-"""What the HTML pages share: one self-contained document, nothing fetched, light and dark, readable on a telephone."""
+"""What the HTML pages share: one self-contained document, nothing fetched, light and dark, readable on a phone."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def page(title: str, body: str) -> str:
 
 
 def card(name: str, value: str, remark: str = "") -> str:
-    """Return one figure, large."""
+    """Return a card with one figure in large type."""
     below = f'<span class="quiet">{escape(remark)}</span>' if remark else ""
     return f'<div class="card"><span class="quiet">{escape(name)}</span><b>{escape(value)}</b>{below}</div>'
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return rows under a header, the first cell of each as its name; a wide table scrolls by itself."""
+    """Return a table with a header, each row named by its first cell; a wide one scrolls on its own."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = "".join(
         f"<tr><th>{escape(str(row[0]))}</th>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row[1:])}</tr>"
@@ -82,8 +82,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def facts(values: Mapping[str, object], usual: Mapping[str, object] | None = None) -> str:
-    """Return names and values; where `usual` is given, the values that differ from it are marked."""
+def settings(values: Mapping[str, object], usual: Mapping[str, object] | None = None) -> str:
+    """Return a table of names and values; values that differ from `usual` are marked."""
     rows = []
     for name, value in values.items():
         mark = was = ""

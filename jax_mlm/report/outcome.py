@@ -1,4 +1,4 @@
-"""What a run prints at its end: the held-out figures beside a baseline, and the next commands."""
+"""What a run prints when it ends: the held-out figures beside a baseline, and the next commands."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def print_sentence(predictions: list[Prediction]) -> None:
     """Print the founding sentence's table and what it measures."""
     print_predictions(predictions)
     wrong = sum(not prediction.right for prediction in predictions)
-    learned = "learned by heart" if not wrong else f"not learned yet ({wrong} words are wrong: more --steps help)"
+    learned = "learned by heart" if not wrong else f"not learned yet ({wrong} words are wrong: try more --steps)"
     print(f"This is one sentence, {learned}: there is no held-out text, so it measures nothing beyond itself.")
-    print("For a model of your own text: python -m jax_mlm.train --data FILE")
+    print("To train on your own text: python -m jax_mlm.train --data FILE")
 
 
 def print_next(run: Path, own_text: bool) -> None:
-    """Print the commands that turn the run into answers, with a query from its own text."""
+    """Print the commands that convert and query the run, with a query from its own text."""
     shown = read_samples(run)[-1:] if own_text else []
     query = next(
         (sample["text"] for line in shown for sample in line["samples"]), SENTENCE.replace("creates", "[MASK]")

@@ -9,7 +9,7 @@ from html import escape
 from jax_mlm.config import Json, to_json
 from jax_mlm.presets import PRESETS
 from jax_mlm.report.charts import Chart, figure
-from jax_mlm.report.markup import card, facts, page, table
+from jax_mlm.report.markup import card, page, settings, table
 from jax_mlm.report.summary import Checkpoint, Summary, flat
 from jax_mlm.report.words import duration, percent
 
@@ -17,7 +17,7 @@ REPORT_FILE = "report.html"
 SHOWN = 8
 """Evaluations shown for each sample, evenly spaced; the first and the last are among them."""
 OTHER = "training"
-"""Heading of the options that belong to no part of the configuration."""
+"""Heading of the options at the top level of the configuration."""
 
 
 def report(summary: Summary, saved: Sequence[Checkpoint], charts: Iterable[Chart]) -> str:
@@ -123,15 +123,15 @@ def _configuration(summary: Summary) -> str:
     usual = flat(preset) if preset else None
     parts = ['<p class="quiet">Highlighted values differ from the preset.</p>' if usual else ""]
     for name, values in groups.items():
-        parts.append(f"<details><summary>{escape(name)}</summary>{facts(flat(values), usual)}</details>")
+        parts.append(f"<details><summary>{escape(name)}</summary>{settings(flat(values), usual)}</details>")
     return "".join(parts)
 
 
 def _environment(summary: Summary) -> str:
-    body = summary.facts
+    body = summary.run_file
     parts = {"versions": body.get("versions", {}), "device": body.get("device", {}), "data": body.get("data", {})}
     return "".join(
-        f"<details><summary>{escape(name)}</summary>{facts(values)}</details>"
+        f"<details><summary>{escape(name)}</summary>{settings(values)}</details>"
         for name, values in parts.items()
         if values
     )

@@ -1,4 +1,4 @@
-"""Charts as one SVG file that stands alone: title, legend, panels, and its own colours for light and dark."""
+"""Charts as one standalone SVG file: title, legend, panels, and its own colours for light and dark."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from jax_mlm.report.theme import CHART_RULES, COLOURS, FONT, literal
 from jax_mlm.report.words import clipped
 
 SCALE = 1.5
-"""CSS pixels for each unit of the drawing, where it is opened by itself."""
+"""CSS pixels per unit of the drawing when it is opened on its own."""
 MARGIN, TITLE, LINE, CAPTION = 14, 30, 18, 24
-"""Height of the title, of a line of the legend, and of the caption over each panel."""
+"""Margin, and the heights of the title, of a line of the legend, and of the caption over each panel."""
 LETTER, TITLE_LETTER, SWATCH = 6.4, 8.6, 20
-"""Widths: of a letter at 11 and at 15 pixels, estimated, and of the stroke in the legend with its gap."""
+"""Estimated widths of a letter at 11 and at 15 pixels, and the width of a legend stroke with its gap."""
 RULES = f"""svg {{ font-family: {FONT}; background: var(--card); }} .paper {{ fill: var(--card); }}
 svg text.title {{ font-size: 15px; font-weight: 600; fill: var(--ink); }}
 svg text.caption {{ font-size: 12px; font-weight: 600; fill: var(--ink); }}"""
@@ -38,8 +38,8 @@ def picture(title: str, charts: Sequence[Chart], columns: int = 1) -> str:
         f"{escape(clipped(title, int((width - 2 * MARGIN) / TITLE_LETTER)))}</text>",
         legend,
     ]
-    for place, chart in enumerate(charts):
-        row, column = divmod(place, columns)
+    for index, chart in enumerate(charts):
+        row, column = divmod(index, columns)
         x, y = MARGIN + column * (WIDTH + MARGIN), top + row * (CAPTION + HEIGHT + MARGIN)
         parts.append(
             f'<g transform="translate({x} {y})"><text class="caption" y="15">{escape(chart.title)}</text>'

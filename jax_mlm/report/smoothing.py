@@ -20,6 +20,6 @@ class ExponentialMean:
 
 
 def smoothed(points: Sequence[tuple[float, float]], span: int = 20) -> list[tuple[float, float]]:
-    """Return the curve's exponential mean over about `span` points; over fewer where there are less than ten spans."""
+    """Return the curve's exponential mean over about `span` points; over fewer if there are less than ten spans."""
     mean = ExponentialMean(1 - 2 / (min(span, max(len(points) // 10, 1)) + 1))
     return [(x, mean.add(y)) for x, y in points]

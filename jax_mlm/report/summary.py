@@ -24,10 +24,10 @@ class Summary:
     """One run: its configuration and its measurements."""
 
     run: Path
-    facts: Json
-    """`run.json`."""
+    run_file: Json
+    """The contents of `run.json`."""
     config: Json
-    """Its configuration, options that are newer than the run filled in."""
+    """Its configuration; options newer than the run have their defaults."""
     train: list[Json]
     valid: list[Json]
     final: Json | None
@@ -45,7 +45,7 @@ class Summary:
 
     @property
     def tokens(self) -> int | None:
-        """Return the tokens trained on; None for runs from before they were counted."""
+        """Return the tokens trained on; None for runs that predate the count."""
         return sum(line["tokens"] for line in self.train) if all("tokens" in line for line in self.train) else None
 
     @property
@@ -59,7 +59,7 @@ class Summary:
 
     @property
     def tokens_per_second(self) -> float:
-        """Return the median over the lines: neither the first steps nor a pause count."""
+        """Return the median over the log lines, on which the first steps and pauses have no weight."""
         rates = sorted(line["tokens_per_second"] for line in self.train)
         return rates[len(rates) // 2] if rates else 0.0
 
@@ -79,14 +79,14 @@ def summarise(run: Path) -> Summary:
     Raises:
         UserError: it is not a run directory, or nothing was trained in it.
     """
-    facts = read_run_file(run)
+    run_file = read_run_file(run)
     if not (run / METRICS_FILE).is_file():
         raise UserError(f"{run} has no {METRICS_FILE}: nothing was trained there")
     lines = read_metrics(run)
     of = {kind: [line for line in lines if line["kind"] == kind] for kind in ("train", "valid", "final")}
-    config = to_json(config_of(facts, run))
+    config = to_json(config_of(run_file, run))
     return Summary(
-        run, facts, config, of["train"], of["valid"], of["final"][-1] if of["final"] else None, read_samples(run)
+        run, run_file, config, of["train"], of["valid"], of["final"][-1] if of["final"] else None, read_samples(run)
     )
 
 
@@ -106,21 +106,21 @@ class Checkpoint:
     size: int
     """Bytes."""
     loss: float | None
-    """Validation loss, where it was measured."""
+    """Validation loss, if it was measured."""
 
 
 def checkpoints(summary: Summary) -> list[Checkpoint]:
     """Return the finished checkpoints, in order of their steps."""
     losses = {line["step"]: line["loss"] for line in summary.valid}
     folder = summary.run / FOLDER
-    found = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
-    return [Checkpoint(step, _size(folder / str(step)), losses.get(step)) for step in found]
+    steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    return [Checkpoint(step, _size(folder / str(step)), losses.get(step)) for step in steps]
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes below a folder; a file deleted meanwhile, by a checkpoint that is replaced, counts as zero."""
+    """Return a folder's size in bytes; a file deleted meanwhile, as a checkpoint is replaced, counts as zero."""
     total = 0
-    for parent, _, files in os.walk(folder):  # which, unlike rglob, passes over a folder that has gone
+    for parent, _, files in os.walk(folder):  # unlike rglob, it skips a folder that has been deleted
         for name in files:
             with suppress(FileNotFoundError):
                 total += os.stat(os.path.join(parent, name)).st_size

@@ -1,4 +1,4 @@
-"""Colours for light and dark, and the rules by which charts use them, in a page as in an SVG file of its own."""
+"""Colours for light and dark, and the CSS rules of charts, shared by the pages and the standalone SVG files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def variables() -> str:
 
 
 def literal(rules: str) -> str:
-    """Return the rules without variables, which viewers of SVG files other than browsers do not know."""
+    """Return the rules with colours in place of variables, which SVG viewers other than browsers do not know."""
 
     def filled(colours: Mapping[str, str]) -> str:
         return re.sub(r"var\(--(\w+)\)", lambda match: colours[match[1]], rules)

@@ -1,4 +1,4 @@
-"""Figures, texts and answers in the words and lengths that people read."""
+"""Figures, texts and answers, formatted for people."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
 
 
 def clipped(text: str, room: int) -> str:
-    """Return the text, or its beginning and an ellipsis."""
+    """Return the text, or its beginning and an ellipsis if it is too long."""
     return text if len(text) <= room else text[: max(room - 1, 0)] + "…"
 
 
@@ -37,14 +37,14 @@ def gapped(answer: Answer, room: int) -> tuple[str, str, str]:
     before, after = answer.split
     gap = f"[{clipped(answer.right, 14)}]"
     spare = max(room - len(gap), 8)
-    behind = min(len(after), max(spare - len(before), spare // 3))
-    ahead = spare - behind
-    before = before if len(before) <= ahead else "…" + before[len(before) - ahead + 1 :]
-    return before, gap, clipped(after, behind)
+    tail = min(len(after), max(spare - len(before), spare // 3))
+    head = spare - tail
+    before = before if len(before) <= head else "…" + before[len(before) - head + 1 :]
+    return before, gap, clipped(after, tail)
 
 
 def spark(values: Sequence[float], width: int) -> str:
-    """Return the course of the values as at most `width` bars, the latest at the right."""
+    """Return the values as a sparkline of at most `width` bars, the latest on the right."""
     if len(values) < 2:
         return ""
     points = [values[i * (len(values) - 1) // (width - 1)] for i in range(width)] if len(values) > width else [*values]

@@ -21,19 +21,19 @@ State = TypeVar("State")
 
 
 class Meta(TypedDict):
-    """What a checkpoint records beside the arrays."""
+    """What a checkpoint records besides the arrays."""
 
     step: int
     elapsed: float
     """Seconds since the end of the compilation, over all resumptions."""
     horizon: int
-    """The last step, as far as it was known."""
+    """The last step, as far as it was known then."""
 
 
 def open_checkpoints(run: Path) -> ocp.CheckpointManager:
     """Open the run's checkpoints, for saving and resuming.
 
-    The preservation policy names both ends: `best_fn` with `max_to_keep` would delete the newest when not the best.
+    The preservation policy names both ends: `best_fn` with `max_to_keep` would delete the newest unless it is the best.
     """
     keep = policies.AnyPreservationPolicy(
         [
@@ -52,7 +52,7 @@ def open_checkpoints(run: Path) -> ocp.CheckpointManager:
 def save(manager: ocp.CheckpointManager, state: object, meta: Meta, loss: float | None) -> None:
     """Start saving; `meta` is small JSON beside the arrays, `loss` (None: not measured) decides which is the best."""
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-    with _without_remarks():
+    with _without_warnings():
         manager.save(int(meta["step"]), args=args, metrics=None if loss is None else {"loss": loss})
 
 
@@ -67,13 +67,13 @@ def restore(manager: ocp.CheckpointManager, like: State) -> tuple[State, Meta] |
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Return whether a finished checkpoint lies there; Orbax is not opened for it."""
+    """Return whether the run has a finished checkpoint, without opening Orbax."""
     return any(folder.name.isdecimal() for folder in (run / FOLDER).glob("*"))
 
 
 @contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Silence Orbax's warnings of what is intended (a checkpoint without a loss, reading only)."""
+def _without_warnings() -> Iterator[None]:
+    """Silence Orbax's warnings about what is intended (a checkpoint without a loss, reading only)."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -89,7 +89,7 @@ def _reading(run: Path) -> Iterator[ocp.CheckpointManager]:
     if not (run / FOLDER).is_dir():
         raise UserError(f"{run} holds no checkpoint: train it first (python -m jax_mlm.train --out {run})")
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-    with _without_remarks():
+    with _without_warnings():
         options = ocp.CheckpointManagerOptions(read_only=True, best_fn=lambda m: m["loss"], best_mode="min")
         with ocp.CheckpointManager((run / FOLDER).absolute(), item_handlers=handlers, options=options) as manager:
             if manager.latest_step() is None:
@@ -100,13 +100,13 @@ def _reading(run: Path) -> Iterator[ocp.CheckpointManager]:
 def load_params(run: Path, which: Literal["best", "latest"] | int = "latest") -> tuple[int, Params]:
     """Return the step chosen, and its parameters as nested dicts of float32 numpy arrays.
 
-    The best is the one with the lowest validation loss; the newest where none was measured.
+    The best is the one with the lowest validation loss; the newest if none was measured.
     """
     with _reading(run) as manager:
         chosen = which if isinstance(which, int) else manager.best_step() if which == "best" else None
         chosen = manager.latest_step() if chosen is None else chosen
         if chosen is None or chosen not in manager.all_steps():
-            raise UserError(f"{run} has no checkpoint of step {chosen}: there are {sorted(manager.all_steps())}")
+            raise UserError(f"{run} has no checkpoint of step {chosen}: it has {sorted(manager.all_steps())}")
         like = manager.item_metadata(chosen)["state"].tree
         cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         item = jax.tree.map(lambda _: ocp.PLACEHOLDER, like)

@@ -40,7 +40,7 @@ def choose_directory(config: TrainConfig) -> Path:
 
 
 def write_run(run: Path, config: TrainConfig, device: Mapping[str, object], data: Mapping[str, object]) -> None:
-    """Write `run.json`: everything needed to tell how these weights were made."""
+    """Write `run.json`: everything needed to know how these weights were made."""
     versions = {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}}
     body = {"format": 1, "config": to_json(config), "versions": versions, "device": device, "data": data}
     write_atomically(run / RUN_FILE, json.dumps(body, indent=2) + "\n")

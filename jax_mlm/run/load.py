@@ -1,4 +1,4 @@
-"""A trained model back in memory: `load(RUN)`."""
+"""Load a trained model back into memory: `load(RUN)`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax_mlm.run.directory import read_run
 
 
 class Trained(NamedTuple):
-    """What a run made."""
+    """A trained model."""
 
     config: TrainConfig
     params: Params

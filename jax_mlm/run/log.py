@@ -1,4 +1,4 @@
-"""`metrics.jsonl` and `samples.jsonl`: append-only, one object a line."""
+"""`metrics.jsonl` and `samples.jsonl`: append-only, one object per line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Takes figures under names like train/loss."""
+    """A destination for figures, under names like train/loss."""
 
     def write(self, step: int, figures: Mapping[str, float]) -> None: ...
 
@@ -25,9 +25,9 @@ class Tracker(Protocol):
 
 
 class MetricsLog:
-    """`metrics.jsonl` and `samples.jsonl`: append-only, one object a line, a step at most once of each kind.
+    """`metrics.jsonl` and `samples.jsonl`: append-only, one object per line, each step at most once per kind.
 
-    A resumed run first drops what lies after its checkpoint, and what was final before it went on.
+    A resumed run first drops the lines after its checkpoint, and the line that was final until then.
     """
 
     def __init__(self, run: Path, resume_after: int | None = None, tracker: Tracker | None = None) -> None:
@@ -53,7 +53,7 @@ class MetricsLog:
         self._add(SAMPLES_FILE, {"kind": "samples", "step": step, "samples": samples})
 
     def _add(self, name: str, line: Json) -> bool:
-        if (line["kind"], line["step"]) in self._written:  # a finished run, resumed: it has been measured already
+        if (line["kind"], line["step"]) in self._written:  # a finished run was resumed: this step has been measured
             return False
         self._written.add((line["kind"], line["step"]))
         self._files[name].write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -68,7 +68,7 @@ class MetricsLog:
 
 
 def _key_of(line: str) -> tuple[str, float]:
-    """Kind and step of a line; one cut short by a kill counts as after everything."""
+    """Return the kind and step of a line; one cut short by a kill counts as after everything."""
     try:
         read = json.loads(line)
         return (read["kind"], read["step"]) if line.endswith("\n") else ("", float("inf"))
@@ -82,12 +82,12 @@ def read_metrics(run: Path) -> list[Json]:
 
 
 def read_samples(run: Path) -> list[Json]:
-    """Return all evaluations of `samples.jsonl`; none where the run is older than that file."""
+    """Return all evaluations of `samples.jsonl`; none if the run predates that file."""
     return _read_lines(run / SAMPLES_FILE) if (run / SAMPLES_FILE).is_file() else []
 
 
 def _read_lines(path: Path) -> list[Json]:
-    """Return every whole line; one that is being written, or was cut short by a kill, is left out."""
+    """Return every complete line; one that is being written, or was cut short by a kill, is left out."""
     return [json.loads(line) for line in _lines(path) if line.endswith("\n")]
 
 

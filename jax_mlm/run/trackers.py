@@ -1,4 +1,4 @@
-"""The figures to a tracker as well, by one option: TensorBoard, Weights & Biases or Trackio."""
+"""Send the figures to a tracker as well, by one option: TensorBoard, Weights & Biases or Trackio."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROJECT = "jax-mlm"
 MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
 """Value of --track → the module it needs; the extra that installs it has the value's name."""
 ID_FILE = "tracker-id"
-"""Holds the name under which a tracker knows the run, so that a resumed run goes on there."""
+"""Holds the name under which a tracker knows the run, so that a resumed run continues there."""
 
 
 def check_tracker(name: str) -> None:
@@ -33,7 +33,7 @@ def check_tracker(name: str) -> None:
         wandb = import_module("wandb")
 
         if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.api.api_key:
-            raise UserError("--track wandb does not know you: run `wandb login`, or set WANDB_MODE=offline")
+            raise UserError("--track wandb: not logged in; run `wandb login`, or set WANDB_MODE=offline")
 
 
 def open_tracker(name: str, run: Path, config: TrainConfig) -> Tracker | None:
@@ -74,7 +74,7 @@ class _Wandb:
         settings = wandb.Settings(console="off", silent=True)
         try:
             self._run = wandb.init(
-                project=PROJECT, name=run.name, id=_known_as(run), resume="allow", dir=str(run),
+                project=PROJECT, name=run.name, id=_tracker_id(run), resume="allow", dir=str(run),
                 config=to_json(config), settings=settings,
             )  # fmt: skip
         except wandb.Error as error:
@@ -96,8 +96,8 @@ class _Trackio:
     def __init__(self, run: Path, config: TrainConfig) -> None:
         trackio = import_module("trackio")
 
-        name = f"{run.name}-{_known_as(run)}"
-        with redirect_stdout(sys.stderr):  # it greets
+        name = f"{run.name}-{_tracker_id(run)}"
+        with redirect_stdout(sys.stderr):  # it prints a greeting
             self._run = trackio.init(project=PROJECT, name=name, resume="allow", config=to_json(config))
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
@@ -110,7 +110,7 @@ class _Trackio:
             trackio.finish()  # the module's: the run's own would be finished again at exit, with a line on stdout
 
 
-def _known_as(run: Path) -> str:
+def _tracker_id(run: Path) -> str:
     path = run / ID_FILE
     if not path.exists():
         write_atomically(path, uuid.uuid4().hex[:8] + "\n")

@@ -1,8 +1,8 @@
 """A smaller model learns from a larger one (DistilBERT, Sanh et al. 2019): `train --distil TEACHER`.
 
-The student shares the teacher's tokenizer and begins with every other one of its layers. Beside the hidden tokens it
-learns the teacher's probabilities at the same positions, softened by a temperature, and the direction of its last
-hidden states at every token.
+The student shares the teacher's tokenizer and starts from every other one of its layers. Besides the masked tokens it
+learns the teacher's probabilities at the same positions, softened by a temperature, and the direction of the teacher's
+last hidden states at every token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jax_mlm.tasks.task import Task
 def soft_targets(
     student: Float[Array, "B P V"], teacher: Float[Array, "B P V"], weights: Float[Array, "B P"], temperature: float
 ) -> Float[Array, ""]:
-    """Σ T² · KL(teacher ‖ student) of the softened probabilities, over slots that weigh one (Hinton et al. 2015)."""
+    """Return Σ T² · KL(teacher ‖ student) of the softened probabilities over the slots used (Hinton et al. 2015)."""
     log_s = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
     log_t = jax.nn.log_softmax(teacher.astype(jnp.float32) / temperature)
     divergence = (jnp.exp(log_t) * (log_t - log_s)).sum(-1)
@@ -38,7 +38,7 @@ def soft_targets(
 def cosine_distance(
     student: Float[Array, "B S D"], teacher: Float[Array, "B S D"], weights: Float[Array, "B S"]
 ) -> Float[Array, ""]:
-    """Σ 1 − cos of the two hidden states, over the tokens that weigh one."""
+    """Return Σ 1 − cos of the two hidden states, over tokens of weight 1."""
     s, t = student.astype(jnp.float32), teacher.astype(jnp.float32)
     lengths = jnp.sqrt(jnp.square(s).sum(-1) * jnp.square(t).sum(-1) + 1e-12)
     return ((1.0 - (s * t).sum(-1) / lengths) * weights).sum()
@@ -58,8 +58,8 @@ def make_states(config: ModelConfig, dtype: DTypeLike) -> Callable[..., tuple[Ar
     return lambda params, inputs, at, row_keys=None: apply({"params": params}, inputs, at, row_keys)
 
 
-class TaughtBatch(NamedTuple):
-    """A masked batch, and how many targets a token of the whole batch stands for, once for each row."""
+class DistilBatch(NamedTuple):
+    """A masked batch, and the whole batch's ratio of targets to tokens, repeated for each row."""
 
     example: MaskedBatch
     targets_per_token: Float[Array, " B"]
@@ -70,35 +70,35 @@ def distilled(
     config: DistilConfig,
     student: ModelConfig,
     teacher: ModelConfig,
-    taught_by: Params,
+    teacher_params: Params,
     dtype: DTypeLike,
-) -> Task[TaughtBatch]:
-    """Return the masked-LM `task` with the weighted sum of its loss, soft targets and cosine, as a sum over targets.
+) -> Task[DistilBatch]:
+    """Return the masked-LM `task` with a new loss: the weighted sum of its own, soft targets and cosine, over targets.
 
-    Soft targets are taken where the vocabulary is projected anyway, at the hidden tokens; the cosine at every token.
+    Soft targets are taken where the vocabulary is projected anyway, at the masked tokens; the cosine at every token.
     """
-    learn, teach = make_states(student, dtype), make_states(teacher, dtype)
-    tokens = min(student.vocab_size, teacher.vocab_size)  # what a table has beyond is padding
+    run_student, run_teacher = make_states(student, dtype), make_states(teacher, dtype)
+    tokens = min(student.vocab_size, teacher.vocab_size)  # further rows of a table are padding
 
-    def prepare(batch: Batch, keys: Key[Array, " B"], step: Int[Array, ""], horizon: Int[Array, ""]) -> TaughtBatch:
+    def prepare(batch: Batch, keys: Key[Array, " B"], step: Int[Array, ""], horizon: Int[Array, ""]) -> DistilBatch:
         example = task.prepare(batch, keys, step, horizon)
         share = example.masked.weights.sum() / jnp.maximum((batch.segments > 0).sum(), 1)
-        return TaughtBatch(example, jnp.broadcast_to(share, batch.rows.shape))
+        return DistilBatch(example, jnp.broadcast_to(share, batch.rows.shape))
 
     def loss(
-        params: Params, frozen: Params | None, taught: TaughtBatch, drop_keys: Key[Array, " B"] | None
+        params: Params, frozen: Params | None, batch: DistilBatch, drop_keys: Key[Array, " B"] | None
     ) -> tuple[Float[Array, ""], Metrics]:
         assert frozen is not None, "the teacher's parameters are the step's last argument"
-        masked, inputs = taught.example.masked, taught.example.inputs()
-        hidden, logits = learn(params, inputs, masked.at, drop_keys)
-        their_hidden, their_logits = jax.lax.stop_gradient(teach(frozen, inputs, masked.at))
+        masked, inputs = batch.example.masked, batch.example.inputs()
+        hidden, logits = run_student(params, inputs, masked.at, drop_keys)
+        their_hidden, their_logits = jax.lax.stop_gradient(run_teacher(frozen, inputs, masked.at))
         metrics = masked_metrics(logits, masked.targets, masked.weights)
         soft = soft_targets(logits[..., :tokens], their_logits[..., :tokens], masked.weights, config.distil_temperature)
         total, more = config.distil_mlm * metrics.loss_sum + config.distil_soft * soft, {"soft": soft}
         if student.width == teacher.width and config.distil_cosine:
             distance = cosine_distance(hidden, their_hidden, (inputs.segments > 0).astype(jnp.float32))
-            more["cosine"] = taught.targets_per_token[0] * distance
+            more["cosine"] = batch.targets_per_token[0] * distance
             total += config.distil_cosine * more["cosine"]
         return total, metrics._replace(more=more)
 
-    return Task(task.init, prepare, loss, task.examine, task.scheduled, task.targets, taught_by)
+    return Task(task.init, prepare, loss, task.examine, task.scheduled, task.targets, teacher_params)

@@ -1,4 +1,4 @@
-"""Which tokens are hidden, and what stands in their place: the masked-language-model task as pure functions.
+"""Which tokens are hidden, and what replaces them: the masked-language-model task as pure functions.
 
 Every rule is the same law over different groups. The eligible tokens are cut into groups (each token, each word, each
 span); the groups are laid end to end in random order on a circle as long as they are; a window of `rate` times that
@@ -23,11 +23,11 @@ from jax_mlm.data.tokenizer import Vocabulary
 from jax_mlm.errors import unknown_choice
 
 LONGEST_WORD = 16
-"""Room in tokens beyond the rate's own, so that the last word chosen fits; a longer one may not, and is then left."""
+"""Slots beyond those the rate needs, so that the last word chosen fits; a longer word may be skipped."""
 
 
 class Masked(NamedTuple):
-    """Rows with P slots for targets; slots that are not used weigh zero."""
+    """Rows with P slots for targets; unused slots have weight zero."""
 
     tokens: Int[Array, "B S"]
     at: Int[Array, "B P"]
@@ -36,7 +36,7 @@ class Masked(NamedTuple):
 
 
 GroupRule = Callable[[Key[Array, ""], Bool[Array, " S"], Int[Array, " S"]], Int[Array, " S"]]
-"""(key, eligible, words) → a number for each token; equal numbers side by side are hidden together."""
+"""(key, eligible, words) → a number for each token; adjacent tokens with equal numbers are hidden together."""
 
 
 def token_groups(key: Key[Array, ""], eligible: Bool[Array, " S"], words: Int[Array, " S"]) -> Int[Array, " S"]:
@@ -70,11 +70,11 @@ def make_span_groups(mean: float, longest: int) -> GroupRule:
 
 
 class Rule(NamedTuple):
-    """What is hidden as one."""
+    """A masking rule: which tokens are hidden together, and the room that this takes."""
 
     groups: Callable[[MaskConfig], GroupRule]
     room: Callable[[MaskConfig], int]
-    """Tokens by which the last group chosen may exceed the rate."""
+    """Number of tokens by which the last group chosen may exceed the rate."""
 
 
 RULES: Mapping[str, Rule] = {
@@ -112,24 +112,24 @@ def choose(
     """Choose whole groups by the law above; one that would exceed `room` tokens in all is left out entirely."""
     S = groups.shape[0]
     order_key, window_key = jax.random.split(key)
-    place = jnp.arange(S)
+    index = jnp.arange(S)
     first = jnp.concatenate([jnp.ones(1, bool), groups[1:] != groups[:-1]])
-    leader = jax.lax.cummax(jnp.where(first, place, 0))
+    leader = jax.lax.cummax(jnp.where(first, index, 0))
     score = jnp.where(eligible, jax.random.bits(order_key, (S,), jnp.uint32)[leader], jnp.uint32(0xFFFFFFFF))
-    _, _, order = jax.lax.sort((~eligible, score, place), num_keys=3)
+    _, _, order = jax.lax.sort((~eligible, score, index), num_keys=3)
 
     total = eligible.sum()
     lead = leader[order]
     begins = jnp.concatenate([jnp.ones(1, bool), lead[1:] != lead[:-1]])
-    start = jax.lax.cummax(jnp.where(begins, place, 0))
-    end = jnp.concatenate([jnp.where(begins, place, S)[1:], jnp.full(1, S)])
+    start = jax.lax.cummax(jnp.where(begins, index, 0))
+    end = jnp.concatenate([jnp.where(begins, index, S)[1:], jnp.full(1, S)])
     end = jnp.minimum(jax.lax.cummin(end, reverse=True), total)
 
     # Both sides in float32: exact while a row is shorter than 2^24 tokens.
     size = jnp.maximum(total, 1).astype(jnp.float32)
     window = jax.random.uniform(window_key) * size
     distance = jnp.mod(start - window, size)
-    chosen = (distance < rate * size) & (jnp.floor(distance) + (end - start) <= room) & (place < total)
+    chosen = (distance < rate * size) & (jnp.floor(distance) + (end - start) <= room) & (index < total)
     return jnp.zeros(S, bool).at[order].set(chosen)
 
 

@@ -20,11 +20,11 @@ class Metrics(NamedTuple):
     count: Array
     """Targets."""
     more: dict[str, Array] = {}  # noqa: RUF012
-    """Further sums of an objective, by their names in the log."""
+    """Further sums of the objective, by name in the log."""
 
 
 def masked_metrics(logits: Float[Array, "B P V"], targets: Int[Array, "B P"], weights: Float[Array, "B P"]) -> Metrics:
-    """Return sums over the slots that weigh one, in float32 whatever the model computes in."""
+    """Return sums over the slots of weight 1, in float32 whatever type the model computes in."""
     V = logits.shape[-1]
     logits, targets, weights = logits.astype(jnp.float32).reshape(-1, V), targets.reshape(-1), weights.reshape(-1)
     loss = cross_entropy(logits, targets) * weights

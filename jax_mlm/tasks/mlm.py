@@ -20,12 +20,12 @@ from jax_mlm.tasks.metrics import Metrics, masked_metrics
 from jax_mlm.tasks.task import Task
 
 EVAL_MASK = MaskConfig()
-"""15 % of the tokens, 80/10/10, one by one: what the field reports, whatever the training masks were."""
+"""15 % of the tokens, one by one, 80/10/10: what papers report, whatever masks the run trains with."""
 EVAL_SEED = 0
 
 
 class MaskedBatch(NamedTuple):
-    """A batch and what of it is hidden."""
+    """A batch, and the same rows masked."""
 
     batch: Batch
     masked: Masked

@@ -27,10 +27,10 @@ class Task(Generic[Example]):
     loss: Callable[[Params, Params | None, Example, Key[Array, " B"] | None], tuple[Float[Array, ""], Metrics]]
     """(params, frozen, example, dropout keys) → what to minimise and what to log, both as sums over targets."""
     examine: Callable[[Params, Batch], Metrics]
-    """(params, batch) → validation sums, the same whenever and however often they are asked for."""
+    """(params, batch) → validation sums, the same at every call with the same arguments."""
     scheduled: Callable[[int, int], dict[str, float]]
-    """(step, horizon) → what follows a schedule, by its name in the log."""
+    """(step, horizon) → scheduled values, by name in the log."""
     targets: int
-    """Most positions of a row that the vocabulary is projected at."""
+    """Maximum number of positions per row at which the vocabulary is projected."""
     frozen: Params | None = None
-    """Parameters that the loss reads and that do not learn, such as a teacher's; an argument of the step."""
+    """Parameters that the loss reads but does not train, such as a teacher's; an argument of the step."""

@@ -1,4 +1,4 @@
-"""The training loop and what it needs. The package may be called: `jax_mlm.train(config)` is `loop.train(config)`."""
+"""The training loop and what it needs. The package is callable: `jax_mlm.train(config)` is `loop.train(config)`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class _Callable(ModuleType):
-    """A package that can be called: a function beside it could not have its name."""
+    """A callable package: a function of the same name could not exist beside it."""
 
     def __call__(self, config: TrainConfig) -> Path:
-        """Train, and return the run directory; in any thread, without signal handlers."""
+        """Train and return the run directory; runs in any thread, without signal handlers."""
         from jax_mlm.train.loop import train
 
         return train(config)

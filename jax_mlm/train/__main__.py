@@ -11,12 +11,12 @@ from jax_mlm.train.options import EXAMPLES, GROUPS, defaults, shown
 
 def run(config: TrainConfig) -> None:
     """Train, and print what to type next; the last line on stdout is the run directory."""
-    from jax_mlm.parallel import hosts  # JAX is imported once the command line is known to be right
+    from jax_mlm.parallel import hosts  # JAX is imported once the command line is known to be valid
     from jax_mlm.parallel.stop import stop_request
     from jax_mlm.report.outcome import print_next
     from jax_mlm.train.loop import train
 
-    with hosts.first_speaks():
+    with hosts.only_first_prints():
         directory = train(config, stopping=stop_request)
         print_next(directory, bool(config.data))
         print(directory)

@@ -30,14 +30,14 @@ from jax_mlm.run.checkpoint import open_checkpoints, save
 from jax_mlm.train.meter import Meter
 from jax_mlm.train.optim import make_optimizer, make_schedule
 from jax_mlm.train.pace import Pace
-from jax_mlm.train.program import Program, compile_program, flops_a_step
-from jax_mlm.train.record import Recorder, open_recorder, write_down
+from jax_mlm.train.program import Program, compile_program, flops_per_step
+from jax_mlm.train.record import Recorder, open_recorder, write_run_files
 from jax_mlm.train.setup import Setup, set_up
-from jax_mlm.train.state import begin_or_restore
+from jax_mlm.train.state import init_or_restore
 from jax_mlm.train.step import TrainState
 
 Stopping = Callable[[], AbstractContextManager[Callable[[], bool]]]
-"""Opens a context in which its function returns whether somebody has asked to stop."""
+"""A context manager of a function that returns whether somebody has asked to stop."""
 
 
 class Outcome(NamedTuple):
@@ -46,18 +46,18 @@ class Outcome(NamedTuple):
     state: TrainState
     step: int
     stopped: bool
-    """Before the horizon, because somebody asked for it."""
+    """Whether it ended before the horizon because somebody asked for it."""
     result: Result | None
-    """The validation after the last step, where one was due there."""
+    """The validation after the last step, if one was due there."""
 
 
 def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: False)) -> Path:
     """Train from the first step or the newest checkpoint to the end, and return the run directory.
 
-    It takes no signal and may run in any thread; `stopping` opens what asks it to stop.
+    It installs no signal handlers and may run in any thread; `stopping` supplies the requests to stop.
 
     Raises:
-        UserError: a mistake in the options or the data, before anything is written; or the loss is not finite.
+        UserError: the options or the data are wrong, before anything is written; or the loss is not finite.
         KeyboardInterrupt: somebody asked to stop; the state is saved.
     """
     with ExitStack() as stack:
@@ -68,15 +68,15 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
         init_key, step_key = jax.random.split(jax.random.key(config.seed))
         hosts.on_every_host(lambda: make_folder(setup.run, "--out"))
         checkpoints = stack.enter_context(open_checkpoints(setup.run))
-        state, meta = begin_or_restore(setup, tx, init_key, checkpoints)
-        write_down(setup)
+        state, meta = init_or_restore(setup, tx, init_key, checkpoints)
+        write_run_files(setup)
         progress.say("compiling")
         program = compile_program(setup, state, tx, schedule, step_key, meta["step"])
         progress.say(described(setup, state, program))
         record = stack.enter_context(open_recorder(setup, schedule, progress, meta["step"]))
-        pace = Pace(config.steps, setup.budget, config.eval_every, meta, program.validate.whole_over_part())
+        pace = Pace(config.steps, setup.budget, config.eval_every, meta, program.validate.final_over_periodic())
         peak = peak_flops(jax.devices()[0].device_kind)
-        meter = Meter(flops_a_step(setup), peak * jax.device_count() if peak else None)
+        meter = Meter(flops_per_step(setup), peak * jax.device_count() if peak else None)
         vote = Vote(setup.mesh)
         with stopping() as asked:
             outcome = fit(program, state, pace, meter, record, checkpoints, lambda: vote(asked()), config.log_every)
@@ -99,13 +99,13 @@ def fit(
     log_every: int,
 ) -> Outcome:
     """Train to the horizon, or until `stop`: batch, step, log, validate, save."""
-    done, measured = pace.first, None
+    done, result = pace.first, None
     with prefetch(program.batch_at, itertools.count(done)) as batches:
         while done < pace.horizon and not stop():
             batch, tokens = next(batches)
             state, metrics = program.step(state, batch, pace.horizon)
             meter.add(metrics, tokens)
-            done, measured = done + 1, None
+            done, result = done + 1, None
             logging, validating = done % log_every == 0, pace.evaluation_due(done)
             if logging or validating or done.bit_count() == 1:
                 pace.measure(done)
@@ -116,15 +116,15 @@ def fit(
                 check_finite(figures["loss"], done)
             if validating:
                 with pace.evaluating():
-                    measured = validate(program, state, done, pace, record)
-                    save(checkpoints, state, pace.meta(done), measured.loss)
+                    result = validate(program, state, done, pace, record)
+                    save(checkpoints, state, pace.meta(done), result.loss)
                     record.draw()
                 meter.restart()
-    return Outcome(state, done, done < pace.horizon, measured)
+    return Outcome(state, done, done < pace.horizon, result)
 
 
 def validate(program: Program, state: TrainState, step: int, pace: Pace, record: Recorder) -> Result:
-    """Measure the validation rows of every evaluation, and ask the samples."""
+    """Measure a periodic validation, and answer the samples."""
     result = program.validate(state.params)
     record.validated(step, pace, result, program.answer(state.params))
     return result
@@ -148,7 +148,7 @@ def finish(
 
 
 def described(setup: Setup, state: TrainState, program: Program) -> str:
-    """Return the line that a run begins with."""
+    """Return the line printed before the first step."""
     data, length = setup.data, setup.config.corpus.length
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     return (

@@ -13,10 +13,10 @@ from jax_mlm.tasks.metrics import Metrics
 
 
 class Meter:
-    """Adds up the metrics of the steps between two log lines, always one step behind the one just dispatched."""
+    """The sums of the metrics between two log lines, without the step just dispatched."""
 
     def __init__(self, flops: Callable[[int], float], peak: float | None) -> None:
-        """Count the arithmetic of a step by its tokens; `peak` is that of all devices in a second, where known."""
+        """`flops` counts a step's operations from its tokens; `peak` is all devices' maximum per second, if known."""
         self._flops_of, self._peak = flops, peak
         self._pending: tuple[Metrics, int] | None = None
         self._reset()
@@ -38,13 +38,13 @@ class Meter:
         self._flops += self._flops_of(step[1])
 
     def restart(self) -> None:
-        """Leave the time since the last reading, that of a validation, out of the rates."""
+        """Leave the time since the last reading, which a validation took, out of the rates."""
         self._since = time.perf_counter()
 
     def read(self, wait: bool) -> dict[str, float]:
         """Return figures since the last reading; `wait` includes the last step (at a validation and at the end).
 
-        Where that step is the only one, it is waited for: there is nothing else to tell.
+        If that step is the only one, it is waited for anyway: there is nothing else to report.
         """
         if self._pending is not None and (wait or not self._sums.count):
             self._take(self._pending)

@@ -19,18 +19,18 @@ from jax_mlm.errors import unknown_choice
 from jax_mlm.model.encoder import Params
 
 Schedule = Callable[[Array | int, Array | int], Array]
-"""(step, horizon) → part of the peak learning rate, from 0 to 1."""
+"""(step, horizon) → fraction of the peak learning rate, from 0 to 1."""
 
 
 def make_schedule(config: OptimConfig) -> Schedule:
-    """Warm-up, then the shape that the configuration names: the one place to add another."""
+    """Return warm-up, then the shape that the configuration names: the one place to add another."""
 
     def schedule(step: Array | int, horizon: Array | int) -> Array:
         end = jnp.maximum(jnp.asarray(horizon, jnp.float32), 1.0)
         now = jnp.asarray(step, jnp.float32)
         warmup = config.warmup * end
         rising = jnp.minimum(1.0, (now + 1.0) / jnp.maximum(warmup, 1.0))
-        # The last step (horizon − 1) still moves; at the horizon the rate is 0.
+        # The last step (horizon − 1) still updates; at the horizon the rate is 0.
         left = jnp.clip((end - now) / jnp.maximum(end - warmup, 1.0), 0.0, 1.0)
         match config.schedule:
             case "wsd":
@@ -93,14 +93,14 @@ def orthogonalised(x: Float[Array, "M N"]) -> Float[Array, "M N"]:
 
 
 def _muon(config: OptimConfig) -> optax.GradientTransformation:
-    """Momentum, orthogonalised, and longer where a matrix [in, out] widens (Jordan et al. 2024: √max(1, out / in)).
+    """Orthogonalise the momentum, and scale it by √max(1, out / in) for a matrix [in, out] (Jordan et al. 2024).
 
-    What is not a hidden matrix is left to AdamW.
+    AdamW updates everything that is not a hidden matrix.
     """
-    lengthened = lambda x: orthogonalised(x) * max(1.0, x.shape[1] / x.shape[0]) ** 0.5  # noqa: E731
+    scaled = lambda x: orthogonalised(x) * max(1.0, x.shape[1] / x.shape[0]) ** 0.5  # noqa: E731
     matrices = optax.chain(
         optax.trace(0.95, nesterov=True),
-        optax.stateless(lambda u, _: jax.tree.map(lengthened, u)),
+        optax.stateless(lambda u, _: jax.tree.map(scaled, u)),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale(-config.muon_lr),
     )

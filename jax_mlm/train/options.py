@@ -1,4 +1,4 @@
-"""The options of `python -m jax_mlm.train`: what they are laid over, and which a resumed run may change."""
+"""The options of `python -m jax_mlm.train`: what they override, and which of them a resumed run may change."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from jax_mlm.run.directory import RUN_FILE, read_run
 EXAMPLES = """examples:
   python -m jax_mlm.train                                     the founding sentence, in seconds
   python -m jax_mlm.train --data my-text/ --budget 30m        your own text, half an hour
-  python -m jax_mlm.train --resume --out runs/tiny            go on with a run
+  python -m jax_mlm.train --resume --out runs/tiny            continue a run
   python -m jax_mlm.train --init bert-base/ --data my-text/ --add-tokens words.txt
-                                                              from weights that are there already
-  python -m jax_mlm.train --distil runs/base --data my-text/  a model of half the layers, taught by a larger one"""
+                                                              start from existing weights
+  python -m jax_mlm.train --distil runs/base --data my-text/  distil a larger model into half its layers"""
 
 GROUPS = {
     "text": ("data", "valid", "tokenizer", "tokenizer_kind", "tokenizer_size", "document", "length"),
-    "how long, and where to": ("steps", "budget", "eval_every", "out", "resume", "track"),
+    "duration and output": ("steps", "budget", "eval_every", "out", "resume", "track"),
     "model": ("preset", "init", "distil", "layers", "width", "heads"),
     "training": ("batch", "accumulate", "lr", "optimizer", "schedule", "mask_rule", "mask_rate", "seed", "dtype"),
 }
-"""What --help shows, by field; --help-all shows the others too."""
+"""The fields that --help shows; --help-all shows the others too."""
 
 FREE_ON_RESUME = {
     *("steps", "budget", "resume", "out", "eval_every", "eval_rows", "log_every", "track", "dtype", "multi_host"),
 }
-"""Fields that may differ from those a run began with."""
+"""Fields that a resumed run may change."""
 
 
 def shown(argv: Sequence[str]) -> TrainConfig:
-    """Return the preset whose values --help shows as defaults: the named one, or that of no options."""
+    """Return the preset whose values --help shows as defaults: the one named, or the one used without options."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", nargs="?")
     return PRESETS.get(parser.parse_known_args(argv)[0].preset, PRESETS["sentence"])
 
 
 def defaults(given: Given) -> TrainConfig:
-    """Return what the given options are laid over: the config of the run to resume, or of the preset.
+    """Return the config that the given options override: that of the run to resume, or of the preset.
 
-    The other hosts are joined here, before any device is looked at.
+    The other hosts are joined here, before any device is used.
     """
     preset, data = given.get("preset"), given.get("data")
     if preset is not None and preset not in PRESETS:
@@ -69,7 +69,7 @@ def defaults(given: Given) -> TrainConfig:
 
         preset = "tiny" if jax.default_backend() == "cpu" else "small"
         if hosts.is_first():
-            print(f"--data without --preset: taking {preset} for {jax.default_backend()}", file=sys.stderr)
+            print(f"--data without --preset: using {preset} for {jax.default_backend()}", file=sys.stderr)
     chosen = replace(PRESETS[preset], steps=0) if "budget" in given else PRESETS[preset]
     if "init" in given:
         from jax_mlm.train.start import continued

@@ -1,4 +1,4 @@
-"""How long a run lasts: a number of steps, or a time budget turned into one while the steps are measured."""
+"""How long a run lasts: a number of steps, or a time budget turned into one while the steps are timed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from jax_mlm.run.checkpoint import Meta
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 EVALUATIONS = 10
-"""Validations of a run whose interval is not given."""
+"""Number of validations in a run without --eval-every."""
 FIRST_GUESS = 1000
-"""Horizon of a time budget until the first steps are measured; it only sets how gently the warm-up begins."""
+"""Horizon under a time budget until the first steps are timed; it only sets how gently the warm-up begins."""
 
 
 def parse_budget(text: str) -> float:
@@ -30,9 +30,9 @@ def parse_budget(text: str) -> float:
 
 
 class Pace:
-    """The clock of a run: its horizon, when to validate, and the time left. Time counts from its making.
+    """The clock of a run: its horizon, when to validate, and the time left. It starts when it is made.
 
-    With a budget the horizon is measured again whenever `measure` is called, so that a machine that slows down or
+    With a budget the horizon is estimated again whenever `measure` is called, so that a machine that slows down or
     speeds up during the decay still ends on time with the learning rate at zero. Each checkpoint records it.
     """
 
@@ -45,7 +45,7 @@ class Pace:
         final_rows: float,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`final_rows` is the size of the last validation over that of the others; `meta` comes from a checkpoint."""
+        """`final_rows` is the size of the last validation relative to the others; `meta` comes from a checkpoint."""
         self._clock, self._budget, self._final_rows = clock, budget, final_rows
         self._every = eval_every or max(1, -(-steps // EVALUATIONS))
         self._fixed_every = bool(eval_every)
@@ -66,7 +66,7 @@ class Pace:
         return (now - seconds) / max(last - step, 1)
 
     def measure(self, done: int) -> None:
-        """Take the time after `done` steps, and move the horizon of a budget to where the time will end."""
+        """Take the time after `done` steps, and move a budget's horizon to the step at which the time will be up."""
         self._done = done
         self._marks.append((done, self.elapsed() - self._evaluating_seconds))
         while len(self._marks) > 2 and self._marks[-1][1] - self._marks[1][1] > max((self._budget or 100) / 10, 1.0):
@@ -102,7 +102,7 @@ class Pace:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Time a validation, with what is saved and drawn beside it."""
+        """Time a validation, including the saving and drawing that go with it."""
         began = self._clock()
         yield
         self._last_evaluation = self._clock() - began

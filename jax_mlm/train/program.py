@@ -30,7 +30,7 @@ class Placed(NamedTuple):
 
     batch: Batch
     tokens: int
-    """Real ones on all hosts, padding not counted."""
+    """Real tokens on all hosts, padding not counted."""
 
 
 class Program(NamedTuple):
@@ -40,11 +40,11 @@ class Program(NamedTuple):
     """(state, batch, horizon) → the next state, and the metrics of this batch."""
     validate: Validator
     answer: Callable[[Params], tuple[Answer, ...]]
-    """What the model answers to a few held-out sentences."""
+    """Return the model's answers to a few held-out sentences."""
     batch_at: Callable[[int], Placed]
-    """The batch of a step, as a pure function of its number."""
+    """Return the batch of a step, as a pure function of its number."""
     seconds: float
-    """What the compilation took."""
+    """The time that compilation took."""
 
 
 def compile_program(
@@ -85,8 +85,8 @@ def compile_program(
     )
 
 
-def flops_a_step(setup: Setup) -> Callable[[int], float]:
-    """Return the arithmetic of a step as a function of its real tokens; a teacher runs forward only, a third of it."""
+def flops_per_step(setup: Setup) -> Callable[[int], float]:
+    """Return a step's FLOPs as a function of its real tokens; a teacher runs forward only, at a third of the cost."""
     config, length = setup.config, setup.config.corpus.length
     targets = config.batch * setup.task.targets
 

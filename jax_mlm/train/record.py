@@ -10,7 +10,7 @@ from jax_mlm.evals.heldout import Result
 from jax_mlm.evals.samples import Answer, to_json
 from jax_mlm.files import write_atomically
 from jax_mlm.parallel import hosts
-from jax_mlm.parallel.devices import device_facts
+from jax_mlm.parallel.devices import describe_machine
 from jax_mlm.report.figures import Drawer
 from jax_mlm.report.live import Progress
 from jax_mlm.run.directory import TOKENIZER_FILE, write_run
@@ -22,24 +22,24 @@ from jax_mlm.train.setup import Setup
 from jax_mlm.train.start import origin_of
 
 
-def write_down(setup: Setup) -> None:
-    """Write what the run is made of into its directory, on one host: `run.json`, and a new run's tokenizer."""
+def write_run_files(setup: Setup) -> None:
+    """Write what the run is made of to its directory, on one host: `run.json`, and a new run's tokenizer."""
     if not hosts.is_first():
         return
     if not setup.config.resume:
         write_atomically(setup.run / TOKENIZER_FILE, setup.data.tokenizer.to_str(pretty=True))
     teacher = {"teacher": setup.teacher.origin} if setup.teacher else {}
     origin = {"files": list(setup.config.data), **setup.data.fingerprints, **origin_of(setup.run, setup.start)}
-    write_run(setup.run, setup.config, device_facts(), {**origin, **teacher})
+    write_run(setup.run, setup.config, describe_machine(), {**origin, **teacher})
 
 
 class Recorder(AbstractContextManager["Recorder"]):
-    """Takes figures as they come; closing it draws the final state."""
+    """The record of a run as it trains; closing it draws the final state."""
 
     def __init__(
         self, log: MetricsLog, progress: Progress, drawer: Drawer, scheduled: Callable[[int, int], dict[str, float]]
     ) -> None:
-        """`scheduled`: (step, horizon) → what follows a schedule, by its name in the log."""
+        """`scheduled(step, horizon)` returns the scheduled values by their names in the log."""
         self._log, self._progress, self._drawer, self._scheduled = log, progress, drawer, scheduled
         self._closing = ExitStack()
         self._closing.callback(drawer.close)
@@ -47,13 +47,13 @@ class Recorder(AbstractContextManager["Recorder"]):
         self._closing.callback(log.close)
 
     def trained(self, step: int, pace: Pace, figures: dict[str, float]) -> None:
-        """Take the figures of the steps since the last line."""
+        """Record the figures of the steps since the last line."""
         schedules = {**self._scheduled(step - 1, pace.horizon), "seconds": pace.elapsed()}
         self._log.write("train", step, {**figures, **schedules})
         self._progress.update(step, pace.horizon, figures, pace.seconds_left(), pace.next_evaluation(step))
 
     def validated(self, step: int, pace: Pace, result: Result, answers: Sequence[Answer]) -> None:
-        """Take a validation and the answers to the samples; figures are drawn in the background."""
+        """Record a validation and the answers to the samples."""
         self._log.write("valid", step, {"loss": result.loss, "accuracy": result.accuracy})
         self._log.write_samples(step, to_json(answers))
         self._progress.evaluated(step, pace.horizon, result.loss, result.accuracy, answers)
@@ -63,7 +63,7 @@ class Recorder(AbstractContextManager["Recorder"]):
         self._drawer.maybe()
 
     def finished(self, step: int, pace: Pace, result: Result) -> None:
-        """Take the figures over all validation rows."""
+        """Record the figures over all validation rows."""
         self._log.write("final", step, {"loss": result.loss, "accuracy": result.accuracy, "seconds": pace.elapsed()})
 
     def __exit__(
@@ -88,7 +88,7 @@ class SilentRecorder(Recorder):
 
 
 def open_recorder(setup: Setup, schedule: Schedule, progress: Progress, first: int) -> Recorder:
-    """Return the recorder of this host; a resumed run's log first drops what was after step `first`."""
+    """Return the recorder of this host; a resumed run's log first drops what comes after step `first`."""
     if not hosts.is_first():
         return SilentRecorder()
     config = setup.config

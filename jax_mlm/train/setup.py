@@ -1,4 +1,4 @@
-"""Everything that a run is made of, read and checked before anything is written: the one place that refuses."""
+"""Everything that a run is made of, read and checked before anything is written: all refusals happen here."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from jax_mlm.train.teacher import resolve_start, to_stderr
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run is made of; nothing of it changes while it trains."""
+    """What a run is made of; none of it changes while it trains."""
 
     config: TrainConfig
     """Complete: the vocabulary's size and the model's shape are filled in."""
     run: Path
     budget: float | None
-    """Seconds; None where the number of steps is given."""
+    """Seconds; None if the number of steps is given."""
     mesh: Mesh
     rules: Rules
     data: Dataset
     start: Initial | None
     """The weights of --init or of a teacher; None for random ones and for a resumed run."""
     teacher: Initial | None
-    task: Task[Any]  # what it makes of a batch is its own business
+    task: Task[Any]  # its Example type does not matter here
 
     @property
     def shard(self) -> tuple[int, int]:
@@ -60,7 +60,7 @@ def set_up(config: TrainConfig) -> Setup:
     Raises:
         UserError: a mistake in the options or the data.
     """
-    hosts.join(config.multi_host)  # done already where the options came from a command line
+    hosts.join(config.multi_host)  # done already if the options came from a command line
     check_resumed(config)
     run = hosts.on_every_host(lambda: choose_directory(config))
     hosts.agree("options", f"{run} {config}")
@@ -73,7 +73,7 @@ def set_up(config: TrainConfig) -> Setup:
     warn_of_unused_accelerator()
     jax.config.update("jax_compilation_cache_dir", str(compile_cache(config)))
     if config.resume and (config.init or config.distil.distil) and not has_checkpoint(run):
-        raise UserError(f"{run} has lost its checkpoints, and with them the weights it began with: begin a new run")
+        raise UserError(f"{run} has lost its checkpoints, and with them the weights it started from: start a new run")
     config, start, teacher, tokenizer = hosts.on_every_host(lambda: resolve_start(config, run))
     data = hosts.on_every_host(lambda: open_dataset(config, run, given=tokenizer))
     if config.add_tokens and not config.resume:
@@ -83,8 +83,8 @@ def set_up(config: TrainConfig) -> Setup:
     return Setup(data.config, run, budget, mesh, REPLICATED, data, start, teacher, task)
 
 
-def task_of(data: Dataset, teacher: Initial | None) -> Task[Any]:  # MaskedBatch, or TaughtBatch
-    """Return what the run learns: hidden tokens, and what a teacher makes of them where there is one."""
+def task_of(data: Dataset, teacher: Initial | None) -> Task[Any]:  # MaskedBatch, or DistilBatch
+    """Return what the run learns: masked tokens, and a teacher's predictions of them if there is a teacher."""
     config, dtype = data.config, compute_dtype(data.config)
     task = masked_lm(config.model, config.mask, data.vocabulary, config.corpus.length, dtype)
     if teacher is None:

@@ -1,4 +1,4 @@
-"""The state that a run trains: made from scratch, from given weights, or restored."""
+"""The state that a run trains: initialised at random, built from given weights, or restored."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jax_mlm.train.setup import Setup
 from jax_mlm.train.step import TrainState, init_state
 
 
-def begin_or_restore(
+def init_or_restore(
     setup: Setup, tx: optax.GradientTransformation, init_key: Key[Array, ""], checkpoints: ocp.CheckpointManager
 ) -> tuple[TrainState, Meta]:
-    """Return the newest state of a run to resume, else a first state, laid over the devices by the setup's rules.
+    """Return the newest state of a run to resume, else a first state, sharded by the setup's rules.
 
-    Weights that a new run was given are saved as its step 0, so that --resume never needs their source again.
+    The weights that a new run starts from are saved as its step 0, so that --resume never needs their source again.
     """
 
     def first_state(key: Key[Array, ""], params: Params | None) -> TrainState:

@@ -22,7 +22,7 @@ TrainStep = Callable[..., tuple["TrainState", Metrics]]
 
 
 class TrainState(NamedTuple):
-    """Arrays only: all that a checkpoint has to hold."""
+    """All that a checkpoint has to hold: arrays only."""
 
     step: Int[Array, ""]
     params: Params

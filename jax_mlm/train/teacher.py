@@ -1,4 +1,4 @@
-"""Resolve what a run begins with: random weights, those of --init, or layers of a teacher (--distil)."""
+"""Resolve what a run starts from: random weights, those of --init, or layers of a teacher (--distil)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STUDENT_LR = 5e-4
 """Largest default learning rate of a student: DistilBERT's own."""
 
 
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
 
 def to_stderr(text: str) -> None:
@@ -51,18 +51,18 @@ def student_defaults(preset: TrainConfig, source: Path, own_shape: bool) -> Trai
 
 
 class Start(NamedTuple):
-    """What a run begins with."""
+    """What a run starts from."""
 
     config: TrainConfig
-    """With the shape of the weights."""
+    """The config, with the shape of the weights."""
     weights: Initial | None
     """None for random initialisation and for a resumed run."""
     teacher: Initial | None
     tokenizer: Tokenizer | None
-    """That of the weights or of the teacher."""
+    """The tokenizer of the weights or of the teacher."""
 
 
-def resolve_start(config: TrainConfig, run: Path, say: Say = to_stderr) -> Start:
+def resolve_start(config: TrainConfig, run: Path, say: Print = to_stderr) -> Start:
     """Load what --init and --distil name.
 
     Raises:
@@ -86,8 +86,8 @@ def resolve_start(config: TrainConfig, run: Path, say: Say = to_stderr) -> Start
     check_teacher(config, teacher, tokenizer)
     if config.model.width != teacher.model.width and config.distil.distil_cosine:
         say(
-            f"hidden states have the width {config.model.width}, the teacher's {teacher.model.width}: "
-            "trained without the cosine"
+            f"hidden states are {config.model.width} wide, the teacher's {teacher.model.width}: "
+            "training without the cosine loss"
         )
     return Start(config, start, teacher, tokenizer)
 
@@ -103,7 +103,7 @@ def read_teacher(config: TrainConfig, run: Path) -> Initial:
     if config.resume and (run / RUN_FILE).is_file():
         before = read_run_file(run).get("data", {}).get("teacher", origin)
         if before["fingerprint"] != origin["fingerprint"]:
-            raise UserError(f"--distil {source} has other weights than those that {run} began to learn from")
+            raise UserError(f"--distil {source} has different weights from those that {run} started with")
     return replace(teacher, origin=origin)
 
 
@@ -113,7 +113,7 @@ def check_teacher(config: TrainConfig, teacher: Initial, tokenizer: Tokenizer) -
     if tokenizer.get_vocab(with_added_tokens=True) != teacher.tokenizer.get_vocab(with_added_tokens=True):
         other = config.tokenizer or config.init or config.out
         raise UserError(
-            f"--distil {source} has another tokenizer than {other}: a student shares its teacher's; leave out "
+            f"--distil {source} has a different tokenizer from {other}: a student shares its teacher's; leave out "
             "--tokenizer, --init and --add-tokens"
         )
     if config.corpus.length > teacher.model.max_length:
@@ -122,16 +122,16 @@ def check_teacher(config: TrainConfig, teacher: Initial, tokenizer: Tokenizer) -
         )
 
 
-def student_params(teacher: Initial, model: ModelConfig, say: Say = to_stderr) -> Params | None:
-    """Take every other layer of the teacher, or whatever share of them there is room for, and the rest as it is.
+def student_params(teacher: Initial, model: ModelConfig, say: Print = to_stderr) -> Params | None:
+    """Take every other layer of the teacher, or whatever share of them fits, and all other weights unchanged.
 
-    A student without token types gets the teacher's first type, which every token of a single text has, with the
-    positions. None, and a line that says why, where a shape differs.
+    A student without token types gets the teacher's first type, which every token of a single text has, added to its
+    positions. If a shape differs, print why and return None.
     """
     assert teacher.params is not None
     theirs, their_model = dict(teacher.params), teacher.model
     if model.width != their_model.width:
-        say(f"the student begins with random weights: its width is {model.width}, the teacher's {their_model.width}")
+        say(f"the student starts from random weights: its width is {model.width}, the teacher's {their_model.width}")
         return None
     if model.positions == "learned" and "position_table" in theirs:
         theirs = dict(at_offset(theirs, their_model, model.position_offset)[0])
@@ -148,8 +148,8 @@ def student_params(teacher: Initial, model: ModelConfig, say: Say = to_stderr) -
         array = arrays.get(path)
         if array is None or array.shape != shape:
             there = "is not in the teacher" if array is None else f"is {array.shape} in the teacher"
-            say(f"the student begins with random weights: its {'.'.join(path)} of shape {shape} {there}")
+            say(f"the student starts from random weights: its {'.'.join(path)} of shape {shape} {there}")
             return None
         params[path] = array
-    say(f"the student begins with layers {', '.join(map(str, taken))} of the teacher's {their_model.layers}")
+    say(f"the student starts from layers {', '.join(map(str, taken))} of the teacher's {their_model.layers}")
     return unflatten_dict(params)

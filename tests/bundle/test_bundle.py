@@ -155,7 +155,7 @@ def test_manifests_that_lie(copy: Path, change: Callable[[dict[str, Any]], objec
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff\xfe", "[" * 100_000])
-def test_manifests_that_are_none(copy: Path, text: str) -> None:
+def test_what_is_not_a_manifest(copy: Path, text: str) -> None:
     (copy / "manifest.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(BundleError) as caught:
         open_bundle(copy)

@@ -132,7 +132,7 @@ def test_numbers_that_could_become_dimensions_are_bounded(value: int, tmp_path: 
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00", b"\xff" * 20, b"PK\x03\x04" * 9, b"\x08" * 5, b"\x3a\x00"])
-def test_what_is_no_model(content: bytes, tmp_path: Path) -> None:
+def test_what_is_not_a_model(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
     if content == b"\x3a\x00":  # an empty graph: onnxruntime's to refuse
         check_onnx(tmp_path / "m.onnx", {})

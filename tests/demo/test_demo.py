@@ -218,7 +218,7 @@ def test_a_bundle_without_attention_says_so(sentence_bundles: dict[str, Path]) -
     from mlm_onnx.demo.app import Demo, build
 
     said = str(build(Demo(FillMask(sentence_bundles["int8"], 1))).get_config_file())
-    assert "carries no attention" in said
+    assert "has no attention graph" in said
     assert "learned it by heart" not in said, "this one has random weights"
 
 
@@ -282,7 +282,7 @@ def test_ctrl_c_ends_it_and_a_taken_port_is_one_line(
         assert "in use; choose another --port" in err
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=20) == 130
-        assert server.stdout.read().splitlines() == [f"http://127.0.0.1:{port}  (Ctrl-C ends it)", "stopped"]
+        assert server.stdout.read().splitlines() == [f"http://127.0.0.1:{port}  (Ctrl-C to stop)", "stopped"]
 
 
 def test_without_gradio_demo_says_what_to_install(tmp_path: Path, environment: dict[str, str]) -> None:

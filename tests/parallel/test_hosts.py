@@ -149,7 +149,7 @@ def test_a_mistake_on_one_host_ends_all_with_one_line(environment, text, tmp_pat
     assert "error:" not in first.stderr
     (here[1] / "own.txt").write_text(text.read_text() + "one more line\n")
     first, second = finish(start(environment, *OPTIONS, "--data", "own.txt", "--out", "run", folders=here))
-    assert "host 1 has other text" in one_line(first)
+    assert "host 1 has different text" in one_line(first)
     assert second.returncode == 2
     assert not any((folder / "run").exists() for folder in here)
 

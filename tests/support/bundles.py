@@ -1,4 +1,4 @@
-"""What bundles are made of."""
+"""Tokenizers and graphs that bundles are made of."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXTS = [
 ]
 KINDS = ("wordpiece", "bpe", "unigram")
 ONE_SHAPE = ((1, 7, 2),)
-"""What a bundle is compared on where the comparison is not what is tested: the other shapes are test_convert's."""
+"""Shapes to compare a bundle on if the comparison is not what is tested; test_convert covers the other shapes."""
 
 
 def piecewise(kind: str) -> Tokenizer:
@@ -32,6 +32,6 @@ def piecewise(kind: str) -> Tokenizer:
 
 
 def fast_side(file: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """(input_ids, positions) → the answers of a graph of `fast/`."""
+    """Return (input_ids, positions) → the answers of a graph of `fast/`."""
     side = onnx_side(open_session(file, LOGITS.options))
     return lambda input_ids, positions: side(input_ids=input_ids, positions=positions)

@@ -1,4 +1,4 @@
-"""Small models, with parameters that show a wrong one."""
+"""Small models, with parameters that reveal an error."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SHAPE = {"vocab_size": 128, "width": 16, "layers": 2, "heads": 2, "ff_width": 24
 
 
 def randomised(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
-    """Parameters far from their initial values: norm scales and biases too, so that a switch left out is seen."""
+    """Return parameters far from their initial values, norms and biases too, so that a forgotten switch shows."""
     rng = np.random.default_rng(seed)
 
     def draw(path: Any, leaf: Any) -> np.ndarray:
@@ -75,7 +75,7 @@ def randomised(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
 
 
 def softened(model: ModelConfig) -> dict[str, Any]:
-    """Parameters that answer differently everywhere, without being as sure as `randomised` makes them."""
+    """Return parameters whose answers differ everywhere, with less confidence than those of `randomised`."""
     return jax.tree.map(lambda x: x * 0.3 if x.ndim == 2 else x, randomised(model))
 
 
@@ -113,7 +113,7 @@ class Everywhere:
 
 @cache
 def reference(name: str) -> Everywhere:
-    """What the graphs of `CONFIGS[name]` have to compute."""
+    """Return what the graphs of `CONFIGS[name]` have to compute."""
     return Everywhere(CONFIGS[name])
 
 
@@ -123,7 +123,7 @@ def assert_trees_equal(ours: Any, theirs: Any) -> None:
 
 
 def logits_of(model: ModelConfig, params: Any, ids: list[int]) -> np.ndarray:
-    """[S, V] of one text."""
+    """Return the logits [S, V] of one text."""
     tokens = np.asarray([ids], np.int32)
     at = np.arange(len(ids), dtype=np.int32)[None]
     return np.asarray(jax.jit(make_forward(model))(params, Inputs(tokens, np.ones_like(tokens), at), at))[0]

@@ -1,4 +1,4 @@
-"""Where things lie."""
+"""Paths within the checkout."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""From texts to rows, as tests take them."""
+"""From texts to rows, for tests."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from jax_mlm.data.tokenizer import vocabulary_of
 
 
 def batch_in_order(rows: Rows, start: int, batch: int) -> Batch:
-    """Rows start … start + batch - 1; those past the end are all padding."""
+    """Return rows start … start + batch - 1; those past the end are all padding."""
     return batch_of(rows, np.arange(start, start + batch))
 
 
 def prepared(
     paths: Sequence[Path], tokenizer: Tokenizer, cfg: DataConfig, cache: Path, progress: Progress | None = None
 ) -> TokenFiles:
-    """Token files made with the tokenizer's own vocabulary."""
+    """Return token files made with the tokenizer's own vocabulary."""
     return prepare(paths, tokenizer, vocabulary_of(tokenizer), cfg, cache, progress)

@@ -1,4 +1,4 @@
-"""Trainings, and what they leave."""
+"""Training runs, and what they write."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def one_line(done: subprocess.CompletedProcess) -> str:
 
 
 def save_run(path: Path, model: ModelConfig, params: Any, tokenizer: Tokenizer) -> Path:
-    """A run that has trained for 7 steps on a.txt."""
+    """Write a run that has trained for 7 steps on a.txt."""
     path.mkdir()
     write_run(path, TrainConfig(model=model, corpus=replace(PRESETS["sentence"].corpus)), {}, {"files": ["a.txt"]})
     tokenizer.save(str(path / "tokenizer.json"))

@@ -1,4 +1,4 @@
-"""Servers in processes of their own."""
+"""Servers in separate processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 @contextmanager
 def serving(line: list[str], port: int, **options: Any) -> Iterator[subprocess.Popen]:
-    """A server in a process of its own, from its first answer on."""
+    """Start a server in a separate process, and wait for its first answer."""
     server = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
     try:
         for _ in range(600):

@@ -22,7 +22,7 @@ LENGTH, BATCH = 32, 16
 
 
 def uneven_batch(seed: int = 0) -> Batch:
-    """Rows with very different numbers of real tokens: a mean of means would differ from Σ/Σ."""
+    """Return rows with very different numbers of real tokens: a mean of means would differ from Σ/Σ."""
     rng = np.random.default_rng(seed)
     real = np.arange(LENGTH) < rng.integers(4, LENGTH, (BATCH, 1))
     tokens = np.where(real, rng.integers(5, 64, (BATCH, LENGTH)), 0).astype(np.int32)
@@ -31,7 +31,7 @@ def uneven_batch(seed: int = 0) -> Batch:
 
 
 def take_steps(accumulate: int, place=lambda x: x, count: int = 3):
-    """Parameters after a few steps, with plain gradient descent: Adam's signs would hide a wrong scale."""
+    """Return the parameters after a few steps of plain gradient descent: Adam's signs would hide a wrong scale."""
     config = OptimConfig(lr=0.1, clip=0.0, schedule="constant", warmup=0.0, weight_decay=0.0)
     tx = make_optimizer(replace(config, adam_eps=1.0))
     step = jax.jit(
@@ -50,7 +50,7 @@ def take_steps(accumulate: int, place=lambda x: x, count: int = 3):
 
 
 def state_shapes(optimizer: str = "adamw") -> TrainState:
-    """Shapes of the whole state, without arrays."""
+    """Return the shapes of the whole state, without arrays."""
     tx = make_optimizer(OptimConfig(optimizer=optimizer))
     return jax.eval_shape(lambda: init_state(init_params(CONFIG, jax.random.key(0)), tx))
 

@@ -24,7 +24,7 @@ def write_sentences(path: Path) -> Path:
 
 
 def slips(word: str) -> list[str]:
-    """The word with two letters exchanged, one left out, one written twice."""
+    """Return the word with two letters exchanged, with one left out, and with one written twice."""
     middle = len(word) // 2 + 1
     return [
         word[:middle] + word[middle + 1 : middle + 2] + word[middle : middle + 1] + word[middle + 2 :],

@@ -23,7 +23,7 @@ from jax_mlm.presets import PRESETS, SENTENCE
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run_file
 from jax_mlm.run.log import read_metrics
-from jax_mlm.tasks.distil import TaughtBatch, cosine_distance, distilled, soft_targets
+from jax_mlm.tasks.distil import DistilBatch, cosine_distance, distilled, soft_targets
 from jax_mlm.tasks.masking import make_mask, row_keys
 from jax_mlm.tasks.mlm import MaskedBatch, masked_lm
 from jax_mlm.tasks.task import Task
@@ -67,7 +67,7 @@ def test_the_objective_is_their_weighted_sum_and_only_the_student_learns() -> No
     rows, hidden = uneven_batch(), masked()
     student, teacher = softened(STUDENT), softened(TEACHER)
     share = float(hidden.weights.sum() / (rows.segments > 0).sum())
-    given = TaughtBatch(MaskedBatch(rows, hidden), jnp.full(BATCH, share))
+    given = DistilBatch(MaskedBatch(rows, hidden), jnp.full(BATCH, share))
     parts = {}
     for weights in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 5, 3)):
         config = DistilConfig("t", *map(float, (weights[1], weights[0], weights[2])))
@@ -90,7 +90,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(family: str)
     model = replace(MODELS[family], layers=1, dropout=0.0, attention_dropout=0.0)
     params = softened(model)
     objective = jax.jit(taught_task(DistilConfig("t", 1.0, 0.0, 1.0), model, model).loss)
-    given = TaughtBatch(MaskedBatch(uneven_batch(), masked()), jnp.full(BATCH, 0.15))
+    given = DistilBatch(MaskedBatch(uneven_batch(), masked()), jnp.full(BATCH, 0.15))
     total, metrics = objective(params, params, given, None)
     assert abs(float(total)) / float(metrics.count) < 1e-5
 
@@ -101,7 +101,7 @@ def test_a_short_run_comes_nearer_to_the_teacher() -> None:
     step = jax.jit(make_train_step(task, tx, make_schedule(config), jax.random.key(7)))
     state, rows, hidden = init_state(softened(STUDENT), tx), uneven_batch(), masked()
     teacher = jax.tree.map(jnp.asarray, softened(TEACHER))
-    given = TaughtBatch(MaskedBatch(rows, hidden), jnp.full(BATCH, 0.15))
+    given = DistilBatch(MaskedBatch(rows, hidden), jnp.full(BATCH, 0.15))
     apart = jax.jit(lambda params: task.loss(params, teacher, given, None)[0])
     before = float(apart(state.params))
     for number in range(20):
@@ -139,7 +139,7 @@ def test_a_student_begins_with_every_other_layer(family: str, tmp_path: Path) ->
     assert (recipe.optim.optimizer, recipe.optim.lr, recipe.corpus.length) == ("adamw", 5e-4, 32)
     said: list[str] = []
     student = student_params(Initial(model, params, tokenizer), recipe.model, said.append)
-    assert said == [f"the student begins with layers {'0' if model.layer_groups else '0, 2'} of the teacher's 4"]
+    assert said == [f"the student starts from layers {'0' if model.layer_groups else '0, 2'} of the teacher's 4"]
     assert_trees_equal(student["layer_0"], params["layer_0"])
     if not model.layer_groups:
         assert_trees_equal(student["layer_1"], params["layer_2"])
@@ -164,7 +164,7 @@ def test_a_student_of_another_width_begins_at_random(capsys: Any) -> None:
     assert student_params(teacher, replace(model, width=8, heads=2)) is None
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "begins with random weights: its width is 8, the teacher's 16" in said
+    assert "starts from random weights: its width is 8, the teacher's 16" in said
     assert student_params(teacher, replace(model, ff_width=8)) is None
     assert "its layer_0.mlp.down.kernel of shape (8, 16) is (24, 16) in the teacher" in capsys.readouterr().err
 
@@ -181,7 +181,7 @@ def test_a_short_run_learns_resumes_and_says_what_does_not_fit(tmp_path: Path, c
     options = ["--distil", tmp_path / "teacher", "--preset", "distilbert-base", *shape, "--data", text, *SMALL]
     options += ["--schedule", "constant", "--warmup", 0, "--lr", 3e-3]
     assert train_line(*options, "--steps", 6, "--out", tmp_path / "whole") == 0
-    assert "the student begins with layers 0 of the teacher's 2" in capsys.readouterr().err
+    assert "the student starts from layers 0 of the teacher's 2" in capsys.readouterr().err
     lines = [line for line in read_metrics(tmp_path / "whole") if line["kind"] == "train"]
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert all(line["soft"] > 0 and 0 < line["cosine"] < 2 for line in lines)
@@ -207,7 +207,7 @@ def test_a_short_run_learns_resumes_and_says_what_does_not_fit(tmp_path: Path, c
     other = tmp_path / "other.json"
     train_tokenizer(["another text"] * 20, "word", 5).save(str(other))
     new = ["--steps", 1, "--out", tmp_path / "no"]
-    assert "has another tokenizer than" in refused(*options, *new, "--tokenizer", other)
+    assert "has a different tokenizer from" in refused(*options, *new, "--tokenizer", other)
     assert "--length 33 exceeds" in refused(*options, *new, "--max-length", 64, "--length", 33)
     assert "--tokenizer-size is for" in refused(*options, *new, "--tokenizer-size", 128)
     assert "--distil-temperature" in refused(*options, *new, "--distil-temperature", 0)
@@ -217,4 +217,4 @@ def test_a_short_run_learns_resumes_and_says_what_does_not_fit(tmp_path: Path, c
     export_hf(save_run(tmp_path / "changed", model, randomised(model), tokenizer), tmp_path / "teacher-2")
     (tmp_path / "teacher").rename(tmp_path / "gone")
     (tmp_path / "teacher-2").rename(tmp_path / "teacher")
-    assert "has other weights" in refused("--resume", "--steps", 40, "--out", tmp_path / "parts")
+    assert "has different weights" in refused("--resume", "--steps", 40, "--out", tmp_path / "parts")

@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 
 
 class BackgroundTask(Generic[Result]):
-    """A function running in its own thread. Pays off only where the work releases the GIL."""
+    """A function running in its own thread. It pays off only if the work releases the GIL."""
 
     def __init__(self, work: Callable[[], Result]) -> None:
         self._outcome: Callable[[], Result]

@@ -69,7 +69,7 @@ class _Node:
     domain: str = ""
     inputs: list[str] = field(default_factory=list)
     attributes: dict[str, int | None] = field(default_factory=dict)
-    """Name → value, None where it is not an integer."""
+    """Name → value; None if it is not an integer."""
 
 
 def check_onnx(file: Path, sizes: Mapping[str, int]) -> set[str]:
@@ -94,7 +94,7 @@ def check_onnx(file: Path, sizes: Mapping[str, int]) -> set[str]:
 
 
 class _Walker(Wire):
-    """Checks messages; each method reads one kind between two byte positions."""
+    """A checking walk over the messages; each method reads one kind between two byte positions."""
 
     def __init__(self, data: mmap.mmap, sizes: Mapping[str, int]) -> None:
         super().__init__(data)
@@ -273,8 +273,8 @@ class _Walker(Wire):
             if part[0] == 1:
                 continue
             for dim in self.fields(*self.inside(part), frozenset({1}), "shape"):
-                for fact in self.fields(*self.inside(dim), frozenset({1, 2, 3}), "dimension"):
-                    if fact[0] == 1 and not 0 <= self.number(fact) <= LARGEST_DIMENSION:
+                for value in self.fields(*self.inside(dim), frozenset({1, 2, 3}), "dimension"):
+                    if value[0] == 1 and not 0 <= self.number(value) <= LARGEST_DIMENSION:
                         raise OnnxError("it declares an impossible dimension")
 
 

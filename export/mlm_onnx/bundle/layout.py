@@ -15,7 +15,7 @@ CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenize
 FAST_GRAPH = "fast/fill_mask.onnx"
 FAST_DATA = "fast/fill_mask.onnx.data"
 EMBED_GRAPH = "fast/embed.onnx"
-"""Uses the fill-mask graph's weights, from FAST_DATA."""
+"""The graph of embeddings; it uses the fill-mask graph's weights, from FAST_DATA."""
 ATTENTION_GRAPH = "fast/attention.onnx"
 """Only in bundles converted `--with-attention`; uses weights from FAST_DATA."""
 WEB_GRAPH = "fast/fill_mask_web.onnx"

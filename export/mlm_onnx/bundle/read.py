@@ -72,7 +72,7 @@ def open_bundle(path: str | os.PathLike[str], full: bool = True, ahead: bool = F
     path = Path(path)
     manifest = read_manifest(path)
     files = manifest.get("files")
-    if not isinstance(files, dict) or not all(isinstance(facts, dict) for facts in files.values()):
+    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
         raise BundleError(f"{path / MANIFEST} lists no files")
     for name in REQUIRED:
         if name not in files:
@@ -130,10 +130,10 @@ def verify(bundle: Bundle, *names: str) -> None:
             raise BundleError(f"{error.filename or bundle.file(name)}: {error.strerror or error}") from None
 
 
-def _check_size(file: Path, facts: Json) -> None:
+def _check_size(file: Path, entry: Json) -> None:
     size = file.stat().st_size
-    if size != facts.get("size"):
-        raise BundleError(f"{file} has {size} bytes, not {facts.get('size')}: it is damaged or cut short")
+    if size != entry.get("size"):
+        raise BundleError(f"{file} has {size} bytes, not {entry.get('size')}: it is damaged or cut short")
 
 
 def _check_graph(bundle: Bundle, name: str) -> list[str]:
@@ -159,7 +159,7 @@ def read_manifest(path: Path) -> Json:
     if file.is_symlink() or not file.is_file():
         raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}")
     if file.stat().st_size > MANIFEST_BYTES:
-        raise BundleError(f"{file} is larger than any manifest")
+        raise BundleError(f"{file} is too large for a manifest")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -202,7 +202,7 @@ def _locate(root: Path, name: str) -> Path:
 
 
 def sha256(file: Path) -> str:
-    """Hash a file in parts that release the GIL; read, not mapped, so that truncating it is only an error."""
+    """Hash a file in parts that release the GIL; it is read, not mapped, so that truncating it is only an error."""
     digest, part = hashlib.sha256(), memoryview(bytearray(HASHED_AT_ONCE))
     with file.open("rb", buffering=0) as stream:
         while size := stream.readinto(part):

@@ -17,7 +17,7 @@ class OnnxError(ValueError):
 
 
 class Wire:
-    """Reads fields between two byte positions, never beyond them; enters nested messages only on request."""
+    """A reader of fields between two byte positions, never beyond them; it enters nested messages only on request."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
@@ -81,7 +81,7 @@ class Wire:
         return part[2] - (1 << 64) if part[2] >> 63 else part[2]
 
     def numbers(self, part: Field) -> Sequence[int]:
-        """Return a field's signed integers, packed or a single one."""
+        """Return a field's signed integers, whether packed or a single one."""
         if part[1] == VARINT:
             return (self.number(part),)
         at, end = self.inside(part)

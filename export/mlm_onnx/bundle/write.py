@@ -59,14 +59,14 @@ def new_bundle(path: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def seal(folder: Path, facts: Json) -> None:
-    """Write the manifest: the given facts, and the size and SHA-256 of every file in the folder."""
+def seal(folder: Path, fields: Json) -> None:
+    """Write the manifest: these fields, and the size and SHA-256 of every file in the folder."""
     files = {
         file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)}
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != MANIFEST
     }
-    manifest = {"kind": KIND, "format": FORMAT, "task": TASK, **facts, "files": files}
+    manifest = {"kind": KIND, "format": FORMAT, "task": TASK, **fields, "files": files}
     write_json(folder / MANIFEST, manifest)
 
 

@@ -1,4 +1,4 @@
-"""Parsing of command lines; an error is one line that says what to write instead."""
+"""Parsing of command lines; an error is one line that suggests what to write instead."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def command_map(commands: Mapping[str, Command]) -> str:
     lines = [f"usage: {PROG} COMMAND … or mlm-onnx COMMAND …", "", "Answer masked queries from an ONNX bundle.", ""]
     lines += ["commands:", *(f"  {name:<8}  {command.summary}" for name, command in commands.items())]
     lines += ["", "examples:", *(f"  {commands[name].examples[0]}" for name in ("convert", "fill"))]
-    return "\n".join([*lines, "", f"{PROG} COMMAND --help shows its options and examples; --version the versions."])
+    return "\n".join([*lines, "", f"{PROG} COMMAND --help shows its options and examples, --version the versions."])
 
 
 def read(commands: Mapping[str, Command], name: str, argv: Sequence[str]) -> argparse.Namespace:

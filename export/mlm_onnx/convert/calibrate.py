@@ -23,7 +23,7 @@ from mlm_onnx.convert.targets import FILL_MASK
 MASKED = 0.15
 """Fraction of a text's tokens that is hidden, all replaced by the mask token."""
 LONGEST, MOST, FEWEST = 128, 2000, 100
-"""Most tokens per text; most hidden tokens in total, and fewest (fewer would prove nothing)."""
+"""Most tokens per text; most hidden tokens in total, and fewest (with fewer, the result would mean nothing)."""
 ALLOWED = 0.01
 """Loss of accuracy from int8 above which matrices stay in float32."""
 SAMPLE = 16
@@ -116,7 +116,7 @@ def _ranked(
     asked: Sequence[Query],
     reduce_range: bool,
 ) -> list[str]:
-    """Return the encoder matrices, most harmful first: by how much each, alone in int8, disturbs the logits."""
+    """Return the encoder matrices, most harmful first: ranked by how much each, alone in int8, disturbs the logits."""
     names: dict[str, None] = {}
 
     def record(g: Graph, x: str, name: str, kernel: np.ndarray, bias: np.ndarray | None) -> str:

@@ -15,7 +15,7 @@ NEGATIVE = -1e30
 
 
 class OnnxEncoder:
-    """Adds the encoder's nodes to a graph; each method corresponds to one module of `jax_mlm.model`.
+    """The encoder as nodes of a graph; each method corresponds to one module of `jax_mlm.model`.
 
     Without `mask`, every token of a row sees all the others; without `types`, all tokens have type 0. `fused` uses the
     operators of FUSED_OPSET, which onnxruntime runs faster but other runtimes may not know yet.
@@ -38,7 +38,7 @@ class OnnxEncoder:
         self.padding = None if mask is None else g.op("Unsqueeze", g.op("Equal", mask, g.int(0)), g.ints(1, 2))
         self.length = g.op("Shape", ids, start=1, end=2)  # [S] as a vector of one element
         self.attended: list[str] = []
-        """Attention weights of each layer so far, [B, H, S, S]."""
+        """The attention weights of each layer so far, [B, H, S, S]."""
         self._positions: str | None = None
         self._ropes: dict[tuple[float, str | None], tuple[str, str]] = {}
         self._full_ropes: dict[tuple[float, str | None], tuple[str, str]] = {}

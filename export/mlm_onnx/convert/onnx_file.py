@@ -12,9 +12,9 @@ from numpy.typing import DTypeLike
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET, IR = 20, 10
-"""Gelu needs opset 20, which onnxruntime has read since 1.17."""
+"""Gelu needs opset 20, which onnxruntime has supported since 1.17."""
 FUSED_OPSET = 23
-"""Attention and RotaryEmbedding need opset 23; onnxruntime has them since 1.23 and checks their inputs since 1.30."""
+"""Attention and RotaryEmbedding need opset 23, supported since onnxruntime 1.23; 1.30 and later check their inputs."""
 CONTRIB = "com.microsoft"
 DATA_SUFFIX = ".data"
 INLINE_BELOW = 1024

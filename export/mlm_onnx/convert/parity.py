@@ -27,7 +27,7 @@ Side = Callable[..., np.ndarray]
 Pair = tuple[np.ndarray, np.ndarray]
 """(JAX's answer, the graph's)."""
 Shapes = tuple[tuple[int, int, int], ...]
-"""(batch, length, positions asked or tokens of the shortest row) of each query."""
+"""(batch, length, requested positions or tokens of the shortest row) of each query."""
 
 
 class ParityError(BundleError):
@@ -79,7 +79,7 @@ class EmbeddingParity:
     max_difference: float
     rms_difference: float
     std: float
-    """Standard deviation of the numbers of JAX's embeddings."""
+    """Standard deviation of the numbers in JAX's embeddings."""
     least_cosine: float
     """Cosine of the widest angle between an embedding and JAX's."""
 
@@ -185,7 +185,7 @@ class Comparison(Generic[F_co]):
 
 
 def _asked(vocab_size: int, token_types: int, shapes: Shapes) -> Iterator[Query]:
-    """Yield random tokens, asked at random positions."""
+    """Yield random tokens, and random positions to answer."""
     rng = np.random.default_rng(0)
     for batch, length, positions in shapes:
         ids = rng.integers(0, vocab_size, (batch, length))

@@ -140,7 +140,7 @@ def _write_graphs(
     return ports, parity
 
 
-# ---- facts for the manifest ----------------------------------------------------------------------
+# ---- entries of the manifest ---------------------------------------------------------------------
 
 
 def limits(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:

@@ -25,7 +25,7 @@ class Request:
     layout: str = "predictor"
     """What the bundle is for: a key of LAYOUTS."""
     calibration: Path | None = None
-    """A text file on which int8 is compared with float32; where int8 costs more than a point of accuracy, matrices
+    """A text file on which int8 is compared with float32; if int8 costs more than a point of accuracy, matrices
     stay in float32."""
     reduce_range: bool = False
     """7-bit encoder weights, for processors without VNNI."""

@@ -3,11 +3,11 @@
 A graph is built node by node rather than traced, so that it holds only what an answer needs. To add one,
 write a function that builds it and an entry of TARGETS; for a new layout, add a line to LAYOUTS (`bundle/layout.py`).
 
-Axes, as in `jax_mlm.model`: B batch, S sequence, P asked positions, D model width, E embedding width, F feed-forward
-width, H heads, K head size, V vocabulary.
+Axes, as in `jax_mlm.model`: B batch, S sequence, P requested positions, D model width, E embedding width,
+F feed-forward width, H heads, K head size, V vocabulary.
 
-Three things make the fast graph fast: the head and the vocabulary projection see only the asked positions; so do the
-queries and the feed-forward layer of the last encoder layer; and the table is the left factor of the projection
+Three things make the fast graph fast: the head and the vocabulary projection see only the requested positions; so do
+the queries and the feed-forward layer of the last encoder layer; and the table is the left factor of the projection
 (table · xᵀ), so that onnxruntime reads it in place, shared with the embedding lookup, instead of repacking a copy.
 """
 

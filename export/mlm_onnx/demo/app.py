@@ -33,9 +33,9 @@ FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "mon
 SHOWN = 60
 """Most characters of an example on its button."""
 AT_ONCE = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
-"""How every handler is called: without a queue, which would take longer than most answers."""
+"""How every handler is called: without a queue, which would take longer than most answers do."""
 LARGEST_PORT = 65_535
-NO_ATTENTION = "This bundle carries no attention graph: `convert --with-attention` adds one."
+NO_ATTENTION = "This bundle has no attention graph: `convert --with-attention` adds one."
 
 
 @dataclass
@@ -257,7 +257,7 @@ def serve(path: Path, host: str, port: int, threads: int | None = None) -> None:
         demo = Demo(FillMask(path, threads))
         app = gr.mount_gradio_app(FastAPI(), build(demo), path="/", ssr_mode=False, footer_links=[], **_look())
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        print(f"http://{host if host != '0.0.0.0' else socket.gethostname()}:{port}  (Ctrl-C ends it)", flush=True)
+        print(f"http://{host if host != '0.0.0.0' else socket.gethostname()}:{port}  (Ctrl-C to stop)", flush=True)
         uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -18,7 +18,7 @@ MOST_WORDS = 1000
 DEPENDS = 0.1
 """Least effect, in natural logarithms, that counts as dependence: the probability changes by a tenth."""
 TOGETHER = 2
-"""How many of the strongest words are also hidden together."""
+"""Number of the strongest words that are also hidden together."""
 LOOKED_AT = 100
 """Number of candidates among which an answer is looked up when more words are hidden."""
 
@@ -103,7 +103,7 @@ class Why:
 
 
 class Facts:
-    """Measures with one bundle's predictor; threads share it."""
+    """Measurements with one bundle's predictor, which threads may share."""
 
     def __init__(self, fill: FillMask) -> None:
         self.fill = fill
@@ -265,6 +265,6 @@ def filled_in(asked: Asked) -> list[tuple[str, bool]]:
 
 
 def strength(influences: Sequence[Influence]) -> np.ndarray:
-    """Return each word's shade, -1 to 1: the effect, relative to the largest, or to 1 where all are smaller."""
+    """Return each word's shade, -1 to 1: the effect, relative to the largest, or to 1 if all are smaller."""
     effects = np.array([each.effect for each in influences])
     return effects / max(1.0, float(np.abs(effects).max(initial=0.0)))

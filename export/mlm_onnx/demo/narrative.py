@@ -1,4 +1,4 @@
-"""Turn measured facts into plain sentences, and state nothing that was not measured."""
+"""Turn measurements into plain sentences, and state nothing that was not measured."""
 
 from __future__ import annotations
 

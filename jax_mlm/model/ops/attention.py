@@ -13,15 +13,15 @@ NEGATIVE = -1e30
 
 
 class Drop(NamedTuple):
-    """Dropout with a key of each row, so that the batch's layout over devices changes nothing."""
+    """Dropout with one key per row, so that the batch's layout over devices changes nothing."""
 
     rate: float
     row_keys: Key[Array, " B"]
     site: int
-    """Number of this dropout in the network: each draws from the row's key by its own."""
+    """Number of this dropout in the network, folded into the row's key."""
 
     def kept(self, shape: tuple[int, ...]) -> Bool[Array, "B ..."]:
-        """Return True with probability 1 − rate, for each element of rows of this shape."""
+        """Draw True with probability 1 − rate for each element of rows of this shape."""
         return jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, self.site), 1 - self.rate, shape))(
             self.row_keys
         )
@@ -39,7 +39,7 @@ def visible(segments: Int[Array, "B S"], window: int | None) -> Bool[Array, "B 1
 def attention_weights(
     q: Float[Array, "B H S K"], k: Float[Array, "B H S K"], segments: Int[Array, "B S"], window: int | None
 ) -> Float[Array, "B H S S"]:
-    """Return softmax(q · kᵀ where visible) in float32: what `attend` mixes by, for looking at it."""
+    """Return softmax(q · kᵀ where visible) in float32: the weights that `attend` mixes by, for inspection."""
     scores = jnp.einsum("BHQK,BHSK->BHQS", q, k, preferred_element_type=jnp.float32)
     return jax.nn.softmax(jnp.where(visible(segments, window), scores, NEGATIVE), axis=-1)
 
@@ -52,14 +52,14 @@ def attend(
     window: int | None,
     drop: Drop | None = None,
 ) -> Float[Array, "B H S K"]:
-    """Return softmax(q · kᵀ) · v over the visible keys, by the kernel that suits platform and shape.
+    """Return softmax(q · kᵀ) · v over the visible keys, with the kernel that suits the platform and the shape.
 
     Every kernel is chosen here, and a test compares each with the dense one.
 
     Args:
         q, k, v: queries (scaled already), keys and values.
         segments: document of each token; 0 is padding. Tokens of one document see each other.
-        window: how many tokens away a key may lie; None sees all.
+        window: how many tokens away a key may be; None sets no limit.
         drop: dropout of the attention probabilities.
     """
     keep = None
@@ -87,13 +87,13 @@ def dense_attention(
 
 
 class _Saved(NamedTuple):
-    """What the gradient of attention reads."""
+    """What the gradient of attention needs."""
 
     q: Array
     k: Array
     v: Array
     weights: Array
-    """Not divided by their sum."""
+    """Weights before the division by their sum."""
     kept: Array
     """The weights times the dropout."""
     total: Array

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 @jax.custom_vjp
 def dense(x: Float[Array, "T D"], kernel: Float[Array, "D F"]) -> Float[Array, "T F"]:
-    """x · kernel."""
+    """Return x · kernel."""
     return jnp.einsum("TD,DF->TF", x, kernel)
 
 
@@ -33,7 +33,7 @@ dense.defvjp(_dense_forward, _dense_backward)
 
 @jax.custom_vjp
 def add_bias(x: Float[Array, "T F"], bias: Float[Array, " F"]) -> Float[Array, "T F"]:
-    """x + bias in every row."""
+    """Add the bias to every row."""
     return x + bias.astype(x.dtype)
 
 
@@ -46,7 +46,7 @@ add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
 
 
 def _layer_norm(x: Float[Array, "T D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "T D"]:
-    """(x − mean) / √(variance + eps) · scale, computed in float32."""
+    """Return (x − mean) / √(variance + eps) · scale, computed in float32."""
     return _layer_norm_forward(x, scale, eps)[0]
 
 
@@ -75,7 +75,7 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 @jax.custom_vjp
 def vocabulary_logits(x: Float[Array, "T E"], table: Float[Array, "V E"]) -> Float[Array, "T V"]:
-    """x · tableᵀ, in float32."""
+    """Return x · tableᵀ in float32."""
     return jnp.einsum("TE,VE->TV", x, table, preferred_element_type=jnp.float32)
 
 
@@ -90,7 +90,7 @@ vocabulary_logits.defvjp(lambda x, table: (vocabulary_logits(x, table), (x, tabl
 
 @jax.custom_vjp
 def cross_entropy(logits: Float[Array, "T V"], targets: Int[Array, " T"]) -> Float[Array, " T"]:
-    """−ln softmax(logits)[target], in nats, in float32."""
+    """Return −ln softmax(logits)[target], in nats, in float32."""
     return _cross_entropy_forward(logits, targets)[0]
 
 
@@ -112,5 +112,5 @@ cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def gelu(x: Array) -> Array:
-    """x · Φ(x), exactly, through erf: it has no exponential and no branches, where erfc has both."""
+    """Return x · Φ(x), exactly, through erf: unlike erfc, it has no exponential and no branches."""
     return 0.5 * x * (1.0 + jax.lax.erf(x * np.float32(0.5**0.5).astype(x.dtype)))
