@@ -110,16 +110,18 @@ def never_among(tokens: np.ndarray, ids: Sequence[int]) -> list[int]:
     return left.tolist()
 
 
-def say_never_seen(given: Iterable[str], tokenizer: Tokenizer, tokens: np.ndarray, say: Callable[[str], None]) -> None:
-    """Name the words of --add-tokens that never occur in the training text: nothing is learned of them."""
+def never_seen(given: Iterable[str], tokenizer: Tokenizer, tokens: np.ndarray) -> list[str]:
+    """Return a line that names the words of --add-tokens that never occur in the training text, or nothing."""
     added = {token.content: id for id, token in tokenizer.get_added_tokens_decoder().items() if not token.special}
     words = {added[word]: word for word in words_of(given) if word in added}
-    if never := never_among(tokens, list(words)):
-        which = listed([words[id] for id in never])
-        say(
-            f"--add-tokens: {len(never)} of {len(words)} new words never occur in --data, as whole words at least, and "
-            f"will not be learned: {which}"
-        )
+    never = never_among(tokens, list(words))
+    if not never:
+        return []
+    which = listed([words[id] for id in never])
+    return [
+        f"--add-tokens: {len(never)} of {len(words)} new words never occur in --data as words of their own, so nothing "
+        f"is learned of them: {which}"
+    ]
 
 
 def listed(words: Sequence[str]) -> str:
