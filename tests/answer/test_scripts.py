@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from functools import cache
-from pathlib import Path
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from mlm_onnx.answer.words import UNSPACED as UNSPACED_HERE
 from mlm_onnx.answer.words import is_word
 from support.scripts import SCRIPTS, UNSPACED, lines_of
 from support.tokenizers import reader_of
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from jax_mlm.data import encoding
 from jax_mlm.data.encoding import encode
@@ -55,13 +55,27 @@ def test_a_script_is_known_and_comes_back(name: str, kind: str) -> None:
     lines = lines_of(name, TRAINED, seed=0) if kind == "word" else tried(name)
     assert unknown_share(tokenizer, lines) <= (0 if kind == "word" else MOST_UNKNOWN)
     for line in lines:
-        spans = [span for span in tokenizer.encode(line, add_special_tokens=False).offsets if span[0] < span[1]]
-        held = np.zeros(len(line), int)
-        for start, end in dict.fromkeys(spans):  # bytes of one character share its span
-            held[start:end] += 1
+        found = tokenizer.encode(line, add_special_tokens=False)
+        held = [0] * len(line)
+        for first, last in whole_characters(found):
+            for at in range(first, last):
+                held[at] += 1
         assert all(count == 1 for count, character in zip(held, line, strict=True) if not character.isspace()), line
         if kind in ("bpe", "unigram"):
-            assert tokenizer.decode(tokenizer.encode(line, add_special_tokens=False).ids) == line
+            assert tokenizer.decode(found.ids) == line
+
+
+def whole_characters(encoding: Encoding) -> list[tuple[int, int]]:
+    """The characters of each token; tokens that are bytes of one character count as one, a space that was put before
+    the text as none."""
+    found: list[tuple[int, int]] = []
+    spans = [span for span, token in zip(encoding.offsets, encoding.tokens, strict=True) if token != "▁"]
+    for start, end in spans:
+        if found and start < found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
 
 
 @pytest.mark.parametrize(("name", "kind"), TABLE)
@@ -116,9 +130,12 @@ def test_a_script_is_answered_and_explained(name: str, kind: str, reader_in) -> 
         shown = [line[word.start : word.end] for word in hidden]
         apart = {*"".join(line.split())} - {*"".join(shown)}
         assert not apart, apart
-        if kind != "word":
-            longest = max(map(len, script.words)) + 2
-            assert all(len(word) <= longest for word in shown), "words and not clauses"
+        assert not any(character.isspace() for word in shown for character in word.strip())
+        if not script.space:  # each token is one, with the bytes that it shares a character with
+            query = reader.masked(f"{line} [MASK]")
+            for word in hidden:
+                ends = [query.offsets[at] for at in word.positions]
+                assert all(here[0] < before[1] or line[before[0]] == " " for before, here in pairwise(ends)), shown
 
 
 @pytest.mark.parametrize("name", UNSPACED)
