@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
@@ -12,7 +13,21 @@ from jax_mlm.data.encoding import UNSPACED
 from jax_mlm.data.tokenizer import mask_of, vocabulary_of
 from jax_mlm.errors import UserError
 
-FILES = (".txt", ".text", ".csv", ".tsv", ".lst", ".list", ".vocab", ".json", ".jsonl", ".md", ".tokens", ".words", ".gz")
+FILES = (
+    ".txt",
+    ".text",
+    ".csv",
+    ".tsv",
+    ".lst",
+    ".list",
+    ".vocab",
+    ".json",
+    ".jsonl",
+    ".md",
+    ".tokens",
+    ".words",
+    ".gz",
+)
 """What the name of a file of words ends with: no word does."""
 WITH_PARTICLES = ((0x1100, 0x11FF), (0x3130, 0x318F), (0xA960, 0xA97F), (0xAC00, 0xD7FF))
 """Hangul: particles follow a word without a space."""
@@ -31,8 +46,8 @@ def words_of(given: Iterable[str]) -> list[str]:
     words: list[str] = []
     for entry in given:
         if not Path(entry).is_file():
-            if entry.lower().endswith(FILES) or len(PurePath(entry).parts) > 1 or entry.endswith(("/", "\\")):
-                raise UserError(f"--add-tokens {entry}: no such file (a word like this can stand in a file, one a line)")
+            if entry.lower().endswith(FILES) or "/" in entry or os.sep in entry:
+                raise UserError(f"--add-tokens {entry}: no such file (words like this go into a file, one a line)")
             words.append(entry)
             continue
         try:

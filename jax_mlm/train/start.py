@@ -99,7 +99,9 @@ def start_from(
         tokenizer = load_tokenizer(config.tokenizer)
         check_continues(tokenizer, start.tokenizer, config.tokenizer, source)
     else:
-        tokenizer = with_words(start.tokenizer, words_of(config.add_tokens), say) if config.add_tokens else start.tokenizer
+        tokenizer = (
+            with_words(start.tokenizer, words_of(config.add_tokens), say) if config.add_tokens else start.tokenizer
+        )
     tokens = size_of(tokenizer)
     rows = max(config.model.vocab_size, start.model.vocab_size)
     rows = rows if tokens <= rows else padded_size(tokens, "bpe")

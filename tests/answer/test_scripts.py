@@ -97,7 +97,7 @@ def test_whole_words_are_whole(name: str, kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def reader_in(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
+def reader_in(tmp_path_factory: pytest.TempPathFactory):
     @cache
     def reader(name: str, kind: str) -> Reader:
         return reader_of(tokenizer_of(name, kind), tmp_path_factory.mktemp("reader"))
@@ -106,7 +106,7 @@ def reader_in(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
 
 
 @pytest.mark.parametrize(("name", "kind"), TABLE)
-def test_a_script_is_answered_and_explained(name: str, kind: str, reader_in) -> None:  # noqa: ANN001
+def test_a_script_is_answered_and_explained(name: str, kind: str, reader_in) -> None:
     tokenizer, reader = tokenizer_of(name, kind), reader_in(name, kind)
     pieces, script = Pieces(tokenizer), SCRIPTS[name]
     for word in dict.fromkeys(script.words):

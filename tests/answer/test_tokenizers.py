@@ -70,4 +70,3 @@ def test_what_stands_before_a_mask_is_read_as_before_a_word(kind: str, tmp_path:
         assert query.ids[: query.at[0]].tolist() == trained.ids[:at], repr(layout)
         assert query.spans == ((len(f"sat{layout}"), len(f"sat{layout}") + len(mask)),)
         assert [text[a:b] for a, b in query.offsets[1 : query.at[0]]] == [text[a:b] for a, b in trained.offsets[1:at]]
-

@@ -100,7 +100,14 @@ def test_every_kind_of_tokenizer_takes_new_words(kind: str, tmp_path: Path) -> N
 def test_a_file_that_is_missing_is_no_word(tmp_path: Path) -> None:
     there = tmp_path / "words.txt"
     there.write_text("\ufeffzebra\n\n  Quokka \nzebra\n", encoding="utf-8")
-    assert words_of([str(there), "C++", "U.S.", "Node.js", "e.g."]) == ["zebra", "Quokka", "C++", "U.S.", "Node.js", "e.g."]
+    assert words_of([str(there), "C++", "U.S.", "Node.js", "e.g."]) == [
+        "zebra",
+        "Quokka",
+        "C++",
+        "U.S.",
+        "Node.js",
+        "e.g.",
+    ]
     for missing in ("word.txt", "WORDS.TXT", "lists/words", str(tmp_path / "nowhere"), "words/", "terms.csv"):
         with pytest.raises(UserError, match="no such file") as said:
             words_of([missing])
@@ -114,7 +121,7 @@ def test_words_that_never_occur_are_counted_and_named() -> None:
     assert "2 of 3 new words never occur in --data" in line
     assert line.endswith(": Quokka, zebra")
     many = [f"xy{number}z" for number in range(NAMED + 2)]
-    (line,) = never_seen(many, with_words(trained("bpe"), many), tokens)
+    (line,) = never_seen(many, with_words(trained("bpe"), many), encode(tokenizer, LINES[:9]).tokens[:1])
     assert line.endswith("and 2 more")
     assert never_seen(["and saw"], tokenizer, tokens) == []
     far = np.zeros(AT_ONCE + 2, np.uint16)

@@ -81,7 +81,12 @@ class Pieces:
         """
         piece, before, after = self.read(id), text[:start], text[end:]
         if piece.joins:
-            if before[-1:] == " " and not before[-2:-1].isspace() and len(before) > 1 and self._joinable(text[start:end]):
+            if (
+                before[-1:] == " "
+                and not before[-2:-1].isspace()
+                and len(before) > 1
+                and self._joinable(text[start:end])
+            ):
                 before = before[:-1]
         elif piece.spaced:
             before += " " if self._lacks_space(before, piece, text[start:end]) else ""

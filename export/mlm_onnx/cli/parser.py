@@ -97,7 +97,7 @@ def comma_separated(text: str) -> list[str]:
         return [word for word in next(csv.reader([text], skipinitialspace=True, strict=True), []) if word.strip()]
     except csv.Error:
         raise argparse.ArgumentTypeError(
-            f"{text}: a double quote begins a word that is not closed; the quote itself is written \"\"\"\""
+            f'{text}: a double quote begins a word that is not closed; the quote itself is written """"'
         ) from None
 
 

@@ -251,7 +251,11 @@ def filled_in(asked: Asked) -> list[tuple[str, bool]]:
     parts: list[tuple[str, bool]] = []
     end = len(asked.masked)
     for mask in reversed(asked.masks):
-        answer, before, after = mask["candidates"][0]["text"], asked.masked[: mask["start"]], asked.masked[mask["end"] :]
+        answer, before, after = (
+            mask["candidates"][0]["text"],
+            asked.masked[: mask["start"]],
+            asked.masked[mask["end"] :],
+        )
         # an answer may take one space away on either side
         before = before if answer.startswith(before) else before[:-1]
         after = after if answer.endswith(after) else after[1:]
