@@ -15,6 +15,7 @@ from mlm_onnx.__main__ import main
 from mlm_onnx.answer.explain import words_of
 from mlm_onnx.answer.joint import fill_jointly
 from mlm_onnx.answer.reader import Reader, Text
+from mlm_onnx.answer.words import words_among
 from mlm_onnx.bundle.layout import MANIFEST, TOKENIZER, Limits, Special
 from mlm_onnx.bundle.read import Bundle
 from mlm_onnx.bundle.write import seal
@@ -244,6 +245,13 @@ def test_first_pieces_are_said_so(tmp_path: Path) -> None:
         fill(text, targets=["\u4e00\u4e01"], first_piece=True)
     assert fill.explain(text, "gardener", first_piece=True)["masks"][0]["first_piece_of"] == ["gardener"]
     assert main(["fill", str(tmp_path / "b"), text, "--targets", "gardener", "--first-piece"]) == 0
+
+
+def test_a_protein_is_explained_by_its_tokens_and_a_word_stays_whole() -> None:
+    protein, word = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEK", "unbelievably"
+    every = [(at, at + 1) for at in range(len(protein))]
+    assert words_among(protein, every, range(len(protein))) == [[at] for at in range(len(protein))]
+    assert words_among(word, every[: len(word)], range(len(word))) == [list(range(len(word)))]
 
 
 # ---- targets where the mask stands -----------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 UNSPACED = (
     *((0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF)),  # Thai, Lao, Tibetan; Burmese; Khmer
@@ -23,6 +24,10 @@ def is_word(character: str) -> bool:
     return character.isalnum() or character in JOINERS or unicodedata.category(character)[0] == "M"
 
 
+LONGEST = 40
+"""Characters of a word: a longer run of letters is a protein or the like, and each of its tokens counts by itself."""
+
+
 def words_among(text: str, offsets: Sequence[tuple[int, int]], positions: Iterable[int]) -> list[list[int]]:
     """Return the positions of tokens grouped by words.
 
@@ -37,7 +42,20 @@ def words_among(text: str, offsets: Sequence[tuple[int, int]], positions: Iterab
             words[-1].append(position)
         else:
             words.append([position])
-    return words
+    return [part for word in words for part in _parts(word, offsets)]
+
+
+def _parts(word: list[int], offsets: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Return a word, or the tokens of one that is too long to be one; tokens that share a character stay together."""
+    if offsets[word[-1]][1] - offsets[word[0]][0] <= LONGEST:
+        return [word]
+    parts = [word[:1]]
+    for before, position in pairwise(word):
+        if offsets[position][0] < offsets[before][1]:
+            parts[-1].append(position)
+        else:
+            parts.append([position])
+    return parts
 
 
 def _goes_on(text: str, before: tuple[int, int], token: tuple[int, int]) -> bool:
