@@ -50,7 +50,7 @@ class FillMask:
             self.reader = Reader(self.bundle)
         finally:
             self._engine.wait()
-        self._pieces = Pieces(self.reader.tokenizer)
+        self._pieces = self.reader.rust(Pieces, self.reader.tokenizer)
         self._answers = Answers(self.reader, self._pieces)
         self._excluded = np.array(sorted(set(self.bundle.special.excluded)), np.int64)
 

@@ -63,7 +63,7 @@ class Reader:
         self.bundle = bundle
         self.file = bundle.file(TOKENIZER)
         verify(bundle, TOKENIZER)
-        self.tokenizer: Tokenizer = self._rust(Tokenizer.from_file, str(self.file))
+        self.tokenizer: Tokenizer = self.rust(Tokenizer.from_file, str(self.file))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         if self.tokenizer.token_to_id(bundle.special.mask) != bundle.special.mask_id:
@@ -71,7 +71,7 @@ class Reader:
         mask = self.tokenizer.get_added_tokens_decoder().get(bundle.special.mask_id)
         self._strips = mask is not None and mask.lstrip
 
-    def _rust(self, function: Callable[..., Result], *arguments: str) -> Result:
+    def rust(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Call the tokenizers library, whose errors and panics share no base class narrower than BaseException."""
         try:
             return function(*arguments)
@@ -113,7 +113,7 @@ class Reader:
         inside = layout_before(text, self.bundle.special.mask) if self._strips else []
         if any(inside):
             longer, starts = with_letters(text, self.bundle.special.mask, inside)
-            found = self._rust(self.tokenizer.encode, longer)
+            found = self.rust(self.tokenizer.encode, longer)
             masks = [at for at, id in enumerate(found.ids) if id == self.bundle.special.mask_id]
             if len(masks) == len(inside):
                 dropped = {
@@ -129,7 +129,7 @@ class Reader:
                     [(start - bisect_left(starts, start), end - bisect_left(starts, end)) for start, end in offsets],
                     [found.special_tokens_mask[position] for position in kept],
                 )
-        found = self._rust(self.tokenizer.encode, text)
+        found = self.rust(self.tokenizer.encode, text)
         return Tokens(found.ids, found.offsets, found.special_tokens_mask)
 
     def _letter_tokens(self, ids: Sequence[int], at: int) -> int:
