@@ -31,7 +31,8 @@ from jax_mlm.run.log import read_metrics
 from jax_mlm.tasks.masking import make_mask, row_keys
 from jax_mlm.tasks.mlm import MaskedBatch, measure
 from jax_mlm.train.__main__ import COMMAND
-from jax_mlm.train.start import Initial, start_from, with_words
+from jax_mlm.train.new_words import with_words
+from jax_mlm.train.start import Initial, start_from
 
 LINES = 200
 
