@@ -25,6 +25,8 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from tokenizers import Tokenizer
 
+from jax_mlm.data.tokenizer import as_text
+
 BATCH = 1 << 18
 """Characters encoded in one call: it bounds the memory that the tokenizer's offsets take."""
 WORKER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from jax_mlm.data.encoding import serve; serve()"
@@ -62,7 +64,12 @@ T = TypeVar("T", bound=Texts)
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
-    """Encode without special tokens, and find by the offsets which tokens begin a word."""
+    """Encode data: what looks like a special token in it is text, but for the unknown one."""
+    return encode_with(as_text(tokenizer), texts)
+
+
+def encode_with(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
+    """Encode without a frame, and find by the offsets which tokens begin a word."""
     parts = [_encode(tokenizer, batch) for batch in _batches(texts)]
     return Encoded(*map(np.concatenate, zip(*parts, strict=True)))
 
@@ -155,7 +162,7 @@ def encode_in_order(
     """
     if workers == 0:
         for item in work:
-            yield item, encode(tokenizer, item.texts)
+            yield item, encode_with(tokenizer, item.texts)
         return
     idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     crew: list[Worker] = []
@@ -237,7 +244,7 @@ def serve() -> None:
         while True:
             texts = pickle.load(requests)
             try:
-                tokens, begins, lengths = encode(tokenizer, texts)
+                tokens, begins, lengths = encode_with(tokenizer, texts)
                 tokens = tokens.astype(np.uint16) if small and tokens.max(initial=0) < 1 << 16 else tokens
                 answer: tuple[np.ndarray, ...] | str = (tokens, np.packbits(begins), lengths)
             except Exception:  # nothing is lost: the parent raises what it reads here

@@ -28,6 +28,7 @@ from jax_mlm.train.new_words import never_seen
 from jax_mlm.train.options import check_resumed
 from jax_mlm.train.pace import parse_budget
 from jax_mlm.train.start import Initial
+from jax_mlm.train.survey import Survey, survey
 from jax_mlm.train.teacher import resolve_start
 
 
@@ -43,6 +44,7 @@ class Setup:
     mesh: Mesh
     rules: Rules
     data: Dataset
+    survey: Survey
     start: Initial | None
     """The weights of --init or of a teacher; None for random ones and for a resumed run."""
     teacher: Initial | None
@@ -80,8 +82,19 @@ def set_up(config: TrainConfig) -> Setup:
         for line in never_seen(config.add_tokens, data.tokenizer, data.train.files.tokens):
             print(line, file=sys.stderr)
     hosts.agree("text", str(data.fingerprints))
+    looked = survey(data)
+    if data.config.data:
+        _say(looked, data.config.resume)
     task = task_of(data, teacher)
-    return Setup(data.config, run, budget, mesh, REPLICATED, data, start, teacher, task)
+    return Setup(data.config, run, budget, mesh, REPLICATED, data, looked, start, teacher, task)
+
+
+def _say(looked: Survey, resume: bool) -> None:
+    """Print the summary and its warnings; refuse a new run that has nothing to learn."""
+    for line in (*looked.lines, *(f"warning: {line}" for line in looked.warnings)):
+        print(line, file=sys.stderr, flush=True)
+    if looked.refusal and not resume:
+        raise UserError(looked.refusal)
 
 
 def task_of(data: Dataset, teacher: Initial | None) -> Task[Any]:  # MaskedBatch, or DistilBatch

@@ -129,7 +129,7 @@ def origin_of(run: Path, start: Initial | None) -> Json:
 
 def refuse_new_tokenizer(config: TrainConfig, brings: str) -> None:
     """Refuse an option of a tokenizer to be trained, where `brings` names what brings one."""
-    for name in ("tokenizer_kind", "tokenizer_size", "tokenizer_limit", "lowercase", "special_tokens"):
+    for name in ("tokenizer_kind", "tokenizer_size", "tokenizer_limit", "lowercase", "strip_accents", "special_tokens"):
         if getattr(config.corpus, name) != getattr(PRESETS[config.preset].corpus, name):
             raise UserError(
                 f"--{name.replace('_', '-')} is for a tokenizer trained on the data, but {brings} brings its own: "
