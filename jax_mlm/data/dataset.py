@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jax_mlm.config import DataConfig, TrainConfig
+from jax_mlm.data.alphabet import alphabet_tokenizer
 from jax_mlm.data.batches import Rows, pack_rows, split_documents
 from jax_mlm.data.choice import choose_kind, misfit
 from jax_mlm.data.copies import copies, without_copies
@@ -88,6 +89,13 @@ def _new_tokenizer(
 
     The text is read once.
     """
+    if corpus.tokenizer_kind == "protein":
+        for name in ("tokenizer_size", "lowercase", "strip_accents", "special_tokens"):
+            if getattr(corpus, name) != getattr(DataConfig, name):
+                raise UserError(
+                    f"--{name.replace('_', '-')}: the alphabet of --tokenizer-kind protein is fixed; leave it out"
+                )
+        return alphabet_tokenizer(), corpus, "given"
     total = sum(path.stat().st_size for path in files)
     with display("reading text for the tokenizer", total) as report:
         sample = evenly(map(without_unknown, _reported(files, corpus, report)), SAMPLE)
@@ -171,6 +179,13 @@ def open_dataset(
         config = replace(config, model=replace(config.model, vocab_size=padded_size(vocabulary.size, rounding)))
     elif config.model.vocab_size < vocabulary.size:
         raise UserError(f"--vocab-size {config.model.vocab_size} is less than the tokenizer's {vocabulary.size} tokens")
+
+    if config.model.token_dropout and config.model.mask_id != vocabulary.mask:
+        if config.model.mask_id >= 0:
+            raise UserError(
+                f"--mask-id {config.model.mask_id} is not the tokenizer's mask, {vocabulary.mask}: leave it out"
+            )
+        config = replace(config, model=replace(config.model, mask_id=vocabulary.mask))
 
     def rows(files: TokenFiles, chosen: np.ndarray | None = None) -> Rows:
         return pack_rows(files, vocabulary, corpus.length, corpus.pack, chosen)

@@ -36,6 +36,8 @@ UNSPACED = (
     *((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)),  # Han
 )
 """Scripts written without spaces: a run of their letters is not one word, so each token there is its own."""
+JOINERS = "_\u200c\u200d"
+"""What stands inside words without being a letter: the underscore, and the zero-width joiners of Persian and Indic."""
 OTHER, WORD, SPACE, UNSEEN = range(4)
 _kinds = np.full(0x110000, UNSEEN, np.uint8)
 
@@ -141,7 +143,7 @@ def _kind(code: int) -> int:
         return SPACE
     if any(low <= code <= high for low, high in UNSPACED):
         return OTHER
-    return WORD if character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M" else OTHER
+    return WORD if character.isalnum() or character in JOINERS or unicodedata.category(character)[0] == "M" else OTHER
 
 
 # Worker processes

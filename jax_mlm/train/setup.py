@@ -24,6 +24,7 @@ from jax_mlm.run.trackers import check_tracker
 from jax_mlm.tasks.distil import distilled
 from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.tasks.task import Task
+from jax_mlm.train.new_words import never_seen
 from jax_mlm.train.options import check_resumed
 from jax_mlm.train.pace import parse_budget
 from jax_mlm.train.start import Initial
@@ -77,6 +78,9 @@ def set_up(config: TrainConfig) -> Setup:
         raise UserError(f"{run} has lost its checkpoints, and with them the weights it started from: start a new run")
     config, start, teacher, tokenizer = hosts.on_every_host(lambda: resolve_start(config, run))
     data = hosts.on_every_host(lambda: open_dataset(config, run, given=tokenizer))
+    if config.add_tokens and not config.resume:
+        for line in never_seen(config.add_tokens, data.tokenizer, data.train.files.tokens):
+            print(line, file=sys.stderr)
     hosts.agree("text", str(data.fingerprints))
     looked = survey(data)
     if data.config.data:

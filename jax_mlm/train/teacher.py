@@ -76,6 +76,8 @@ def resolve_start(config: TrainConfig, run: Path, say: Print = to_stderr) -> Sta
     if not config.resume:
         refuse_new_tokenizer(config, f"--distil {config.distil.distil}")
     teacher = read_teacher(config, run)
+    for remark in teacher.remarks:
+        say(f"--distil {config.distil.distil}: {remark}")
     if config.resume:
         tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     elif start is not None:

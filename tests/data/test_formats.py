@@ -198,7 +198,7 @@ class Input:
     [
         (b"one\ntwo\n", ".txt"),
         (b'{"text": "one"}\n{"text": "two"}\n', ".jsonl"),
-        (gzip.compress(b"one\ntwo\n"), ".gz"),
+        (gzip.compress(b"one\ntwo\n", mtime=0), ".gz"),
         ("\ufeffone\ntwo\n".encode("utf-16-le"), ".txt"),
     ],
 )

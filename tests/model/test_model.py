@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.encoder import Inputs, unmasked_scale
 from jax_mlm.model.heads import init_params, make_forward
 from jax_mlm.presets import PRESETS
 
@@ -17,6 +17,9 @@ BERT = replace(
     PRESETS["bert-base"].model, vocab_size=50, width=32, layers=2, heads=4, ff_width=64, max_length=64, dropout=0.0
 )
 ALBERT = replace(BERT, embedding_width=16, layer_groups=1, layers=3)
+ESM = replace(
+    PRESETS["esm2-t6-8m"].model, vocab_size=50, width=32, layers=2, heads=4, ff_width=64, max_length=64, mask_id=12
+)
 LOCAL = replace(SMALL, global_every=2, local_window=4, layers=3)
 
 
@@ -67,13 +70,24 @@ def test_neighbours_and_padding_change_no_logit_and_no_gradient(config):
     assert not np.asarray(embedding_only(untied)["token_table"])[untouched].any()
 
 
-@pytest.mark.parametrize("config", [SMALL, BERT, ALBERT, LOCAL], ids=["own", "bert", "albert", "local"])
+@pytest.mark.parametrize("config", [SMALL, BERT, ALBERT, LOCAL, ESM], ids=["own", "bert", "albert", "local", "esm"])
 def test_a_packed_document_answers_as_it_does_alone(config):
     forward, params, row = jax.jit(make_forward(config)), loud(config), packed()
     alone = Inputs(row.tokens[:, 7:12], row.segments[:, 7:12], row.positions[:, 7:12])
     together = forward(params, row, AT)[:, 7:12]
     np.testing.assert_allclose(together, forward(params, alone, AT[:, :5]), rtol=1e-4, atol=1e-4)
     assert together.std() > 1
+
+
+def test_token_dropout_by_hand():
+    """Masks weigh nothing, and the others make up for them within their own document: 0.88 · tokens / unmasked."""
+    row = packed()
+    row.tokens[0, [1, 2, 8, 13]] = 12  # two of seven, one of five, one in the padding
+    scale = np.asarray(unmasked_scale(Inputs(*map(jnp.asarray, row)), 12))
+    first, second = 0.88 * 7 / 5, 0.88 * 5 / 4
+    np.testing.assert_allclose(scale[0, :12], [first, 0, 0, *[first] * 4, second, 0, *[second] * 3], rtol=1e-6)
+    all_masked = Inputs(*(jnp.full((1, 3), value, jnp.int32) for value in (12, 1, 0)))
+    assert not np.asarray(unmasked_scale(all_masked, 12)).any(), "nothing is divided by zero"
 
 
 def test_positions_count():
