@@ -127,22 +127,27 @@ class DataConfig:
 
     length: int = 128
     """Tokens in a training row, special tokens included."""
-    tokenizer_kind: Literal["wordpiece", "bpe", "unigram", "word", "protein"] = "wordpiece"
-    """The tokenizer trained on the data when --tokenizer is not given; protein is ESM-2's, a token a letter."""
+    tokenizer_kind: Literal["auto", "wordpiece", "bpe", "unigram", "word", "protein"] = "auto"
+    """The tokenizer made when --tokenizer is not given; auto chooses one to learn by a sample of the text; protein is
+    ESM-2's alphabet, a token a letter."""
     tokenizer_size: int = 0
     """Its vocabulary, special tokens included; 0 takes --tokenizer-limit, or less where the text supports less."""
     tokenizer_limit: int = 8192
     """Largest vocabulary taken when --tokenizer-size is 0."""
     lowercase: bool = False
     """Lower-case the text in the tokenizer trained on the data."""
+    strip_accents: bool = False
+    """Remove accents and other combining marks in it as well: é becomes e, が becomes か."""
     special_tokens: Literal["bert", "roberta"] = "bert"
     """Its special tokens: [PAD] [UNK] [CLS] [SEP] [MASK], or <s> <pad> </s> <unk> <mask>, in this order."""
     text_field: str = "text"
-    """The field of JSON lines, or the column of Parquet, that holds the text."""
+    """The field of JSON lines, or the column of CSV, TSV and Parquet, that holds the text."""
     document: Literal["line", "blank", "file"] = "line"
     """What a document is in plain text: a line, lines up to a blank one, or the whole file."""
     pack: Literal["document", "plain"] = "document"
     """Attention stays inside a document, or crosses into its neighbours in the row."""
+    dedup: bool = False
+    """Leave out documents that stand in the text already, and those to validate on from the text to train on."""
     valid_fraction: float = 0.01
     """Part of the documents held out for validation when --valid is not given."""
     workers: int = 0
@@ -249,7 +254,8 @@ class TrainConfig:
     roberta-base, roberta-large, albert-base, albert-large, distilbert-base, modernbert-base, modernbert-large,
     esm2-t6-8m."""
     data: tuple[str, ...] = ()
-    """Text to train on: files, folders or globs (.txt, .jsonl, .parquet, compressed or not)."""
+    """Text to train on: files, folders or globs (.txt, .jsonl, .csv, .parquet, compressed or not); - is standard
+    input."""
     valid: tuple[str, ...] = ()
     """Text to validate on; without it a part of the data is held out."""
     tokenizer: str = ""

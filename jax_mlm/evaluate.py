@@ -20,7 +20,7 @@ class EvaluateConfig:
     run: Path = field(metadata={"positional": "RUN"})
     """The run directory."""
     data: tuple[str, ...] = ()
-    """Text to evaluate on: files, folders or globs."""
+    """Text to evaluate on: files, folders or globs; - is standard input."""
     json: bool = False
     """Print one JSON object."""
     pll: bool = False

@@ -92,7 +92,7 @@ def _esm2(width: int, layers: int, heads: int) -> ModelConfig:
 
 # ---- recipes -------------------------------------------------------------------------------------
 
-_BERT_TEXT = DataConfig(length=512, tokenizer_limit=30_528, lowercase=True)
+_BERT_TEXT = DataConfig(length=512, tokenizer_kind="wordpiece", tokenizer_limit=30_528, lowercase=True)
 _ROBERTA_TEXT = DataConfig(
     length=512, tokenizer_kind="bpe", tokenizer_limit=50_304, special_tokens="roberta", pack="plain"
 )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -14,20 +14,49 @@ from tokenizers import Tokenizer
 from jax_mlm.config import DataConfig, TrainConfig
 from jax_mlm.data.alphabet import alphabet_tokenizer
 from jax_mlm.data.batches import Rows, pack_rows, split_documents
-from jax_mlm.data.prepare import TokenFiles, prepare
-from jax_mlm.data.sources import documents, expand
+from jax_mlm.data.choice import choose_kind, misfit
+from jax_mlm.data.copies import copies, without_copies
+from jax_mlm.data.prepare import Progress, TokenFiles, display, patience, prepare
+from jax_mlm.data.sources import STDIN, Sources, blocks, find_sources, spooled
+from jax_mlm.data.token_files import Figures
 from jax_mlm.data.tokenizer import (
+    SAMPLE,
+    Kind,
     Vocabulary,
     VocabularyTooLarge,
+    evenly,
     load_tokenizer,
     padded_size,
     train_tokenizer,
     vocabulary_of,
+    without_unknown,
 )
 from jax_mlm.errors import UserError
 from jax_mlm.files import cache_folder, make_folder, write_atomically
 from jax_mlm.presets import SENTENCE
-from jax_mlm.run.directory import TOKENIZER_FILE
+from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run_file
+
+
+class Read(NamedTuple):
+    """What was read, for the summary before a training."""
+
+    files: int
+    left_out: Mapping[str, int]
+    """Files of folders that were not taken, by a glob that takes them."""
+    tokenizer_kind: str
+    """Of a tokenizer that was trained for this run; empty where it was there already."""
+    tokenizer_reason: str
+    train: Figures | None
+    """None in the token files of an earlier format."""
+    valid: Figures | None
+    """Where --valid was given."""
+    tokens: int
+    train_documents: int
+    valid_documents: int
+    dropped: int
+    """Documents that --dedup left out."""
+    both: int
+    """Documents to validate on that stand in the text to train on as well."""
 
 
 class Dataset(NamedTuple):
@@ -42,6 +71,7 @@ class Dataset(NamedTuple):
     held_out: bool
     """False where validation has to use the training text (one sentence)."""
     fingerprints: dict[str, str]
+    read: Read
 
 
 def _sentence_file(cache: Path) -> Path:
@@ -52,32 +82,64 @@ def _sentence_file(cache: Path) -> Path:
     return path
 
 
-def _new_tokenizer(files: Sequence[Path], corpus: DataConfig, say: Callable[[str], None]) -> Tokenizer:
-    """Train one on the text: of the size asked for, else of the preset's or what the text supports."""
+def _new_tokenizer(
+    files: Sequence[Path], corpus: DataConfig, say: Callable[[str], None]
+) -> tuple[Tokenizer, DataConfig, str]:
+    """Train one on the text: of the kind and size asked for, else of those that fit; return the reason for the kind.
+
+    The text is read once.
+    """
     if corpus.tokenizer_kind == "protein":
-        for name in ("tokenizer_size", "lowercase", "special_tokens"):
+        for name in ("tokenizer_size", "lowercase", "strip_accents", "special_tokens"):
             if getattr(corpus, name) != getattr(DataConfig, name):
                 raise UserError(
                     f"--{name.replace('_', '-')}: the alphabet of --tokenizer-kind protein is fixed; leave it out"
                 )
-        return alphabet_tokenizer()
+        return alphabet_tokenizer(), corpus, "given"
+    total = sum(path.stat().st_size for path in files)
+    with display("reading text for the tokenizer", total) as report:
+        sample = evenly(map(without_unknown, _reported(files, corpus, report)), SAMPLE)
+    choice, reason, why = choose_kind(sample), "given", ""
+    if corpus.tokenizer_kind == "auto":
+        corpus, reason, why = replace(corpus, tokenizer_kind=choice.kind), choice.reason, f", chosen: {choice.reason}"
+    elif lost := misfit(corpus.tokenizer_kind, choice):
+        say(f"warning: --tokenizer-kind {corpus.tokenizer_kind}: {lost}; --tokenizer-kind {choice.kind} fits better")
+    kind = cast(Kind, corpus.tokenizer_kind)
 
     def trained(size: int) -> Tokenizer:
-        say(f"training a {corpus.tokenizer_kind} tokenizer of {size} tokens")
-        texts = documents(files, corpus.document, corpus.text_field)
-        return train_tokenizer(texts, corpus.tokenizer_kind, size, corpus.lowercase, corpus.special_tokens)
+        say(f"training a {kind} tokenizer of {size} tokens{why}")
+        with patience("training the tokenizer") as watched:
+            return train_tokenizer(
+                sample, kind, size, corpus.lowercase, corpus.special_tokens, corpus.strip_accents, watched
+            )
 
-    if corpus.tokenizer_size:
-        return trained(corpus.tokenizer_size)
+    def reached(error: VocabularyTooLarge) -> tuple[Tokenizer, int]:
+        """Return the largest tokenizer that the text supports."""
+        while True:
+            try:
+                return trained(error.reachable), error.reachable
+            except VocabularyTooLarge as again:
+                if again.reachable >= error.reachable:
+                    raise
+                error = again
+
     try:
-        return trained(corpus.tokenizer_limit)
+        return trained(corpus.tokenizer_size or corpus.tokenizer_limit), corpus, reason
     except VocabularyTooLarge as error:
-        if not error.reachable:
-            kind = corpus.tokenizer_kind
-            raise UserError(
-                f"--data: too little text for a {kind} tokenizer: give more, or --tokenizer-kind word"
-            ) from error
-        return trained(error.reachable)
+        tokenizer, size = reached(error)
+        if corpus.tokenizer_size:  # what is proposed has been tried
+            raise VocabularyTooLarge(corpus.tokenizer_size, size) from error
+        return tokenizer, corpus, reason
+
+
+def _reported(files: Sequence[Path], corpus: DataConfig, report: Progress) -> Iterator[str]:
+    """Yield all documents, and report how many bytes of the files they took."""
+    total, before = sum(path.stat().st_size for path in files), 0
+    for path in files:
+        for block in blocks(path, corpus.document, corpus.text_field):
+            report(before + block.consumed, total)
+            yield from block.texts
+        before += path.stat().st_size
 
 
 def open_dataset(
@@ -95,9 +157,13 @@ def open_dataset(
     """
     say = say or (lambda text: print(text, file=sys.stderr))
     cache, corpus = cache_folder(config), config.corpus
-    train_files = expand(config.data, "--data") if config.data else (_sentence_file(cache),)
-    valid_files = expand(config.valid, "--valid") if config.valid else ()
+    if [*config.data, *config.valid].count(STDIN) > 1:
+        raise UserError("--data - and --valid -: standard input can be read once")
+    config = replace(config, data=spooled(config.data, "--data", cache), valid=spooled(config.valid, "--valid", cache))
+    sources = find_sources(config.data) if config.data else Sources((_sentence_file(cache),), {})
+    valid_sources = find_sources(config.valid, "--valid") if config.valid else Sources((), {})
 
+    kind = reason = ""
     if config.resume:
         tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     elif given is not None:
@@ -105,11 +171,12 @@ def open_dataset(
     elif config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer)
     else:
-        tokenizer = _new_tokenizer(train_files, corpus, say)
+        tokenizer, corpus, reason = _new_tokenizer(sources.files, corpus, say)
+        kind, config = corpus.tokenizer_kind, replace(config, corpus=corpus)
     vocabulary = vocabulary_of(tokenizer)
     if not config.model.vocab_size:
-        kind = "word" if config.preset == "sentence" else corpus.tokenizer_kind
-        config = replace(config, model=replace(config.model, vocab_size=padded_size(vocabulary.size, kind)))
+        rounding = "word" if config.preset == "sentence" else corpus.tokenizer_kind
+        config = replace(config, model=replace(config.model, vocab_size=padded_size(vocabulary.size, rounding)))
     elif config.model.vocab_size < vocabulary.size:
         raise UserError(f"--vocab-size {config.model.vocab_size} is less than the tokenizer's {vocabulary.size} tokens")
 
@@ -123,15 +190,41 @@ def open_dataset(
     def rows(files: TokenFiles, chosen: np.ndarray | None = None) -> Rows:
         return pack_rows(files, vocabulary, corpus.length, corpus.pack, chosen)
 
-    text = prepare(train_files, tokenizer, vocabulary, corpus, cache)
+    before = _before(run) if config.resume else {}
+    text = prepare(sources.files, tokenizer, vocabulary, corpus, cache, before=before.get("train", ""))
     fingerprints = {"train": text.fingerprint}
-    if not config.data:
-        train = valid = rows(text)
-    elif valid_files:
-        held = prepare(valid_files, tokenizer, vocabulary, corpus, cache)
+    held, every = text, np.arange(len(text.documents) - 1)
+    if valid_sources.files:
+        held = prepare(valid_sources.files, tokenizer, vocabulary, corpus, cache, before=before.get("valid", ""))
         fingerprints["valid"] = held.fingerprint
-        train, valid = rows(text), rows(held)
+        valid_ids = np.arange(len(held.documents) - 1)
+        train_ids = without_copies(text, every, held, valid_ids) if corpus.dedup else every
+    elif config.data:
+        kept = without_copies(text, every) if corpus.dedup else every
+        first, last = split_documents(len(kept), corpus.valid_fraction, config.seed)
+        train_ids, valid_ids = kept[first], kept[last]
     else:
-        train_ids, valid_ids = split_documents(len(text.documents) - 1, corpus.valid_fraction, config.seed)
-        train, valid = rows(text, train_ids), rows(text, valid_ids)
-    return Dataset(config, tokenizer, vocabulary, train, valid, bool(config.data), fingerprints)
+        train_ids = valid_ids = every
+    both = copies(held, valid_ids, text, train_ids) if config.data else 0
+    used = len(train_ids) + (len(valid_ids) if config.data and held is text else 0)
+    read = Read(
+        len(sources.files) + len(valid_sources.files),
+        {**sources.left_out, **valid_sources.left_out},
+        kind,
+        reason,
+        text.figures,
+        held.figures if held is not text else None,
+        len(text.tokens),
+        len(train_ids),
+        len(valid_ids),
+        len(every) - used,
+        both,
+    )
+    train = rows(text, None if len(train_ids) == len(every) else train_ids)
+    valid = train if not config.data else rows(held, None if held is not text else valid_ids)
+    return Dataset(config, tokenizer, vocabulary, train, valid, bool(config.data), fingerprints, read)
+
+
+def _before(run: Path) -> dict[str, str]:
+    """Return the fingerprints of the text that a run began with."""
+    return read_run_file(run).get("data", {}) if (run / RUN_FILE).is_file() else {}

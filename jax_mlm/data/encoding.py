@@ -25,6 +25,8 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from tokenizers import Tokenizer
 
+from jax_mlm.data.tokenizer import as_text
+
 BATCH = 1 << 18
 """Characters encoded in one call: it bounds the memory that the tokenizer's offsets take."""
 WORKER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from jax_mlm.data.encoding import serve; serve()"
@@ -34,6 +36,8 @@ UNSPACED = (
     *((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)),  # Han
 )
 """Scripts written without spaces: a run of their letters is not one word, so each token there is its own."""
+JOINERS = "_\u200c\u200d"
+"""What stands inside words without being a letter: the underscore, and the zero-width joiners of Persian and Indic."""
 OTHER, WORD, SPACE, UNSEEN = range(4)
 _kinds = np.full(0x110000, UNSEEN, np.uint8)
 
@@ -60,7 +64,12 @@ T = TypeVar("T", bound=Texts)
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
-    """Encode without special tokens, and find by the offsets which tokens begin a word."""
+    """Encode data: what looks like a special token in it is text, but for the unknown one."""
+    return encode_with(as_text(tokenizer), texts)
+
+
+def encode_with(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
+    """Encode without a frame, and find by the offsets which tokens begin a word."""
     parts = [_encode(tokenizer, batch) for batch in _batches(texts)]
     return Encoded(*map(np.concatenate, zip(*parts, strict=True)))
 
@@ -134,7 +143,7 @@ def _kind(code: int) -> int:
         return SPACE
     if any(low <= code <= high for low, high in UNSPACED):
         return OTHER
-    return WORD if character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M" else OTHER
+    return WORD if character.isalnum() or character in JOINERS or unicodedata.category(character)[0] == "M" else OTHER
 
 
 # Worker processes
@@ -153,7 +162,7 @@ def encode_in_order(
     """
     if workers == 0:
         for item in work:
-            yield item, encode(tokenizer, item.texts)
+            yield item, encode_with(tokenizer, item.texts)
         return
     idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     crew: list[Worker] = []
@@ -235,7 +244,7 @@ def serve() -> None:
         while True:
             texts = pickle.load(requests)
             try:
-                tokens, begins, lengths = encode(tokenizer, texts)
+                tokens, begins, lengths = encode_with(tokenizer, texts)
                 tokens = tokens.astype(np.uint16) if small and tokens.max(initial=0) < 1 << 16 else tokens
                 answer: tuple[np.ndarray, ...] | str = (tokens, np.packbits(begins), lengths)
             except Exception:  # nothing is lost: the parent raises what it reads here

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -17,16 +18,18 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jax_mlm.config import DataConfig
+from jax_mlm.data.decoding import COMPRESSED
 from jax_mlm.data.encoding import encode_in_order
-from jax_mlm.data.sources import COMPRESSED, blocks, kind_of
-from jax_mlm.data.token_files import JOURNAL, TokenFiles, Writer, open_files
-from jax_mlm.data.tokenizer import Vocabulary
+from jax_mlm.data.sources import blocks, kind_of
+from jax_mlm.data.token_files import JOURNAL, Chunk, TokenFiles, Writer, open_files
+from jax_mlm.data.tokenizer import Vocabulary, as_text
 from jax_mlm.errors import UserError
 from jax_mlm.files import beside, discard, make_folder, publish, write_atomically
 from jax_mlm.parallel.cores import cores
 
-FORMAT = 1
-"""Part of the cache's key: count it up when the same text gives other files."""
+FORMATS = (1, 2)
+"""Part of the cache's key, the newest last: one more when the same text gives other files. A resumed run keeps its own.
+Before 2, what looks like a special token in a text was one."""
 CHUNK = 1 << 19
 """Characters at which a piece of work is full; a block of a large file is one."""
 SMALL = 8 << 20
@@ -47,8 +50,11 @@ def prepare(
     cfg: DataConfig,
     cache: Path,
     progress: Progress | None = None,
+    before: str = "",
 ) -> TokenFiles:
     """Return the token files of these texts, from the cache or made now.
+
+    `before` is the fingerprint of the text that a resumed run began with: where an earlier format has it, that is read.
 
     An interrupted preparation continues where it was; processes that want the same files wait for the one that makes
     them.
@@ -61,7 +67,9 @@ def prepare(
     states = [_state(path) for path in paths]
     cache = cache / "tokens"
     make_folder(cache, "--cache")
-    key = _key(paths, content, cfg, cache)
+    sources = _sources(paths, cache)
+    keys = {_key(sources, content, cfg, format): format for format in FORMATS}
+    key = before if before in keys else list(keys)[-1]
     folder = cache / key[:32]
     if (files := open_files(folder, key)) is not None:
         return files
@@ -72,12 +80,13 @@ def prepare(
         dtype = np.dtype(np.uint16 if vocabulary.size <= 1 << 16 else np.uint32)
         try:
             with Writer(partial, dtype) as writer:
-                _write_tokens(writer, tokenizer, content, paths, cfg, progress)
+                reader = as_text(tokenizer) if keys[key] > 1 else tokenizer
+                _write_tokens(writer, reader, paths, cfg, progress)
                 if states != [_state(path) for path in paths]:
                     raise UserError("--data: the text changed while it was read; run again when nothing writes to it")
                 if writer.tokens == 0:
                     raise UserError(f"{', '.join(map(str, paths[:3]))}: no text in it, only space")
-                writer.finish(key, [path.name for path in paths])
+                writer.finish(key, [path.name for path in paths], vocabulary)
         except UserError:  # fixing the text changes the key, so this partial would never be reused
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -96,18 +105,17 @@ def prepare(
 def _write_tokens(
     writer: Writer,
     tokenizer: Tokenizer,
-    content: str,
     paths: Sequence[Path],
     cfg: DataConfig,
     progress: Progress | None,
 ) -> None:
     """Encode and append what the writer does not have yet."""
     total = sum(path.stat().st_size for path in paths)
-    with _display(total) if progress is None else nullcontext(progress) as report:
+    with display("tokenising", total) if progress is None else nullcontext(progress) as report:
         chunks = islice(_chunks(paths, cfg), writer.chunks, None)
-        with closing(encode_in_order(chunks, tokenizer, content, _workers(paths, cfg))) as encoding:
+        with closing(encode_in_order(chunks, tokenizer, tokenizer.to_str(), _workers(paths, cfg))) as encoding:
             for chunk, encoded in encoding:
-                writer.append(encoded, chunk.starts)
+                writer.append(encoded, chunk)
                 report(chunk.consumed, total)
 
 
@@ -122,8 +130,15 @@ def _state(path: Path) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
-def _key(paths: Sequence[Path], tokenizer: str, cfg: DataConfig, cache: Path) -> str:
-    """Hash all that shapes the files; where the texts lie, and what they are called, does not."""
+class _Source(NamedTuple):
+    digest: str
+    """Of the file's bytes."""
+    kind: str
+    packing: str
+
+
+def _sources(paths: Sequence[Path], cache: Path) -> list[_Source]:
+    """Return what the files hold and how they are read; the hash of a large one is looked up."""
     known_path = cache / "hashes.json"
     known: dict[str, list[int | str]] = {}
     with suppress(OSError, ValueError):
@@ -141,12 +156,17 @@ def _key(paths: Sequence[Path], tokenizer: str, cfg: DataConfig, cache: Path) ->
             if state[0] > SMALL:  # what is read in a moment is read anew
                 known[name], before = entry, -1
         packing = path.suffix.lower() if path.suffix.lower() in COMPRESSED else ""
-        sources.append([entry[-1], kind_of(path), packing])
+        sources.append(_Source(str(entry[-1]), kind_of(path), packing))
     if before != len(known):
         write_atomically(known_path, json.dumps(known))
-    kinds = {kind_of(path) for path in paths}
+    return sources
+
+
+def _key(sources: Sequence[_Source], tokenizer: str, cfg: DataConfig, format: int) -> str:
+    """Hash all that shapes the files; where the texts lie, and what they are called, does not."""
+    kinds = {source.kind for source in sources}
     shape = {
-        "format": FORMAT,
+        "format": format,
         "sources": sources,
         "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
         "document": cfg.document if "text" in kinds else None,
@@ -176,29 +196,30 @@ def _lock(path: Path) -> Iterator[bool]:
 # What is being prepared
 
 
-class _Chunk(NamedTuple):
-    texts: list[str]
-    starts: list[bool]
-    consumed: int
-
-
-def _chunks(paths: Sequence[Path], cfg: DataConfig) -> Iterator[_Chunk]:
+def _chunks(paths: Sequence[Path], cfg: DataConfig) -> Iterator[Chunk]:
     """Cut all texts into pieces of work, always the same ones."""
     texts: list[str] = []
     starts: list[bool] = []
+    digests: list[bytes] = []
     size = before = consumed = 0
+    document = hashlib.blake2b(digest_size=8)
     for path in paths:
         for block in blocks(path, cfg.document, cfg.text_field):
+            for text, start in zip(block.texts, block.starts, strict=True):
+                if start:
+                    document = hashlib.blake2b(digest_size=8)
+                document.update(text.encode())
+                digests.append(document.digest())
             texts += block.texts
             starts += block.starts
             size += sum(map(len, block.texts))
             consumed = before + block.consumed
             if size >= CHUNK:
-                yield _Chunk(texts, starts, consumed)
-                texts, starts, size = [], [], 0
+                yield Chunk(texts, starts, np.frombuffer(b"".join(digests), "<u8"), consumed)
+                texts, starts, digests, size = [], [], [], 0
         before += path.stat().st_size
     if texts:
-        yield _Chunk(texts, starts, consumed)
+        yield Chunk(texts, starts, np.frombuffer(b"".join(digests), "<u8"), consumed)
 
 
 def _workers(paths: Sequence[Path], cfg: DataConfig) -> int:
@@ -212,7 +233,7 @@ def _workers(paths: Sequence[Path], cfg: DataConfig) -> int:
 
 
 @contextmanager
-def _display(total: int) -> Iterator[Progress]:
+def display(doing: str, total: int) -> Iterator[Progress]:
     """Show a bar with rate and time left on a terminal, and a line now and then elsewhere; on stderr."""
     if not sys.stderr.isatty():
         began = last = time.monotonic()
@@ -224,7 +245,7 @@ def _display(total: int) -> Iterator[Progress]:
                 last, rate = now, done / (now - began)
                 left = (total - done) / rate if rate else 0.0
                 print(
-                    f"tokenising: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB, {rate / 1e6:.1f} MB/s, {left:.0f} s left",
+                    f"{doing}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB, {rate / 1e6:.1f} MB/s, {left:.0f} s left",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -234,7 +255,28 @@ def _display(total: int) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("tokenising"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (TextColumn(doing), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("tokenising", total=total)
+        task = bar.add_task(doing, total=total)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def patience(doing: str) -> Iterator[bool]:
+    """Print a line now and then while something takes long; give True at a terminal, where it has bars of its own."""
+    if sys.stderr.isatty():
+        yield True
+        return
+    began, done = time.monotonic(), threading.Event()
+
+    def wait() -> None:
+        while not done.wait(LINE_EVERY):
+            print(f"{doing}: {time.monotonic() - began:.0f} s so far", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    try:
+        yield False
+    finally:
+        done.set()
+        thread.join()

@@ -1,27 +1,47 @@
-"""Text sources as a stream of documents: plain text, JSON and Parquet, compressed or not, in bounded memory."""
+"""Text sources as a stream of documents: plain text, tables, JSON and Parquet, compressed or not, in bounded memory."""
 
 from __future__ import annotations
 
-import bz2
 import glob
-import gzip
-import io
+import hashlib
 import itertools
 import json
-import lzma
+import math
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from jax_mlm.data.decoding import COMPRESSED, line_blocks, without_nul
+from jax_mlm.data.tables import table_texts
 from jax_mlm.errors import UserError
+from jax_mlm.files import beside, make_folder
 
+STDIN = "-"
+"""Stands for standard input among files."""
+PACKED = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\0", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh"}
+"""The bytes that compressed text begins with, by suffix."""
 DocumentKind = Literal["line", "blank", "file"]
+FileKind = Literal["text", "json", "csv", "tsv", "parquet"]
 TEXT = (".txt", ".tokens", ".md", ".text", ".raw")
 RECORDS = (".jsonl", ".ndjson", ".json")
-COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
+TABLES = (".csv", ".tsv")
+PANDOC = "take its text out first, for instance with: pandoc -t plain {name} -o {stem}.txt"
+OFFICE = "save it as text first, for instance with: libreoffice --headless --convert-to txt {name}"
+SHEET = "save its sheet as CSV first"
+ARCHIVE = "unpack it first, and give the folder"
+FOREIGN: Mapping[str, str] = {
+    **dict.fromkeys((".html", ".htm", ".xhtml", ".docx", ".rtf", ".epub", ".odt"), PANDOC),
+    **dict.fromkeys((".doc", ".ppt", ".pptx", ".odp", ".pages"), OFFICE),
+    **dict.fromkeys((".xls", ".xlsx", ".ods", ".numbers"), SHEET),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), ARCHIVE),
+    ".pdf": "take its text out first, for instance with: pdftotext {name} {stem}.txt",
+    ".ps": "take its text out first, for instance with: ps2ascii {name} {stem}.txt",
+    **dict.fromkeys((".mobi", ".azw3"), "take its text out first, for instance with: ebook-convert {name} {stem}.txt"),
+}
+"""What is not read as it is, by suffix, and what to do about it."""
 BLOCK = 1 << 20
 """Bytes read at a time."""
 LONGEST_LINE = 4 << 20
@@ -41,22 +61,37 @@ class Block(NamedTuple):
     """Bytes of the file read so far, as they lie on disk."""
 
 
-def expand(patterns: Sequence[str], option: str = "--data") -> tuple[Path, ...]:
-    """Return the files that files, folders (searched by suffix) and globs stand for: each once, sorted.
+class Sources(NamedTuple):
+    """The files that options name."""
 
-    Raises UserError, naming `option`, where there is none, or where a file named by itself is empty.
+    files: tuple[Path, ...]
+    """Each once, sorted."""
+    left_out: Mapping[str, int]
+    """How many files of a folder were not taken, by a glob that takes them."""
+
+
+def find_sources(patterns: Sequence[str], option: str = "--data") -> Sources:
+    """Return what files, folders (searched by suffix) and globs stand for.
+
+    Raises UserError, naming `option`, where there is none, or where a file named by itself is empty or not text.
     """
     if not patterns:
         raise UserError(f"{option}: give a file, a folder or a glob of text")
     found: dict[Path, Path] = {}
+    left_out: Counter[str] = Counter()
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            files = [file for file in sorted(path.rglob("*")) if _is_source(file, path)]
+            inside = [file for file in sorted(path.rglob("*")) if _is_visible(file, path)]
+            files = [file for file in inside if _suffix(file) in KNOWN]
+            globs = Counter(_glob(path, file) for file in inside if _suffix(file) not in KNOWN)
+            left_out.update(globs)
             if not files:
-                raise UserError(f"{option} {pattern}: no text in this folder (looked for {_known()}, not empty)")
+                other = f"; a glob takes others: {option} '{globs.most_common(1)[0][0]}'" if globs else ""
+                known = " ".join(KNOWN)
+                raise UserError(f"{option} {pattern}: no text in this folder (looked for {known}, not empty){other}")
         elif path.exists():
-            if path.stat().st_size == 0:
+            if path.stat().st_size == 0 and path.is_file():
                 raise UserError(f"{option} {pattern}: the file is empty")
             files = [path]
         else:
@@ -64,8 +99,54 @@ def expand(patterns: Sequence[str], option: str = "--data") -> tuple[Path, ...]:
             files = [file for file in matches if file.is_file() and file.stat().st_size]
             if not files:
                 raise UserError(f"{option} {pattern}: no such file or folder" + (", or all empty" if matches else ""))
-        found.update((file.resolve(), file) for file in files)
-    return tuple(sorted(found.values()))
+        for file in files:
+            kind_of(file)
+            found[file.resolve()] = file
+    return Sources(tuple(sorted(found.values())), dict(left_out))
+
+
+def expand(patterns: Sequence[str], option: str = "--data") -> tuple[Path, ...]:
+    """Return the files of `find_sources`."""
+    return find_sources(patterns, option).files
+
+
+def spooled(patterns: Sequence[str], option: str, cache: Path) -> tuple[str, ...]:
+    """Return the patterns with the file that standard input was copied to in the place of `-`.
+
+    The file is named by what it holds, so that it is found again without a second reading.
+    """
+    if STDIN not in patterns:
+        return tuple(patterns)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError(f"{option} -: standard input is a terminal: pipe text into it, or name a file")
+    folder = cache / "stdin"
+    make_folder(folder, "--cache")
+    digest, partial = hashlib.sha256(), beside(folder / "text")
+    try:
+        with partial.open("xb") as file:
+            head = b""
+            while block := sys.stdin.buffer.read(BLOCK):
+                head = head or block
+                digest.update(block)
+                file.write(block)
+        if not head:
+            raise UserError(f"{option} -: standard input is empty")
+        path = folder / f"{digest.hexdigest()[:32]}{_suffix_of(head)}"
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return tuple(str(path.resolve()) if pattern == STDIN else pattern for pattern in patterns)
+
+
+def _suffix_of(head: bytes) -> str:
+    """Return the suffix of what begins so: compressed text, JSON lines or plain text."""
+    for suffix, magic in PACKED.items():
+        if head.startswith(magic):
+            return f".txt{suffix}"
+    try:
+        return ".jsonl" if isinstance(json.loads(head.split(b"\n", 1)[0]), dict) else ".txt"
+    except ValueError:
+        return ".txt"
 
 
 def documents(paths: Iterable[Path], document: DocumentKind, text_field: str) -> Iterator[str]:
@@ -80,23 +161,36 @@ def blocks(path: Path, document: DocumentKind, text_field: str) -> Iterator[Bloc
 
     Raises UserError, naming file and position, for what is not UTF-8, not JSON, damaged or without the text field.
     """
-    kind = kind_of(path)
-    if kind == "parquet":
-        yield from _whole(_parquet_texts(path, text_field))
-    elif kind == "json":
-        yield from _whole(_json_texts(path, text_field))
-    elif document == "line":
-        yield from _lines(path)
-    else:
-        yield from _paragraphs(path, BLANK_LINES if document == "blank" else None)
+    match kind_of(path):
+        case "parquet":
+            yield from _whole(_parquet_texts(path, text_field))
+        case "json":
+            yield from _whole(_json_texts(path, text_field))
+        case "csv" | "tsv" as kind:
+            separators = "\t" if kind == "tsv" else ",;\t|"
+            yield from _whole(table_texts(path, text_field, separators, lambda: _line_blocks(path, cut_lines=False)))
+        case "text" if document == "line":
+            yield from _lines(path)
+        case "text":
+            yield from _paragraphs(path, BLANK_LINES if document == "blank" else None)
 
 
-def kind_of(path: Path) -> Literal["text", "json", "parquet"]:
-    """Return how a file is read, by its suffix before that of its compression."""
+def kind_of(path: Path) -> FileKind:
+    """Return how a file is read, by its suffix before that of its compression; refuse what is not text by name."""
     suffix = _suffix(path)
+    if suffix in FOREIGN:
+        raise UserError(f"{path}: {suffix} is not read: {FOREIGN[suffix].format(name=path.name, stem=path.stem)}")
     if suffix == ".parquet":
         return "parquet"
+    if suffix == ".csv":
+        return "csv"
+    if suffix == ".tsv":
+        return "tsv"
     return "json" if suffix in RECORDS else "text"
+
+
+KNOWN = (*TEXT, *RECORDS, *TABLES, ".parquet")
+"""Suffixes of what is read in a folder."""
 
 
 def _suffix(path: Path) -> str:
@@ -106,87 +200,20 @@ def _suffix(path: Path) -> str:
     return Path(name).suffix
 
 
-def _is_source(file: Path, folder: Path) -> bool:
+def _is_visible(file: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    known = _suffix(file) in (*TEXT, *RECORDS, ".parquet")
-    return known and not hidden and file.is_file() and file.stat().st_size > 0
+    return not hidden and file.is_file() and file.stat().st_size > 0
 
 
-def _known() -> str:
-    return " ".join((*TEXT, *RECORDS, ".parquet"))
-
-
-# Bytes
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, io.BufferedIOBase]]:
-    """Return the decompressed stream, and the raw file beneath it, whose position gives the progress."""
-    try:
-        raw = path.open("rb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    damage: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error, lzma.LZMAError)
-    with raw:
-        stream: io.BufferedIOBase = raw
-        match path.suffix.lower():
-            case ".gz":
-                stream = gzip.GzipFile(fileobj=raw)
-            case ".xz":
-                stream = lzma.LZMAFile(raw)  # noqa: SIM115
-            case ".bz2":
-                stream = bz2.BZ2File(raw)
-            case ".zst":
-                try:
-                    import zstandard
-                except ImportError as error:
-                    raise UserError(f"{path}: reading .zst needs zstandard: pip install 'jax-mlm[data]'") from error
-                reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-                stream = io.BufferedReader(reader, BLOCK)
-                damage = (*damage, zstandard.ZstdError)
-        try:
-            yield stream, raw
-        except damage as error:
-            raise UserError(f"{path}: damaged or incomplete ({error})") from error
-
-
-def _decoded(path: Path, data: bytes, offset: int) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        where = f"byte {offset + error.start}" + (" of the unpacked text" if path.suffix.lower() in COMPRESSED else "")
-        raise UserError(
-            f"{path}: not UTF-8 at {where} (0x{data[error.start]:02x}); "
-            f"convert it first, for instance with: iconv -f LATIN1 -t UTF-8"
-        ) from error
+def _glob(folder: Path, file: Path) -> str:
+    """Return a glob that takes files of this one's suffix; of none, all files at its depth."""
+    if file.suffix:
+        return f"{folder}/**/*{file.suffix}"
+    return f"{folder}/{'*/' * (len(file.relative_to(folder).parts) - 1)}*"
 
 
 def _line_blocks(path: Path, cut_lines: bool = True) -> Iterator[tuple[str, int]]:
-    """Decoded text, each block ending at a line end or, in a very long line, before a space; and bytes consumed."""
-    with _opened(path) as (stream, raw):
-        rest, offset = b"", 0
-        while data := stream.read(BLOCK):
-            if offset == 0 and not rest and data.startswith(b"\xef\xbb\xbf"):
-                data, offset = data[3:], 3
-            end = data.rfind(b"\n") + 1
-            if end:
-                end += len(rest)
-            rest += data
-            if not end and cut_lines and len(rest) >= LONGEST_LINE:
-                end = max(rest.rfind(b" "), 0) or _last_character(rest)
-            if end:
-                yield _decoded(path, rest[:end], offset), raw.tell()
-                rest, offset = rest[end:], offset + end
-        if rest:
-            yield _decoded(path, rest, offset), raw.tell()
-
-
-def _last_character(data: bytes) -> int:
-    """Return where the last UTF-8 character begins: data may end within it."""
-    at = len(data) - 1
-    while at > len(data) - 4 and data[at] & 0xC0 == 0x80:
-        at -= 1
-    return at
+    return line_blocks(path, BLOCK, LONGEST_LINE if cut_lines else math.inf)
 
 
 # Plain text
@@ -282,7 +309,7 @@ def _field(record: object, text_field: str, where: str) -> str:
     if value is not None and not isinstance(value, str):
         kind = type(value).__name__
         raise UserError(f"{where}: the field {text_field!r} holds {kind}, not text; name another with --text-field")
-    text = value or ""
+    text = without_nul(value or "", where)
     try:
         text.encode()
     except UnicodeEncodeError:  # half of an escaped pair: "\\ud83d"
@@ -357,6 +384,9 @@ def _parquet_texts(path: Path, text_field: str) -> Iterator[tuple[str, int]]:
             for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
                 done += batch.num_rows
                 for text in batch.column(0).to_pylist():
-                    yield text or "", size * done // total
+                    yield (
+                        without_nul(text or "", f"{path}, row {done - batch.num_rows} and following"),
+                        size * done // total,
+                    )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error

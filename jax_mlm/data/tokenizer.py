@@ -1,17 +1,17 @@
-"""Trains or loads one tokenizer.json: word-level, WordPiece, byte-level BPE or Unigram."""
+"""Trains or loads one tokenizer.json, and what the rest of the code has to know of it."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 
+from jax_mlm.data.learning import LEARNERS, LITERAL_UNKNOWN, NAMES, Learn
 from jax_mlm.errors import UserError
 
 Kind = Literal["wordpiece", "bpe", "unigram", "word", "protein"]
@@ -25,15 +25,6 @@ SAMPLE = 1 << 27
 """Characters that a tokenizer learns from: more changes the vocabulary little, and memory stays bounded."""
 SAMPLE_UNIGRAM = 1 << 24
 """The same for Unigram, whose training is far slower than that of merges."""
-LITERAL_UNKNOWN = "<unk>"
-"""What WikiText and its kin write for a word outside their own vocabulary."""
-NAMES = {
-    "pad": ("[PAD]", "<pad>", "<|pad|>"),
-    "mask": ("[MASK]", "<mask>", "<|mask|>"),
-    "unk": ("[UNK]", "<unk>", "<|unk|>"),
-    "cls": ("[CLS]", "<s>", "<cls>", "[BOS]", "<bos>"),
-    "sep": ("[SEP]", "</s>", "<sep>", "[EOS]", "<eos>"),
-}
 LETTERS = {
     "pad": ("pad", "padding"),
     "mask": ("mask",),
@@ -46,6 +37,8 @@ RESERVED = re.compile(
     r"[\[<]\|?(unused|reserved|extra_?id|null|dummy|placeholder)[a-z_ -]*\d+\|?[\]>]|madeupword\d+|<.+>NOTUSED", re.I
 )
 """Pieces kept free in a published vocabulary, such as [unused12], <unused3> or madeupword0000: no text holds them."""
+DISTINCT, DISTINCT_UNIGRAM = 1 << 23, 1 << 20
+"""Characters of the different words that a tokenizer learns from: text without spaces is thinned out to it."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +62,11 @@ class VocabularyTooLarge(UserError):
     """The text does not hold as many different pieces as were asked for; `reachable` of them it does."""
 
     def __init__(self, asked: int, reachable: int) -> None:
-        self.reachable = reachable
-        most = f"{reachable} entries at most" if reachable else "fewer than 64 entries"
-        remedy = f"choose --tokenizer-size {reachable} or less, or give" if reachable else "give"
-        super().__init__(f"--tokenizer-size {asked}: the data supports {most}; {remedy} more text")
+        self.asked, self.reachable = asked, reachable
+        super().__init__(
+            f"--tokenizer-size {asked}: the data supports {reachable} entries at most; "
+            f"choose --tokenizer-size {reachable}, or give more text"
+        )
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -150,32 +144,79 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     return Vocabulary(size_of(tokenizer), pad, mask, unk, cls, sep, tuple(sorted(every)))
 
 
+def as_text(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a copy that reads the names of special tokens in a text as ordinary text, as data asks for.
+
+    The unknown token stays what it is: a text writes it for a word that it leaves out. In the copy the others have
+    names that no text holds, and the same ids.
+    """
+    content = json.loads(tokenizer.to_str())
+    model = content["model"]
+    unknown = {*NAMES["unk"], model.get("unk_token")}
+    if model["type"] == "Unigram" and model["unk_id"] is not None:
+        unknown.add(model["vocab"][model["unk_id"]][0])
+    names = {token["content"] for token in content["added_tokens"] if token["special"]} - unknown
+    new = {name: f"\uffff{name}" for name in names}
+    for token in content["added_tokens"]:
+        token["content"] = new.get(token["content"], token["content"])
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {new.get(piece, piece): id for piece, id in model["vocab"].items()}
+    else:
+        model["vocab"] = [[new.get(piece, piece), score] for piece, score in model["vocab"]]
+    if "merges" in model:
+        pairs = (merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"])
+        model["merges"] = [pair for pair in pairs if names.isdisjoint((*pair, "".join(pair)))]
+    return Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
+
+
 def padded_size(size: int, kind: str) -> int:
     """Return the rows of the embedding table: a multiple of 64, except for words and proteins, where it is exact."""
     return size if kind in ("word", "protein") else -(-size // 64) * 64
 
 
 def train_tokenizer(
-    texts: Iterable[str], kind: Kind, size: int, lowercase: bool = False, special: SpecialNames = "bert"
+    texts: Iterable[str],
+    kind: Kind,
+    size: int,
+    lowercase: bool = False,
+    special: SpecialNames = "bert",
+    strip_accents: bool = False,
+    show_progress: bool = False,
 ) -> Tokenizer:
-    """Learn a vocabulary of exactly `padded_size(size, kind)` entries; the same texts give the same tokenizer."""
-    size = padded_size(size, kind)
-    learn: Callable[..., Tokenizer] = {
-        "word": _train_words,
-        "wordpiece": _train_wordpiece,
-        "bpe": _train_bpe,
-        "unigram": _train_unigram,
-    }[kind]
-    sample = evenly(map(_without_unknown, texts), SAMPLE_UNIGRAM if kind == "unigram" else SAMPLE)
+    """Learn a vocabulary of `size` entries, rounded up by `padded_size` where the text supports it.
+
+    The same texts give the same tokenizer. Time and memory are bounded, however much text there is and however long
+    its words are.
+
+    Raises:
+        VocabularyTooLarge: the text supports fewer entries.
+        UserError: there is no text, or the size leaves no room for what the kind needs.
+    """
+    most, distinct = (SAMPLE_UNIGRAM, DISTINCT_UNIGRAM) if kind == "unigram" else (SAMPLE, DISTINCT)
+    sample = _bounded(evenly(map(without_unknown, texts), most), distinct)
     if not any(text.strip() for text in sample):
         raise UserError("--data holds no text to train a tokenizer on")
-    tokenizer = learn(sample, size, lowercase, SPECIAL[special])
+    learn = Learn(sample, padded_size(size, kind), lowercase, strip_accents, SPECIAL[special], show_progress)
+    tokenizer, least = LEARNERS[kind](learn)
     reached = tokenizer.get_vocab_size(with_added_tokens=True)
-    if reached < size:
-        raise VocabularyTooLarge(size, reached if kind == "word" else reached // 64 * 64)
-    if reached > size:
+    if reached > learn.size:
         raise UserError(f"--tokenizer-size {size} is too small for {kind} on this data: give at least {reached}")
+    if reached < size:
+        rounded = reached if kind == "word" else reached // 64 * 64
+        raise VocabularyTooLarge(size, rounded if rounded >= least else reached)
     return tokenizer
+
+
+def _bounded(sample: list[str], distinct: int) -> list[str]:
+    """Thin the sample out until its different words fit: merges cost their characters, and each takes 32 bytes."""
+    while len(sample) > 1:
+        words: set[str] = set()
+        for text in sample:
+            words.update(text.split())
+        if sum(map(len, words)) <= distinct:
+            break
+        sample = sample[::2]
+    return sample
 
 
 def evenly(texts: Iterable[str], limit: int) -> list[str]:
@@ -194,149 +235,6 @@ def evenly(texts: Iterable[str], limit: int) -> list[str]:
     return kept
 
 
-def _without_unknown(text: str) -> str:
+def without_unknown(text: str) -> str:
+    """Return the text without the words that it gives as unknown: nothing is learned from them."""
     return text.replace(f" {LITERAL_UNKNOWN}", "").replace(LITERAL_UNKNOWN, "") if LITERAL_UNKNOWN in text else text
-
-
-def _named(names: Sequence[str], role: str) -> str:
-    return next(name for name in names if name in NAMES[role])
-
-
-def _specials(names: Sequence[str], space_before: bool = False) -> list[AddedToken]:
-    """Special tokens; the unknown one is matched after normalisation, which may have written it for `<unk>`."""
-    unk, mask = _named(names, "unk"), _named(names, "mask")
-    return [
-        AddedToken(name, special=True, normalized=name == unk, lstrip=space_before and name in (unk, mask))
-        for name in names
-    ]
-
-
-def _train_words(sample: list[str], size: int, lowercase: bool, special: Sequence[str]) -> Tokenizer:
-    """Train on whitespace-separated words: the most frequent, the earlier first among equals."""
-    names = tuple(_named(special, role) for role in ("pad", "unk", "mask"))
-    counts = Counter(word for text in sample for word in (text.lower() if lowercase else text).split())
-    words = [word for word, _ in counts.most_common() if word not in names]  # a stable sort: first seen first
-    entries = [*names, *words][: max(size, len(names) + 1)]
-    tokenizer = Tokenizer(models.WordLevel({word: id for id, word in enumerate(entries)}, unk_token=names[1]))
-    if lowercase:
-        tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    return tokenizer
-
-
-def _train_wordpiece(sample: list[str], size: int, lowercase: bool, special: Sequence[str]) -> Tokenizer:
-    """BERT's normaliser and pre-tokeniser.
-
-    The trainer numbers the pieces ##c of one character in the order of a hash table, and breaks ties by number. Given
-    as special tokens they are numbered by us, so that two trainings agree; `_train` takes that mark off again.
-    """
-    tokenizer = Tokenizer(models.WordPiece(unk_token=_named(special, "unk")))
-    normalizer = normalizers.BertNormalizer(strip_accents=lowercase, lowercase=lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    characters, inner = _characters(sample, normalizer, tokenizer.pre_tokenizer, min(1000, (size - len(special)) // 2))
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size,
-        min_frequency=2,
-        special_tokens=[*_specials(special), *("##" + character for character in inner)],
-        initial_alphabet=characters,
-        limit_alphabet=len(characters),
-        show_progress=False,
-    )
-    return _train(tokenizer, [normalizer], trainer, sample, special)
-
-
-def _characters(
-    sample: list[str], normalizer: normalizers.Normalizer, splitter: pre_tokenizers.PreTokenizer, limit: int
-) -> tuple[list[str], list[str]]:
-    """Return the `limit` most frequent characters, sorted, and those of them that occur inside a word."""
-    words = Counter(word for text in sample for word in text.split())
-    counts: Counter[str] = Counter()
-    inner: set[str] = set()
-    for word, count in words.items():
-        for piece, _ in splitter.pre_tokenize_str(normalizer.normalize_str(word)):
-            inner.update(piece[1:])
-            for character in piece:
-                counts[character] += count
-    kept = sorted(sorted(counts, key=lambda character: (-counts[character], character))[:limit])
-    return kept, [character for character in kept if character in inner]
-
-
-def _train_bpe(sample: list[str], size: int, lowercase: bool, special: Sequence[str]) -> Tokenizer:
-    """Train byte-level pieces as GPT-2 and RoBERTa use them: no text is unknown."""
-    smallest = padded_size(256 + len(special), "bpe")
-    if size < smallest:
-        raise UserError(f"--tokenizer-size {size}: byte-level bpe needs at least {smallest}")
-    tokenizer = Tokenizer(models.BPE(unk_token=_named(special, "unk")))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        min_frequency=2,
-        special_tokens=_specials(special, space_before=True),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    return _train(tokenizer, [normalizers.NFC(), *_lower(lowercase)], trainer, sample, special)
-
-
-def _train_unigram(sample: list[str], size: int, lowercase: bool, special: Sequence[str]) -> Tokenizer:
-    """Train SentencePiece's unigram model over words that carry the space before them."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
-    trainer = trainers.UnigramTrainer(
-        vocab_size=size,
-        special_tokens=_specials(special, space_before=True),
-        unk_token=_named(special, "unk"),
-        show_progress=False,
-    )
-    spaces = normalizers.Replace(Regex(r"\s+"), " ")
-    return _train(tokenizer, [normalizers.NFKC(), spaces, *_lower(lowercase)], trainer, sample, special)
-
-
-def _lower(lowercase: bool) -> list[normalizers.Normalizer]:
-    return [normalizers.Lowercase()] if lowercase else []
-
-
-def _train(
-    tokenizer: Tokenizer, normalizer: list, trainer: trainers.Trainer, sample: list[str], special: Sequence[str]
-) -> Tokenizer:
-    """Train without, then add, what only matters later: the literal unknown token and the frame around a text."""
-    tokenizer.normalizer = normalizers.Sequence(normalizer)
-    tokenizer.train_from_iterator(_batches(sample), trainer)
-    unk, cls, sep = (_named(special, role) for role in ("unk", "cls", "sep"))
-    # Last, so that neither it nor the [UNK] it writes is lower-cased; a lower-cased [UNK] is mended on the way.
-    unknown = normalizers.Replace(Regex(rf"{LITERAL_UNKNOWN}|\[unk\]"), unk)
-    tokenizer.normalizer = normalizers.Sequence([*normalizer, unknown])
-    frame = [(name, tokenizer.token_to_id(name)) for name in (cls, sep)]
-    pair = f"{cls} $A {sep} {sep} $B {sep}" if cls == "<s>" else f"{cls} $A {sep} $B:1 {sep}:1"
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{cls} $A {sep}", pair=pair, special_tokens=frame)
-    content = json.loads(tokenizer.to_str())
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in special]
-    if content["model"]["type"] == "Unigram":
-        content["model"]["vocab"] = _settled(content["model"]["vocab"], len(special))
-    # Added tokens are matched through the normaliser that was there when they were added: read everything anew.
-    return Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
-
-
-def _settled(pieces: list[list], specials: int) -> list[tuple[str, float]]:
-    """Unigram's pieces in an order that no hash table decides.
-
-    Its sums agree up to the last digits, and the characters that only complete the alphabet get the lowest scores, one
-    a little below the other, at random.
-    """
-    frame, learned = pieces[:specials], pieces[specials:]
-    ranked = sorted(((round(score, 6), piece) for piece, score in learned), key=lambda entry: (-entry[0], entry[1]))
-    end = len(ranked)
-    while end and len(ranked[end - 1][1]) == 1:
-        end -= 1
-    tail = sorted(piece for _, piece in ranked[end:])
-    completed = [(piece, score) for piece, (score, _) in zip(tail, ranked[end:], strict=True)]
-    return [*map(tuple, frame), *((piece, score) for score, piece in ranked[:end]), *completed]
-
-
-def _batches(sample: list[str], size: int = 1000) -> Iterator[list[str]]:
-    for i in range(0, len(sample), size):
-        yield sample[i : i + size]

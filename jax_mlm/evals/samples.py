@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import jax
@@ -93,7 +94,7 @@ def _sentences(rows: Rows, tokenizer: Tokenizer) -> Iterator[tuple[tuple[int, ..
         ids, words = ids[:size], words[:size]
         ordinary = [n for n in range(size) if ids[n] not in special]
         whole_words = [n for n in ordinary if begins[n] and begins[n + 1] and words[n].isalpha() and len(words[n]) > 2]
-        text = tokenizer.decode(ids)
+        text = _text(tokenizer, ids).strip()
         letters = sum(c.isalpha() or c.isspace() for c in text) / max(len(text), 1)
         readable = len(whole_words) >= 3 and size >= SHORTEST and letters > 0.85 and len(ordinary) == size
         if whole_words or ordinary:
@@ -101,11 +102,27 @@ def _sentences(rows: Rows, tokenizer: Tokenizer) -> Iterator[tuple[tuple[int, ..
 
 
 def _sample(ids: tuple[int, ...], at: int, tokenizer: Tokenizer, mask: str) -> Sample:
-    left, right = tokenizer.decode(list(ids[:at])).strip(), tokenizer.decode(list(ids[at + 1 :]))
-    # most decoders drop the space before the first token: it is put back, except before closing punctuation
-    gap = "" if not right or right[0].isspace() or right[0] in ".,;:!?)'" else " "
-    split = (f"{left} " if left else "", f"{gap}{right.rstrip()}")
-    return Sample(ids, at, split, tokenizer.decode([ids[at]]).strip(), mask.join(split))
+    left, word, right = (_text(tokenizer, some) for some in (ids[:at], ids[at : at + 1], ids[at + 1 :]))
+    split = (f"{left.strip()}{' ' if left and word[:1].isspace() else ''}", right.rstrip())
+    return Sample(ids, at, split, word.strip(), mask.join(split))
+
+
+def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Decode tokens as they go on after a word, with the space before them if there is one.
+
+    A word of --add-tokens gets back the space before it, which is part of its token.
+    """
+    added = tokenizer.get_added_tokens_decoder()
+    if tokenizer.decoder is None:
+        return "".join(f" {tokenizer.id_to_token(id)}" for id in ids)
+    parts: list[str] = []
+    for whole, some in groupby(ids, lambda id: id in added and added[id].lstrip and not added[id].special):
+        if whole:
+            parts += [f" {added[id].content}" for id in some]
+        else:
+            tokens = [tokenizer.id_to_token(id) or "" for id in some if id not in added or not added[id].special]
+            parts.append(tokenizer.decoder.decode(["x", *tokens])[1:])
+    return "".join(parts)
 
 
 def compile_samples(

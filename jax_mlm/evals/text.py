@@ -13,8 +13,8 @@ import numpy as np
 from jax_mlm.config import Json, MaskConfig, TrainConfig
 from jax_mlm.data.batches import pack_rows
 from jax_mlm.data.prepare import prepare
-from jax_mlm.data.sources import documents, expand
-from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
+from jax_mlm.data.sources import documents, expand, spooled
+from jax_mlm.data.tokenizer import as_text, load_tokenizer, vocabulary_of
 from jax_mlm.errors import UserError
 from jax_mlm.evals.heldout import evaluate_rows
 from jax_mlm.evals.scoring import make_masked_log_probs, pseudo_log_likelihood
@@ -31,7 +31,9 @@ def evaluate_text(
     """Return loss, accuracy, perplexity and counts over the packed documents."""
     tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     vocabulary = vocabulary_of(tokenizer)
-    files = prepare(expand(data, "--data"), tokenizer, vocabulary, config.corpus, cache_folder(config))
+    cache = cache_folder(config)
+    paths = expand(spooled(data, "--data", cache), "--data")
+    files = prepare(paths, tokenizer, vocabulary, config.corpus, cache)
     rows = pack_rows(files, vocabulary, config.corpus.length, config.corpus.pack)
     mask = MaskConfig(mask_token=1.0, mask_random=0.0) if all_mask else EVAL_MASK
     examine = jax.jit(make_examine(make_forward(config.model), vocabulary, config.corpus.length, mask))
@@ -55,9 +57,10 @@ def score_documents(run: Path, config: TrainConfig, params: Params, data: Sequen
     vocabulary = vocabulary_of(tokenizer)
     log_probs = make_masked_log_probs(make_forward(config.model))
     params = jax.tree.map(jnp.asarray, params)
-    paths = expand(data, "--data")
+    paths = expand(spooled(data, "--data", cache_folder(config)), "--data")
+    reader = as_text(tokenizer)
     for number, text in enumerate(documents(paths, config.corpus.document, config.corpus.text_field), 1):
-        ids = tokenizer.encode(text).ids
+        ids = reader.encode(text).ids
         if len(ids) > config.model.max_length:
             raise UserError(
                 f"document {number} of --data has {len(ids)} tokens, and the model reads {config.model.max_length}: "

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from types import TracebackType
 
+from jax_mlm.config import Json
+from jax_mlm.data.dataset import Read
 from jax_mlm.evals.heldout import Result
 from jax_mlm.evals.samples import Answer, to_json
 from jax_mlm.files import write_atomically
@@ -13,7 +16,7 @@ from jax_mlm.parallel import hosts
 from jax_mlm.parallel.devices import describe_machine
 from jax_mlm.report.figures import Drawer
 from jax_mlm.report.live import Progress
-from jax_mlm.run.directory import TOKENIZER_FILE, write_run
+from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run_file, write_run
 from jax_mlm.run.log import MetricsLog
 from jax_mlm.run.trackers import open_tracker
 from jax_mlm.train.optim import Schedule
@@ -30,7 +33,17 @@ def write_run_files(setup: Setup) -> None:
         write_atomically(setup.run / TOKENIZER_FILE, setup.data.tokenizer.to_str(pretty=True))
     teacher = {"teacher": setup.teacher.origin} if setup.teacher else {}
     origin = {"files": list(setup.config.data), **setup.data.fingerprints, **origin_of(setup.run, setup.start)}
+    if setup.config.data:
+        origin |= {"text": setup.survey.facts, **tokenizer_of(setup.run, setup.data.read)}
     write_run(setup.run, setup.config, describe_machine(), {**origin, **teacher})
+
+
+def tokenizer_of(run: Path, read: Read) -> Json:
+    """Return what `run.json` records of a tokenizer that was trained for the run; a resumed run keeps it."""
+    if read.tokenizer_kind:
+        return {"tokenizer": {"kind": read.tokenizer_kind, "reason": read.tokenizer_reason}}
+    before = read_run_file(run).get("data", {}) if (run / RUN_FILE).is_file() else {}
+    return {"tokenizer": before["tokenizer"]} if "tokenizer" in before else {}
 
 
 class Recorder(AbstractContextManager["Recorder"]):

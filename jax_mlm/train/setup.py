@@ -24,9 +24,11 @@ from jax_mlm.run.trackers import check_tracker
 from jax_mlm.tasks.distil import distilled
 from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.tasks.task import Task
+from jax_mlm.train.new_words import never_seen
 from jax_mlm.train.options import check_resumed
 from jax_mlm.train.pace import parse_budget
 from jax_mlm.train.start import Initial
+from jax_mlm.train.survey import Survey, survey
 from jax_mlm.train.teacher import resolve_start
 
 
@@ -42,6 +44,7 @@ class Setup:
     mesh: Mesh
     rules: Rules
     data: Dataset
+    survey: Survey
     start: Initial | None
     """The weights of --init or of a teacher; None for random ones and for a resumed run."""
     teacher: Initial | None
@@ -75,9 +78,23 @@ def set_up(config: TrainConfig) -> Setup:
         raise UserError(f"{run} has lost its checkpoints, and with them the weights it started from: start a new run")
     config, start, teacher, tokenizer = hosts.on_every_host(lambda: resolve_start(config, run))
     data = hosts.on_every_host(lambda: open_dataset(config, run, given=tokenizer))
+    if config.add_tokens and not config.resume:
+        for line in never_seen(config.add_tokens, data.tokenizer, data.train.files.tokens):
+            print(line, file=sys.stderr)
     hosts.agree("text", str(data.fingerprints))
+    looked = survey(data)
+    if data.config.data:
+        _say(looked, data.config.resume)
     task = task_of(data, teacher)
-    return Setup(data.config, run, budget, mesh, REPLICATED, data, start, teacher, task)
+    return Setup(data.config, run, budget, mesh, REPLICATED, data, looked, start, teacher, task)
+
+
+def _say(looked: Survey, resume: bool) -> None:
+    """Print the summary and its warnings; refuse a new run that has nothing to learn."""
+    for line in (*looked.lines, *(f"warning: {line}" for line in looked.warnings)):
+        print(line, file=sys.stderr, flush=True)
+    if looked.refusal and not resume:
+        raise UserError(looked.refusal)
 
 
 def task_of(data: Dataset, teacher: Initial | None) -> Task[Any]:  # MaskedBatch, or DistilBatch

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 from jax_mlm.config import Json, ModelConfig, OptimConfig, TrainConfig
 from jax_mlm.data.tokenizer import load_tokenizer, padded_size, size_of
@@ -19,6 +19,7 @@ from jax_mlm.model.encoder import Params
 from jax_mlm.presets import PRESETS
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run, read_run_file
+from jax_mlm.train.new_words import with_words, words_of
 
 CONTINUED_LR = 1e-4
 """Largest default learning rate of a model that has learned already: BERT's own."""
@@ -102,7 +103,9 @@ def start_from(
         tokenizer = load_tokenizer(config.tokenizer)
         check_continues(tokenizer, start.tokenizer, config.tokenizer, source)
     else:
-        tokenizer = with_words(start.tokenizer, words_of(config.add_tokens)) if config.add_tokens else start.tokenizer
+        tokenizer = (
+            with_words(start.tokenizer, words_of(config.add_tokens), say) if config.add_tokens else start.tokenizer
+        )
     tokens = size_of(tokenizer)
     rows = max(config.model.vocab_size, start.model.vocab_size)
     rows = rows if tokens <= rows else padded_size(tokens, "bpe")
@@ -126,7 +129,7 @@ def origin_of(run: Path, start: Initial | None) -> Json:
 
 def refuse_new_tokenizer(config: TrainConfig, brings: str) -> None:
     """Refuse an option of a tokenizer to be trained, where `brings` names what brings one."""
-    for name in ("tokenizer_kind", "tokenizer_size", "tokenizer_limit", "lowercase", "special_tokens"):
+    for name in ("tokenizer_kind", "tokenizer_size", "tokenizer_limit", "lowercase", "strip_accents", "special_tokens"):
         if getattr(config.corpus, name) != getattr(PRESETS[config.preset].corpus, name):
             raise UserError(
                 f"--{name.replace('_', '-')} is for a tokenizer trained on the data, but {brings} brings its own: "
@@ -156,35 +159,6 @@ def check_continues(new: Tokenizer, old: Tokenizer, file: str, source: Path) -> 
                 f"--tokenizer {file} does not continue that of --init {source}: the token {token!r} with id {id} "
                 f"{there} in it; leave --tokenizer out (--add-tokens adds words)"
             )
-
-
-def words_of(given: Iterable[str]) -> list[str]:
-    """Return the words of --add-tokens: each entry is a word, or a file with one a line."""
-    words: list[str] = []
-    for entry in given:
-        if not Path(entry).is_file():
-            words.append(entry)
-            continue
-        try:
-            words += Path(entry).read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise UserError(f"--add-tokens {entry} is not UTF-8 text: give a file with a word a line") from None
-    return list(dict.fromkeys(word.strip() for word in words if word.strip()))
-
-
-def with_words(tokenizer: Tokenizer, words: Iterable[str]) -> Tokenizer:
-    """Return a copy of the tokenizer with each word appended to its vocabulary as a single whole-word token.
-
-    Raises:
-        UserError: every word is a token already.
-    """
-    known = tokenizer.get_vocab(with_added_tokens=True)
-    fresh = [word for word in words if word not in known]
-    if not fresh:
-        raise UserError("--add-tokens: every word in it is a token already")
-    grown = Tokenizer.from_str(tokenizer.to_str())
-    grown.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in fresh])
-    return grown
 
 
 def grow(start: Initial, vocab_size: int, max_length: int, seed: int = 0, spare: int = 0) -> Initial:

@@ -73,7 +73,8 @@ def resolve_start(config: TrainConfig, run: Path, say: Print = to_stderr) -> Sta
         config, start = start_from(config, say)
     if not config.distil.distil:
         return Start(config, start, None, start.tokenizer if start else None)
-    refuse_new_tokenizer(config, f"--distil {config.distil.distil}")
+    if not config.resume:
+        refuse_new_tokenizer(config, f"--distil {config.distil.distil}")
     teacher = read_teacher(config, run)
     for remark in teacher.remarks:
         say(f"--distil {config.distil.distil}: {remark}")

@@ -19,6 +19,7 @@ from mlm_onnx import FillMask, QueryError
 from mlm_onnx.__main__ import COMMANDS, main
 from mlm_onnx.answer.engine import log_softmax, side_by_side, top
 from mlm_onnx.answer.pieces import Pieces
+from mlm_onnx.cli.parser import comma_separated, one_line
 from mlm_onnx.convert.pipeline import write_bundle
 from mlm_onnx.convert.reference import Reference
 from mlm_onnx.convert.request import Request
@@ -136,6 +137,8 @@ def test_pieces_fit_into_the_sentence(kind: str) -> None:
         id for id in range(5, tokenizer.get_vocab_size()) if not pieces.begins_word(id) and pieces.surface(id) == "s"
     )
     assert pieces.fill("the cat [MASK] here", 8, 14, inside) == "the cats here"
+    code = "def f():\n    [MASK] x"
+    assert pieces.fill(code, code.index("["), code.index("]") + 1, inside) == "def f():\n    s x"
     assert len(pieces.of("zzxxqq")) > 1 or pieces.of("zzxxqq") == [tokenizer.token_to_id("[UNK]")]
 
 
@@ -293,6 +296,27 @@ def test_fill_prints_a_table_or_json(words: Path, capsys: pytest.CaptureFixture[
     assert len(answer["masks"][0]["candidates"]) == 2
 
 
+def test_targets_are_a_line_of_csv() -> None:
+    for given, words in {
+        "a,b": ["a", "b"],
+        " a , b,": ["a ", "b"],
+        '"1,000",many': ["1,000", "many"],
+        'a,"1,000"': ["a", "1,000"],
+        '""""': ['"'],
+        '"say ""no"", twice"': ['say "no", twice'],
+        '5",6"': ['5"', '6"'],
+        '" a"': [" a"],
+        ",": [],
+        "": [],
+    }.items():
+        assert comma_separated(given) == words
+
+
+def test_a_line_end_takes_no_line_of_a_table() -> None:
+    assert one_line("a\n\tb") == r"a\n\tb"
+    assert one_line("می\u200cخواهم 我") == "می\u200cخواهم 我"
+
+
 def test_score_and_info_print(words: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", str(words), "This model", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {"text", "score", "perplexity", "tokens"}
@@ -317,6 +341,8 @@ def test_score_and_info_print(words: Path, capsys: pytest.CaptureFixture[str]) -
         (["fill", "BUNDLE", "a [MASK]", "--top-k", "x"], "--top-k x: expected an integer of at least 1"),
         (["fill", "BUNDLE", "a [MASK]", "--top-k", "99"], "more than the 13"),
         (["fill", "BUNDLE", "a [MASK]", "--targets", ","], "targets is empty"),
+        (["fill", "BUNDLE", "a [MASK]", "--targets", '"1,000",word'], "target '1,000' is not one token"),
+        (["fill", "BUNDLE", "a [MASK]", "--targets", '"'], '--targets ": a double quote begins a word'),
         (["fill", "BUNDLE", "a"], "no mask"),
         (["fill", "/nowhere", "a [MASK]"], "/nowhere is not a folder"),
         (["score", "BUNDLE", "a [MASK]"], "may not contain"),

@@ -204,7 +204,7 @@ def test_an_answer_loads_only_what_it_needs(bundle: Path) -> None:
     """Modules of this package too: those for joint answers, explanations and conversion load only when used."""
     loaded = run("print(*sorted(name for name in sys.modules if name.startswith('mlm_onnx')))", bundle).split()
     rooms = {
-        "answer": ("answers", "engine", "pieces", "predictor", "queries", "reader", "session"),
+        "answer": ("answers", "engine", "pieces", "predictor", "queries", "reader", "session", "words"),
         "bundle": ("background", "graph_check", "layout", "read", "wire"),
     }
     inside = [f"mlm_onnx.{room}.{name}" for room, names in rooms.items() for name in names]

@@ -14,15 +14,19 @@ from mlm_onnx import FillMask, QueryError
 from mlm_onnx.__main__ import main
 from mlm_onnx.answer.explain import words_of
 from mlm_onnx.answer.joint import fill_jointly
-from mlm_onnx.answer.reader import Reader
+from mlm_onnx.answer.reader import Reader, Text
+from mlm_onnx.answer.words import words_among
 from mlm_onnx.bundle.layout import MANIFEST, TOKENIZER, Limits, Special
 from mlm_onnx.bundle.read import Bundle
 from mlm_onnx.bundle.write import seal
-from support.bundles import KINDS, ONE_SHAPE, ORIGIN, SENTENCE_MODEL, piecewise
+from mlm_onnx.convert import Request, write_bundle
+from support.bundles import KINDS, ONE_SHAPE, ORIGIN, SENTENCE_MODEL, TEXTS, piecewise
 from support.models import randomised
+from support.scripts import lines_of
 from support.texts import ROOM, long_text
+from support.tokenizers import byte_level
 
-"""Tokens that the bundle's model reads."""
+from jax_mlm.data.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +125,7 @@ def test_a_wide_beam_finds_the_best_order_of_all(fill: FillMask) -> None:
     text = "[MASK] model creates [MASK] super [MASK]"
     query = fill.reader.masked(text)
     ids = [id for id in range(16) if id not in fill.bundle.special.excluded][:4]
-    found = fill_jointly(query, fill._ask, lambda row, k: np.array(ids), 10_000)
+    found = fill_jointly(query, fill._ask, [lambda row, k: np.array(ids)] * 3, 10_000)
     assert len(found) == 4**3
     best: dict[tuple[int, ...], float] = {}
     for order in itertools.permutations(range(3)):
@@ -210,12 +214,23 @@ def test_words_are_whole(readers: dict[str, Reader], kind: str) -> None:
     assert max(len(word.positions) for word in found) > 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_clause_without_spaces_is_explained_by_its_tokens(kind: str) -> None:
+    lines = lines_of("Chinese", 300, seed=0)
+    tokenizer = train_tokenizer([*lines, *TEXTS[:300]], kind, 320)
+    clause = "我喜欢学习中文。他们在家休息。"
+    read = tokenizer.encode(clause, add_special_tokens=False)
+    found = words_of(Text(clause, np.array(read.ids), read.offsets, (0, 0), np.array([], int), ()))
+    shown = [clause[word.start : word.end] for word in found]
+    assert "".join(shown) == clause
+    assert "。" in shown
+    assert len(shown) > 6, "not two clauses"
+
+
 # ---- targets that are more than one token -----------------------------------------------------------
 
 
 def test_first_pieces_are_said_so(tmp_path: Path) -> None:
-    from mlm_onnx.convert import Request, write_bundle
-
     tokenizer = piecewise("wordpiece")
     model = replace(SENTENCE_MODEL, vocab_size=tokenizer.get_vocab_size())
     write_bundle(tmp_path / "b", model, randomised(model), tokenizer, Request(), ORIGIN, ONE_SHAPE)
@@ -230,6 +245,44 @@ def test_first_pieces_are_said_so(tmp_path: Path) -> None:
         fill(text, targets=["\u4e00\u4e01"], first_piece=True)
     assert fill.explain(text, "gardener", first_piece=True)["masks"][0]["first_piece_of"] == ["gardener"]
     assert main(["fill", str(tmp_path / "b"), text, "--targets", "gardener", "--first-piece"]) == 0
+
+
+def test_a_protein_is_explained_by_its_tokens_and_a_word_stays_whole() -> None:
+    protein, word = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEK", "unbelievably"
+    every = [(at, at + 1) for at in range(len(protein))]
+    assert words_among(protein, every, range(len(protein))) == [[at] for at in range(len(protein))]
+    assert words_among(word, every[: len(word)], range(len(word))) == [list(range(len(word)))]
+
+
+# ---- targets where the mask stands -----------------------------------------------------------------
+
+
+def test_a_target_is_the_piece_that_is_written_where_the_mask_stands(tmp_path: Path) -> None:
+    """With a vocabulary that marks spaces, a word is another piece at the start of a text than after a space."""
+    tokenizer = byte_level()
+    model = replace(SENTENCE_MODEL, vocab_size=tokenizer.get_vocab_size())
+    write_bundle(tmp_path / "b", model, randomised(model), tokenizer, Request("fp32"), ORIGIN, ONE_SHAPE)
+    fill = FillMask(tmp_path / "b")
+    start, spaced = tokenizer.token_to_id("the"), tokenizer.token_to_id("Ġthe")
+    for text, id in (("<mask> cat", start), ("cat <mask> sat", spaced), ("cat\n<mask>", start), ("(<mask>)", start)):
+        (found,) = fill(text, targets=["the"])["masks"][0]["candidates"]
+        assert found["id"] == id, text
+        assert found["text"] == text.replace("<mask>", "the")
+        assert fill.explain(text, "the")["masks"][0]["id"] == id
+        everything = fill(text, top_k=len(tokenizer.get_vocab()) - 5)["masks"][0]["candidates"]
+        assert found["probability"] == pytest.approx(
+            next(each["probability"] for each in everything if each["id"] == id), abs=1e-6
+        )
+    assert fill("<mask> cat", targets=[" the"])["masks"][0]["candidates"][0]["id"] == spaced
+    assert {each["id"] for each in fill("<mask> cat", targets=iter(["the", " the"]))["masks"][0]["candidates"]} == {
+        start,
+        spaced,
+    }
+    both = fill("<mask> cat <mask> sat", targets=["the", "here"], joint=True)
+    here = tokenizer.token_to_id("Ġhere")
+    for filling in both["pseudo_joint"]:
+        assert set(filling["ids"][:1]) <= {start, here}
+        assert set(filling["ids"][1:]) <= {spaced, here}
 
 
 # ---- commands ---------------------------------------------------------------------------------------

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
+import textwrap
+import time
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models
 
+from jax_mlm.data.encoding import encode
+from jax_mlm.data.learning import NAMES
 from jax_mlm.data.tokenizer import (
+    SPECIAL,
     VocabularyTooLarge,
+    as_text,
     evenly,
     load_tokenizer,
     padded_size,
@@ -100,7 +107,7 @@ def test_a_vocabulary_beyond_the_data_names_what_can_be_reached(kind: str, asked
 
 
 def test_a_vocabulary_too_small_and_a_text_of_nothing() -> None:
-    with pytest.raises(UserError, match="--tokenizer-size 64: byte-level bpe needs at least 320"):
+    with pytest.raises(UserError, match="--tokenizer-size 64: byte-level bpe needs at least 261"):
         train_tokenizer(made_text(50), "bpe", 64)
     with pytest.raises(UserError, match="no text"):
         train_tokenizer([" ", ""], "wordpiece", 64)
@@ -186,3 +193,182 @@ def test_reserved_pieces_are_special_and_no_others() -> None:
     tokenizer = Tokenizer(models.WordLevel({piece: id for id, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.add_special_tokens(list(names))
     assert vocabulary_of(tokenizer).special == tuple(range(len(pieces) - len(NOT_RESERVED)))
+
+
+# What people write
+
+
+SPELLINGS = {
+    "Möchte": "möchte", "hacía": "hacía", "में": "में", "かぎ": "かぎ", "한국": "한국", "Çocuk": "çocuk", "Việt": "việt",
+    "İSTANBUL": "i\u0307stanbul", "ΟΔΟΣ": "οδοσ", "ไทยก็": "ไทยก็", "שָׁלוֹם": "שָׁלוֹם", "кой": "кой", "Ångström": "ångström",
+}  # fmt: skip
+JOINED = ["می\u200cخواهم", "ක්\u200dෂ", "👩\u200d🌾", "soft\u00adhyphen", "right\u200fto\u200eleft", "word\u2060joiner"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "word"])
+def test_lower_casing_keeps_marks_unless_they_are_to_go(kind: str) -> None:
+    size = {"word": 64, "unigram": 64}.get(kind, 320)
+    kept = train_tokenizer(made_text(300), kind, size, lowercase=True)
+    gone = train_tokenizer(made_text(300), kind, size, lowercase=True, strip_accents=True)
+    for word, lowered in SPELLINGS.items():
+        assert kept.normalizer.normalize_str(word) == lowered
+    for word, bare in {"Möchte": "mochte", "かぎ": "かき", "한국": "한국", "İSTANBUL": "istanbul", "में": "म"}.items():
+        assert gone.normalizer.normalize_str(word) == bare
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "word"])
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_joiners_survive(kind: str, lowercase: bool) -> None:
+    text = made_text(300) + JOINED * 5
+    tokenizer = train_tokenizer(text, kind, {"word": 64}.get(kind, 320 if kind != "unigram" else 128), lowercase)
+    for word in JOINED:
+        if tokenizer.normalizer is not None:
+            assert tokenizer.normalizer.normalize_str(word) == word
+        if kind in ("bpe", "unigram"):
+            assert tokenizer.decode(tokenizer.encode(word).ids) == word
+
+
+def test_a_word_is_lower_cased_in_its_vocabulary_as_in_a_text() -> None:
+    tokenizer = train_tokenizer(["ΟΔΟΣ οδος İZMİR Straße"], "word", 7, lowercase=True)
+    v = vocabulary_of(tokenizer)
+    assert v.unk not in tokenizer.encode("ΟΔΟΣ οδος İZMİR Straße").ids
+
+
+LONG = {
+    "protein": ("ACDEFGHIKLMNPQRSTVWY", 150), "dna": ("ACGT", 3000), "numbers": ("0123456789", 260),
+    "thai": ("กขคงจชซดตถทนบปพมยรลวสหอ", 400), "mixed": ("abcDEF_-12", 101),
+}  # fmt: skip
+
+
+def letters(name: str, lines: int = 12, seed: int = 0) -> list[str]:
+    alphabet, length = LONG[name]
+    draw = random.Random(seed)
+    return ["".join(draw.choices(alphabet, k=length)) for _ in range(lines)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_word_is_never_unknown(kind: str, name: str) -> None:
+    size = 320 if kind == "bpe" else 64
+    tokenizer = train_tokenizer(letters(name), kind, size)
+    unk = vocabulary_of(tokenizer).unk
+    for text in letters(name, 5, seed=1):
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        assert unk not in encoding.ids
+        covered = [at for begin, end in encoding.offsets for at in range(begin, end)]
+        begun = kind == "unigram" and encoding.tokens[0] == "▁"  # the space that it puts before a text
+        assert covered[begun:] == list(range(len(text))), "each character lies in exactly one token"
+
+
+def test_one_long_line_is_learned_from_and_read_in_bounded_time() -> None:
+    text = "".join(letters("protein", 400))
+    pieces = [text[at : at + (1 << 16)] for at in range(0, len(text), 1 << 16)]
+    for kind in KINDS:
+        began = time.perf_counter()
+        tokenizer = train_tokenizer(pieces, kind, 384)
+        assert vocabulary_of(tokenizer).unk not in tokenizer.encode(pieces[0]).ids
+        assert time.perf_counter() - began < 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_ten_megabytes_without_a_space_are_bounded(kind: str) -> None:
+    code = f"""
+        import random, resource
+        from jax_mlm.data.tokenizer import train_tokenizer
+        random.seed(0)
+        text = ["".join(random.choices("ACDEFGHIKLMNPQRSTVWY", k=1 << 16)) for _ in range(160)]
+        train_tokenizer(text, "{kind}", 2048)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2e6
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=300)
+
+
+def han(different: int, lines: int = 600, seed: int = 1) -> list[str]:
+    draw = random.Random(seed)
+    return ["".join(chr(0x4E00 + draw.randrange(different)) for _ in range(40)) for _ in range(lines)]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+@pytest.mark.parametrize("different", [700, 1500, 3000])
+def test_the_alphabet_is_not_cut_while_there_is_room(kind: str, different: int) -> None:
+    text = han(different)
+    try:
+        tokenizer = train_tokenizer(text, kind, 4096)
+    except VocabularyTooLarge as error:
+        tokenizer = train_tokenizer(text, kind, error.reachable)
+    assert set("".join(text)) <= set(tokenizer.get_vocab())
+    ids = tokenizer.encode("".join(text[:50])).ids
+    assert vocabulary_of(tokenizer).unk not in ids
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_where_there_is_no_room_the_most_frequent_characters_stay(kind: str) -> None:
+    text = [line + "的" * 5 for line in han(1500)]
+    tokenizer = train_tokenizer(text, kind, 448)
+    assert vocabulary_of(tokenizer).size == 448
+    assert "的" in tokenizer.get_vocab()
+
+
+TEXTS = {
+    "han": han(900), "few": ["ab ba"] * 3, "dna": letters("dna", 3), "prose": made_text(40), "one": ["a"],
+    "emoji": ["👩\u200d🌾 👍🏽 🎉"] * 4, "hindi": ["मैं घर जा रहा हूँ और वह स्कूल जाती है"] * 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "word"])
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("asked", [8192, 960, 300])
+def test_what_a_refused_size_proposes_works(kind: str, name: str, asked: int) -> None:
+    for _ in range(2):
+        try:
+            tokenizer = train_tokenizer(TEXTS[name], kind, asked)
+        except UserError as error:
+            asked = int(re.search(r"(?:choose --tokenizer-size|at least) (\d+)", str(error)).group(1))
+            continue
+        assert vocabulary_of(tokenizer).size >= asked
+        return
+    raise AssertionError(f"--tokenizer-size {asked} was proposed, and refused")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "word"])
+@pytest.mark.parametrize("special", ["bert", "roberta"])
+def test_special_tokens_in_data_are_text_and_in_a_query_what_they_are(kind: str, special: str) -> None:
+    names = SPECIAL[special]
+    unk = next(name for name in names if name in NAMES["unk"])
+    lines = [f"{line} <s>{line}</s> {' '.join(names)} [MASK] <mask> <pad>" for line in made_text(300)]
+    tokenizer = train_tokenizer(lines, kind, {"word": 900, "unigram": 256}.get(kind, 512), special=special)
+    v = vocabulary_of(tokenizer)
+    controls = set(v.special) - {v.unk}
+    text = f"bade {' '.join(name for name in names if name != unk)} <s>tuso</s> bade"
+    tokens = encode(tokenizer, [text]).tokens.tolist()
+    assert not controls & set(tokens)
+    if kind != "word":  # each of its characters is in the vocabulary, so all of it has targets
+        assert v.unk not in tokens
+        offsets = as_text(tokenizer).encode(text, add_special_tokens=False).offsets
+        covered = {at for begin, end in offsets for at in range(begin, end)}
+        assert {at for at, character in enumerate(text) if character != " "} <= covered
+    assert tokenizer.encode(f"bade {tokenizer.id_to_token(v.mask)} x", add_special_tokens=False).ids.count(v.mask) == 1
+    plain = ["bade tuso bade", "Tuso."]
+    assert [e.ids for e in as_text(tokenizer).encode_batch(plain)] == [e.ids for e in tokenizer.encode_batch(plain)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_added_words_match_in_data_and_keep_their_ids(kind: str) -> None:
+    tokenizer = train_tokenizer(made_text(300), kind, 256 if kind == "unigram" else 384)
+    tokenizer.add_special_tokens(["<|user|>"])  # beyond the model's vocabulary, before the words
+    tokenizer.add_tokens([AddedToken("Deniz", single_word=True), AddedToken("covid-19")])
+    encoded = encode(tokenizer, ["bade Deniz covid-19 <|user|> tuso"]).tokens.tolist()
+    assert {tokenizer.token_to_id("Deniz"), tokenizer.token_to_id("covid-19")} <= set(encoded)
+    assert tokenizer.token_to_id("<|user|>") not in encoded
+    assert tokenizer.encode("<|user|>").ids.count(tokenizer.token_to_id("<|user|>")) == 1
+
+
+def test_published_tokenizers_read_their_special_tokens_as_text(shared_data) -> None:
+    for name in ("bert-tiny-english", "roberta-antibody", "albert-reactions"):
+        tokenizer = load_tokenizer(shared_data / "weights" / name / "tokenizer.json")
+        v = vocabulary_of(tokenizer)
+        text = " ".join(tokenizer.id_to_token(id) for id in v.special if id != v.unk)
+        assert not (set(v.special) - {v.unk}) & set(encode(tokenizer, [text]).tokens.tolist())
+        plain = ["CC(=O)O the old river", "QVQLVQSG"]
+        assert [e.ids for e in as_text(tokenizer).encode_batch(plain)] == [e.ids for e in tokenizer.encode_batch(plain)]

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from support.rows import prepared
+from support.scripts import lines_of
 
 from jax_mlm.config import DataConfig, ModelConfig
 from jax_mlm.data.batches import pack_rows
@@ -15,6 +16,7 @@ from jax_mlm.evals.samples import COUNT, SHORTEST, TOP_K, choose_samples, compil
 from jax_mlm.model.encoder import Inputs
 from jax_mlm.model.heads import init_params, make_forward
 from jax_mlm.report.words import describe_answer
+from jax_mlm.train.new_words import with_words
 
 LINES = [
     *(f"The {a} {b} {c} the {d} near an old bridge . Then it leaves without a word ." for a, b, c, d in zip(
@@ -51,6 +53,22 @@ def test_samples_are_fixed_readable_and_hide_a_word_of_the_text(tmp_path, kind, 
         assert any(text.replace(" ", "") in line.replace(" ", "") for line in LINES), text
         assert f" {sample.right} " in f" {text} ".replace(".", " ."), "a whole word"
         assert "@" not in text
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_sample_has_the_spaces_of_its_text(tmp_path, kind):
+    """None in Chinese, and one before a word of --add-tokens, whose token has it inside."""
+    chinese = lines_of("Chinese", 200, seed=0)
+    rows, tokenizer = made(tmp_path, kind, lines=chinese)
+    for sample in choose_samples(rows, tokenizer):
+        assert any(sample.right.join(sample.split) in line for line in chinese), sample
+    longer = with_words(made(tmp_path, kind)[1], ["Deniz"])
+    line = "The red man sees the tall Deniz near an old bridge ."
+    (tmp_path / "added.txt").write_text("\n".join([line] * 40))
+    files = prepared([tmp_path / "added.txt"], longer, DataConfig(), tmp_path / "cache")
+    samples = choose_samples(pack_rows(files, vocabulary_of(longer), 32, "document"), longer)
+    shown = [sample.right.join(sample.split) for sample in samples]
+    assert all(text in line and " Deniz" in text for text in shown), shown
 
 
 def test_one_sentence_gives_different_gaps_and_numbers_alone_still_give_some(tmp_path):

@@ -24,6 +24,7 @@ from mlm_onnx.convert import Request, web, write_bundle
 from mlm_onnx.convert.request import Dtype
 from support.bundles import ONE_SHAPE, ORIGIN
 from support.models import CONFIGS, randomised
+from support.tokenizers import byte_level, with_added
 
 from jax_mlm.data.tokenizer import train_tokenizer
 from jax_mlm.presets import SENTENCE
@@ -176,6 +177,26 @@ def test_float32_answers_are_pythons(kind: str, made: Any, open_page: Callable[.
     driven, fill = open_page(path), FillMask(path)
     for text, hidden in [*zip(TEXTS, HIDDEN, strict=True), (LONG, (3, 60, 115))]:
         check(beside(driven, fill, text, hidden), FP32_TOLERANCE)
+
+
+def test_characters_without_spaces_are_words_and_added_ones_are_whole(
+    web_runtime: dict[str, bytes], tmp_path: Path, open_page: Callable[..., Driven]
+) -> None:
+    """Chinese is not one button a clause; a line end is read as in training; an added word is found and filled in."""
+    tokenizer = with_added(byte_level(), lstrip=True)
+    config = replace(CONFIGS["modernbert-local"], vocab_size=tokenizer.get_vocab_size())
+    request = Request("fp32", "web")
+    write_bundle(tmp_path / "b", config, randomised(config, 3), tokenizer, request, ORIGIN, ONE_SHAPE)
+    driven, fill = open_page(tmp_path / "b"), FillMask(tmp_path / "b")
+    for text, hidden, asked in (
+        ("我感染了，你好 ok", (1,), "我<mask>染了，你好 ok"),
+        ("ฉันไปบ้าน", (1,), "ฉั<mask>ไปบ้าน"),
+        ("the cat\n    sat here", (2,), "the cat\n    <mask> here"),
+        ("we met Deniz and Denizli", (2,), "we met <mask> and Denizli"),
+    ):
+        check(beside(driven, fill, text, hidden), FP32_TOLERANCE)
+        assert driven.text("masked") == asked
+    assert "“Deniz” itself is" in driven.text("answers")
 
 
 def test_int8_answers_are_near_pythons(made: Any, open_page: Callable[..., Driven]) -> None:

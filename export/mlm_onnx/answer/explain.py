@@ -9,13 +9,14 @@ import numpy as np
 
 from mlm_onnx.answer.joint import Ask
 from mlm_onnx.answer.reader import Reader, Text
+from mlm_onnx.answer.words import words_among
 
 ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word of the text, as the tokenizer delimits words."""
+    """A word of the text."""
 
     positions: np.ndarray
     """Token positions."""
@@ -35,14 +36,12 @@ class Hidden:
 
 
 def words_of(text: Text) -> list[Word]:
-    """Return the words of a text, except masks and framing tokens."""
-    pieces: dict[int, list[int]] = {}
+    """Return the words of a text, except masks and framing tokens; where no spaces are written, each token is one."""
+    before, after = text.frame
     masks = set(text.at.tolist())
-    for position, word in enumerate(text.words):
-        if word is not None and position not in masks:
-            pieces.setdefault(word, []).append(position)
+    inner = (position for position in range(before, len(text.ids) - after) if position not in masks)
     words = []
-    for positions in pieces.values():
+    for positions in words_among(text.text, text.offsets, inner):
         start, end = text.offsets[positions[0]][0], text.offsets[positions[-1]][1]
         inside = text.text[start:end]
         start, end = start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip())

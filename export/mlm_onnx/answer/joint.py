@@ -40,19 +40,24 @@ class Filling:
     """Natural logarithm of the product along that order."""
 
 
-def fill_jointly(text: Text, ask: Ask, choose: Choose, width: int) -> list[Filling]:
+def fill_jointly(text: Text, ask: Ask, choose: Sequence[Choose], width: int) -> list[Filling]:
     """Return the likeliest fillings of all masks, at most `width`, the likeliest first.
 
     After each filled mask, the remaining ones are scored again.
+
+    Args:
+        choose: for each mask.
     """
-
-    def likeliest(_text: int, _position: int, logprobs: np.ndarray) -> list[tuple[int, float]]:
-        return [(int(id), float(logprobs[id])) for id in choose(logprobs, width)]
-
     beam = [Filling((), 0.0)]
     for _ in text.at:
         found: dict[frozenset[tuple[int, int]], Filling] = {}
         left = [[mask for mask in range(len(text.at)) if mask not in dict(filling.ids)] for filling in beam]
+
+        def likeliest(
+            filling: int, position: int, logprobs: np.ndarray, left: Sequence[Sequence[int]] = left
+        ) -> list[tuple[int, float]]:
+            return [(int(id), float(logprobs[id])) for id in choose[left[filling][position]](logprobs, width)]
+
         asked = [(_filled(text, filling), text.at[masks]) for filling, masks in zip(beam, left, strict=True)]
         for filling, masks, answers in zip(beam, left, ask(asked, likeliest), strict=True):
             for mask, answer in zip(masks, answers, strict=True):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import TypeVar, overload
 
 import numpy as np
@@ -49,7 +50,7 @@ class FillMask:
             self.reader = Reader(self.bundle)
         finally:
             self._engine.wait()
-        self._pieces = Pieces(self.reader.tokenizer)
+        self._pieces = self.reader.rust(Pieces, self.reader.tokenizer)
         self._answers = Answers(self.reader, self._pieces)
         self._excluded = np.array(sorted(set(self.bundle.special.excluded)), np.int64)
 
@@ -98,8 +99,9 @@ class FillMask:
 
         Args:
             top_k: how many; by default 5, or all of the targets.
-            targets: consider only these words. Probabilities are still over the whole vocabulary, and each candidate
-                gains its "rank" among all tokens, 1 being the likeliest.
+            targets: consider only these words, as the tokenizer writes them where the mask stands; a word with a space
+                before it stands for the piece that brings its own. Probabilities are still over the whole vocabulary,
+                and each candidate gains its "rank" among all tokens, 1 being the likeliest.
             joint: also fill all masks together, by a beam over fill orders, re-scored after each filled mask. The
                 answer gains "pseudo_joint": [{"tokens", "ids", "order", "logprob", "text"}] (`mlm_onnx.answer.joint`).
             first_piece: replace a target that is not one token by its first piece; the candidate lists such words in
@@ -109,24 +111,34 @@ class FillMask:
             QueryError: a text cannot be answered, for instance because it has no mask. All texts are checked before any
                 is answered.
         """
-        choices = choices_of(targets, first_piece, self._pieces, self._excluded)
-        k = how_many(top_k, choices, self.bundle.vocab_size, self.bundle.limits)
+        choices = self._choices(targets, first_piece)
+        how_many(top_k, choices(" "), self.bundle.vocab_size, self.bundle.limits)
         queries = read_all(text, self.bundle.limits, self.reader.masked)
+        allowed = [[choices(query.before(mask)) for mask in range(len(query.at))] for query in queries]
+        k = max(
+            (
+                how_many(top_k, each, self.bundle.vocab_size, self.bundle.limits)
+                for of_query in allowed
+                for each in of_query
+            ),
+            default=1,
+        )
         for query in queries:
             check_size(query, k, joint)
 
-        def ranked(_text: int, _mask: int, logprobs: np.ndarray) -> list[Ranked]:
-            return choices.ranked(logprobs, k)
+        def ranked(text: int, mask: int, logprobs: np.ndarray) -> list[Ranked]:
+            return allowed[text][mask].ranked(logprobs, k)
 
         answers: list[Answer] = []
-        for query, per_mask in zip(queries, self._ask([(query, query.at) for query in queries], ranked), strict=True):
-            masks = [self._answers.mask(query, mask, each, choices) for mask, each in enumerate(per_mask)]
+        asked = self._ask([(query, query.at) for query in queries], ranked)
+        for query, per_mask, of_query in zip(queries, asked, allowed, strict=True):
+            masks = [self._answers.mask(query, mask, each, of_query[mask]) for mask, each in enumerate(per_mask)]
             answers.append({"text": query.text, "masks": masks})
         if joint:
             from mlm_onnx.answer.joint import fill_jointly
 
-            for query, answer in zip(queries, answers, strict=True):
-                fillings = fill_jointly(query, self._ask, choices.best, max(k, BEAM))
+            for query, answer, of_query in zip(queries, answers, allowed, strict=True):
+                fillings = fill_jointly(query, self._ask, [each.best for each in of_query], max(k, BEAM))
                 answer["pseudo_joint"] = [self._answers.joint(query, filling) for filling in fillings[:k]]
         return answers[0] if isinstance(text, str) else answers
 
@@ -173,8 +185,8 @@ class FillMask:
             "effect" is ln p(token) - ln p(token without the word), positive for words that support the token, and
             "instead" is the likeliest token without the word.
         """
-        targets = None if target is None else [target]
-        choices = choices_of(targets, first_piece, self._pieces, self._excluded)
+        choices = self._choices(None if target is None else [target], first_piece)
+        choices(" ")
         queries = read_all(text, self.bundle.limits, self.reader.masked)
         for query in queries:
             check_size(query, 1, joint=True)
@@ -202,6 +214,16 @@ class FillMask:
         return means[0] if isinstance(text, str) else means
 
     # ---- from queries to answers -----------------------------------------------------------------
+
+    def _choices(self, targets: Sequence[str] | None, first_piece: bool) -> Callable[[str], Choices]:
+        """Return a function from the character before a mask to what may be an answer there."""
+        targets = list(targets) if isinstance(targets, Iterable) and not isinstance(targets, str) else targets
+
+        @cache
+        def choices(before: str) -> Choices:
+            return choices_of(targets, first_piece, self._pieces, self._excluded, before)
+
+        return choices
 
     def _ask(
         self, asked: Sequence[tuple[Text, np.ndarray]], reduce: Callable[[int, int, np.ndarray], Result]
@@ -234,11 +256,13 @@ class FillMask:
 
         return self._engine.map([self.reader.hidden(read, int(position)) for position in positions], logprob)
 
-    def _explain(self, query: Text, choices: Choices) -> Explanation:
+    def _explain(self, query: Text, choices: Callable[[str], Choices]) -> Explanation:
         from mlm_onnx.answer.explain import asked_together, occlude
 
-        def likeliest(_text: int, _mask: int, logprobs: np.ndarray) -> Ranked:
-            id = int(choices.best(logprobs, 1)[0])
+        allowed = [choices(query.before(mask)) for mask in range(len(query.at))]
+
+        def likeliest(_text: int, mask: int, logprobs: np.ndarray) -> Ranked:
+            id = int(allowed[mask].best(logprobs, 1)[0])
             return Ranked(id, float(logprobs[id]))
 
         (answers,) = self._ask([(query, query.at)], likeliest)
@@ -247,5 +271,5 @@ class FillMask:
             chosen = [answers[mask].id for mask in group]
             hidden = occlude(query, group, words, chosen, self.bundle.special.mask_id, self._excluded, self._ask)
             for mask, effects in zip(group.tolist(), hidden, strict=True):
-                masks.append(self._answers.explained(query, mask, answers[mask], effects, choices))
+                masks.append(self._answers.explained(query, mask, answers[mask], effects, allowed[mask]))
         return {"text": query.text, "masks": masks}

@@ -134,8 +134,13 @@ def check_scored(read: Text, special: Special, excluded: np.ndarray) -> Text:
     return read
 
 
-def choices_of(targets: Sequence[str] | None, first_piece: bool, pieces: Pieces, excluded: np.ndarray) -> Choices:
+def choices_of(
+    targets: Sequence[str] | None, first_piece: bool, pieces: Pieces, excluded: np.ndarray, before: str = " "
+) -> Choices:
     """Return the tokens that may be an answer: the targets (with `first_piece`, their first pieces), else any token.
+
+    Args:
+        before: the character before the mask, which decides how a word is written there.
 
     Raises:
         QueryError: the targets are not words, or one of them is not a token.
@@ -152,7 +157,7 @@ def choices_of(targets: Sequence[str] | None, first_piece: bool, pieces: Pieces,
         if not isinstance(word, str):
             raise QueryError(f"a target must be a str, not {type(word).__name__}")
         check_utf8(word)
-        ids = pieces.of(word)
+        ids = pieces.of(word, before)
         known = bool(ids) and not np.isin(ids[:1] if first_piece else ids, excluded).any()
         if not known or (len(ids) > 1 and not first_piece):
             split = " ".join(pieces.shown(id) for id in ids)

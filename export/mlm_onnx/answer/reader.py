@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -17,6 +18,7 @@ from mlm_onnx.bundle.read import Bundle, verify
 
 OTHER_MASKS = re.compile(r"\[MASK\]|<mask>|<\|mask\|>|\[mask\]|<MASK>|<extra_id_0>|_{3,}")
 MASKS_A_TEXT = 1024
+LETTER, LETTERS = "a", "a a"
 Result = TypeVar("Result")
 
 
@@ -28,8 +30,6 @@ class Text:
     ids: np.ndarray
     offsets: Sequence[tuple[int, int]]
     """Character range of each token."""
-    words: Sequence[int | None]
-    """Index of the word to which each token belongs; None for framing tokens."""
     frame: tuple[int, int]
     """How many tokens frame the text before and after it ([CLS], [SEP]); every window has them."""
     at: np.ndarray
@@ -40,6 +40,21 @@ class Text:
     def with_ids(self, ids: np.ndarray) -> Text:
         return replace(self, ids=ids)
 
+    def before(self, mask: int) -> str:
+        """Return the white space before a mask, "" at the start of the text, and "(" for any other character."""
+        start = self.spans[mask][0]
+        character = self.text[max(0, start - 1) : start]
+        return character if not character or character.isspace() else "("
+
+
+class Tokens(NamedTuple):
+    """What the tokenizer makes of a text."""
+
+    ids: Sequence[int]
+    offsets: Sequence[tuple[int, int]]
+    framing: Sequence[int]
+    """1 for tokens that frame the text, else 0."""
+
 
 class Reader:
     """Tokenises texts with a bundle's tokenizer, within the bundle's limits."""
@@ -48,13 +63,15 @@ class Reader:
         self.bundle = bundle
         self.file = bundle.file(TOKENIZER)
         verify(bundle, TOKENIZER)
-        self.tokenizer: Tokenizer = self._rust(Tokenizer.from_file, str(self.file))
+        self.tokenizer: Tokenizer = self.rust(Tokenizer.from_file, str(self.file))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         if self.tokenizer.token_to_id(bundle.special.mask) != bundle.special.mask_id:
             raise BundleError(f"{bundle.path}: tokenizer and manifest disagree on the mask token")
+        mask = self.tokenizer.get_added_tokens_decoder().get(bundle.special.mask_id)
+        self._strips = mask is not None and mask.lstrip
 
-    def _rust(self, function: Callable[..., Result], *arguments: str) -> Result:
+    def rust(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Call the tokenizers library, whose errors and panics share no base class narrower than BaseException."""
         try:
             return function(*arguments)
@@ -75,17 +92,51 @@ class Reader:
         if len(text) > limits.max_characters:
             raise QueryError(f"the text has {len(text)} characters; the limit is {limits.max_characters}")
         check_utf8(text)
-        encoding = self._rust(self.tokenizer.encode, text)
-        ids = np.array(encoding.ids, np.int64)
+        tokens = self._tokens(text)
+        ids = np.array(tokens.ids, np.int64)
         if not len(ids):
             raise QueryError("the text has no token of this model")
         if ids.max() >= self.bundle.vocab_size:
             raise BundleError(f"{self.file} has more tokens than the model")
-        framing = np.array(encoding.special_tokens_mask, bool)
+        framing = np.array(tokens.framing, bool)
         inner = np.flatnonzero(~framing)
         frame = (int(inner[0]), len(ids) - 1 - int(inner[-1])) if len(inner) else (0, 0)
         at = np.flatnonzero((ids == self.bundle.special.mask_id) & ~framing)
-        return Text(text, ids, encoding.offsets, encoding.word_ids, frame, at, ())
+        return Text(text, ids, tokens.offsets, frame, at, ())
+
+    def _tokens(self, text: str) -> Tokens:
+        """Tokenise a text so that the tokens before its masks are those that stand before a word in training.
+
+        Masks of many tokenizers take all the white space before them, line ends and indentation too, which the words
+        that they stand for never do. There, a letter put before the mask keeps that white space; its token is dropped.
+        """
+        inside = layout_before(text, self.bundle.special.mask) if self._strips else []
+        if any(inside):
+            longer, starts = with_letters(text, self.bundle.special.mask, inside)
+            found = self.rust(self.tokenizer.encode, longer)
+            masks = [at for at, id in enumerate(found.ids) if id == self.bundle.special.mask_id]
+            if len(masks) == len(inside):
+                dropped = {
+                    position
+                    for at, laid_out in zip(masks, inside, strict=True)
+                    if laid_out
+                    for position in range(at - self._letter_tokens(found.ids, at), at)
+                }
+                kept = [position for position in range(len(found.ids)) if position not in dropped]
+                offsets = [found.offsets[position] for position in kept]
+                return Tokens(
+                    [found.ids[position] for position in kept],
+                    [(start - bisect_left(starts, start), end - bisect_left(starts, end)) for start, end in offsets],
+                    [found.special_tokens_mask[position] for position in kept],
+                )
+        found = self.rust(self.tokenizer.encode, text)
+        return Tokens(found.ids, found.offsets, found.special_tokens_mask)
+
+    def _letter_tokens(self, ids: Sequence[int], at: int) -> int:
+        """Return how many tokens before a position are the letter that was put there, and a space before it."""
+        alone, both = (self.tokenizer.encode(text, add_special_tokens=False).ids for text in (LETTER, LETTERS))
+        spaced = both[len(alone) :]
+        return len(spaced) if list(ids[at - len(spaced) : at]) == spaced else 1
 
     def masked(self, text: str) -> Text:
         """Tokenise a text that contains at least one mask and something else.
@@ -163,6 +214,31 @@ class Reader:
         """Return the character range of the window around a position."""
         first, last = self.window(text, position)
         return text.offsets[first][0], text.offsets[last - 1][1]
+
+
+def layout_before(text: str, mask: str) -> list[bool]:
+    """Return for each mask whether line ends or indentation stand before it, not just a space."""
+    found, start = [], text.find(mask)
+    while start >= 0:
+        first = start
+        while first and text[first - 1].isspace():
+            first -= 1
+        run = text[first:start]
+        found.append(bool(run.strip(" ")) or (first == 0 and len(run) > 1))
+        start = text.find(mask, start + len(mask))
+    return found
+
+
+def with_letters(text: str, mask: str, inside: Sequence[bool]) -> tuple[str, list[int]]:
+    """Return the text with a letter before some of its masks, and where in it these letters are."""
+    parts, starts, end = text.split(mask), [], 0
+    longer = [parts[0]]
+    for part, laid_out in zip(parts[1:], inside, strict=True):
+        end += len(longer[-1])
+        if laid_out:
+            starts.append(end)
+        longer.append(f"{LETTER if laid_out else ''}{mask}{part}")
+    return "".join(longer), starts
 
 
 def check_utf8(text: str) -> None:

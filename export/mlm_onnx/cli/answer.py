@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlm_onnx.bundle.layout import Json
-from mlm_onnx.cli.parser import PROG, Command, at_least_one, print_json
+from mlm_onnx.cli.parser import PROG, Command, at_least_one, comma_separated, one_line, print_json
 
 if TYPE_CHECKING:
     from mlm_onnx.answer.predictor import FillMask
@@ -26,7 +26,12 @@ def _declare_query(parser: argparse.ArgumentParser, text: str) -> None:
 def declare_fill(parser: argparse.ArgumentParser) -> None:
     _declare_query(parser, "a text with the model's mask token where a word is missing")
     parser.add_argument("--top-k", type=at_least_one, metavar="N", help="candidates for each mask (default: 5)")
-    parser.add_argument("--targets", metavar="A,B", help="consider only these words")
+    parser.add_argument(
+        "--targets",
+        type=comma_separated,
+        metavar="A,B",
+        help="consider only these words; one with a comma in it stands in double quotes: '\"1,000\",many'",
+    )
     _declare_first_piece(parser)
     parser.add_argument(
         "--joint", action="store_true", help="also fill all masks together: pseudo-jointly, by a beam over fill orders"
@@ -54,18 +59,17 @@ def _load(options: argparse.Namespace) -> FillMask:
 
 
 def fill(options: argparse.Namespace) -> None:
-    targets = None if options.targets is None else [word for word in options.targets.split(",") if word.strip()]
     answer = _load(options)(
-        options.text, top_k=options.top_k, targets=targets, joint=options.joint, first_piece=options.first_piece
+        options.text, top_k=options.top_k, targets=options.targets, joint=options.joint, first_piece=options.first_piece
     )
     if options.json:
         print_json(answer)
         return
     for mask in answer["masks"]:
         print(mask["candidates"][0]["text"])
-        width = max(len(candidate["token"]) for candidate in mask["candidates"])
+        width = max(len(one_line(candidate["token"])) for candidate in mask["candidates"])
         for candidate in mask["candidates"]:
-            print(f"  {candidate['token']:<{width}}  {candidate['probability']:7.2%}{_pieces_of(candidate)}")
+            print(f"  {one_line(candidate['token']):<{width}}  {candidate['probability']:7.2%}{_pieces_of(candidate)}")
     if options.joint:
         print("together (pseudo-joint, natural logarithm)")
         for filling in answer["pseudo_joint"]:
@@ -90,10 +94,10 @@ def explain(options: argparse.Namespace) -> None:
         print_json(answer)
         return
     for mask in answer["masks"]:
-        print(f"{mask['token']}  {mask['probability']:.2%}{_pieces_of(mask)}; without each other word:")
+        print(f"{one_line(mask['token'])}  {mask['probability']:.2%}{_pieces_of(mask)}; without each other word:")
         width = max((len(word["word"]) for word in mask["words"]), default=0)
         for word in sorted(mask["words"], key=lambda word: -word["effect"]):
-            instead = f"  {word['instead']} instead" if word["instead"] != mask["token"] else ""
+            instead = f"  {one_line(word['instead'])} instead" if word["instead"] != mask["token"] else ""
             print(f"  {word['word']:<{width}}  {word['probability']:7.2%}  {-word['effect']:+8.3f}{instead}")
 
 
@@ -107,9 +111,9 @@ def score(options: argparse.Namespace) -> None:
         print_json(answer)
         return
     print(f"pseudo-log-likelihood {answer['score']:.3f}, perplexity {answer['perplexity']:.2f}")
-    width = max(len(token["token"]) for token in answer["tokens"])
+    width = max(len(one_line(token["token"])) for token in answer["tokens"])
     for token in answer["tokens"]:
-        print(f"  {token['token']:<{width}}  {token['logprob']:8.3f}")
+        print(f"  {one_line(token['token']):<{width}}  {token['logprob']:8.3f}")
 
 
 def declare_embed(parser: argparse.ArgumentParser) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import difflib
 import json
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -87,6 +89,21 @@ def at_least_one(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text}: expected an integer of at least 1")
+
+
+def comma_separated(text: str) -> list[str]:
+    """Parse words separated by commas, as a line of CSV: a word with a comma in it stands in double quotes."""
+    try:
+        return [word for word in next(csv.reader([text], skipinitialspace=True, strict=True), []) if word.strip()]
+    except csv.Error:
+        raise argparse.ArgumentTypeError(
+            f'{text}: a double quote begins a word that is not closed; the quote itself is written """"'
+        ) from None
+
+
+def one_line(token: str) -> str:
+    r"""Return a token as it is printed in a table: line ends and the like as \n."""
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in token)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

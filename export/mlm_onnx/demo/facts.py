@@ -25,7 +25,7 @@ LOOKED_AT = 100
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a sentence, as the model's tokenizer splits texts into words."""
+    """A word of a sentence; where no spaces are written, a token of the model."""
 
     text: str
     start: int
@@ -251,12 +251,18 @@ def filled_in(asked: Asked) -> list[tuple[str, bool]]:
     parts: list[tuple[str, bool]] = []
     end = len(asked.masked)
     for mask in reversed(asked.masks):
-        answer = mask["candidates"][0]["text"]
-        before = asked.masked[: mask["start"]].rstrip()
-        filled = answer[: len(answer) - (len(asked.masked) - mask["end"])]
-        token = filled[len(before) :]
-        spaces = token[: len(token) - len(token.lstrip())]
-        parts += [(asked.masked[mask["end"] : end], False), (token.lstrip(), True), (spaces, False)]
+        answer, before, after = (
+            mask["candidates"][0]["text"],
+            asked.masked[: mask["start"]],
+            asked.masked[mask["end"] :],
+        )
+        # an answer may take one space away on either side
+        before = before if answer.startswith(before) else before[:-1]
+        after = after if answer.endswith(after) else after[1:]
+        token = answer[len(before) : len(answer) - len(after)]
+        inner = token.strip() or token
+        left, right = token[: token.index(inner)], token[token.index(inner) + len(inner) :]
+        parts += [(f"{right}{asked.masked[len(asked.masked) - len(after) : end]}", False), (inner, True), (left, False)]
         end = len(before)
     parts.append((asked.masked[:end], False))
     return [part for part in reversed(parts) if part[0]]

@@ -2,7 +2,7 @@
 // and tokenizer. onnxruntime's WASM runs on one thread, which needs no special headers from the server.
 import * as ort from './ort.js';
 import { Tokenizer } from './tokenizers.js';
-import { Pieces } from './pieces.js';
+import { findWholeWords, inItsTerms, Pieces } from './pieces.js';
 
 const ROOT = new URL('../', import.meta.url);
 const GRAPHS = ['fast/fill_mask_web.onnx', 'fast/fill_mask.onnx']; // the first is int8, which is faster in WASM
@@ -64,7 +64,8 @@ class Model {
     const { tokens, limits } = manifest;
     this.manifest = manifest;
     this.session = session;
-    this.tokenizer = new Tokenizer(tokenizer, config);
+    this.tokenizer = new Tokenizer(inItsTerms(tokenizer), config);
+    findWholeWords(this.tokenizer);
     this.pieces = new Pieces(this.tokenizer, tokenizer);
     this.mask = tokens.mask;
     this.unknown = tokens.unk?.id;
@@ -72,8 +73,8 @@ class Model {
     this.longest = limits.max_length;
     this.wholeWords = tokenizer.pre_tokenizer?.type === 'WhitespaceSplit';
     const framed = this.tokenizer.encode(this.mask.text).ids;
-    this.before = framed.indexOf(this.mask.id);
-    this.after = framed.length - 1 - this.before;
+    this.ahead = framed.indexOf(this.mask.id);
+    this.behind = framed.length - 1 - this.ahead;
   }
 
   /** Return what the page shows about the model; `wholeWords`: commas and the like belong to the words. */
@@ -95,7 +96,8 @@ class Model {
     const rows = isLong ? at.map((position) => this.window(ids, position)) : [{ ids, at }];
     const everyLogits = [];
     for (const row of rows) everyLogits.push(...(await this.logits(row)));
-    const masks = everyLogits.map((logits, index) => this.maskAnswer(logits, words[index], count));
+    const before = this.before(text);
+    const masks = everyLogits.map((logits, index) => this.maskAnswer(logits, words[index], before[index], count));
     const filled = this.pieces.fill(text, this.mask.text, masks.map(({ candidates }) => candidates[0].id));
     return { masks, filled, isLong };
   }
@@ -113,7 +115,7 @@ class Model {
       );
     }
     if (!text.replaceAll(mask, '').trim()) throw new Problem('Every word is hidden: leave the model some to go by.');
-    const { ids } = this.tokenizer.encode(text);
+    const ids = this.pieces.idsOf(text, this.mask);
     const at = ids.flatMap((id, position) => (id === this.mask.id ? [position] : []));
     if (at.length !== text.split(mask).length - 1) {
       throw new Problem(`The tokenizer does not recognise each ${mask}: put spaces around it.`);
@@ -122,14 +124,20 @@ class Model {
     return { ids, at };
   }
 
+  /** Return the white space before each mask, '' at the start of the text, and '(' for any other character. */
+  before(text) {
+    const parts = text.split(this.mask.text).slice(0, -1);
+    return parts.map((part, index) => (/\s$/.test(part) ? part.slice(-1) : part || index ? '(' : ''));
+  }
+
   /** Return the row that asks about one position of a long text, as `mlm_onnx.answer.reader` does. */
   window(ids, position) {
-    const { before, after } = this;
-    const room = this.longest - before - after;
-    const end = ids.length - after;
-    const first = Math.min(Math.max(before, position - Math.floor(room / 2)), Math.max(before, end - room));
+    const { ahead, behind } = this;
+    const room = this.longest - ahead - behind;
+    const end = ids.length - behind;
+    const first = Math.min(Math.max(ahead, position - Math.floor(room / 2)), Math.max(ahead, end - room));
     const seen = ids.slice(first, Math.min(first + room, end));
-    return { ids: [...ids.slice(0, before), ...seen, ...ids.slice(end)], at: [position - first + before] };
+    return { ids: [...ids.slice(0, ahead), ...seen, ...ids.slice(end)], at: [position - first + ahead] };
   }
 
   /** Return the logits at some positions of a row of tokens. */
@@ -140,7 +148,7 @@ class Model {
     return at.map((_, index) => logits.data.subarray(index * size, (index + 1) * size));
   }
 
-  maskAnswer(logits, word, count) {
+  maskAnswer(logits, word, before, count) {
     const largest = logits.reduce((most, logit) => Math.max(most, logit), -Infinity);
     const total = logits.reduce((sum, logit) => sum + Math.exp(logit - largest), 0);
     const probability = (id) => Math.exp(logits[id] - largest) / total;
@@ -150,7 +158,7 @@ class Model {
       probability: probability(id),
     }));
     if (word === undefined) return { candidates };
-    const pieces = this.pieces.of(word);
+    const pieces = this.pieces.of(word, before);
     if (pieces.length !== 1 || this.excluded.has(pieces[0])) {
       const known = pieces.length > 1 && !pieces.some((id) => this.excluded.has(id));
       return { candidates, original: { word, pieces: known ? pieces.map((id) => this.pieces.shown(id)) : [] } };

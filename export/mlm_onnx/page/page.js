@@ -1,8 +1,12 @@
 // The page: a sentence, its words as buttons, and the answers. The model runs in worker.js.
+import { UNSPACED } from './pieces.js';
+
 const HIDDEN_AT_FIRST = 2;
 const MOST_CHARACTERS = 20000;
 const MOST_COUNT = 50;
 const TYPING_PAUSE = 200;
+const IN_UNSPACED = new RegExp(`[${UNSPACED}]`, 'u');
+const CHARACTERS = new Intl.Segmenter(undefined, { granularity: 'grapheme' });
 const find = (id) => document.getElementById(id);
 const worker = new Worker(new URL('worker.js', import.meta.url), { type: 'module' });
 
@@ -25,12 +29,24 @@ const percent = (share) => (share >= 0.0001 ? `${(share * 100).toFixed(2)} %` : 
 
 /** Return the words of a text: the position of each, and the part to hide (commas and the like stay). */
 function wordsOf(text) {
-  return [...text.matchAll(/\S+/g)].map(({ 0: whole, index }) => {
+  return [...text.matchAll(/\S+/g)].flatMap(partsOf).map(({ 0: whole, index }) => {
     const [, before, core] = /^([^\p{L}\p{N}\p{M}]*)(.*?)[^\p{L}\p{N}\p{M}]*$/su.exec(whole);
     const start = core && !facts.wholeWords ? index + before.length : index;
     const word = core && !facts.wholeWords ? core : whole;
     return { whole, word, start, end: start + word.length, masked: whole.includes(facts.mask) };
   });
+}
+
+/** Return what stands between two spaces; in a script that is written without spaces, its characters. */
+function partsOf({ 0: text, index }) {
+  if (facts.wholeWords || !IN_UNSPACED.test(text)) return [{ 0: text, index }];
+  const parts = [];
+  for (const { segment, index: at } of CHARACTERS.segment(text)) {
+    const alone = IN_UNSPACED.test(segment);
+    if (alone || !parts.length || parts.at(-1).alone) parts.push({ 0: segment, index: index + at, alone });
+    else parts.at(-1)[0] += segment;
+  }
+  return parts;
 }
 
 /** Return the sentence with masks for the hidden words, and for each mask its word (undefined if the mask was typed). */

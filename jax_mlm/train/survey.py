@@ -1,0 +1,170 @@
+"""What was read, said before a run trains on it: one summary, warnings, and what there is nothing to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import NamedTuple
+
+import numpy as np
+
+from jax_mlm.config import Json, MaskConfig, TrainConfig
+from jax_mlm.data.batches import Rows, batch_of
+from jax_mlm.data.dataset import Dataset
+from jax_mlm.data.sources import FOREIGN
+from jax_mlm.data.token_files import Figures
+from jax_mlm.tasks.masking import slots
+
+LOOKED_AT = 512
+"""Rows that the targets of a step are estimated from."""
+MOST_UNKNOWN, SOME_UNKNOWN, SOME_COPIES = 0.5, 0.01, 0.01
+"""Parts of the tokens, and of the validation documents, from which a run is refused or a warning is given."""
+FEW_REACHABLE = 0.1
+"""Part of the tokens, below which a masking rule that can hide no more is refused."""
+
+
+class Targets(NamedTuple):
+    """What a step has to learn from, on average."""
+
+    hidden: float
+    """Targets."""
+    eligible: float
+    """Part of the tokens that may be targets at all."""
+    reachable: float
+    """Part of those that the masking rule can choose: a word of too many tokens is never hidden."""
+
+
+class Survey(NamedTuple):
+    """What there is to say about the text."""
+
+    facts: Json
+    """As run.json keeps them."""
+    lines: tuple[str, ...]
+    warnings: tuple[str, ...]
+    refusal: str | None
+    """Why there is nothing to learn, and what to do about it."""
+
+
+def survey(data: Dataset) -> Survey:
+    """Look at what was read and at what a step will hide of it."""
+    targets = expected_targets(data.train, data.config.mask, data.config.batch)
+    return Survey(
+        _facts(data, targets), _lines(data, targets), tuple(_warnings(data, targets)), _refusal(data, targets)
+    )
+
+
+def expected_targets(rows: Rows, mask: MaskConfig, batch: int) -> Targets:
+    """Estimate the targets of a step of `batch` rows, at the rate that the first step has."""
+    looked_at = batch_of(rows, np.unique(np.linspace(0, len(rows) - 1, LOOKED_AT).astype(np.int64)))
+    special = np.zeros(rows.vocabulary.size, bool)
+    special[list(rows.vocabulary.special)] = True
+    words, content = np.asarray(looked_at.words), np.asarray(looked_at.words) >= 0
+    eligible = content & ~special[np.asarray(looked_at.tokens)]
+    reachable = eligible
+    if mask.mask_rule == "whole-word":
+        number = words + np.arange(len(words))[:, None] * rows.length
+        sizes = np.bincount(number[content], minlength=words.size)
+        reachable = eligible & (sizes[np.where(content, number, 0)] <= slots(mask, rows.length))
+    hidden = mask.mask_rate * reachable.sum() / len(words) * batch
+    return Targets(hidden, eligible.sum() / max(content.sum(), 1), reachable.sum() / max(eligible.sum(), 1))
+
+
+def _facts(data: Dataset, targets: Targets) -> Json:
+    read, text = data.read, data.read.train
+    known: Json = {}
+    if text is not None:
+        known["characters_per_token"] = round(text.characters / max(read.tokens, 1), 4)
+        known["unknown"] = round(text.unknown / max(read.tokens, 1), 6)
+        known["in_both"] = read.both
+    return {
+        "files": read.files,
+        "left_out": dict(read.left_out),
+        "documents": read.train_documents,
+        "validation_documents": read.valid_documents,
+        "dropped": read.dropped,
+        "tokens": read.tokens,
+        **known,
+        "targets_per_step": round(targets.hidden, 1),
+    }
+
+
+def _lines(data: Dataset, targets: Targets) -> tuple[str, ...]:
+    read, text = data.read, data.read.train
+    documents = f"{_count(read.train_documents, 'document')} to train on, {read.valid_documents:,} to validate"
+    parts = [f"text: {_count(read.files, 'file')}", documents]
+    if read.dropped:
+        parts.append(f"{_count(read.dropped, 'copy', 'copies')} dropped")
+    parts.append(_count(read.tokens, "token"))
+    if text is not None:
+        parts.append(f"{text.characters / max(read.tokens, 1):.2f} characters a token")
+        parts.append(f"{_percent(text.unknown / max(read.tokens, 1))} unknown")
+        parts.append(f"{read.both:,} validation documents in the training text too")
+    lines = [", ".join([*parts, f"about {targets.hidden:,.0f} targets a step"])]
+    for glob, count in read.left_out.items():
+        foreign = PurePath(glob).suffix in FOREIGN
+        how = "which are not text" if foreign else f"which a glob takes: --data '{glob}'"
+        lines.append(f"left out: {_count(count, 'file')} ({PurePath(glob).suffix or 'no suffix'}), {how}")
+    return tuple(lines)
+
+
+def _warnings(data: Dataset, targets: Targets) -> Iterator[str]:
+    read = data.read
+    for option, text, tokens in _texts(data):
+        share = text.unknown / max(tokens, 1)
+        if share > SOME_UNKNOWN:
+            yield f"{option}: {_percent(share)} of the tokens are unknown and never learned: {_remedy(data, text)}"
+    if read.both > SOME_COPIES * read.valid_documents:
+        yield (
+            f"{_percent(read.both / read.valid_documents)} of the validation documents stand in the training text "
+            "as well, which makes the figures look better than they are: --dedup drops copies"
+        )
+    if FEW_REACHABLE <= targets.reachable < 0.5:
+        yield (
+            f"--mask-rule whole-word can hide only {_percent(targets.reachable)} of the tokens, the other words are "
+            "too long: take --mask-rule token or span"
+        )
+
+
+def _refusal(data: Dataset, targets: Targets) -> str | None:
+    for option, text, tokens in _texts(data):
+        share = text.unknown / max(tokens, 1)
+        if share > MOST_UNKNOWN:
+            unknown = f"{_percent(share)} of the tokens are unknown, so there is little to learn"
+            return f"{option}: {unknown}: {_remedy(data, text)}"
+        if text.special == tokens:
+            return f"{option}: all tokens are special ones, so there is nothing to learn: {_remedy(data, text)}"
+    if targets.reachable < FEW_REACHABLE:
+        return (
+            f"{_percent(targets.reachable)} of the tokens can be hidden, so there is nothing to learn: --mask-rule "
+            f"whole-word leaves words of more than {slots(data.config.mask, data.train.length)} tokens as they are; "
+            "take --mask-rule token or span"
+        )
+    return None
+
+
+def _texts(data: Dataset) -> Iterator[tuple[str, Figures, int]]:
+    if data.read.train is not None:
+        yield "--data", data.read.train, data.read.tokens
+    if data.read.valid is not None:
+        yield "--valid", data.read.valid, len(data.valid.files.tokens)
+
+
+def _remedy(data: Dataset, text: Figures) -> str:
+    """Return what makes unknown tokens known."""
+    config: TrainConfig = data.config
+    if text.written > 0.5 * text.unknown:
+        return "the text itself says <unk> there; take the raw version of it, if there is one"
+    if not data.read.tokenizer_kind:
+        option = "--tokenizer" if config.tokenizer else "--init" if config.init else "--distil"
+        return f"the tokenizer of {option} was made for other text; without it one is trained on yours"
+    if data.read.tokenizer_kind == "word":
+        return "--tokenizer-kind bpe cuts words into pieces that it knows; a larger --tokenizer-limit keeps more words"
+    return "--tokenizer-kind bpe knows every character; a larger --tokenizer-limit has room for more of them"
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"

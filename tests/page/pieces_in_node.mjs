@@ -1,0 +1,26 @@
+// Reads {kind: {tokenizer, mask, cases}} and prints what the page's pieces.js makes of the same cases.
+import { readFileSync } from 'node:fs';
+import { pathToFileURL } from 'node:url';
+
+const [, , folder, questions] = process.argv;
+const load = (name) => import(pathToFileURL(`${folder}/${name}`));
+const [{ Tokenizer }, { findWholeWords, inItsTerms, Pieces }] = await Promise.all([load('tokenizers.js'), load('pieces.js')]);
+
+const answers = {};
+for (const [kind, { tokenizer, mask, cases }] of Object.entries(JSON.parse(readFileSync(questions, 'utf8')))) {
+  const made = new Tokenizer(inItsTerms(tokenizer), { unk_token: tokenizer.model.unk_token });
+  findWholeWords(made);
+  const pieces = new Pieces(made, tokenizer);
+  const real = (text) => text.replaceAll('M', mask.text);
+  const joined = (text, id) => pieces.fill(real(text), mask.text, [id]).map((part) => part.text).join('');
+  const each = (object, answer) => Object.fromEntries(Object.entries(object).map(([key, value]) => [key, answer(key, value)]));
+  answers[kind] = {
+    reads: each(cases.reads, (text) => pieces.idsOf(real(text), mask)),
+    pieces: each(cases.pieces, (piece, { filled }) => {
+      const id = made.token_to_id(piece);
+      return { shown: pieces.shown(id), filled: each(filled, (text) => joined(text, id)) };
+    }),
+    targets: each(cases.targets, (word, places) => each(places, (before) => pieces.of(word, before))),
+  };
+}
+console.log(JSON.stringify(answers));
