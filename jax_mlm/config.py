@@ -14,16 +14,17 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 Json = dict[str, Any]  # an object as the json module has it; who reads it knows its fields
-Family = Literal["bert", "roberta", "albert", "distilbert", "modernbert"]
+Family = Literal["bert", "roberta", "albert", "distilbert", "modernbert", "esm", "xlm-roberta", "camembert"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the encoder: one description for the five families of `model.py`."""
+    """Shape of the encoder: one description for the six families of `model/encoder.py`."""
 
     family: Family = "modernbert"
-    """The Hugging Face model type that these switches describe."""
+    """The Hugging Face model type that these switches describe: bert, roberta (or its namesakes xlm-roberta and
+    camembert), albert, distilbert, modernbert or esm."""
     vocab_size: int = 0
     """Rows of the embedding table; 0 takes the tokenizer's size, rounded up to a multiple of 64."""
     width: int = 256
@@ -46,6 +47,8 @@ class ModelConfig:
     """Normalise before each block (ModernBERT) instead of after it (BERT)."""
     norm_bias: bool = False
     """Give LayerNorm a bias."""
+    embedding_norm: bool = True
+    """Normalise the embeddings; pre-norm models then leave out the norm before the first attention (ESM-2 keeps it)."""
     norm_eps: float = 1e-5
     """Added to the variance in each norm."""
     positions: Literal["learned", "rope"] = "rope"
@@ -62,6 +65,10 @@ class ModelConfig:
     """Window in tokens, half of it on each side, of the layers that attend locally."""
     token_types: int = 0
     """Rows of the token type table; 0 for families without one."""
+    token_dropout: bool = False
+    """Zero the embeddings of mask tokens and scale the others by the share that is left of them (ESM-2)."""
+    mask_id: int = -1
+    """The mask token that token dropout zeroes; -1 takes the tokenizer's."""
     activation: Activation = "gelu"
     """Non-linearity of the feed-forward layer."""
     head_activation: Literal["", Activation] = ""
@@ -105,6 +112,10 @@ class ModelConfig:
         """Return the columns of the embedding table."""
         return self.embedding_width or self.width
 
+    def norms_attention(self, layer: int) -> bool:
+        """Return whether a layer has a norm of its attention: all but one whose input is normalised already."""
+        return not (self.norm_first and self.embedding_norm and layer == 0)
+
     def window(self, layer: int) -> int | None:
         """Return how many tokens are visible on each side in this layer; None where attention is global."""
         return None if layer % self.global_every == 0 else self.local_window // 2
@@ -116,8 +127,8 @@ class DataConfig:
 
     length: int = 128
     """Tokens in a training row, special tokens included."""
-    tokenizer_kind: Literal["wordpiece", "bpe", "unigram", "word"] = "wordpiece"
-    """The tokenizer trained on the data when --tokenizer is not given."""
+    tokenizer_kind: Literal["wordpiece", "bpe", "unigram", "word", "protein"] = "wordpiece"
+    """The tokenizer trained on the data when --tokenizer is not given; protein is ESM-2's, a token a letter."""
     tokenizer_size: int = 0
     """Its vocabulary, special tokens included; 0 takes --tokenizer-limit, or less where the text supports less."""
     tokenizer_limit: int = 8192
@@ -235,7 +246,8 @@ class TrainConfig:
 
     preset: str = "sentence"
     """Named set of defaults: sentence, tiny, small, base, large, or the recipe of a paper: bert-base, bert-large,
-    roberta-base, roberta-large, albert-base, albert-large, distilbert-base, modernbert-base, modernbert-large."""
+    roberta-base, roberta-large, albert-base, albert-large, distilbert-base, modernbert-base, modernbert-large,
+    esm2-t6-8m."""
     data: tuple[str, ...] = ()
     """Text to train on: files, folders or globs (.txt, .jsonl, .parquet, compressed or not)."""
     valid: tuple[str, ...] = ()

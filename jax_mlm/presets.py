@@ -1,4 +1,4 @@
-"""Named sets of defaults: shapes and recipes of our own, and those that the papers of the five families give.
+"""Named sets of defaults: shapes and recipes of our own, and those that the papers of the six families give.
 
 Where a paper's batch is larger than a device holds, it is computed in microbatches; give --batch and --accumulate for
 a different one. Vocabularies are rounded up to a multiple of 64.
@@ -72,6 +72,24 @@ def _modernbert(width: int, layers: int, heads: int, ff_width: int) -> ModelConf
     )
 
 
+def _esm2(width: int, layers: int, heads: int) -> ModelConfig:
+    """ESM-2 (Lin et al. 2023): pre-norm with biases, rotary positions, masked embeddings zeroed; no dropout."""
+    shape = _bert(width, layers, heads)
+    return replace(
+        shape,
+        family="esm",
+        max_length=1026,
+        norm_first=True,
+        norm_eps=1e-5,
+        embedding_norm=False,
+        positions="rope",
+        token_types=0,
+        token_dropout=True,
+        dropout=0.0,
+        attention_dropout=0.0,
+    )
+
+
 # ---- recipes -------------------------------------------------------------------------------------
 
 _BERT_TEXT = DataConfig(length=512, tokenizer_limit=30_528, lowercase=True)
@@ -81,10 +99,13 @@ _ROBERTA_TEXT = DataConfig(
 _ALBERT_TEXT = DataConfig(length=512, tokenizer_kind="unigram", tokenizer_limit=30_016, lowercase=True)
 _MODERNBERT_TEXT = DataConfig(length=1024, tokenizer_kind="bpe", tokenizer_limit=50_368)
 
+_PROTEINS = DataConfig(length=1024, tokenizer_kind="protein", tokenizer_limit=33)
+
 _BERT_OPTIM = OptimConfig(lr=1e-4, schedule="linear", warmup=0.01, beta2=0.999, adam_eps=1e-6)
 _ROBERTA_OPTIM = OptimConfig(lr=6e-4, schedule="linear", warmup=0.048, adam_eps=1e-6, clip=0.0)
 _ALBERT_OPTIM = OptimConfig("lamb", lr=1.76e-3, schedule="linear", warmup=0.025, beta2=0.999, adam_eps=1e-6)
 _DISTILBERT_OPTIM = OptimConfig(lr=5e-4, schedule="linear", warmup=0.05, adam_eps=1e-6, weight_decay=0.0, clip=5.0)
+_ESM2_OPTIM = OptimConfig(lr=4e-4, schedule="linear", warmup=0.004)
 _MODERNBERT_OPTIM = OptimConfig(lr=8e-4, warmup=0.002, decay=0.03, adam_eps=1e-6, weight_decay=1e-5)
 
 _NGRAMS = MaskConfig(mask_rule="span", span_mean=1.8, span_max=3)
@@ -215,6 +236,16 @@ _ALL = (
         corpus=_MODERNBERT_TEXT,
         mask=MaskConfig(mask_rate=0.3),
         optim=replace(_MODERNBERT_OPTIM, lr=5e-4),
+    ),
+    # Two million residues a step; the paper's rate falls to a tenth of its peak, this one to zero.
+    TrainConfig(
+        preset="esm2-t6-8m",
+        steps=500_000,
+        batch=2048,
+        accumulate=32,
+        model=_esm2(320, 6, 20),
+        corpus=_PROTEINS,
+        optim=_ESM2_OPTIM,
     ),
 )
 PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType({config.preset: config for config in _ALL})

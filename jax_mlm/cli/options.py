@@ -20,7 +20,13 @@ T = TypeVar("T")
 Groups = Mapping[str, Sequence[str]]  # title → names of the fields under it, if one list would be too long
 Settings = dict[str, Any]  # what `add_argument` takes, which depends on the action
 FILES, PATHS = ("data", "valid", "tokenizer"), ("out", "init", "distil", "cache")
-METAVARS = {**dict.fromkeys(FILES, "FILE"), **dict.fromkeys(PATHS, "PATH"), "budget": "TIME", "preset": "NAME"}
+METAVARS = {
+    **dict.fromkeys(FILES, "FILE"),
+    **dict.fromkeys(PATHS, "PATH"),
+    "budget": "TIME",
+    "preset": "NAME",
+    "family": "NAME",
+}
 
 
 def declare(parser: Parser, kind: type, base: object, groups: Groups, everything: bool) -> None:
@@ -79,7 +85,7 @@ def _value(name: str, hint: Any, metadata: Mapping[str, Any]) -> Settings:  # An
     if typing.get_origin(hint) is tuple:
         return {**_value(name, arguments[0], metadata), "nargs": "+"}
     if choices := keys_of(metadata["choices"]) if "choices" in metadata else arguments:
-        return {"choices": choices, "metavar": f"{{{','.join(filter(None, choices))}}}"}
+        return {"choices": choices, "metavar": METAVARS.get(name, f"{{{','.join(filter(None, choices))}}}")}
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     return {"type": hint, "metavar": {int: "N", float: "X", Path: "PATH"}.get(hint) or METAVARS.get(name, "TEXT")}

@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jax_mlm.config import DataConfig, TrainConfig
+from jax_mlm.data.alphabet import alphabet_tokenizer
 from jax_mlm.data.batches import Rows, pack_rows, split_documents
 from jax_mlm.data.prepare import TokenFiles, prepare
 from jax_mlm.data.sources import documents, expand
@@ -53,6 +54,13 @@ def _sentence_file(cache: Path) -> Path:
 
 def _new_tokenizer(files: Sequence[Path], corpus: DataConfig, say: Callable[[str], None]) -> Tokenizer:
     """Train one on the text: of the size asked for, else of the preset's or what the text supports."""
+    if corpus.tokenizer_kind == "protein":
+        for name in ("tokenizer_size", "lowercase", "special_tokens"):
+            if getattr(corpus, name) != getattr(DataConfig, name):
+                raise UserError(
+                    f"--{name.replace('_', '-')}: the alphabet of --tokenizer-kind protein is fixed; leave it out"
+                )
+        return alphabet_tokenizer()
 
     def trained(size: int) -> Tokenizer:
         say(f"training a {corpus.tokenizer_kind} tokenizer of {size} tokens")
@@ -104,6 +112,13 @@ def open_dataset(
         config = replace(config, model=replace(config.model, vocab_size=padded_size(vocabulary.size, kind)))
     elif config.model.vocab_size < vocabulary.size:
         raise UserError(f"--vocab-size {config.model.vocab_size} is less than the tokenizer's {vocabulary.size} tokens")
+
+    if config.model.token_dropout and config.model.mask_id != vocabulary.mask:
+        if config.model.mask_id >= 0:
+            raise UserError(
+                f"--mask-id {config.model.mask_id} is not the tokenizer's mask, {vocabulary.mask}: leave it out"
+            )
+        config = replace(config, model=replace(config.model, mask_id=vocabulary.mask))
 
     def rows(files: TokenFiles, chosen: np.ndarray | None = None) -> Rows:
         return pack_rows(files, vocabulary, corpus.length, corpus.pack, chosen)

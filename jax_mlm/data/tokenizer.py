@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from jax_mlm.errors import UserError
 
-Kind = Literal["wordpiece", "bpe", "unigram", "word"]
+Kind = Literal["wordpiece", "bpe", "unigram", "word", "protein"]
 SpecialNames = Literal["bert", "roberta"]
 SPECIAL: Mapping[str, tuple[str, ...]] = {
     "bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
@@ -33,6 +34,18 @@ NAMES = {
     "cls": ("[CLS]", "<s>", "<cls>", "[BOS]", "<bos>"),
     "sep": ("[SEP]", "</s>", "<sep>", "[EOS]", "<eos>"),
 }
+LETTERS = {
+    "pad": ("pad", "padding"),
+    "mask": ("mask",),
+    "unk": ("unk", "unknown"),
+    "cls": ("cls", "bos"),
+    "sep": ("sep", "eos"),
+}
+"""The letters of special tokens that have one of those names in another spelling, such as <MASK>."""
+RESERVED = re.compile(
+    r"[\[<]\|?(unused|reserved|extra_?id|null|dummy|placeholder)[a-z_ -]*\d+\|?[\]>]|madeupword\d+|<.+>NOTUSED", re.I
+)
+"""Pieces kept free in a published vocabulary, such as [unused12], <unused3> or madeupword0000: no text holds them."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,7 @@ class Vocabulary:
     sep: int | None
     """Put after every text."""
     special: tuple[int, ...]
-    """Every special id, sorted: never masked, never drawn at random, never a target."""
+    """Every special or reserved id, sorted: never masked, never drawn at random, never a target or an answer."""
 
 
 class VocabularyTooLarge(UserError):
@@ -94,7 +107,7 @@ def size_of(tokenizer: Tokenizer) -> int:
 
 def mask_of(tokenizer: Tokenizer) -> int:
     """Return the id of the mask token; a UserError where there is none."""
-    mask = _find("mask", _special(tokenizer))
+    mask = _find_special("mask", _special(tokenizer))
     if mask is None:
         raise UserError("it has no special token [MASK] or <mask>, which a masked language model needs")
     return mask
@@ -108,27 +121,38 @@ def _find(role: str, tokens: Mapping[str, int]) -> int | None:
     return next((tokens[name] for name in NAMES[role] if name in tokens), None)
 
 
+def _find_special(role: str, special: Mapping[str, int]) -> int | None:
+    """Return the id of a role among special tokens, by its usual name or by the letters of another one."""
+    spelled = {"".join(re.findall("[a-z]+", name.lower())): id for name, id in reversed([*special.items()])}
+    found = _find(role, special)
+    return next((spelled[word] for word in LETTERS[role] if word in spelled), None) if found is None else found
+
+
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """Find the special tokens by their usual names; the framing ones only where the tokenizer really adds them.
+    """Find the special tokens by their names; the framing ones only where the tokenizer really adds them.
 
     It encodes a text to see that: call it once, and pass the result on.
     """
     special, mask = _special(tokenizer), mask_of(tokenizer)
     frame = tokenizer.encode("").ids
-    cls, sep = (id if id in frame else None for id in (_find("cls", special), _find("sep", special)))
-    unk = _find("unk", special)
+    cls, sep = (id if id in frame else None for id in (_find_special("cls", special), _find_special("sep", special)))
+    if len(frame) == 2 and {*frame} <= {*special.values()}:  # whatever their names
+        cls, sep = frame
+    every_piece = tokenizer.get_vocab(with_added_tokens=True)
+    unk = _find_special("unk", special)
     if unk is None:
-        unk = _find("unk", tokenizer.get_vocab(with_added_tokens=True))
-    pad = _find("pad", special)
+        unk = _find("unk", every_piece)
+    pad = _find_special("pad", special)
     if pad is None:  # padding is never attended to, so any special token can fill it
         pad = next(id for id in (sep, cls, mask) if id is not None)
-    every = {*special.values(), *(() if unk is None else (unk,))}
+    reserved = (id for piece, id in every_piece.items() if RESERVED.fullmatch(piece))
+    every = {*special.values(), *reserved, *(() if unk is None else (unk,))}
     return Vocabulary(size_of(tokenizer), pad, mask, unk, cls, sep, tuple(sorted(every)))
 
 
 def padded_size(size: int, kind: str) -> int:
-    """Return the rows of the embedding table: a multiple of 64, except for words, where it is exact."""
-    return size if kind == "word" else -(-size // 64) * 64
+    """Return the rows of the embedding table: a multiple of 64, except for words and proteins, where it is exact."""
+    return size if kind in ("word", "protein") else -(-size // 64) * 64
 
 
 def train_tokenizer(

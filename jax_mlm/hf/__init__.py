@@ -1,1 +1,1 @@
-"""Hugging Face directories in and out, without torch: five families, config.json, safetensors and tokenizer."""
+"""Hugging Face directories in and out, without torch: six families, config.json, weights and tokenizer."""

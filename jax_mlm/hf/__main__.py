@@ -16,11 +16,11 @@ class ImportConfig:
     """Turn a Hugging Face model into a run directory, to evaluate, convert or train further."""
 
     source: Path = field(metadata={"positional": "HF_DIR"})
-    """The directory with config.json, model.safetensors and the tokenizer."""
+    """The directory with config.json, model.safetensors (or Flax's flax_model.msgpack) and the tokenizer."""
     run: Path = field(metadata={"positional": "RUN"})
     """The run directory to write."""
     family: str = ""
-    """bert, roberta, albert, distilbert or modernbert, where config.json does not say or says otherwise."""
+    """bert, roberta, xlm-roberta, camembert, albert, distilbert, modernbert or esm, where config.json does not say."""
     tokenizer: str = ""
     """A tokenizer.json to take instead of the directory's own."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,6 +13,8 @@ from jax_mlm.config import Family, Json, ModelConfig
 from jax_mlm.errors import UserError
 
 FAMILIES: tuple[Family, ...] = typing.get_args(Family)
+AFTER_PADDING: tuple[Family, ...] = ("roberta", "xlm-roberta", "camembert")
+"""RoBERTa and its namesakes: positions count from the row after that of the padding's id."""
 THEIR_NAMES = {"gelu_tanh": "gelu_new"}
 """Activations that transformers calls by a different name; all others keep theirs."""
 SYNONYMS = {
@@ -63,6 +66,8 @@ _COMMON = {
     "initializer_range": ("init_std", 0.02),
     "dtype": _constant("float32"),
 }
+_UNCHANGED: Mapping[str, object] = {"position_embedding_type": "absolute", "is_decoder": False, "inner_group_num": 1}
+"""Fields that have only one value here; None and a missing field stand for it."""
 _BERT = {
     "vocab_size": ("vocab_size", 30522),
     **_COMMON,
@@ -77,11 +82,18 @@ _BERT = {
     "hidden_dropout_prob": ("dropout", 0.1),
     "attention_probs_dropout_prob": ("attention_dropout", 0.1),
 }
+
+
+def _roberta(architecture: str, vocab_size: int) -> Layout:
+    fields = {**_BERT, "vocab_size": ("vocab_size", vocab_size)}
+    return Layout(architecture, {**_POST_NORM, "head_activation": "gelu"}, fields)
+
+
 LAYOUTS: Mapping[Family, Layout] = {
     "bert": Layout("BertForMaskedLM", _POST_NORM, _BERT),
-    "roberta": Layout(
-        "RobertaForMaskedLM", {**_POST_NORM, "head_activation": "gelu"}, {**_BERT, "vocab_size": ("vocab_size", 50265)}
-    ),
+    "roberta": _roberta("RobertaForMaskedLM", 50265),
+    "xlm-roberta": _roberta("XLMRobertaForMaskedLM", 30522),
+    "camembert": _roberta("CamembertForMaskedLM", 30522),
     "albert": Layout(
         "AlbertForMaskedLM",
         _POST_NORM,
@@ -147,63 +159,134 @@ LAYOUTS: Mapping[Family, Layout] = {
             "local_rope_theta": ("rope_theta_local", 10_000.0),
         },
     ),
+    "esm": Layout(
+        "EsmForMaskedLM",
+        {
+            **_POST_NORM,
+            "norm_first": True,
+            "embedding_norm": False,
+            "positions": "rope",
+            "activation": "gelu",
+        },
+        {
+            **{name: field for name, field in _BERT.items() if name not in ("type_vocab_size", "hidden_act")},
+            "vocab_size": ("vocab_size", 33),
+            "max_position_embeddings": ("max_length", 1026),
+            "position_embedding_type": _constant("rotary"),
+            "emb_layer_norm_before": _constant(False),
+            "is_folding_model": _constant(False),
+            "rope_theta": ("rope_theta", 10_000.0),
+            "token_dropout": ("token_dropout", False),
+            "mask_token_id": (lambda c: c.mask_id if c.token_dropout and c.mask_id >= 0 else None, None),
+        },
+    ),
 }
+LARGEST: Mapping[str, int] = {"layers": 1_000, "vocab_size": 1 << 26, "max_length": 1 << 24}
+"""Our field → the largest value that a config.json may ask for; 2²⁰ for the others."""
+SMALLEST: Mapping[str, int] = {"token_types": 0, "local_window": 0, "mask_id": 0}
+"""The smallest; 1 for the others."""
 
 
-def known_family(name: str) -> Family:
+def known_family(name: object) -> Family:
     """Return the family of that name; a UserError lists the supported ones otherwise."""
     for family in FAMILIES:
         if family == name:
             return family
     raise UserError(
-        f"the model type {name!r} is not supported: choose from {', '.join(FAMILIES)} "
+        f"the model_type {name!r} is not supported: choose from {', '.join(FAMILIES)} "
         "(python -m jax_mlm.hf import --family NAME reads it as one of them)"
     )
 
 
-def _read(values: Json, name: str, default: Any) -> Any:  # of the type of the default, which is known by its field
-    """Return a field of a config.json, an activation by our name; a value of the wrong type is a UserError."""
+def _typed(values: Json, name: str, default: Any) -> Any:  # of the type of the default, which is known by its field
+    """Return a field of a config.json; a value of the wrong type is a UserError."""
     kinds, wanted = {
         int: ((int,), "an integer"),
         float: ((int, float), "a number"),
         bool: ((bool,), "true or false"),
         str: ((str,), "a name"),
+        dict: ((dict,), "an object"),
+        list: ((list,), "a list"),
     }[type(default)]
     value = values.get(name)
     value = default if value is None else value
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise UserError(f"{name} is {value!r}, where {wanted} was expected")
-    if not isinstance(value, str):
-        return type(default)(value)
-    ours = typing.get_args(typing.get_type_hints(ModelConfig)["activation"])
-    known = {**{name: name for name in ours if name not in THEIR_NAMES}, **SYNONYMS}
-    if value not in known:
-        raise UserError(f"{name} is {value!r}, which is not supported: {', '.join(known)} are")
-    return known[value]
+    return value
+
+
+def _read(values: Json, name: str, ours: str, default: Any) -> Any:  # as above
+    """Return a field by our meaning of it; what is outside the range of `ours`, or unknown, is a UserError."""
+    value = _typed(values, name, default)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        activations = typing.get_args(typing.get_type_hints(ModelConfig)["activation"])
+        known = {**{name: name for name in activations if name not in THEIR_NAMES}, **SYNONYMS}
+        if value not in known:
+            raise UserError(f"{name} is {value!r}, which is not supported: {', '.join(known)} are")
+        return known[value]
+    if isinstance(default, int):
+        least, most = SMALLEST.get(ours, 1), LARGEST.get(ours, 1 << 20)
+        if not least <= value <= most:
+            raise UserError(f"{name} is {value}, where an integer from {least} to {most} was expected")
+        return value
+    most = 1.0 if ours in ("dropout", "attention_dropout") else 1e30
+    if not (0 <= value < most) or (ours.startswith("rope") and not value):  # NaN is not in the range either
+        raise UserError(f"{name} is {value}, where a number from 0 to less than {most:g} was expected")
+    return float(value)
 
 
 def from_hf(values: Json, family: Family) -> ModelConfig:
     """Return the model that a config.json describes.
 
     Raises:
-        UserError: a field of the wrong type, or a switch that this encoder does not have.
+        UserError: a field of the wrong type or out of range, or a switch that this encoder does not have; its name is
+            in the message.
     """
-    for name, usual in (("position_embedding_type", "absolute"), ("is_decoder", False), ("inner_group_num", 1)):
-        if values.get(name) not in (None, usual):
-            raise UserError(f"{name} is {values[name]!r}: only {usual!r} is supported")
     layout = LAYOUTS[family]
+    _check_usual(values, family)
     found: Json = dict(layout.fixed)
     for theirs, (ours, default) in layout.fields.items():
         if isinstance(ours, str):
-            found[ours] = _read(values, theirs, default)
+            found[ours] = _read(values, theirs, ours, default)
     if found.get("head_activation") == found["activation"]:
         found["head_activation"] = ""
-    if family == "roberta":
-        found["position_offset"] = _read(values, "pad_token_id", 1) + 1
+    if family in AFTER_PADDING:
+        found["position_offset"] = _read(values, "pad_token_id", "mask_id", 1) + 1
+        if found["max_length"] <= found["position_offset"]:
+            raise UserError(
+                f"max_position_embeddings is {found['max_length']}, of which pad_token_id takes "
+                f"{found['position_offset']}: no position is left"
+            )
         found["max_length"] -= found["position_offset"]
+    if found.get("token_dropout") and values.get("mask_token_id") is not None:
+        found["mask_id"] = _read(values, "mask_token_id", "mask_id", 0)
     if family == "modernbert":
         found |= _attention(values, found)
-    return ModelConfig(family=family, **found)
+    try:
+        return ModelConfig(family=family, **found)
+    except ValueError as error:
+        names = {ours: theirs for theirs, (ours, _) in layout.fields.items() if isinstance(ours, str)}
+        option = re.compile(r"--([a-z-]+)")
+        message = option.sub(lambda m: names.get(m[1].replace("-", "_"), m[0]), str(error))
+        raise UserError(message) from None
+
+
+def _check_usual(values: Json, family: Family) -> None:
+    """Refuse the switches that no field of ours can express."""
+    usual = dict(_UNCHANGED)
+    if family == "esm":
+        if values.get("position_embedding_type", "absolute") != "rotary":
+            raise UserError(
+                f"position_embedding_type is {values.get('position_embedding_type', 'absolute')!r}: "
+                "of the ESM models only those with 'rotary' positions, ESM-2, are supported"
+            )
+        usual |= {"position_embedding_type": "rotary", "emb_layer_norm_before": False, "is_folding_model": False}
+    for name, value in usual.items():
+        given = values.get(name)
+        if given is not None and (type(given) is not type(value) or given != value):
+            raise UserError(f"{name} is {given!r}: only {value!r} is supported")
 
 
 def _attention(values: Json, found: Json) -> Json:
@@ -213,27 +296,33 @@ def _attention(values: Json, found: Json) -> Json:
     thetas = {"full_attention": found["rope_theta"], "sliding_attention": found["rope_theta_local"]}
     if "local_rope_theta" in values and values["local_rope_theta"] is None:
         thetas["sliding_attention"] = thetas["full_attention"]
+    parameters: Json = _typed(values, "rope_parameters", {})
     for kind in thetas:
-        given = (values.get("rope_parameters") or {}).get(kind) or {}
-        if given.get("rope_type", "default") != "default":
-            raise UserError(f"rope_parameters has type {given['rope_type']!r}: only 'default' is supported")
-        thetas[kind] = float(given.get("rope_theta", thetas[kind]))
-    kinds = values.get("layer_types")
+        try:
+            given: Json = _typed(parameters, kind, {})
+            if given.get("rope_type", "default") != "default":
+                raise UserError(f"rope_type is {given['rope_type']!r}: only 'default' is supported")
+            thetas[kind] = _read(given, "rope_theta", "rope_theta", thetas[kind])
+        except UserError as error:
+            raise UserError(f"rope_parameters, {kind}: {error}") from None
+    kinds = _typed(values, "layer_types", [])
     return {
         "rope_theta": thetas["full_attention"],
         "rope_theta_local": thetas["sliding_attention"],
-        "global_every": found["global_every"] if kinds is None else _global_every(kinds, found["layers"]),
+        "global_every": _global_every(kinds, found["layers"]) if kinds else found["global_every"],
     }
 
 
-def _global_every(kinds: list[str], layers: int) -> int:
+def _global_every(kinds: list[object], layers: int) -> int:
     """Return the n with which layers 0, n, 2n, … attend globally."""
     if len(kinds) != layers:
         raise UserError(f"layer_types lists {len(kinds)} layers, num_hidden_layers says {layers}")
     for n in range(1, layers + 1):
         if kinds == layer_types(layers, n):
             return n
-    raise UserError(f"layer_types is {kinds}: only layers 0, n, 2n, … can be 'full_attention', the others local")
+    raise UserError(
+        f"layer_types is {str(kinds)[:80]}: only layers 0, n, 2n, … can be 'full_attention', the others local"
+    )
 
 
 def _written(c: ModelConfig, ours: str | Callable[[ModelConfig], object]) -> object:
@@ -250,7 +339,7 @@ def hf_config(c: ModelConfig, pad: int, cls: int | None, sep: int | None) -> Jso
         embedding_width=c.table_width,
         layer_groups=c.layer_groups or c.layers,
         head_activation=c.head_activation or c.activation,
-        max_length=c.max_length + (0 if c.family in ("distilbert", "modernbert") else c.position_offset),
+        max_length=c.max_length + (c.position_offset if c.family in AFTER_PADDING else 0),
     )
     written = {theirs: _written(c, ours) for theirs, (ours, _) in layout.fields.items()}
     return {

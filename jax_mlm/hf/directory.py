@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from tokenizers import Tokenizer
 
 from jax_mlm.config import DataConfig, ModelConfig, TrainConfig
-from jax_mlm.data.tokenizer import NAMES, load_tokenizer, mask_of, size_of, vocabulary_of
+from jax_mlm.data.tokenizer import NAMES, Vocabulary, load_tokenizer, mask_of, size_of, vocabulary_of
 from jax_mlm.errors import UserError
 from jax_mlm.files import new_folder
 from jax_mlm.hf.card import model_card
-from jax_mlm.hf.config import check_expressible, from_hf, hf_config, known_family
+from jax_mlm.hf.config import AFTER_PADDING, check_expressible, from_hf, hf_config, known_family
 from jax_mlm.hf.names import family_of
-from jax_mlm.hf.tokenizer import hf_tokenizer, hf_tokenizer_config, read_json
+from jax_mlm.hf.tokenizer import hf_tokenizer_config, read_tokenizer
+from jax_mlm.hf.tokenizer_files import read_json
 from jax_mlm.hf.weights import WEIGHTS, Tensors, is_tied, open_tensors, read_params, write_params
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.params import at_offset
@@ -48,7 +49,8 @@ def open_hf(folder: Path, family: str | None = None) -> tuple[Tensors, ModelConf
         raise UserError(f"{folder} is no Hugging Face model: it has no config.json")
     values = read_json(folder / "config.json")
     tensors = open_tensors(folder)
-    named = family or values.get("model_type") or family_of(tensors.files)
+    given = values.get("model_type")
+    named = family or (family_of(tensors.files) if given is None else given)
     if named is None:
         raise UserError(
             f"{folder}/config.json has no model_type, and the names of its tensors fit none: "
@@ -70,11 +72,15 @@ def read_hf(folder: Path, family: str | None = None, tokenizer: Path | None = No
     params = read_params(tensors, model)
     if unused := tensors.unused():
         remarks.append(f"not used: {', '.join(unused)}")
-    read = load_tokenizer(tokenizer) if tokenizer else hf_tokenizer(folder)
-    try:
-        mask_of(read)
-    except UserError as error:
-        raise UserError(f"the tokenizer of {tokenizer or folder}: {error}") from None
+    read, more = (load_tokenizer(tokenizer), []) if tokenizer else read_tokenizer(folder)
+    remarks += more
+    if model.token_dropout:
+        mask = mask_of(read)
+        if model.mask_id not in (-1, mask):
+            raise UserError(
+                f"{folder}/config.json: mask_token_id is {model.mask_id}, where the tokenizer's mask has {mask}"
+            )
+        model = replace(model, mask_id=mask)
     remarks += _compare_sizes(folder, model, size_of(read))
     return Imported(model, params, read, tuple(remarks))
 
@@ -116,13 +122,7 @@ def export_hf(run: Path, folder: Path, checkpoint: Literal["best", "latest"] = "
     vocabulary = vocabulary_of(tokenizer)
     step, params = load_params(run, checkpoint)
     _compare_sizes(run, config.model, vocabulary.size)
-    pad, model = vocabulary.pad, config.model
-    if model.family == "roberta":  # positions start after the padding's own row
-        if tokenizer.id_to_token(pad) not in NAMES["pad"] and model.position_offset:
-            pad = model.position_offset - 1
-        params, model = at_offset(params, model, pad + 1)
-    else:
-        params, model = at_offset(params, model, 0)
+    params, model, pad = in_layout(params, config.model, tokenizer, vocabulary)
     check_expressible(model, pad)
     special = {
         role: None if (id := getattr(vocabulary, role)) is None else tokenizer.id_to_token(id)
@@ -141,6 +141,18 @@ def export_hf(run: Path, folder: Path, checkpoint: Literal["best", "latest"] = "
         card = model_card(folder, run, config, params, step, special["mask"] or "[MASK]")
         (partial / "README.md").write_text(card, encoding="utf-8")
     return step
+
+
+def in_layout(
+    params: Params, model: ModelConfig, tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> tuple[Params, ModelConfig, int]:
+    """Return the model with its first position in the row that its family gives it, and the padding's id."""
+    pad = vocabulary.pad
+    if model.family not in AFTER_PADDING:
+        return *at_offset(params, model, 0), pad
+    if tokenizer.id_to_token(pad) not in NAMES["pad"] and model.position_offset:
+        pad = model.position_offset - 1
+    return *at_offset(params, model, pad + 1), pad
 
 
 def _write_json(path: Path, value: object) -> None:

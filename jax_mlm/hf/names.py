@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jax_mlm.config import Family, ModelConfig
 
@@ -47,6 +47,14 @@ _BERT = {
     "down": "output.dense",
     "mlp_norm": "output.LayerNorm",
 }
+_ROBERTA = Names(
+    **_BERT,
+    prefix="roberta.",
+    head="lm_head.dense",
+    head_norm="lm_head.layer_norm",
+    decoder="lm_head.decoder",
+    bias=("lm_head.decoder.bias", "lm_head.bias"),
+)
 NAMES: Mapping[Family, Names] = {
     "bert": Names(
         **_BERT,
@@ -56,14 +64,9 @@ NAMES: Mapping[Family, Names] = {
         decoder="cls.predictions.decoder",
         bias=("cls.predictions.decoder.bias", "cls.predictions.bias"),
     ),
-    "roberta": Names(
-        **_BERT,
-        prefix="roberta.",
-        head="lm_head.dense",
-        head_norm="lm_head.layer_norm",
-        decoder="lm_head.decoder",
-        bias=("lm_head.decoder.bias", "lm_head.bias"),
-    ),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
     "albert": Names(
         prefix="albert.",
         tokens="embeddings.word_embeddings",
@@ -117,6 +120,14 @@ NAMES: Mapping[Family, Names] = {
         decoder="decoder",
         bias=("decoder.bias",),
     ),
+    "esm": replace(
+        _ROBERTA,
+        prefix="esm.",
+        attention_norm="attention.LayerNorm",
+        mlp_norm="LayerNorm",
+        final_norm="encoder.emb_layer_norm_after",
+        bias=("lm_head.bias",),
+    ),
 }
 
 
@@ -154,14 +165,15 @@ def entries(c: ModelConfig) -> Iterator[Entry]:
         yield table("position_table", n.prefix + n.positions)
     if c.token_types:
         yield table("type_table", n.prefix + n.types)
-    yield from norm(("embedding_norm",), n.prefix + n.embedding_norm)
+    if c.embedding_norm:
+        yield from norm(("embedding_norm",), n.prefix + n.embedding_norm)
     if c.embedding_width:
         yield from dense(("widen",), (n.prefix + n.widen,), True)
     for i in range(c.layer_groups or c.layers):
         ours, theirs = f"layer_{i}", n.prefix + n.layer.format(i=i)
         yield from dense((ours, "attention", "qkv"), (theirs + name for name in n.qkv), c.attention_bias)
         yield from dense((ours, "attention", "out"), (theirs + n.out,), c.attention_bias)
-        if not (c.norm_first and i == 0):
+        if c.norms_attention(i):
             yield from norm((ours, "attention_norm"), theirs + n.attention_norm)
         yield from dense((ours, "mlp", "up"), (theirs + n.up,), c.mlp_bias)
         yield from dense((ours, "mlp", "down"), (theirs + n.down,), c.mlp_bias)
@@ -177,12 +189,16 @@ def entries(c: ModelConfig) -> Iterator[Entry]:
 
 
 def family_of(names: Iterable[str]) -> Family | None:
-    """Return the family that wrote tensors of these names; None where they fit none."""
+    """Return the family that wrote tensors of these names; None where they fit none.
+
+    XLM-RoBERTa and CamemBERT have RoBERTa's names, and compute what it does.
+    """
     every = "\n".join(names)
     marks: tuple[tuple[Family, tuple[str, ...]], ...] = (
         ("modernbert", ("tok_embeddings.", "attn.Wqkv")),
         ("albert", ("albert_layer_groups.",)),
         ("distilbert", ("vocab_transform.", "transformer.layer.", ".q_lin.")),
+        ("esm", ("esm.", "emb_layer_norm_after.")),
         ("roberta", ("roberta.", "lm_head.")),
         ("bert", ("bert.", "cls.predictions.", "encoder.layer.")),
     )

@@ -10,7 +10,8 @@ stacks of them on CPU, gradients above all.
 
 The families differ only in switches. Post-norm with learned positions is BERT (Devlin et al. 2018), RoBERTa (Liu et al.
 2019) and DistilBERT (Sanh et al. 2019); a narrow table and shared layers make ALBERT (Lan et al. 2019); pre-norm with
-RoPE (Su et al. 2021), GeGLU (Shazeer 2020) and local windows is ModernBERT (Warner et al. 2024).
+RoPE (Su et al. 2021), GeGLU (Shazeer 2020) and local windows is ModernBERT (Warner et al. 2024); pre-norm with RoPE,
+biases and token dropout is ESM-2 (Lin et al. 2023).
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
+
+KEPT = 1 - 0.15 * 0.8
+"""Share of a text's tokens that ESM-2's training did not mask: token dropout scales embeddings to it at any share."""
 
 
 class Inputs(NamedTuple):
@@ -117,6 +121,17 @@ def rotate(x: Float[Array, "B H S K"], tables: tuple[Array, Array]) -> Float[Arr
     return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
 
 
+def unmasked_scale(inputs: Inputs, mask: int) -> Float[Array, "B S"]:
+    """Return what token dropout multiplies each embedding by: 0 at masks, else KEPT over the text's unmasked share.
+
+    A text is what shares a segment, so that neighbours in a packed row change nothing.
+    """
+    masked = inputs.tokens == mask
+    same = inputs.segments[:, :, None] == inputs.segments[:, None, :]
+    length, unmasked = same.sum(-1), (same & ~masked[:, None]).sum(-1)
+    return jnp.where(masked, 0, KEPT * length / jnp.maximum(unmasked, 1)).astype(jnp.float32)
+
+
 class Attention(nn.Module):
     """Bidirectional multi-head self-attention; softmax in float32."""
 
@@ -166,11 +181,11 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """One encoder layer. `first` marks the one whose input is normalised already (pre-norm after an embedding norm)."""
+    """One encoder layer; `norms_attention` is False where its input is normalised already."""
 
     config: ModelConfig
     dtype: DTypeLike
-    first: bool
+    norms_attention: bool
 
     @nn.compact
     def __call__(
@@ -185,7 +200,7 @@ class Layer(nn.Module):
         c = self.config
         attention = Attention(c, self.dtype, name="attention")
         feed_forward = FeedForward(c, self.dtype, name="mlp")
-        norm_attention = None if c.norm_first and self.first else Norm(c, name="attention_norm")
+        norm_attention = Norm(c, name="attention_norm") if self.norms_attention else None
         norm_mlp = Norm(c, name="mlp_norm")
         in_attention = drop_at(c.attention_dropout, row_keys, site)
         after_attention, after_mlp = (drop_at(c.dropout, row_keys, site + block) for block in (1, 2))
@@ -213,23 +228,27 @@ class Encoder(nn.Module):
             self.position_table = self.param("position_table", init, (rows, c.table_width), jnp.float32)
         if c.token_types:
             self.type_table = self.param("type_table", init, (c.token_types, c.table_width), jnp.float32)
-        self.embedding_norm = Norm(c)
+        if c.embedding_norm:
+            self.embedding_norm = Norm(c)
         if c.embedding_width:
             self.widen = Dense(c, c.width, True, self.dtype)
         distinct = c.layer_groups or c.layers
-        self.layer = [Layer(c, self.dtype, first=i == 0, name=f"layer_{i}") for i in range(distinct)]
+        self.layer = [Layer(c, self.dtype, c.norms_attention(i), name=f"layer_{i}") for i in range(distinct)]
         if c.norm_first:
             self.final_norm = Norm(c)
 
     def embed(self, inputs: Inputs, token_types: Int[Array, "B S"] | None, row_keys: Array | None) -> Array:
-        """Return the normalised embeddings [T, D]."""
+        """Return the embeddings [T, D], normalised where the model does so."""
         c = self.config
         x = self.token_table[inputs.tokens.reshape(-1)]
+        if c.token_dropout:
+            x = x * unmasked_scale(inputs, c.mask_id).reshape(-1, 1)
         if c.positions == "learned":
             x = x + self.position_table[inputs.positions.reshape(-1) + c.position_offset]
         if c.token_types:
             x = x + (self.type_table[0] if token_types is None else self.type_table[token_types.reshape(-1)])
-        x = dropout(self.embedding_norm(x).astype(self.dtype), drop_at(c.dropout, row_keys, 0))
+        x = self.embedding_norm(x) if c.embedding_norm else x
+        x = dropout(x.astype(self.dtype), drop_at(c.dropout, row_keys, 0))
         return self.widen(x) if c.embedding_width else x
 
     def hidden(

@@ -23,7 +23,7 @@ from jax_mlm.train.new_words import with_words, words_of
 
 CONTINUED_LR = 1e-4
 """Largest default learning rate of a model that has learned already: BERT's own."""
-FREE = {"vocab_size", "max_length", "dropout", "attention_dropout", "init_std"}
+FREE = {"vocab_size", "max_length", "mask_id", "dropout", "attention_dropout", "init_std"}
 """Fields of the model that may differ from those of the weights: the first two may only grow."""
 
 
@@ -36,6 +36,8 @@ class Initial:
     tokenizer: Tokenizer
     origin: Json = field(default_factory=dict)
     """Where it was read: `from` a folder, and the `step` of a run."""
+    remarks: tuple[str, ...] = ()
+    """What a Hugging Face directory leaves open, and how it was read."""
 
 
 def read_initial(source: Path) -> Initial:
@@ -52,7 +54,7 @@ def read_initial(source: Path) -> Initial:
     # JSON keeps the last digit of a Unigram's scores only from its second reading on: read the tokenizer once more, so
     # that this run trains with the one that a resumed run finds in its tokenizer.json.
     tokenizer = Tokenizer.from_str(imported.tokenizer.to_str())
-    return Initial(imported.model, imported.params, tokenizer, {"from": str(source.resolve())})
+    return Initial(imported.model, imported.params, tokenizer, {"from": str(source.resolve())}, imported.remarks)
 
 
 def initial_model(source: Path) -> ModelConfig:
@@ -92,6 +94,8 @@ def start_from(
     """
     source = Path(config.init)
     start = read_initial(source)
+    for remark in start.remarks:
+        say(f"--init {source}: {remark}")
     check_shape(config.model, start.model, source)
     refuse_new_tokenizer(config, f"--init {source}")
     before = size_of(start.tokenizer)

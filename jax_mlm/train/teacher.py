@@ -75,6 +75,8 @@ def resolve_start(config: TrainConfig, run: Path, say: Print = to_stderr) -> Sta
         return Start(config, start, None, start.tokenizer if start else None)
     refuse_new_tokenizer(config, f"--distil {config.distil.distil}")
     teacher = read_teacher(config, run)
+    for remark in teacher.remarks:
+        say(f"--distil {config.distil.distil}: {remark}")
     if config.resume:
         tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     elif start is not None:

@@ -25,7 +25,17 @@ from support.models import BERT, CONFIGS, MODERN, randomised
 from jax_mlm.config import ModelConfig
 from jax_mlm.model.ops.attention import NEGATIVE, attend, attention_weights, visible
 
-FAMILIES = ("modernbert-local", "bert", "roberta", "distilbert", "albert", "albert-two-groups", "rms", "odd-head")
+FAMILIES = (
+    "modernbert-local",
+    "bert",
+    "roberta",
+    "distilbert",
+    "albert",
+    "albert-two-groups",
+    "rms",
+    "odd-head",
+    "esm",
+)
 
 
 def write(folder: Path, config: ModelConfig, precision: Precision = FP32, asked: ModelConfig | None = None) -> dict:

@@ -290,7 +290,7 @@ def test_damaged_bundles_are_refused(sentence_bundles: dict[str, Path], dtype: s
     assert opened >= 200
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+@pytest.mark.parametrize("dtype", [pytest.param("fp32", marks=pytest.mark.slow), "int8"])
 def test_hostile_bundles_do_no_harm(sentence_bundles: dict[str, Path], dtype: str, tmp_path: Path) -> None:
     source = sentence_bundles[dtype]
     size = max(4096, len((source / FAST_DATA).read_bytes()))

@@ -123,7 +123,7 @@ def test_the_founding_files_are_hugging_faces(two_checkpoints: Path, tmp_path: P
     assert json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())["mask_token"] == "[MASK]"
 
 
-@pytest.mark.parametrize("name", ["modernbert-local", "every-bias", "bert", "roberta", "distilbert", "albert"])
+@pytest.mark.parametrize("name", ["modernbert-local", "every-bias", "bert", "roberta", "distilbert", "albert", "esm"])
 def test_transformers_reads_the_config_back(name: str) -> None:
     transformers = pytest.importorskip("transformers")
     config = CONFIGS[name]

@@ -67,6 +67,8 @@ def test_logits_equal_jax(name: str, run: Any) -> None:
         ("modernbert-local", {"global_every": 2}),
         ("bert", {"heads": 8}),
         ("rms", {"norm": "layer"}),
+        ("esm", {"token_dropout": False}),
+        ("esm", {"mask_id": 6}),
     ],
 )
 def test_parity_notices_a_wrong_switch(name: str, wrong: dict[str, Any], run: Any) -> None:
@@ -140,7 +142,7 @@ def test_quantised_values_by_hand() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["modernbert-local", "every-bias", "untied", "bert", "roberta", "distilbert", "albert", "albert-two-groups"],
+    ["modernbert-local", "every-bias", "untied", "bert", "roberta", "distilbert", "albert", "albert-two-groups", "esm"],
 )
 def test_int8_logits_stay_close(name: str, run: Any) -> None:
     config = CONFIGS[name]

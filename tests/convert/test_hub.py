@@ -39,9 +39,10 @@ pytestmark = pytest.mark.xdist_group("graphs")  # test_graph.py has the same ref
 HERE = Path(__file__).parent
 SHAPES = ((1, 1, 1), (2, 7, 1), (1, 18, 18), (3, 18, 5), (5, 33, 2), (2, 48, 30))
 WEB_OPERATORS = {
-    *("Abs", "Add", "Cast", "Concat", "Cos", "DynamicQuantizeLinear", "Equal", "Gather", "Gelu", "Gemm", "Greater"),
-    *("LayerNormalization", "MatMul", "MatMulInteger", "Mul", "Or", "Range", "Relu", "Reshape", "Shape", "Sigmoid"),
-    *("Sin", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
+    *("Abs", "Add", "Cast", "Concat", "Cos", "CumSum", "Div", "DynamicQuantizeLinear", "Equal", "Gather", "Gelu"),
+    *("Gemm", "Greater", "LayerNormalization", "MatMul", "MatMulInteger", "Max", "Mul", "Or", "Range", "ReduceSum"),
+    *("Relu", "Reshape", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Transpose"),
+    *("Unsqueeze", "Where"),
 }
 """Each has a kernel in onnxruntime's CPU provider for opset 20, which is what onnxruntime-web compiles to WASM."""
 
@@ -64,7 +65,7 @@ def test_padded_logits_equal_jax(name: str, tmp_path: Path) -> None:
     assert parity.top1_agreement == 1.0
 
 
-@pytest.mark.parametrize("name", ["modernbert-local", "bert", "albert"])
+@pytest.mark.parametrize("name", ["modernbert-local", "bert", "albert", "roberta", "esm"])
 def test_padding_may_stand_anywhere(name: str, tmp_path: Path) -> None:
     config, rng = CONFIGS[name], np.random.default_rng(2)
     ids = rng.integers(0, 96, (4, 30))
@@ -78,6 +79,17 @@ def test_padding_may_stand_anywhere(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(got[seen], reference(name).padded_logits(**query)[seen], atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["roberta", "esm", "modernbert-local"])
+def test_padding_on_either_side_changes_no_answer(name: str, tmp_path: Path) -> None:
+    """RoBERTa counts positions over ids that are not padding, and rotary ones are relative; BERT's are absolute."""
+    ours, ids = build(tmp_path, CONFIGS[name]), np.arange(4, 20)[None]
+    alone = ours(input_ids=ids, attention_mask=np.ones_like(ids))
+    for before, after in ((6, 0), (0, 6), (3, 2)):
+        sides = ((0, 0), (before, after))
+        padded = ours(input_ids=np.pad(ids, sides, constant_values=1), attention_mask=np.pad(np.ones_like(ids), sides))
+        assert np.abs(padded[:, before : before + 16] - alone).max() <= 1e-4
+
+
 def test_a_mask_that_is_ignored_would_be_noticed(tmp_path: Path) -> None:
     ours = build(tmp_path, MODERN)
 
@@ -89,7 +101,9 @@ def test_a_mask_that_is_ignored_would_be_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", [FP32_HUB, INT8_HUB], ids=["fp32", "int8"])
-@pytest.mark.parametrize(("name", "typed"), [("modernbert-local", False), ("bert", True), ("roberta", False)])
+@pytest.mark.parametrize(
+    ("name", "typed"), [("modernbert-local", False), ("bert", True), ("roberta", False), ("esm", False)]
+)
 def test_ports_and_operators(name: str, typed: bool, precision: Precision, tmp_path: Path) -> None:
     build(tmp_path, CONFIGS[name], precision)
     session = ort.InferenceSession(str(tmp_path / "model.onnx"))
@@ -123,7 +137,7 @@ def test_weights_beyond_protobufs_limit_are_refused(tmp_path: Path, monkeypatch:
         build(tmp_path, MODERN)
 
 
-@pytest.mark.parametrize("name", ["modernbert-local", "every-bias", "untied", "bert", "albert"])
+@pytest.mark.parametrize("name", ["modernbert-local", "every-bias", "untied", "bert", "roberta", "albert", "esm"])
 def test_int8_logits_stay_close(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
     parity = PADDED_LOGITS.compare(

@@ -174,3 +174,15 @@ def test_the_special_tokens_of_roberta(kind: str) -> None:
         assert tokenizer.encode("bade", "bade").tokens.count("</s>") == 3
     masked = tokenizer.encode("bade <mask> tuso", add_special_tokens=False)
     assert masked.ids.count(v.mask) == 1
+
+
+RESERVED = ("[unused0]", "[unused993]", "<unused3>", "madeupword0002", "<extra_id_7>", "<|reserved_special_token_5|>")
+NOT_RESERVED = ("unused", "[unused", "unused0", "<0x0A>", "<b1>", "[12]", "reserved", "word0", "<null>", "##unused1")
+
+
+def test_reserved_pieces_are_special_and_no_others() -> None:
+    names = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    pieces = (*names, *RESERVED, "<s>NOTUSED", "<unk>NOTUSED", "<null_1>", *NOT_RESERVED)
+    tokenizer = Tokenizer(models.WordLevel({piece: id for id, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(list(names))
+    assert vocabulary_of(tokenizer).special == tuple(range(len(pieces) - len(NOT_RESERVED)))

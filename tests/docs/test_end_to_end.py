@@ -9,7 +9,9 @@ import sys
 import pytest
 from mlm_onnx import FillMask
 from support.paths import ROOT
+from support.runs import train_line
 
+from jax_mlm import evaluate
 from jax_mlm.presets import SENTENCE
 
 WORDS = SENTENCE.split()
@@ -38,16 +40,17 @@ def test_every_word_of_the_sentence_comes_back_from_the_bundle(environment, trai
     assert printed == fill(query, top_k=3)
 
 
-def test_what_training_measured_is_what_evaluate_measures(environment, tmp_path):
+def test_what_training_measured_is_what_evaluate_measures(tmp_path, capsys):
     text, out = tmp_path / "text.txt", tmp_path / "run"
     some = WORDS[:8]
     text.write_text("".join(f"the {a} sees the {b} near the {c}\n" for a in some for b in some for c in some))
-    run(
-        environment, "jax_mlm.train", "--data", text, "--valid", text, "--steps", 20, "--batch", 8, "--width", 32,
-        "--layers", 1, "--heads", 2, "--ff-width", 32, "--length", 32, "--eval-every", 20, "--out", out,
-    )  # fmt: skip
+    options = ["--steps", 20, "--eval-every", 20, "--batch", 8, "--length", 32]
+    options += ["--layers", 1, "--width", 32, "--heads", 2, "--ff-width", 32]
+    assert train_line("--data", text, "--valid", text, *options, "--out", out) == 0
+    capsys.readouterr()
     final = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    measured = json.loads(run(environment, "jax_mlm.evaluate", out, "--data", text, "--json"))
+    assert evaluate.main([str(out), "--data", str(text), "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
     assert measured["loss"] == pytest.approx(final["loss"], rel=1e-6)
     assert measured["accuracy"] == pytest.approx(final["accuracy"], rel=1e-6)
 

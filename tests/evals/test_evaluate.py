@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -31,7 +32,9 @@ def run(tmp_path_factory) -> Path:
     model = ModelConfig(vocab_size=64, width=32, layers=2, heads=2, ff_width=48, max_length=64)
     corpus = DataConfig(length=48, cache=str(tmp_path_factory.mktemp("cache")))
     write_run(run, replace(PRESETS["tiny"], model=model, corpus=corpus), {}, {})
-    params = jax.tree.map(lambda x: 8 * x if x.ndim == 2 else x, init_params(model, jax.random.key(1)))
+    params = jax.tree.map(
+        lambda x: 8 * x if x.ndim == 2 else x, jax.jit(partial(init_params, model))(jax.random.key(1))
+    )
     with open_checkpoints(run) as manager:
         save(manager, TrainState(np.int32(3), params, {}), {"step": 3, "elapsed": 0.0, "horizon": 3}, 1.0)
     (run / "text.txt").write_text("\n".join(LINES))
@@ -54,7 +57,7 @@ def test_figures_do_not_depend_on_the_batch_size(run, capsys):
     one = figures(capsys, run, "--batch", 1)
     assert one["targets"] > 100
     assert one["perplexity"] == pytest.approx(math.exp(one["loss"]))
-    for batch in (3, 16, 64):
+    for batch in (3, 64):
         other = figures(capsys, run, "--batch", batch)
         assert other["targets"] == one["targets"]
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)

@@ -26,7 +26,7 @@ from jax_mlm.data.tokenizer import load_tokenizer, train_tokenizer
 from jax_mlm.errors import UserError
 from jax_mlm.evals.text import evaluate_text
 from jax_mlm.hf.__main__ import main
-from jax_mlm.hf.config import FAMILIES, check_expressible, from_hf, hf_config
+from jax_mlm.hf.config import AFTER_PADDING, FAMILIES, check_expressible, from_hf, hf_config
 from jax_mlm.hf.directory import export_hf, import_hf, read_hf
 from jax_mlm.hf.names import NAMES, entries, family_of
 from jax_mlm.hf.tokenizer import hf_tokenizer
@@ -36,11 +36,6 @@ from jax_mlm.presets import PRESETS, SENTENCE
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run
 from jax_mlm.train.start import read_initial
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer([SENTENCE], "word", 16)
 
 
 @pytest.fixture(scope="module", params=REAL)
@@ -329,8 +324,9 @@ def test_an_imported_run_can_be_evaluated(make_folder: Any, tmp_path: Path, monk
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_family_is_known_by_its_tensors(family: str) -> None:
     names = [name for entry in entries(MODELS[family]) for name in entry.names]
-    assert family_of(names) == family
-    assert family_of([name.removeprefix(NAMES[family].prefix) for name in names]) == family
+    known = "roberta" if family in AFTER_PADDING else family  # its namesakes differ from it in nothing but the name
+    assert family_of(names) == known
+    assert family_of([name.removeprefix(NAMES[family].prefix) for name in names]) == known
     assert family_of(["something.weight"]) is None
 
 

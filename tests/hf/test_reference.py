@@ -11,14 +11,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnxruntime as ort
 import pytest
+from mlm_onnx.convert.targets import masked_lm_graph
 from support.models import randomised
 from support.runs import REAL, save_run
 from tokenizers import Tokenizer
 
 from jax_mlm.config import ModelConfig
+from jax_mlm.data.alphabet import ESM as ESM_TOKENS
 from jax_mlm.data.tokenizer import train_tokenizer
-from jax_mlm.hf.config import from_hf, hf_config
+from jax_mlm.hf.config import AFTER_PADDING, from_hf, hf_config
 from jax_mlm.hf.directory import export_hf, import_hf, read_hf
 from jax_mlm.hf.names import entries
 from jax_mlm.hf.tokenizer import hf_tokenizer
@@ -40,6 +43,16 @@ ROBERTA = replace(BERT, family="roberta", position_offset=2, token_types=1, norm
 ALBERT = replace(BERT, family="albert", embedding_width=20, layer_groups=1, layers=3, activation="gelu_tanh")
 DISTIL = replace(BERT, family="distilbert", token_types=0)
 MODERN = ModelConfig(**BASE, global_every=2, local_window=6, rope_theta=160_000.0, dropout=0.0)
+ESM = replace(
+    DISTIL,
+    family="esm",
+    norm_first=True,
+    embedding_norm=False,
+    positions="rope",
+    norm_eps=1e-5,
+    token_dropout=True,
+    mask_id=7,
+)
 PAD: dict[str, int] = {"roberta-pad-0": 0, "roberta-pad-5": 5, "bert-pad-7": 7, "modernbert-pad-9": 9}
 MODELS: dict[str, ModelConfig] = {
     "bert": BERT,
@@ -76,13 +89,19 @@ MODELS: dict[str, ModelConfig] = {
         MODERN, vocab_size=53, width=42, heads=7, ff_width=29, layers=1, global_every=1, tied=False
     ),
     "modernbert-pad-9": replace(MODERN, activation="silu", head_activation="relu", norm_eps=1e-2, heads=2),
+    "xlm-roberta": replace(ROBERTA, family="xlm-roberta"),
+    "camembert": replace(ROBERTA, family="camembert", head_activation="gelu", activation="relu"),
+    "esm": ESM,
+    "esm-odd": replace(ESM, vocab_size=33, width=30, heads=5, ff_width=31, layers=3, norm_eps=1e-3),
+    "esm-untied": replace(ESM, tied=False, layers=1),
+    "esm-no-token-dropout": replace(ESM, token_dropout=False, mask_id=-1, heads=2),
     "modernbert-tanh": replace(MODERN, activation="gelu_tanh", global_every=2, layers=3, local_window=2),
 }
 
 
 def pad_of(name: str) -> int:
     model = MODELS[name]
-    return model.position_offset - 1 if model.family == "roberta" else PAD.get(name, 0)
+    return model.position_offset - 1 if model.family in AFTER_PADDING else PAD.get(name, 0)
 
 
 @cache
@@ -163,7 +182,7 @@ def test_logits_and_gradients_are_theirs(name: str, folder: Path, record_propert
     record_property("logits", worst)
     assert worst <= LOGITS
 
-    tensors = dict(loaded.named_parameters())
+    tensors = dict(loaded.named_parameters(remove_duplicate=False))
     largest = 0.0
     for entry in entries(model):
         node = gradient
@@ -202,6 +221,10 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "theta": ("modernbert", {"rope_theta": 10_000.0}),
     "local theta": ("modernbert-thirds", {"rope_theta_local": 10_000.0}),
     "heads": ("bert", {"heads": 2}),
+    "token dropout": ("esm", {"token_dropout": False}),
+    "masked token": ("esm", {"mask_id": 8}),
+    "theta of esm": ("esm", {"rope_theta": 5_000.0}),
+    "gelu of esm": ("esm", {"activation": "gelu_tanh"}),
 }
 
 
@@ -294,6 +317,65 @@ def test_vocab_txt_is_read_as_they_read_it(shared_data: Path, tmp_path: Path) ->
     reference, built = transformers.BertTokenizer.from_pretrained(tmp_path), hf_tokenizer(tmp_path)
     for sentence in ("Hello  wörld, it's [MASK] 東京!", "the <mask> sat", "UPPER ``quoted'' ﬁne", ""):
         assert built.encode(sentence).ids == reference(sentence)["input_ids"]
+
+
+def test_vocab_json_with_berts_names_is_read_as_they_read_it(tmp_path: Path) -> None:
+    names = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    pieces = [*names, *dict.fromkeys("CcNnOo()=123#lBr")]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: id for id, token in enumerate(pieces)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    roles = dict(zip(("pad", "unk", "cls", "sep", "mask", "bos", "eos"), (*names, "[CLS]", "[SEP]"), strict=True))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({f"{role}_token": t for role, t in roles.items()}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
+    reference, built = transformers.AutoTokenizer.from_pretrained(tmp_path), hf_tokenizer(tmp_path)
+    for text in ("CC(=O)[MASK]", "c1ccccc1", "C[MASK]N", ""):
+        assert built.encode(text).ids == reference(text)["input_ids"], text
+    assert built.encode("CC", "NN").ids == reference("CC", "NN")["input_ids"]
+
+
+def test_esm_vocab_txt_is_read_as_they_read_it(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(ESM_TOKENS))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "EsmTokenizer"}))
+    reference, built = transformers.EsmTokenizer.from_pretrained(tmp_path), hf_tokenizer(tmp_path)
+    for text in ("MKTVRQ", "MK<mask>TV", "M K\tT", "MjjKJV", "mkt", "M.-<null_1>K", "<mask><mask>", ""):
+        assert built.encode(text).ids == reference(text)["input_ids"], text
+    assert built.encode("MK", "TV").ids == reference("MK", "TV")["input_ids"]
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "camembert", "esm"])
+def test_the_hub_graph_answers_padded_texts_as_they_do(family: str, tmp_path: Path) -> None:
+    model, pad = MODELS[family], pad_of(family)
+    write_params(tmp_path / "model.safetensors", randomised(model), model)
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(model, pad, None, None)))
+    loaded = load(tmp_path)
+    masked_lm_graph(model, randomised(model)).write_single(tmp_path / "model.onnx")
+    session = ort.InferenceSession(str(tmp_path / "model.onnx"))
+    ids = np.random.default_rng(0).integers(8, model.vocab_size, (1, 12))
+    ids[0, 4] = model.mask_id if family == "esm" else 5
+    for before, after in ((0, 0), (5, 0), (0, 5), (3, 2)):
+        padded = np.pad(ids, ((0, 0), (before, after)), constant_values=pad)
+        mask = np.pad(np.ones_like(ids), ((0, 0), (before, after)))
+        with torch.no_grad():
+            wanted = loaded(input_ids=torch.asarray(padded), attention_mask=torch.asarray(mask)).logits.numpy()
+        got = session.run(None, {"input_ids": padded, "attention_mask": mask})[0]
+        assert np.abs(got - wanted)[:, before : before + 12].max() <= LOGITS, (before, after)
+
+
+@pytest.mark.parametrize("family", ["xlm-roberta", "camembert"])
+def test_sentencepiece_bpe_model_is_read_as_they_read_it(family: str, shared_data: Path, tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece", reason="trains a model: pip install sentencepiece")
+    lines = (shared_data / "sst2" / "train.tsv").read_text(encoding="utf-8").splitlines()[:3000]
+    (tmp_path / "text").write_text("\n".join(lines), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "m"), vocab_size=600, minloglevel=2
+    )
+    (tmp_path / "m.model").rename(tmp_path / "sentencepiece.bpe.model")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    kind = {"xlm-roberta": transformers.XLMRobertaTokenizer, "camembert": transformers.CamembertTokenizer}[family]
+    reference, built = kind.from_pretrained(tmp_path), hf_tokenizer(tmp_path)
+    for sentence in (*lines[:50], "It's  a Wörld of ``quotes'' ﬁne", "the <mask> sat", ""):
+        assert built.encode(sentence).ids == reference(sentence)["input_ids"], sentence
+    assert built.encode("a film", "a show").ids == reference("a film", "a show")["input_ids"]
 
 
 def test_spiece_model_is_read_as_they_read_it(shared_data: Path, tmp_path: Path) -> None:

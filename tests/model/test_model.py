@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.encoder import Inputs, unmasked_scale
 from jax_mlm.model.heads import init_params, make_forward
 from jax_mlm.presets import PRESETS
 
@@ -17,17 +17,21 @@ BERT = replace(
     PRESETS["bert-base"].model, vocab_size=50, width=32, layers=2, heads=4, ff_width=64, max_length=64, dropout=0.0
 )
 ALBERT = replace(BERT, embedding_width=16, layer_groups=1, layers=3)
+ESM = replace(
+    PRESETS["esm2-t6-8m"].model, vocab_size=50, width=32, layers=2, heads=4, ff_width=64, max_length=64, mask_id=12
+)
 LOCAL = replace(SMALL, global_every=2, local_window=4, layers=3)
 
 
 def loud(config: ModelConfig, seed: int = 0):
     """Parameters far from zero: with the initial ones, hardly anything would be seen."""
-    params = init_params(config, jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    return jax.tree.unflatten(
-        tree, [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    )
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+    def draw(path, leaf):
+        return jnp.asarray(rng.normal(path[-1].key == "scale", 0.3, leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def packed(second: int = 9) -> Inputs:
@@ -44,33 +48,46 @@ AT = jnp.arange(16, dtype=jnp.int32)[None]
 
 @pytest.mark.parametrize("config", [SMALL, BERT, ALBERT, LOCAL], ids=["own", "bert", "albert", "local"])
 def test_neighbours_and_padding_change_no_logit_and_no_gradient(config):
-    forward, params = jax.jit(make_forward(config)), loud(config)
+    forward, params = make_forward(config), loud(config)
 
     def loss(params, inputs):
-        return jnp.square(forward(params, inputs, AT)[:, :7]).sum()
+        logits = forward(params, inputs, AT)[:, :7]
+        return jnp.square(logits).sum(), logits
 
     clean = packed()
     poisoned = Inputs(clean.tokens.copy(), clean.segments, clean.positions.copy())
     poisoned.tokens[0, 7:] = 37
     poisoned.positions[0, 12:] = 3
-    np.testing.assert_array_equal(forward(params, clean, AT)[:, :7], forward(params, poisoned, AT)[:, :7])
-    ours, theirs = jax.grad(loss)(params, clean), jax.grad(loss)(params, poisoned)
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
+    (ours, our_logits), (theirs, their_logits) = gradient(params, clean), gradient(params, poisoned)
+    np.testing.assert_array_equal(our_logits, their_logits)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), ours, theirs)
     untouched = np.setdiff1d(np.arange(50), clean.tokens[0, :7])
-    embedding_only = jax.grad(
-        lambda p: jnp.square(make_forward(replace(config, tied=False))(p, clean, AT)[:, :7]).sum()
+    embedding_only = jax.jit(
+        jax.grad(lambda p: jnp.square(make_forward(replace(config, tied=False))(p, clean, AT)[:, :7]).sum())
     )
     untied = {**params, "decoder": params["token_table"]}
     assert not np.asarray(embedding_only(untied)["token_table"])[untouched].any()
 
 
-@pytest.mark.parametrize("config", [SMALL, BERT, ALBERT, LOCAL], ids=["own", "bert", "albert", "local"])
+@pytest.mark.parametrize("config", [SMALL, BERT, ALBERT, LOCAL, ESM], ids=["own", "bert", "albert", "local", "esm"])
 def test_a_packed_document_answers_as_it_does_alone(config):
     forward, params, row = jax.jit(make_forward(config)), loud(config), packed()
     alone = Inputs(row.tokens[:, 7:12], row.segments[:, 7:12], row.positions[:, 7:12])
     together = forward(params, row, AT)[:, 7:12]
     np.testing.assert_allclose(together, forward(params, alone, AT[:, :5]), rtol=1e-4, atol=1e-4)
     assert together.std() > 1
+
+
+def test_token_dropout_by_hand():
+    """Masks weigh nothing, and the others make up for them within their own document: 0.88 · tokens / unmasked."""
+    row = packed()
+    row.tokens[0, [1, 2, 8, 13]] = 12  # two of seven, one of five, one in the padding
+    scale = np.asarray(unmasked_scale(Inputs(*map(jnp.asarray, row)), 12))
+    first, second = 0.88 * 7 / 5, 0.88 * 5 / 4
+    np.testing.assert_allclose(scale[0, :12], [first, 0, 0, *[first] * 4, second, 0, *[second] * 3], rtol=1e-6)
+    all_masked = Inputs(*(jnp.full((1, 3), value, jnp.int32) for value in (12, 1, 0)))
+    assert not np.asarray(unmasked_scale(all_masked, 12)).any(), "nothing is divided by zero"
 
 
 def test_positions_count():
@@ -90,7 +107,7 @@ def test_local_attention_sees_its_window_and_no_farther():
     def answer(table):
         return make_forward(config)({**params, "token_table": table}, inputs, AT[:, 8:9]).sum()
 
-    touched = np.asarray(jax.grad(answer)(params["token_table"])).any(1)[10:26]
+    touched = np.asarray(jax.jit(jax.grad(answer))(params["token_table"])).any(1)[10:26]
     assert touched.tolist() == [abs(i - 8) <= 4 for i in range(16)]
 
 
@@ -101,14 +118,14 @@ def test_logits_at_some_positions_equal_those_of_all():
 
 
 def test_shared_layers_have_one_set_of_parameters_and_a_narrow_table():
-    params = init_params(ALBERT, jax.random.key(0))
+    params = jax.eval_shape(lambda: init_params(ALBERT, jax.random.key(0)))
     assert [name for name in params if name.startswith("layer_")] == ["layer_0"]
     assert params["token_table"].shape == (50, 16)
 
 
 def test_dropout_belongs_to_the_row_and_not_to_the_batch():
     config = replace(BERT, dropout=0.5, attention_dropout=0.5)
-    forward, params = make_forward(config), loud(config)
+    forward, params = jax.jit(make_forward(config)), loud(config)
     row = packed()
     two = Inputs(*(np.concatenate([x, x]) for x in row))
     keys = jax.random.split(jax.random.key(3), 2)
@@ -120,7 +137,7 @@ def test_dropout_belongs_to_the_row_and_not_to_the_batch():
 
 def test_bfloat16_stays_near_float32():
     params, row = loud(SMALL), packed()
-    exact, near = make_forward(SMALL)(params, row, AT), make_forward(SMALL, jnp.bfloat16)(params, row, AT)
+    exact, near = (jax.jit(make_forward(SMALL, dtype))(params, row, AT) for dtype in (jnp.float32, jnp.bfloat16))
     assert near.dtype == jnp.float32
     assert np.abs(exact - near)[:, :12].max() < 0.06 * np.abs(exact).max()
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support import QUICK
 from support.runs import TINY, one_line, train_line
 
 from jax_mlm.errors import UserError
@@ -34,11 +33,6 @@ def text(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "made.txt"
     path.write_text("".join(" ".join(rng.choice(words, rng.integers(2, 40))) + "\n" for _ in range(400)))
     return path
-
-
-@pytest.fixture(scope="module")
-def environment(environment) -> dict[str, str]:
-    return {**environment, "XLA_FLAGS": QUICK}
 
 
 def start(environment, *arguments, folders=(None, None)) -> list[subprocess.Popen]:
@@ -98,9 +92,7 @@ def test_what_gloo_prints_is_known_in_any_order() -> None:
 def test_two_hosts_train_as_one_does_and_stop_together(environment, text, tmp_path):
     """SIGTERM to one of them saves one checkpoint, from which both go on to where a single process ends."""
     one, two = tmp_path / "one", tmp_path / "two"
-    line = [sys.executable, "-m", "jax_mlm.train", *OPTIONS, "--data", text, "--out", one]
-    alone = subprocess.run(list(map(str, line)), env=environment, capture_output=True, text=True, timeout=120)
-    assert alone.returncode == 0, alone.stderr
+    assert train_line(*OPTIONS, "--data", text, "--out", one) == 0
 
     processes = start(environment, *OPTIONS, "--data", text, "--out", two)
     began = time.monotonic()

@@ -34,6 +34,17 @@ CONFIGS = {
     "distilbert": replace(BERT, family="distilbert", token_types=0),
     "albert": replace(BERT, family="albert", embedding_width=16, layer_groups=1, activation="gelu_tanh"),
     "albert-two-groups": replace(BERT, family="albert", embedding_width=24, layers=4, layer_groups=2, tied=False),
+    "esm": replace(
+        BERT,
+        family="esm",
+        norm_first=True,
+        embedding_norm=False,
+        positions="rope",
+        token_types=0,
+        norm_eps=1e-5,
+        token_dropout=True,
+        mask_id=5,
+    ),
     "odd-head": replace(BERT, width=30, heads=6, ff_width=31),
     "rms-learned": replace(BERT, norm="rms", gated=True, decoder_bias=False),
 }
@@ -50,6 +61,9 @@ MODELS: dict[str, ModelConfig] = {
     "albert": replace(HF_BERT, family="albert", embedding_width=8, layer_groups=1, activation="gelu_tanh"),
     "distilbert": replace(HF_BERT, family="distilbert", token_types=0),
     "modernbert": ModelConfig(**HF_TINY, global_every=2, rope_theta=160_000.0, local_window=8),
+    "esm": replace(CONFIGS["esm"], **HF_TINY, mask_id=2),
+    "xlm-roberta": replace(HF_ROBERTA, family="xlm-roberta"),
+    "camembert": replace(HF_ROBERTA, family="camembert"),
 }
 
 SHAPE = {"vocab_size": 128, "width": 16, "layers": 2, "heads": 2, "ff_width": 24, "max_length": 32}
@@ -88,14 +102,16 @@ class Everywhere:
     def __init__(self, config: ModelConfig) -> None:
         self.config, self._reference = config, Reference(config, randomised(config), config.vocab_size)
 
-    def _answer(self, ids: np.ndarray, segments: np.ndarray, types: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _answer(
+        self, ids: np.ndarray, segments: np.ndarray, types: np.ndarray, counted: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         b, s = ids.shape
         rows, columns = (max(sizes) for sizes in list(zip(*SHAPES, strict=True))[:2])
         padded = [np.pad(each, ((0, rows - b), (0, columns - s))) for each in (ids, segments, types)]
         if not self.config.token_types:
             padded[2] = None
         at = np.broadcast_to(np.arange(columns), (rows, columns))
-        logits, embeddings = self._reference._answer(*padded, at)
+        logits, embeddings = self._reference._answer(*padded, at, counted)
         return logits[:b, :s], embeddings[:b]
 
     def logits(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -105,7 +121,7 @@ class Everywhere:
     def padded_logits(
         self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray
     ) -> np.ndarray:
-        return self._answer(input_ids, attention_mask, token_type_ids)[0]
+        return self._answer(input_ids, attention_mask, token_type_ids, counted=True)[0]
 
     def embedding(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return self._answer(input_ids, np.ones_like(input_ids), np.zeros_like(input_ids))[1]

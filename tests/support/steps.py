@@ -43,7 +43,7 @@ def take_steps(accumulate: int, place=lambda x: x, count: int = 3):
             accumulate,
         )
     )
-    state = init_state(init_params(CONFIG, jax.random.key(0)), tx)
+    state = jax.jit(lambda key: init_state(init_params(CONFIG, key), tx))(jax.random.key(0))
     for i in range(count):
         state, metrics = step(state, place(uneven_batch(i)), jnp.int32(100))
     return state.params, metrics, step

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,9 @@ def test_the_first_step_has_the_loss_of_the_weights(family: str, text: Path, tok
     rows = pack_rows(files, vocabulary, 16, "document", train_ids)
     batch = jax.tree.map(jnp.asarray, batch_at(rows, 0, 0, 4))
     keys = row_keys(jax.random.split(jax.random.key(config.seed))[1], 0, batch.rows)
-    mask = make_mask(MaskConfig(), vocabulary, 16)
+    mask = jax.jit(make_mask(MaskConfig(), vocabulary, 16))
     masked = mask(jax.vmap(jax.random.split)(keys)[:, 0], batch.tokens, batch.words, jnp.float32(0.15))
-    expected = measure(jax.jit(make_forward(model)), params, MaskedBatch(batch, masked))
+    expected = jax.jit(partial(measure, make_forward(model)))(params, MaskedBatch(batch, masked))
     first = next(line for line in read_metrics(run) if line["kind"] == "train")
     np.testing.assert_allclose(first["loss"], float(expected.loss_sum / expected.count), rtol=1e-5)
     assert read_run_file(run)["data"]["init"] == {"from": str(source)}

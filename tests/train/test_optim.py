@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.models import randomised
 
 from jax_mlm.config import ModelConfig, OptimConfig
-from jax_mlm.model.heads import init_params
 from jax_mlm.train.optim import is_hidden_matrix, make_optimizer, make_schedule
 
-PARAMS = init_params(ModelConfig(vocab_size=20, width=16, layers=2, heads=2, ff_width=24), jax.random.key(0))
+PARAMS = jax.tree.map(jnp.asarray, randomised(ModelConfig(vocab_size=20, width=16, layers=2, heads=2, ff_width=24)))
 
 
 @pytest.mark.parametrize("name", ["wsd", "cosine", "linear"])

@@ -68,11 +68,10 @@ def test_the_founding_sentence_at_every_seed(environment, tmp_path, seed):
     assert read_metrics(run)[-1]["seconds"] < 30
 
 
-def test_own_text_learns_beyond_the_unigram_baseline(environment, text, tmp_path):
-    done = command(environment, *TINY, "--data", text, "--steps", 300, "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+def test_own_text_learns_beyond_the_unigram_baseline(text, tmp_path, capsys):
+    assert train_line(*TINY, "--data", text, "--steps", 300, "--out", tmp_path / "run") == 0
     final = read_metrics(tmp_path / "run")[-1]
-    baseline = float(done.stdout.split("unigram baseline   loss ")[1].split()[0])
+    baseline = float(capsys.readouterr().out.split("unigram baseline   loss ")[1].split()[0])
     assert final["kind"] == "final"
     assert final["loss"] < 0.85 * baseline
     lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
@@ -95,11 +94,11 @@ def same_params(a: Path, b: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(environment, text, tmp_path_factory) -> tuple[list, Path]:
+def uninterrupted(text, tmp_path_factory) -> tuple[list, Path]:
     """The options of a run that others are cut off in, and the run."""
     options = [*TINY, "--data", text, "--steps", 120, "--eval-every", 20, "--dropout", 0.1]
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    assert command(environment, *options, "--out", run).returncode == 0
+    assert train_line(*options, "--out", run) == 0
     return options, run
 
 

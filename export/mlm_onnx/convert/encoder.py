@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.encoder import Params
+from jax_mlm.model.encoder import KEPT, Params
 from jax_mlm.model.params import leaves
 from mlm_onnx.convert.onnx_file import Graph
 from mlm_onnx.convert.precision import Precision
@@ -34,7 +34,7 @@ class OnnxEncoder:
     ) -> None:
         self.g, self.c, self.arrays, self.precision, self.ids = g, c, leaves(params), precision, ids
         self.fused = fused
-        self.types = types
+        self.types, self.mask = types, mask
         self.padding = None if mask is None else g.op("Unsqueeze", g.op("Equal", mask, g.int(0)), g.ints(1, 2))
         self.length = g.op("Shape", ids, start=1, end=2)  # [S] as a vector of one element
         self.attended: list[str] = []
@@ -96,6 +96,28 @@ class OnnxEncoder:
             self._positions = g.op("Range", g.int(0), g.op("Squeeze", self.length), g.int(1))
         return self._positions
 
+    def counted_positions(self) -> str:
+        """Add RoBERTa's positions [B, S]: ids that are not padding count from 1, wherever they stand; padding has 0."""
+        g = self.g
+        padding = g.op("Cast", g.op("Equal", self.ids, g.int(self.c.position_offset - 1)), to=g.type(np.int64))
+        real = g.op("Sub", g.int(1), padding)
+        return g.op("Mul", g.op("CumSum", real, g.int(1)), real)
+
+    def unmasked_scale(self) -> str:
+        """Add what token dropout multiplies the embeddings by, [B, S, 1]; padding does not count."""
+        g = self.g
+        masked = g.op("Cast", g.op("Equal", self.ids, g.int(self.c.mask_id)), to=g.type(np.float32))
+        kept = g.op("Sub", g.scalar(1.0), masked)
+        real = None if self.mask is None else g.op("Cast", self.mask, to=g.type(np.float32))
+        counted = kept if real is None else g.op("Mul", kept, real)
+        if real is None:
+            length = g.op("Cast", self.length, to=g.type(np.float32))
+        else:
+            length = g.op("ReduceSum", real, g.ints(-1), keepdims=1)
+        unmasked = g.op("Max", g.op("ReduceSum", counted, g.ints(-1), keepdims=1), g.scalar(1.0))
+        scale = g.op("Mul", kept, g.op("Div", g.op("Mul", length, g.scalar(KEPT)), unmasked))
+        return g.op("Unsqueeze", scale, g.ints(-1))
+
     def rope(self, theta: float, at: str | None) -> tuple[str, str]:
         """Add cosine and sine of the rotary angles, [B, S, K / 2], or [B, P, K / 2] at some positions."""
         if (key := (theta, at)) not in self._ropes:
@@ -142,18 +164,25 @@ class OnnxEncoder:
         table = self.array("token_table")
         assert table is not None
         x = self.precision.lookup(g, self.ids, "token_table", table)
+        if c.token_dropout:
+            x = g.op("Mul", x, self.unmasked_scale())
         types = self.array("type_table")
         if self.types is not None and types is not None:
             x, types = g.op("Add", x, g.op("Gather", g.weight("type_table", types), self.types, axis=0)), None
         if c.positions == "learned":
             rows = self.array("position_table")
             assert rows is not None
-            rows = rows[c.position_offset :] + (0 if types is None else types[0])
-            here = g.op("Slice", g.weight("position_table", rows), g.ints(0), self.length, g.ints(0))
+            counted = self.mask is not None and c.position_offset > 0
+            rows = rows[c.position_offset - counted :] + (0 if types is None else types[0])
+            rows = g.weight("position_table", rows)
+            if counted:
+                here = g.op("Gather", rows, self.counted_positions(), axis=0)
+            else:
+                here = g.op("Slice", rows, g.ints(0), self.length, g.ints(0))
             x = g.op("Add", x, here)
         elif types is not None:
             x = g.op("Add", x, g.weight("type_table", types[0]))
-        x = self.norm(x, "embedding_norm")
+        x = self.norm(x, "embedding_norm") if c.embedding_norm else x
         return self.dense(x, "widen") if c.embedding_width else x
 
     def queries_keys_values(self, x: str, index: int, at: str | None, last: bool) -> tuple[str, str, str]:
@@ -164,7 +193,7 @@ class OnnxEncoder:
         g, c = self.g, self.c
         shared, D = self.shared(index), c.width
         name = f"layer_{shared}"
-        x = self.norm(x, name, "attention_norm") if c.norm_first and shared else x
+        x = self.norm(x, name, "attention_norm") if c.norm_first and c.norms_attention(shared) else x
         path = (name, "attention", "qkv")
         if last and (not c.layer_groups or c.layer_groups == c.layers):
             q = self.dense(x if at is None else self.take(x, at), *path, columns=slice(0, D), part=".query")

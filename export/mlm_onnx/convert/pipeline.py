@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from jax_mlm.config import ModelConfig
 from jax_mlm.data.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
 from jax_mlm.hf.config import hf_config
+from jax_mlm.hf.directory import in_layout
 from jax_mlm.hf.tokenizer import hf_tokenizer_config
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.params import leaves
@@ -34,7 +35,7 @@ from mlm_onnx.convert.quantize import adjusted
 from mlm_onnx.convert.reference import Reference
 from mlm_onnx.convert.request import Request
 from mlm_onnx.convert.space import check_space, write_space
-from mlm_onnx.convert.targets import TARGETS, write_target
+from mlm_onnx.convert.targets import TARGETS, types_of, write_target
 from mlm_onnx.convert.web import find_runtime, write_page
 from mlm_onnx.version import package_version
 
@@ -89,6 +90,7 @@ def write_bundle(
         raise BundleError(f"the checkpoint holds values that are not finite in {'.'.join(bad)}: the training diverged")
     runtime = find_runtime(request.web_runtime) if request.layout == "web" else {}
     vocabulary = vocabulary_of(tokenizer)
+    params, model, pad = in_layout(params, model, tokenizer, vocabulary)
     keep, calibrated = frozenset[str](), {}
     if request.calibration is not None:
         keep, calibration = calibrate(model, params, tokenizer, vocabulary, request.calibration, request.reduce_range)
@@ -99,8 +101,8 @@ def write_bundle(
             write_page(folder, runtime)
         texts = {role: _text(tokenizer, getattr(vocabulary, role)) for role in ROLES}
         (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
-        write_json(folder / CONFIG, hf_config(model, vocabulary.pad, vocabulary.cls, vocabulary.sep))
-        write_json(folder / TOKENIZER_CONFIG, hf_tokenizer_config(texts, model.max_length))
+        write_json(folder / CONFIG, hf_config(model, pad, vocabulary.cls, vocabulary.sep))
+        write_json(folder / TOKENIZER_CONFIG, hf_tokenizer_config(texts, model.max_length, types_of(model)))
         manifest = {
             "dtype": request.dtype,
             **({"int8": assumptions(request.reduce_range)} if request.dtype == "int8" else {}),

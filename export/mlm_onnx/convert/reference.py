@@ -39,10 +39,13 @@ class Reference:
         return self._answer(input_ids, np.ones_like(input_ids), None, positions)[1]
 
     def everywhere(self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> np.ndarray:
-        """Return the logits [B, S, V] at every position of padded rows."""
+        """Return the logits [B, S, V] at every position of padded rows.
+
+        A model whose positions begin after the padding's own row (RoBERTa) counts them over ids that are not padding.
+        """
         positions = np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape)
         types = token_type_ids if self.config.token_types else None
-        return self._answer(input_ids, attention_mask, types, positions)[0]
+        return self._answer(input_ids, attention_mask, types, positions, counted=True)[0]
 
     def attention(self, input_ids: np.ndarray) -> np.ndarray:
         """Return what each token attends to, [layers, B, H, S, S]."""
@@ -53,7 +56,7 @@ class Reference:
             return np.asarray(self._attend(self._placed, inputs))[:, :b, :, :s, :s]
 
     def _answer(
-        self, ids: np.ndarray, segments: np.ndarray, types: np.ndarray | None, at: np.ndarray
+        self, ids: np.ndarray, segments: np.ndarray, types: np.ndarray | None, at: np.ndarray, counted: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the logits at some positions, and the embeddings."""
         (b, s), p = ids.shape, at.shape[1]
@@ -63,7 +66,8 @@ class Reference:
             types = None if types is None else _grown(types, B, S)
         with jax.default_device(self._cpu):
             types = None if types is None else types.astype(np.int32)
-            logits, embeddings = self._read(self._placed, _inputs(ids, segments), at.astype(np.int32), types)
+            real = ids != self.config.position_offset - 1 if counted and self.config.position_offset else None
+            logits, embeddings = self._read(self._placed, _inputs(ids, segments, real), at.astype(np.int32), types)
             return np.asarray(logits)[:b, :p], np.asarray(embeddings)[:b]
 
 
@@ -77,8 +81,9 @@ def _read(encoder: MaskedLM, inputs: Inputs, at: jax.Array, types: jax.Array | N
     return logits, jnp.where(real, x, 0).sum(1) / jnp.maximum(real.sum(1), 1)
 
 
-def _inputs(ids: np.ndarray, segments: np.ndarray) -> Inputs:
-    positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+def _inputs(ids: np.ndarray, segments: np.ndarray, real: np.ndarray | None = None) -> Inputs:
+    """Return the rows, with positions that count every token, or those that are `real` (the others have -1)."""
+    positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape) if real is None else real.cumsum(1) * real - 1
     return Inputs(*(jnp.asarray(array, jnp.int32) for array in (ids, segments, positions)))
 
 

@@ -52,8 +52,11 @@ from mlm_onnx.convert.quantize import INT8, INT8_HUB, INT8_WEB
 from mlm_onnx.convert.reference import Reference
 from mlm_onnx.convert.request import Request
 
-TYPED = ("bert", "albert")
-"""Families whose models take token_type_ids."""
+
+def types_of(config: ModelConfig) -> int:
+    """Return how many token types a text's tokenizer should tell apart: 0 where the hub graph takes none."""
+    return config.token_types if config.family in ("bert", "albert") and config.token_types > 1 else 0
+
 
 # ---- how they are built --------------------------------------------------------------------------
 
@@ -93,7 +96,7 @@ def masked_lm_graph(config: ModelConfig, params: Params, precision: Precision = 
     g = Graph("masked_lm")
     shape = ("batch_size", "sequence_length")
     ids, mask = (g.input(name, np.int64, shape) for name in ("input_ids", "attention_mask"))
-    types = g.input("token_type_ids", np.int64, shape) if config.family in TYPED and config.token_types else None
+    types = g.input("token_type_ids", np.int64, shape) if types_of(config) else None
     encoder = OnnxEncoder(g, config, params, precision, ids, mask, types)
     g.output("logits", encoder.vocabulary(encoder.hidden(), ids), np.float32, (*shape, config.vocab_size))
     return g
