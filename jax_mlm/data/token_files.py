@@ -164,10 +164,10 @@ class Writer:
         if len(at):
             self.last_document = int(at[-1])
 
-    def _redigest(self, digest: np.uint64) -> None:
+    def _redigest(self, digest: np.uint64 | np.ndarray) -> None:
         """Correct the hash of the last document, of which there was more, or nothing yet."""
         self.files[DIGESTS].seek(8 * (self.documents - 1))
-        self.files[DIGESTS].write(np.array([digest], "<u8").data)
+        self.files[DIGESTS].write(np.asarray(digest, "<u8").tobytes())
 
     def _save(self) -> None:
         for file in self.files.values():

@@ -175,6 +175,17 @@ def scratch(tmp_path: Path, environment: dict[str, str], sentence_run: Any) -> P
     (tmp_path / "my-text" / "a.txt").write_text("\n\n".join(lines))
     (tmp_path / "held-out.txt").write_text("\n\n".join(lines[:40]))
     (tmp_path / "words.txt").write_text("bridge\nfishes\n")
+    thai = ["".join(draw.choices("กขคงจชซดตถทนบปพมยรลวสหอ", k=40)) for _ in range(300)]
+    (tmp_path / "thai.txt").write_text("\n".join(thai))
+    sequences = ["MKT" + "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=60)) for _ in range(200)]
+    (tmp_path / "sequences.txt").write_text("\n".join(sequences))
+    (tmp_path / "proteins.csv").write_text("id,sequence\n" + "".join(f"{i},{s}\n" for i, s in enumerate(sequences)))
+    (tmp_path / "my-code" / "inner").mkdir(parents=True)
+    for i in range(9):
+        body = "\n".join(
+            f"def {a}(x):\n    return [{b}(y) for y in x]\n" for a, b in zip(words, words[i:], strict=False)
+        )
+        (tmp_path / "my-code" / "inner" / f"{i}.py").write_text(body)
     shutil.copytree(sentence_run.path, tmp_path / "runs" / "sentence")
     return tmp_path
 
