@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from functools import cache
-from importlib.util import find_spec
 from itertools import pairwise
 
 import numpy as np
@@ -27,9 +26,6 @@ TRAINED, TRIED = 300, 40
 MOST_UNKNOWN = 0.005
 SIZES = {"wordpiece": 384, "bpe": 448, "unigram": 256, "word": 4096}
 TABLE = [(name, kind) for name in SCRIPTS for kind in KINDS]
-pytestmark = pytest.mark.xfail(
-    find_spec("jax_mlm.data.learning") is None, reason="waits for tokenizers that keep the whole alphabet", strict=False
-)
 
 
 @cache
