@@ -368,7 +368,9 @@ def test_published_tokenizers_read_their_special_tokens_as_text(shared_data) -> 
     for name in ("bert-tiny-english", "roberta-antibody", "albert-reactions"):
         tokenizer = load_tokenizer(shared_data / "weights" / name / "tokenizer.json")
         v = vocabulary_of(tokenizer)
-        text = " ".join(tokenizer.id_to_token(id) for id in v.special if id != v.unk)
-        assert not (set(v.special) - {v.unk}) & set(encode(tokenizer, [text]).tokens.tolist())
+        marked = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special and id != v.unk}
+        assert marked <= set(v.special), "where there are reserved pieces besides"
+        text = " ".join(tokenizer.id_to_token(id) for id in marked)
+        assert not marked & set(encode(tokenizer, [text]).tokens.tolist())
         plain = ["CC(=O)O the old river", "QVQLVQSG"]
         assert [e.ids for e in as_text(tokenizer).encode_batch(plain)] == [e.ids for e in tokenizer.encode_batch(plain)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,8 @@ def in_flax(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
 def make_flax(tmp_path: Path, tokenizer: Tokenizer) -> Callable[[str, Save], Path]:
     """Writes a family's directory with Flax's names and layouts."""
 
-    def make(family: str, save: Save) -> Path:
-        model, folder = MODELS[family], tmp_path / "flax"
+    def make(family: str, save: Save, tied: bool = True) -> Path:
+        model, folder = replace(MODELS[family], tied=tied), tmp_path / "flax"
         folder.mkdir()
         write_params(tmp_path / "ours.safetensors", randomised(model), model)
         (folder / "config.json").write_text(json.dumps(hf_config(model, 0, None, None)))
@@ -89,6 +90,12 @@ def test_flax_weights_are_ours_bit_for_bit(family: str, save: Save, make_flax: A
     assert imported.model == MODELS[family]
     assert_trees_equal(imported.params, randomised(MODELS[family]))
     assert len(imported.remarks) == 1, "every tensor was read"
+
+
+@pytest.mark.parametrize("family", FLAX)
+def test_a_decoder_of_its_own_is_turned_as_well(family: str, make_flax: Any) -> None:
+    imported = read_hf(make_flax(family, whole, tied=False))
+    assert_trees_equal(imported.params, randomised(replace(MODELS[family], tied=False)))
 
 
 def test_halves_become_float32_and_integers_are_refused(make_flax: Any) -> None:
