@@ -34,7 +34,7 @@ def demo(run: Path, work: Path, browser: Browser) -> bytes:
     with _serving(line, port):
         page = browser.new_page(viewport={"width": WIDTH, "height": 900}, device_scale_factor=SHARPNESS)
         page.goto(f"http://127.0.0.1:{port}/")
-        page.click(".chip[data-place='5']")
+        page.click(".chip[data-position='5']")
         page.wait_for_selector("#why section:nth-of-type(2) .said")
         end = page.locator("#why").bounding_box()
         clip = {"x": 0, "y": 0, "width": WIDTH, "height": end["y"] + end["height"] + 16}

@@ -36,6 +36,9 @@ from jax_mlm.files import cache_folder, make_folder, write_atomically
 from jax_mlm.presets import SENTENCE
 from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run_file
 
+LEAST = 64
+"""Entries of a vocabulary of pieces that is worth training on; a text with fewer is one for a vocabulary of words."""
+
 
 class Read(NamedTuple):
     """What was read, for the summary before a training."""
@@ -129,6 +132,11 @@ def _new_tokenizer(
         tokenizer, size = reached(error)
         if corpus.tokenizer_size:  # what is proposed has been tried
             raise VocabularyTooLarge(corpus.tokenizer_size, size) from error
+        if size < LEAST and kind != "word":
+            raise UserError(
+                f"--data: too little text for a {kind} tokenizer, which finds {size} entries in it: give more text, or "
+                "--tokenizer-kind word"
+            ) from error
         return tokenizer, corpus, reason
 
 

@@ -181,7 +181,7 @@ def test_a_kind_that_is_given_is_kept_and_only_warned_of(
     tmp_path: Path, capsys: pytest.CaptureFixture, arguments: tuple[str, ...], said: str
 ) -> None:
     draw = random.Random(0)
-    path = written(tmp_path / "a.txt", [" ".join("".join(draw.choices("กขคงจชซดตถ", k=30)) for _ in range(2))] * 60)
+    path = written(tmp_path / "a.txt", ["".join(draw.choices("กขคงจชซดตถ", k=61)) for _ in range(60)])
     small = [*SHORT[2:], "--tokenizer-limit", "320"]
     assert train_line(*arguments, *small, "--data", path, "--out", tmp_path / "run") == 0
     warned = [line for line in capsys.readouterr().err.splitlines() if "fits better" in line]
