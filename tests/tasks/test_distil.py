@@ -89,6 +89,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(family: str)
     assert abs(float(total)) / float(metrics.count) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_short_run_comes_nearer_to_the_teacher() -> None:
     config = OptimConfig(lr=1e-2, schedule="constant", warmup=0.0)
     task, tx = taught_task(DistilConfig("t")), make_optimizer(config)
@@ -103,6 +104,7 @@ def test_a_short_run_comes_nearer_to_the_teacher() -> None:
     assert float(apart(state.params)) < 0.9 * before
 
 
+@pytest.mark.slow
 def test_microbatches_add_up_to_the_batch() -> None:
     config = OptimConfig(lr=0.1, clip=0.0, schedule="constant", warmup=0.0, weight_decay=0.0, adam_eps=1.0)
     task, tx = taught_task(DistilConfig("t")), make_optimizer(config)
