@@ -270,14 +270,8 @@ def test_one_long_line_is_learned_from_and_read_in_bounded_time() -> None:
         assert time.perf_counter() - began < 20
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param("wordpiece", marks=pytest.mark.slow),
-        pytest.param("bpe", marks=pytest.mark.slow),
-        pytest.param("unigram", marks=pytest.mark.campaign),  # a minute and a half on two busy cores
-    ],
-)
+@pytest.mark.campaign
+@pytest.mark.parametrize("kind", KINDS)
 def test_ten_megabytes_without_a_space_are_bounded(kind: str) -> None:
     code = f"""
         import random, resource

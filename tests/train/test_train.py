@@ -55,8 +55,9 @@ def test_the_founding_sentence(sentence_run):
     assert kinds == {"train", "valid", "final"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=pytest.mark.slow if seed < 3 else pytest.mark.campaign) for seed in range(10)]
+)
 def test_the_founding_sentence_at_every_seed(environment, tmp_path, seed):
     done = command(environment, "--seed", seed, cwd=tmp_path)
     assert done.stdout.count(" right") == 13, done.stdout
