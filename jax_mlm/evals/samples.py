@@ -26,6 +26,8 @@ LONGEST, SHORTEST = 32, 5
 SEARCHED = 400
 """Number of documents, evenly spaced, that are searched for readable sentences."""
 TOP_K = 3
+BROKEN = "\ufffd"
+"""What part of a character is decoded to."""
 
 
 class Sample(NamedTuple):
@@ -91,8 +93,11 @@ def _sentences(rows: Rows, tokenizer: Tokenizer) -> Iterator[tuple[tuple[int, ..
             size = stops[0]
         while size < len(ids) and size > 1 and not begins[size]:
             size -= 1  # not in the middle of a word
+        while size > 1 and _text(tokenizer, ids[:size]).endswith(BROKEN):
+            size -= 1  # nor of a character
         ids, words = ids[:size], words[:size]
         ordinary = [n for n in range(size) if ids[n] not in special]
+        ordinary = [n for n in ordinary if BROKEN not in words[n]] or ordinary
         whole_words = [n for n in ordinary if begins[n] and begins[n + 1] and words[n].isalpha() and len(words[n]) > 2]
         text = _text(tokenizer, ids).strip()
         letters = sum(c.isalpha() or c.isspace() for c in text) / max(len(text), 1)

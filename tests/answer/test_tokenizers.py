@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from mlm_onnx.answer.pieces import Pieces
 from support.tokenizers import CASES, MADE, reader_of
 
-from jax_mlm.data.tokenizer import mask_of
+from jax_mlm.data.tokenizer import load_tokenizer, mask_of
 
 
 @pytest.mark.parametrize("kind", MADE)
@@ -70,3 +71,15 @@ def test_what_stands_before_a_mask_is_read_as_before_a_word(kind: str, tmp_path:
         assert query.ids[: query.at[0]].tolist() == trained.ids[:at], repr(layout)
         assert query.spans == ((len(f"sat{layout}"), len(f"sat{layout}") + len(mask)),)
         assert [text[a:b] for a, b in query.offsets[1 : query.at[0]]] == [text[a:b] for a, b in trained.offsets[1:at]]
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_a_file_without_a_decoder_is_read_as_its_marks_say(kind: str, tmp_path: Path) -> None:
+    tokenizer = MADE[kind]()
+    content = json.loads(tokenizer.to_str())
+    if content["decoder"] is None or content["decoder"]["type"] == "Fuse":
+        return
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "decoder": None}))
+    ours, theirs = Pieces(load_tokenizer(tmp_path / "tokenizer.json")), Pieces(tokenizer)
+    for id in range(tokenizer.get_vocab_size()):
+        assert (ours.shown(id), ours.read(id)) == (theirs.shown(id), theirs.read(id))

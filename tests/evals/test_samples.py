@@ -114,3 +114,14 @@ def test_answers_are_those_of_one_query_each_and_nothing_compiles_again(tmp_path
         assert given.probability == pytest.approx(likely[sample.ids[sample.at]], rel=1e-4)
         assert f"right: {sample.right}" in describe_answer(given)
     assert [s["right"] for s in to_json(answers)] == [s.right for s in samples]
+
+
+def test_a_sample_is_cut_and_hidden_at_whole_characters(tmp_path):
+    """Byte-level pieces may be parts of a character."""
+    lines = ["".join(lines_of("Thai", 60, seed=seed)).replace(" ", "") for seed in range(9)]
+    tokenizer = train_tokenizer(lines, "bpe", 300)
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    files = prepared([tmp_path / "text.txt"], tokenizer, DataConfig(), tmp_path / "cache")
+    samples = choose_samples(pack_rows(files, vocabulary_of(tokenizer), 32, "document"), tokenizer)
+    assert samples
+    assert not any("\ufffd" in "".join((*sample.split, sample.right)) for sample in samples), samples
