@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ def test_queries_pieces_and_targets_are_those_of_the_table(kind: str, tmp_path: 
             start = text.index("M")
             real = text.replace("M", mask)
             assert pieces.fill(real, start, start + len(mask), id) == filled, (piece, text)
+    for text, filling, filled in cases.get("several", ()):
+        real = text.replace("M", mask)
+        spans = [found.span() for found in re.finditer(re.escape(mask), real)]
+        assert pieces.fill_all(real, spans, [tokenizer.token_to_id(piece) for piece in filling]) == filled, text
     for word, places in cases["targets"].items():
         for before, token in places.items():
             ids = pieces.of(word, before)
