@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Array, Int
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
 from jax_mlm.config import Json
 from jax_mlm.data.batches import Rows
@@ -108,7 +108,9 @@ def _sentences(rows: Rows, tokenizer: Tokenizer) -> Iterator[tuple[tuple[int, ..
 
 def _sample(ids: tuple[int, ...], at: int, tokenizer: Tokenizer, mask: str) -> Sample:
     left, word, right = (_text(tokenizer, some) for some in (ids[:at], ids[at : at + 1], ids[at + 1 :]))
-    split = (f"{left.strip()}{' ' if left and word[:1].isspace() else ''}", right.rstrip())
+    before = " " if left and (word[:1].isspace() or left[-1:].isspace()) else ""
+    after = " " if right and word.strip() and word[-1:].isspace() else ""
+    split = (f"{left.strip()}{before}", f"{after}{right.rstrip()}")
     return Sample(ids, at, split, word.strip(), mask.join(split))
 
 
@@ -126,7 +128,10 @@ def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
             parts += [f" {added[id].content}" for id in some]
         else:
             tokens = [tokenizer.id_to_token(id) or "" for id in some if id not in added or not added[id].special]
-            parts.append(tokenizer.decoder.decode(["x", *tokens])[1:])
+            if isinstance(tokenizer.decoder, decoders.BPEDecoder):  # it would leave out the space after the last word
+                parts += [token.replace(tokenizer.decoder.suffix, " ") for token in tokens]
+            else:
+                parts.append(tokenizer.decoder.decode(["x", *tokens])[1:])
     return "".join(parts)
 
 

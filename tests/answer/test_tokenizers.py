@@ -16,8 +16,9 @@ from jax_mlm.data.tokenizer import load_tokenizer, mask_of
 
 @pytest.mark.parametrize("kind", MADE)
 def test_queries_pieces_and_targets_are_those_of_the_table(kind: str, tmp_path: Path) -> None:
-    tokenizer, cases = MADE[kind](), CASES[kind]
-    reader, pieces, mask = reader_of(tokenizer, tmp_path), Pieces(tokenizer), tokenizer.id_to_token(mask_of(tokenizer))
+    tokenizer: Any = MADE[kind]()
+    cases, mask = CASES[kind], tokenizer.id_to_token(mask_of(tokenizer))
+    reader, pieces = reader_of(tokenizer, tmp_path), Pieces(tokenizer)
     for text, tokens in cases["reads"].items():
         read = reader.masked(text.replace("M", mask))
         assert read.ids.tolist() == [tokenizer.token_to_id(token) for token in tokens], text
@@ -80,7 +81,7 @@ def test_what_stands_before_a_mask_is_read_as_before_a_word(kind: str, tmp_path:
 
 @pytest.mark.parametrize("kind", MADE)
 def test_a_file_without_a_decoder_is_read_as_its_marks_say(kind: str, tmp_path: Path) -> None:
-    tokenizer = MADE[kind]()
+    tokenizer: Any = MADE[kind]()
     content = json.loads(tokenizer.to_str())
     if content["decoder"] is None or content["decoder"]["type"] == "Fuse":
         return

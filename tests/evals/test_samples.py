@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.rows import prepared
 from support.scripts import lines_of
+from support.tokenizers import MADE
 
 from jax_mlm.config import DataConfig, ModelConfig
 from jax_mlm.data.batches import pack_rows
@@ -125,3 +126,12 @@ def test_a_sample_is_cut_and_hidden_at_whole_characters(tmp_path):
     samples = choose_samples(pack_rows(files, vocabulary_of(tokenizer), 32, "document"), tokenizer)
     assert samples
     assert not any("\ufffd" in "".join((*sample.split, sample.right)) for sample in samples), samples
+
+
+@pytest.mark.parametrize("kind", ["end of word", "characters"])
+def test_a_sample_of_a_published_tokenizer_has_the_spaces_of_its_text(tmp_path, kind):
+    tokenizer, line = MADE[kind](), "the cat sat here and met the cat today ."
+    (tmp_path / "text.txt").write_text("\n".join([line] * 40))
+    files = prepared([tmp_path / "text.txt"], tokenizer, DataConfig(), tmp_path / "cache")
+    for sample in choose_samples(pack_rows(files, vocabulary_of(tokenizer), 32, "document"), tokenizer):
+        assert line.startswith(sample.right.join(sample.split).removesuffix(".").rstrip()), sample
