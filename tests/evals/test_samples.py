@@ -119,8 +119,8 @@ def test_answers_are_those_of_one_query_each_and_nothing_compiles_again(tmp_path
 
 def test_a_sample_is_cut_and_hidden_at_whole_characters(tmp_path):
     """Byte-level pieces may be parts of a character."""
-    lines = ["".join(lines_of("Thai", 60, seed=seed)).replace(" ", "") for seed in range(9)]
-    tokenizer = train_tokenizer(lines, "bpe", 300)
+    tokenizer = train_tokenizer(["the 我 爱 你 我爱 你我 我我 爱爱 of and then there"] * 20, "bpe", 267)
+    lines = ["我😀爱😁你😂" * 9] * 20
     (tmp_path / "text.txt").write_text("\n".join(lines))
     files = prepared([tmp_path / "text.txt"], tokenizer, DataConfig(), tmp_path / "cache")
     samples = choose_samples(pack_rows(files, vocabulary_of(tokenizer), 32, "document"), tokenizer)
