@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
+from jax_mlm.config import Json
 from jax_mlm.data.learning import LEARNERS, LITERAL_UNKNOWN, NAMES, Learn
 from jax_mlm.errors import UserError
 
@@ -87,11 +88,42 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise UserError(f"--tokenizer {path} is not a tokenizer.json ({reason})") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    complete_decoder(tokenizer)
     try:
         mask_of(tokenizer)
     except UserError as error:
         raise UserError(f"--tokenizer {path}: {error}") from error
     return tokenizer
+
+
+def complete_decoder(tokenizer: Tokenizer) -> None:
+    """Give a tokenizer without a decoder the one that undoes the marks its pieces carry, if they carry any."""
+    if tokenizer.decoder is not None:
+        return
+    content = json.loads(tokenizer.to_str())
+    model = content["model"]
+    steps = {step["type"]: step for part in ("normalizer", "pre_tokenizer") for step in _steps(content[part])}
+    if suffix := model.get("end_of_word_suffix"):
+        tokenizer.decoder = decoders.BPEDecoder(suffix)
+    elif prefix := model.get("continuing_subword_prefix"):
+        tokenizer.decoder = decoders.WordPiece(prefix)
+    elif "ByteLevel" in steps:
+        tokenizer.decoder = decoders.ByteLevel()
+    elif "Metaspace" in steps:
+        space = steps["Metaspace"]
+        tokenizer.decoder = decoders.Metaspace(space["replacement"], space.get("prepend_scheme", "always"))
+    elif steps.get("Replace", {}).get("pattern") == {"String": " "}:
+        mark = steps["Replace"]["content"]
+        undone = [decoders.Replace(mark, " "), decoders.ByteFallback(), decoders.Fuse()]
+        tokenizer.decoder = decoders.Sequence([*undone, *([decoders.Strip(" ", 1, 0)] if "Prepend" in steps else [])])
+
+
+def _steps(part: Json | None) -> list[Json]:
+    """Return the steps of a normalizer or pre-tokenizer, however deep they are nested."""
+    if part is None:
+        return []
+    inner = part.get("normalizers") or part.get("pretokenizers")
+    return [part] if inner is None else [step for each in inner for step in _steps(each)]
 
 
 def size_of(tokenizer: Tokenizer) -> int:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Array, Int
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
 from jax_mlm.config import Json
 from jax_mlm.data.batches import Rows
@@ -26,6 +26,8 @@ LONGEST, SHORTEST = 32, 5
 SEARCHED = 400
 """Number of documents, evenly spaced, that are searched for readable sentences."""
 TOP_K = 3
+BROKEN = "\ufffd"
+"""What part of a character is decoded to."""
 
 
 class Sample(NamedTuple):
@@ -91,8 +93,11 @@ def _sentences(rows: Rows, tokenizer: Tokenizer) -> Iterator[tuple[tuple[int, ..
             size = stops[0]
         while size < len(ids) and size > 1 and not begins[size]:
             size -= 1  # not in the middle of a word
+        while size > 1 and _text(tokenizer, ids[:size]).endswith(BROKEN):
+            size -= 1  # nor of a character
         ids, words = ids[:size], words[:size]
         ordinary = [n for n in range(size) if ids[n] not in special]
+        ordinary = [n for n in ordinary if BROKEN not in words[n]] or ordinary
         whole_words = [n for n in ordinary if begins[n] and begins[n + 1] and words[n].isalpha() and len(words[n]) > 2]
         text = _text(tokenizer, ids).strip()
         letters = sum(c.isalpha() or c.isspace() for c in text) / max(len(text), 1)
@@ -103,7 +108,9 @@ def _sentences(rows: Rows, tokenizer: Tokenizer) -> Iterator[tuple[tuple[int, ..
 
 def _sample(ids: tuple[int, ...], at: int, tokenizer: Tokenizer, mask: str) -> Sample:
     left, word, right = (_text(tokenizer, some) for some in (ids[:at], ids[at : at + 1], ids[at + 1 :]))
-    split = (f"{left.strip()}{' ' if left and word[:1].isspace() else ''}", right.rstrip())
+    before = " " if left and (word[:1].isspace() or left[-1:].isspace()) else ""
+    after = " " if right and word.strip() and word[-1:].isspace() else ""
+    split = (f"{left.strip()}{before}", f"{after}{right.rstrip()}")
     return Sample(ids, at, split, word.strip(), mask.join(split))
 
 
@@ -121,7 +128,10 @@ def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
             parts += [f" {added[id].content}" for id in some]
         else:
             tokens = [tokenizer.id_to_token(id) or "" for id in some if id not in added or not added[id].special]
-            parts.append(tokenizer.decoder.decode(["x", *tokens])[1:])
+            if isinstance(tokenizer.decoder, decoders.BPEDecoder):  # it would leave out the space after the last word
+                parts += [token.replace(tokenizer.decoder.suffix, " ") for token in tokens]
+            else:
+                parts.append(tokenizer.decoder.decode(["x", *tokens])[1:])
     return "".join(parts)
 
 

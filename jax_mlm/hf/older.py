@@ -280,6 +280,10 @@ def _byte_level(source: Source, names: Mapping[str, str]) -> Tokenizer:
     merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
     if merges and sum(merge[-1].endswith("</w>") for merge in merges) > len(merges) / 4:
         raise UserError(f"{folder}: the pieces of merges.txt end with </w>, so they are not byte-level: {REMEDY}")
+    if wrong := next((merge for merge in merges if len(merge) != 2), None):
+        raise UserError(f"{folder}/merges.txt: {' '.join(wrong)[:80]!r} is not a pair of pieces: fetch it again")
+    if wrong := next((piece for piece, id in vocab.items() if type(id) is not int or id < 0), None):
+        raise UserError(f"{folder}/vocab.json: the id of {wrong[:80]!r} is {str(vocab[wrong])[:80]!r}, not an integer")
     try:
         pairs = [(left, right) for left, right in merges]
         tokenizer = Tokenizer(models.BPE(vocab, pairs, unk_token=names.get("unk")))

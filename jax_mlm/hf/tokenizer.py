@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, normalizers
 
 from jax_mlm.config import Json
-from jax_mlm.data.tokenizer import load_tokenizer, mask_of
+from jax_mlm.data.tokenizer import complete_decoder, load_tokenizer, mask_of
 from jax_mlm.errors import UserError
 from jax_mlm.hf.older import KINDS, add_tokens, rebuilt
 from jax_mlm.hf.tokenizer_files import CONFIG, REMEDY, ROLES, SPECIAL_TOKENS, Source, read_json, read_text
@@ -86,6 +86,7 @@ def _parsed(path: Path) -> Tokenizer:
         return load_tokenizer(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    complete_decoder(tokenizer)
     return tokenizer
 
 

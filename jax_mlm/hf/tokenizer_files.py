@@ -100,9 +100,9 @@ def read_json(path: Path) -> Json:
 
 
 def read_text(path: Path) -> str:
-    """Return a text file; a UserError where it is not UTF-8."""
+    """Return a text file without the mark that Windows puts first; a UserError where it is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text: fetch it again") from None
     except OSError as error:

@@ -41,9 +41,9 @@ def words_of(given: Iterable[str]) -> list[str]:
     """Return the words of --add-tokens: each entry is a word, or a file with one a line.
 
     Raises:
-        UserError: an entry names a file that is not there, or is not text.
+        UserError: an entry names a file that is not there, or is not text; there is no word in all of them.
     """
-    words: list[str] = []
+    given, words = list(given), list[str]()
     for entry in given:
         if not Path(entry).is_file():
             if entry.lower().endswith(FILES) or "/" in entry or os.sep in entry:
@@ -54,7 +54,10 @@ def words_of(given: Iterable[str]) -> list[str]:
             words += Path(entry).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError:
             raise UserError(f"--add-tokens {entry} is not UTF-8 text: give a file with a word a line") from None
-    return list(dict.fromkeys(word.strip() for word in words if word.strip()))
+    found = list(dict.fromkeys(word.strip() for word in words if word.strip()))
+    if not found:
+        raise UserError(f"--add-tokens {' '.join(given)}: there is no word in it (give words, or a file, one a line)")
+    return found
 
 
 def with_words(tokenizer: Tokenizer, words: Iterable[str], say: Callable[[str], None] = lambda text: None) -> Tokenizer:

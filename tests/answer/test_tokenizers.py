@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,14 @@ import pytest
 from mlm_onnx.answer.pieces import Pieces
 from support.tokenizers import CASES, MADE, reader_of
 
-from jax_mlm.data.tokenizer import mask_of
+from jax_mlm.data.tokenizer import load_tokenizer, mask_of
 
 
 @pytest.mark.parametrize("kind", MADE)
 def test_queries_pieces_and_targets_are_those_of_the_table(kind: str, tmp_path: Path) -> None:
-    tokenizer, cases = MADE[kind](), CASES[kind]
-    reader, pieces, mask = reader_of(tokenizer, tmp_path), Pieces(tokenizer), tokenizer.id_to_token(mask_of(tokenizer))
+    tokenizer: Any = MADE[kind]()
+    cases, mask = CASES[kind], tokenizer.id_to_token(mask_of(tokenizer))
+    reader, pieces = reader_of(tokenizer, tmp_path), Pieces(tokenizer)
     for text, tokens in cases["reads"].items():
         read = reader.masked(text.replace("M", mask))
         assert read.ids.tolist() == [tokenizer.token_to_id(token) for token in tokens], text
@@ -29,6 +32,10 @@ def test_queries_pieces_and_targets_are_those_of_the_table(kind: str, tmp_path: 
             start = text.index("M")
             real = text.replace("M", mask)
             assert pieces.fill(real, start, start + len(mask), id) == filled, (piece, text)
+    for text, filling, filled in cases.get("several", ()):
+        real = text.replace("M", mask)
+        spans = [found.span() for found in re.finditer(re.escape(mask), real)]
+        assert pieces.fill_all(real, spans, [tokenizer.token_to_id(piece) for piece in filling]) == filled, text
     for word, places in cases["targets"].items():
         for before, token in places.items():
             ids = pieces.of(word, before)
@@ -70,3 +77,15 @@ def test_what_stands_before_a_mask_is_read_as_before_a_word(kind: str, tmp_path:
         assert query.ids[: query.at[0]].tolist() == trained.ids[:at], repr(layout)
         assert query.spans == ((len(f"sat{layout}"), len(f"sat{layout}") + len(mask)),)
         assert [text[a:b] for a, b in query.offsets[1 : query.at[0]]] == [text[a:b] for a, b in trained.offsets[1:at]]
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_a_file_without_a_decoder_is_read_as_its_marks_say(kind: str, tmp_path: Path) -> None:
+    tokenizer: Any = MADE[kind]()
+    content = json.loads(tokenizer.to_str())
+    if content["decoder"] is None or content["decoder"]["type"] == "Fuse":
+        return
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "decoder": None}))
+    ours, theirs = Pieces(load_tokenizer(tmp_path / "tokenizer.json")), Pieces(tokenizer)
+    for id in range(tokenizer.get_vocab_size()):
+        assert (ours.shown(id), ours.read(id)) == (theirs.shown(id), theirs.read(id))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.rows import prepared
 from support.scripts import lines_of
+from support.tokenizers import MADE
 
 from jax_mlm.config import DataConfig, ModelConfig
 from jax_mlm.data.batches import pack_rows
@@ -114,3 +115,23 @@ def test_answers_are_those_of_one_query_each_and_nothing_compiles_again(tmp_path
         assert given.probability == pytest.approx(likely[sample.ids[sample.at]], rel=1e-4)
         assert f"right: {sample.right}" in describe_answer(given)
     assert [s["right"] for s in to_json(answers)] == [s.right for s in samples]
+
+
+def test_a_sample_is_cut_and_hidden_at_whole_characters(tmp_path):
+    """Byte-level pieces may be parts of a character."""
+    tokenizer = train_tokenizer(["the 我 爱 你 我爱 你我 我我 爱爱 of and then there"] * 20, "bpe", 267)
+    lines = ["我😀爱😁你😂" * 9] * 20
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    files = prepared([tmp_path / "text.txt"], tokenizer, DataConfig(), tmp_path / "cache")
+    samples = choose_samples(pack_rows(files, vocabulary_of(tokenizer), 32, "document"), tokenizer)
+    assert samples
+    assert not any("\ufffd" in "".join((*sample.split, sample.right)) for sample in samples), samples
+
+
+@pytest.mark.parametrize("kind", ["end of word", "characters"])
+def test_a_sample_of_a_published_tokenizer_has_the_spaces_of_its_text(tmp_path, kind):
+    tokenizer, line = MADE[kind](), "the cat sat here and met the cat today ."
+    (tmp_path / "text.txt").write_text("\n".join([line] * 40))
+    files = prepared([tmp_path / "text.txt"], tokenizer, DataConfig(), tmp_path / "cache")
+    for sample in choose_samples(pack_rows(files, vocabulary_of(tokenizer), 32, "document"), tokenizer):
+        assert line.startswith(sample.right.join(sample.split).removesuffix(".").rstrip()), sample

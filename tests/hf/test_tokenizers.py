@@ -312,3 +312,20 @@ def test_esms_letters_are_tokens_wherever_they_stand(by_model_type: bool, tmp_pa
     vocabulary = vocabulary_of(tokenizer)
     assert (vocabulary.cls, vocabulary.pad, vocabulary.sep, vocabulary.unk, vocabulary.mask) == (0, 1, 2, 3, 32)
     assert vocabulary.special == (0, 1, 2, 3, 31, 32), "<null_1> stands for nothing"
+
+
+def test_what_is_wrong_in_a_vocabulary_or_its_merges_is_named_in_one_line(tmp_path: Path) -> None:
+    chem(tmp_path)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nC C C\n")
+    with pytest.raises(UserError, match=r"merges\.txt: 'C C C' is not a pair of pieces"):
+        hf_tokenizer(tmp_path)
+    chem(tmp_path)
+    for id in ("x", -1, True):
+        (tmp_path / "vocab.json").write_text(json.dumps({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "C": id}))
+        with pytest.raises(UserError, match=r"vocab\.json: the id of 'C' is '.+', not an integer"):
+            hf_tokenizer(tmp_path)
+
+
+def test_the_mark_that_windows_puts_first_is_no_part_of_a_piece(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join((*BERT, "the")), encoding="utf-8-sig")
+    assert tokens(tmp_path, "The") == ["[CLS]", "the", "[SEP]"]

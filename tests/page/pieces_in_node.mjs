@@ -12,7 +12,7 @@ for (const [kind, { tokenizer, mask, cases }] of Object.entries(JSON.parse(readF
   findWholeWords(made);
   const pieces = new Pieces(made, tokenizer);
   const real = (text) => text.replaceAll('M', mask.text);
-  const joined = (text, id) => pieces.fill(real(text), mask.text, [id]).map((part) => part.text).join('');
+  const joined = (text, ...ids) => pieces.fill(real(text), mask.text, ids).map((part) => part.text).join('');
   const each = (object, answer) => Object.fromEntries(Object.entries(object).map(([key, value]) => [key, answer(key, value)]));
   answers[kind] = {
     reads: each(cases.reads, (text) => pieces.idsOf(real(text), mask)),
@@ -20,6 +20,7 @@ for (const [kind, { tokenizer, mask, cases }] of Object.entries(JSON.parse(readF
       const id = made.token_to_id(piece);
       return { shown: pieces.shown(id), filled: each(filled, (text) => joined(text, id)) };
     }),
+    several: (cases.several ?? []).map(([text, names]) => joined(text, ...names.map((name) => made.token_to_id(name)))),
     targets: each(cases.targets, (word, places) => each(places, (before) => pieces.of(word, before))),
   };
 }

@@ -46,6 +46,7 @@ def test_the_page_reads_the_table_alike(kind: str, answers: dict[str, Any]) -> N
     for piece, expected in cases["pieces"].items():
         shown = expected["shown"].replace("\n", "\\n")  # a page has no line for it
         assert found["pieces"][piece] == {**expected, "shown": shown}
+    assert found["several"] == [filled for _, _, filled in cases.get("several", ())]
     for word, places in cases["targets"].items():
         for before, token in places.items():
             ids = found["targets"][word][before]

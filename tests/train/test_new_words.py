@@ -114,6 +114,13 @@ def test_a_file_that_is_missing_is_no_word(tmp_path: Path) -> None:
         assert missing in str(said.value)
 
 
+def test_a_file_without_words_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n  \n")
+    for given in (["", "  "], [str(tmp_path / "empty.txt")]):
+        with pytest.raises(UserError, match="there is no word in it"):
+            words_of(given)
+
+
 def test_words_that_never_occur_are_counted_and_named() -> None:
     tokenizer = with_words(trained("bpe"), ["Quokka", "zebra", "and saw"])
     tokens = encode(tokenizer, [*LINES, "the Quokkas"]).tokens

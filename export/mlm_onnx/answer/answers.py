@@ -152,9 +152,8 @@ class Answers:
 
     def joint(self, query: Text, filling: Filling) -> JointFilling:
         """Return a text with all of its masks filled."""
-        text, ids = query.text, [id for _, id in sorted(filling.ids)]
-        for (start, end), id in reversed(list(zip(query.spans, ids, strict=True))):
-            text = self._pieces.fill(text, start, end, id)
+        ids = [id for _, id in sorted(filling.ids)]
+        text = self._pieces.fill_all(query.text, query.spans, ids)
         tokens, order = [self._pieces.shown(id) for id in ids], [mask for mask, _ in filling.ids]
         return {"tokens": tokens, "ids": ids, "order": order, "logprob": filling.logprob, "text": text}
 

@@ -6,7 +6,7 @@ time, when a piece is needed: no vocabulary is read at the start.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from tokenizers import Tokenizer, decoders
@@ -73,16 +73,30 @@ class Pieces:
         kept = self._apart and not self._suffix and id not in self._added
         return self.raw(id) if kept else self.surface(id) or " "
 
-    def fill(self, text: str, start: int, end: int, id: int) -> str:
+    def fill_all(self, text: str, spans: Sequence[tuple[int, int]], ids: Sequence[int]) -> str:
+        """Return the text with each of its masks replaced by a piece, from the left, as `fill` does."""
+        filled, last, previous = text, 0, None
+        for (start, end), id in zip(spans, ids, strict=True):
+            grown = len(filled) - len(text)
+            touches = previous is not None and text[last:start] in ("", "" if previous.ends else " ")
+            filled = self.fill(filled, start + grown, end + grown, id, previous if touches else None)
+            last, previous = end, self.read(id)
+        return filled
+
+    def fill(self, text: str, start: int, end: int, id: int, previous: Piece | None = None) -> str:
         """Return the text with the mask at characters start to end replaced by a piece.
 
         Nothing else changes but one plain space beside it: a continuation joins the word before it over a space that
         no token of the query stands for, and a piece that brings its own space gets one.
+
+        Args:
+            previous: what a mask directly before this one was filled with.
         """
         piece, before, after = self.read(id), text[:start], text[end:]
         if piece.joins:
             if (
-                before[-1:] == " "
+                previous is None
+                and before[-1:] == " "
                 and not before[-2:-1].isspace()
                 and len(before) > 1
                 and self._joinable(text[start:end])
@@ -90,8 +104,9 @@ class Pieces:
                 before = before[:-1]
         elif piece.spaced:
             before += " " if self._lacks_space(before, piece, text[start:end]) else ""
-        elif is_word(before[-1:]) and is_word(piece.surface[:1]) and not self._reads(before, piece.surface, id):
-            before += " "
+        elif is_word(before[-1:]) and is_word(piece.surface[:1]):
+            told = not previous.ends if previous and self._suffix else self._reads(before, piece.surface, id)
+            before += "" if told else " "
         if piece.ends:
             after = f" {after}" if self._suffix and is_word(after[:1]) and is_word(piece.surface[-1:]) else after
         elif after[:1] == " " and after[1:2].strip():

@@ -163,27 +163,29 @@ export class Pieces {
       const next = index < ids.length ? this.read(ids[index]) : null;
       let plain = between;
       if (before && before.ends && this.suffix && isWord(first(plain)) && isWord(last(before.surface))) plain = ` ${plain}`;
-      if (before && !before.ends && /^ \S/.test(plain)) plain = plain.slice(1);
-      if (next) plain = this.left(plain, index > 0, next, ids[index], mask);
+      if (before && !before.ends && (/^ \S/.test(plain) || (next && plain === ' '))) plain = plain.slice(1);
+      const previous = plain ? null : before;
+      if (next) plain = this.left(plain, parts.map((part) => part.text).join(''), previous, next, ids[index], mask);
       if (plain) parts.push({ text: plain, filled: false });
     });
     return parts;
   }
 
   /** Return what stands before a mask, as it is once the mask is filled. */
-  left(plain, hasMaskBefore, piece, id, mask) {
+  left(plain, filled, previous, piece, id, mask) {
+    const ahead = filled + plain;
     if (piece.joins) {
-      const one = / $/.test(plain) && !/\s.$/.test(plain) && (plain.length > 1 || hasMaskBefore);
+      const one = / $/.test(plain) && !/\s.$/.test(plain) && ahead.length > 1;
       return one && this.joinable(mask) ? plain.slice(0, -1) : plain;
     }
-    const empty = !plain && !hasMaskBefore;
     if (piece.spaced) {
-      const spaceIsToken = plain.endsWith(' ') && !piece.surface && !this.joinable(mask);
-      const stays = empty || plain.endsWith(' ') || (/\s$/.test(plain) && !/^\s/.test(piece.surface));
+      const spaceIsToken = ahead.endsWith(' ') && !piece.surface && !this.joinable(mask);
+      const stays = !ahead || ahead.endsWith(' ') || (/\s$/.test(ahead) && !/^\s/.test(piece.surface));
       return stays && !spaceIsToken ? plain : `${plain} `;
     }
-    const needs = isWord(last(plain)) && isWord(first(piece.surface)) && !this.reads(plain, piece.surface, id);
-    return needs ? `${plain} ` : plain;
+    if (!isWord(last(ahead)) || !isWord(first(piece.surface))) return plain;
+    const told = previous && this.suffix ? !previous.ends : this.reads(ahead, piece.surface, id);
+    return !told ? `${plain} ` : plain;
   }
 
   /** Return whether the space before a mask is not a token of its own. */
