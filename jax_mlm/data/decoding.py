@@ -85,7 +85,7 @@ def _not_text(path: Path, data: bytes, offset: int, at: int, what: str) -> UserE
     elif "NUL" in what and (offset or 8 * sum(map(sample.count, CONTROLS)) < len(sample)):  # UTF-16: more
         remedy = "remove it, for instance with: tr -d '\\000'"
     elif offset or 8 * min(odd, even) > max(odd, even):
-        remedy = "it looks like a binary file, which holds no text to read"
+        remedy = "it looks like a binary file, or like text converted from an encoding that it did not have"
     else:  # the other half of an ASCII character, at least of a space or a line end
         encoding = "UTF-16LE" if odd >= even else "UTF-16BE"
         remedy = f"if it is UTF-16 without a mark, convert it first: iconv -f {encoding} -t UTF-8"
