@@ -103,7 +103,8 @@ def split_documents(n_documents: int, fraction: float, seed: int) -> tuple[np.nd
     """Return the ids of the documents to train on and of those held out, each in order; at least one of each."""
     if n_documents < 2:
         raise UserError(
-            "the data are a single document, of which none can be held out: give --valid, or a smaller --document"
+            "the data are a single document, of which none can be held out: give --valid, or a smaller --document "
+            "(the smallest is a line: put line ends between the sentences)"
         )
     if not 0 < fraction < 1:
         raise UserError(f"--valid-fraction {fraction} must lie between 0 and 1")

@@ -54,6 +54,7 @@ class Read(NamedTuple):
     valid: Figures | None
     """Where --valid was given."""
     tokens: int
+    """Of the documents of --data that were not dropped."""
     train_documents: int
     valid_documents: int
     dropped: int
@@ -167,7 +168,11 @@ def open_dataset(
     cache, corpus = cache_folder(config), config.corpus
     if [*config.data, *config.valid].count(STDIN) > 1:
         raise UserError("--data - and --valid -: standard input can be read once")
-    config = replace(config, data=spooled(config.data, "--data", cache), valid=spooled(config.valid, "--valid", cache))
+    config = replace(
+        config,
+        data=spooled(config.data, "--data", cache, corpus.text_field),
+        valid=spooled(config.valid, "--valid", cache, corpus.text_field),
+    )
     sources = find_sources(config.data) if config.data else Sources((_sentence_file(cache),), {})
     valid_sources = find_sources(config.valid, "--valid") if config.valid else Sources((), {})
 
@@ -207,6 +212,8 @@ def open_dataset(
         fingerprints["valid"] = held.fingerprint
         valid_ids = np.arange(len(held.documents) - 1)
         train_ids = without_copies(text, every, held, valid_ids) if corpus.dedup else every
+        if not len(train_ids) and len(every):
+            raise UserError("--dedup leaves nothing to train on: each document of --data stands in --valid as well")
     elif config.data:
         kept = without_copies(text, every) if corpus.dedup else every
         first, last = split_documents(len(kept), corpus.valid_fraction, config.seed)
@@ -222,7 +229,7 @@ def open_dataset(
         reason,
         text.figures,
         held.figures if held is not text else None,
-        len(text.tokens),
+        _tokens(text, train_ids) + (_tokens(text, valid_ids) if config.data and held is text else 0),
         len(train_ids),
         len(valid_ids),
         len(every) - used,
@@ -231,6 +238,10 @@ def open_dataset(
     train = rows(text, None if len(train_ids) == len(every) else train_ids)
     valid = train if not config.data else rows(held, None if held is not text else valid_ids)
     return Dataset(config, tokenizer, vocabulary, train, valid, bool(config.data), fingerprints, read)
+
+
+def _tokens(files: TokenFiles, ids: np.ndarray) -> int:
+    return int((files.documents[ids + 1].astype(np.int64) - files.documents[ids].astype(np.int64)).sum())
 
 
 def _before(run: Path) -> dict[str, str]:

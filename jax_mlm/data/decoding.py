@@ -25,6 +25,8 @@ MARKS = {
 """The encodings that a mark at the beginning of a file tells."""
 MAGIC = {b"%PDF": "a PDF", b"PK\x03\x04": "a ZIP archive, as .docx, .xlsx, .odt and .epub are", b"\x1f\x8b": "gzip"}
 """What the first bytes tell of a file whose suffix hides it."""
+CONTROLS = (*range(9), *range(14, 32))
+"""Bytes that text does not hold, but UTF-16 does: the upper halves of its letters."""
 
 
 @contextmanager
@@ -75,14 +77,18 @@ def _not_text(path: Path, data: bytes, offset: int, at: int, what: str) -> UserE
     odd, even = sample[1::2].count(0), sample[::2].count(0)
     if offset == 0 and (magic := next((name for first, name in MAGIC.items() if data.startswith(first)), None)):
         remedy = f"it is {magic}: give it the suffix that says so, or take its text out first"
-    elif max(odd, even) > 0:  # the other half of an ASCII character, at least of a space or a line end
-        encoding = "UTF-16LE" if odd >= even else "UTF-16BE"
-        remedy = f"if it is UTF-16 without a mark, convert it first: iconv -f {encoding} -t UTF-8"
-    else:
+    elif not odd + even:
         remedy = (
             "convert it from the encoding it has, for instance with: iconv -f CP1252 -t UTF-8 "
             "(CP1251 for Cyrillic, GB18030 for Chinese, SHIFT_JIS for Japanese)"
         )
+    elif "NUL" in what and (offset or 8 * sum(map(sample.count, CONTROLS)) < len(sample)):  # UTF-16: more
+        remedy = "remove it, for instance with: tr -d '\\000'"
+    elif offset or 8 * min(odd, even) > max(odd, even):
+        remedy = "it looks like a binary file, or like text converted from an encoding that it did not have"
+    else:  # the other half of an ASCII character, at least of a space or a line end
+        encoding = "UTF-16LE" if odd >= even else "UTF-16BE"
+        remedy = f"if it is UTF-16 without a mark, convert it first: iconv -f {encoding} -t UTF-8"
     return UserError(f"{path}: {what.format(f'byte {offset + at}{unpacked}')}; {remedy}")
 
 

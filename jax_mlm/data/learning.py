@@ -91,7 +91,8 @@ def _train_wordpiece(learn: Learn) -> Learned:
     )
     cut = pre_tokenizers.Split(Regex(f".{{{LONGEST_WORD}}}"), "isolated")
     splitter = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), cut])
-    ranked, wanted, inside = _characters(learn.sample, normalizer, splitter, learn.size)
+    folding = [normalizer, normalizers.NFC()] if learn.strip_accents else [normalizer]
+    ranked, wanted, inside = _characters(learn.sample, normalizers.Sequence(folding), splitter, learn.size)
     room = learn.size - len(learn.special)
 
     def train(count: int) -> Learned:
@@ -107,8 +108,7 @@ def _train_wordpiece(learn: Learn) -> Learned:
             limit_alphabet=len(characters),
             show_progress=learn.show_progress,
         )
-        composed = [normalizers.NFC()] if learn.strip_accents else []
-        trained = _train(tokenizer, [normalizer, *composed], trainer, learn.sample, learn.special)
+        trained = _train(tokenizer, folding, trainer, learn.sample, learn.special)
         return Learned(trained, len(learn.special) + len(characters) + len(inner))
 
     return _filled(train, wanted, len(ranked), learn.size)

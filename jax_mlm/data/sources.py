@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from jax_mlm.data.decoding import COMPRESSED, line_blocks, without_nul
-from jax_mlm.data.tables import table_texts
+from jax_mlm.data.decoding import COMPRESSED, MARKS, line_blocks, without_nul
+from jax_mlm.data.tables import columns_of, table_texts
 from jax_mlm.errors import UserError
 from jax_mlm.files import beside, make_folder
 
@@ -32,11 +32,23 @@ PANDOC = "take its text out first, for instance with: pandoc -t plain {name} -o 
 OFFICE = "save it as text first, for instance with: libreoffice --headless --convert-to txt {name}"
 SHEET = "save its sheet as CSV first"
 ARCHIVE = "unpack it first, and give the folder"
+FASTA = (
+    "put each sequence on a line of its own first, for instance with: "
+    'awk \'/^>/ {{if (n++) print ""; next}} {{printf "%s", $0}} END {{print ""}}\' {name} > {stem}.txt'
+)
+FASTQ = "take its sequences out first, for instance with: awk 'NR % 4 == 2' {name} > {stem}.txt"
+MARKUP = (
+    "take its text out first, for instance with: xmllint --xpath 'string(/)' {name} > {stem}.txt "
+    "(wikiextractor for a dump of Wikipedia)"
+)
 FOREIGN: Mapping[str, str] = {
     **dict.fromkeys((".html", ".htm", ".xhtml", ".docx", ".rtf", ".epub", ".odt"), PANDOC),
     **dict.fromkeys((".doc", ".ppt", ".pptx", ".odp", ".pages"), OFFICE),
     **dict.fromkeys((".xls", ".xlsx", ".ods", ".numbers"), SHEET),
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), ARCHIVE),
+    **dict.fromkeys((".fasta", ".fa", ".faa", ".fna", ".ffn"), FASTA),
+    **dict.fromkeys((".fastq", ".fq"), FASTQ),
+    ".xml": MARKUP,
     ".pdf": "take its text out first, for instance with: pdftotext {name} {stem}.txt",
     ".ps": "take its text out first, for instance with: ps2ascii {name} {stem}.txt",
     **dict.fromkeys((".mobi", ".azw3"), "take its text out first, for instance with: ebook-convert {name} {stem}.txt"),
@@ -80,6 +92,8 @@ def find_sources(patterns: Sequence[str], option: str = "--data") -> Sources:
     found: dict[Path, Path] = {}
     left_out: Counter[str] = Counter()
     for pattern in patterns:
+        if not pattern.strip():
+            raise UserError(f"{option} {pattern!r}: give a file, a folder or a glob of text")
         path = Path(pattern).expanduser()
         if path.is_dir():
             inside = [file for file in sorted(path.rglob("*")) if _is_visible(file, path)]
@@ -87,7 +101,10 @@ def find_sources(patterns: Sequence[str], option: str = "--data") -> Sources:
             globs = Counter(_glob(path, file) for file in inside if _suffix(file) not in KNOWN)
             left_out.update(globs)
             if not files:
-                other = f"; a glob takes others: {option} '{globs.most_common(1)[0][0]}'" if globs else ""
+                takes = next((each for each, _ in globs.most_common() if may_be_text(each)), "")
+                other = f"; a glob takes others: {option} '{takes}'" if takes else ""
+                for file in inside if globs and not takes else ():
+                    kind_of(file)  # tells what to do about the first of those that are not text
                 known = " ".join(KNOWN)
                 raise UserError(f"{option} {pattern}: no text in this folder (looked for {known}, not empty){other}")
         elif path.exists():
@@ -99,6 +116,10 @@ def find_sources(patterns: Sequence[str], option: str = "--data") -> Sources:
             files = [file for file in matches if file.is_file() and file.stat().st_size]
             if not files:
                 raise UserError(f"{option} {pattern}: no such file or folder" + (", or all empty" if matches else ""))
+            foreign = [file for file in files if _suffix(file) in FOREIGN]
+            if len(foreign) < len(files):  # one that matches nothing else is meant
+                files = [file for file in files if file not in foreign]
+                left_out.update(_glob(_root(pattern), file) for file in foreign)
         for file in files:
             kind_of(file)
             found[file.resolve()] = file
@@ -110,7 +131,19 @@ def expand(patterns: Sequence[str], option: str = "--data") -> tuple[Path, ...]:
     return find_sources(patterns, option).files
 
 
-def spooled(patterns: Sequence[str], option: str, cache: Path) -> tuple[str, ...]:
+def may_be_text(pattern: str) -> bool:
+    """Return whether files that a glob of `find_sources` takes may be text, as the first of them begins."""
+    found = next((Path(name) for name in glob.iglob(pattern, recursive=True) if Path(name).is_file()), None)
+    if found is None or _suffix(found) in FOREIGN:
+        return False
+    if found.suffix.lower() in COMPRESSED:
+        return True
+    with found.open("rb") as file:
+        head = file.read(1 << 12)
+    return head.startswith(tuple(MARKS)) or b"\0" not in head
+
+
+def spooled(patterns: Sequence[str], option: str, cache: Path, text_field: str) -> tuple[str, ...]:
     """Return the patterns with the file that standard input was copied to in the place of `-`.
 
     The file is named by what it holds, so that it is found again without a second reading.
@@ -131,22 +164,27 @@ def spooled(patterns: Sequence[str], option: str, cache: Path) -> tuple[str, ...
                 file.write(block)
         if not head:
             raise UserError(f"{option} -: standard input is empty")
-        path = folder / f"{digest.hexdigest()[:32]}{_suffix_of(head)}"
+        path = folder / f"{digest.hexdigest()[:32]}{_suffix_of(head, text_field)}"
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return tuple(str(path.resolve()) if pattern == STDIN else pattern for pattern in patterns)
 
 
-def _suffix_of(head: bytes) -> str:
-    """Return the suffix of what begins so: compressed text, JSON lines or plain text."""
+def _suffix_of(head: bytes, text_field: str) -> str:
+    """Return the suffix of what begins so: compressed text, JSON, a table with the column `text_field`, plain text."""
     for suffix, magic in PACKED.items():
         if head.startswith(magic):
             return f".txt{suffix}"
-    try:
-        return ".jsonl" if isinstance(json.loads(head.split(b"\n", 1)[0]), dict) else ".txt"
-    except ValueError:
-        return ".txt"
+    mark = next((mark for mark in MARKS if head.startswith(mark)), b"")
+    begin = head[len(mark) :].decode(MARKS.get(mark, "utf-8"), "ignore").lstrip()
+    if re.match(r'\{\s*"|\[\s*\{\s*"', begin):
+        return ".jsonl"
+    first = begin.split("\n", 1)[0].strip("\r")
+    for suffix, separators in ((".tsv", "\t"), (".csv", ",;|")):
+        if any(len(names) > 1 and text_field in names for _, names in columns_of(first, separators)):
+            return suffix
+    return ".txt"
 
 
 def documents(paths: Iterable[Path], document: DocumentKind, text_field: str) -> Iterator[str]:
@@ -203,6 +241,12 @@ def _suffix(path: Path) -> str:
 def _is_visible(file: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
     return not hidden and file.is_file() and file.stat().st_size > 0
+
+
+def _root(pattern: str) -> Path:
+    """Return the folder that a glob searches: what stands before its first wildcard."""
+    parts = Path(pattern).expanduser().parts
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts))
 
 
 def _glob(folder: Path, file: Path) -> str:
@@ -349,6 +393,10 @@ def _array_texts(
         found = solid.search(text, at)
         at = found.start() if found else len(text)
         if text.startswith("]", at):
+            if text[at + 1 :].strip() or any(more.strip() for more, _ in stream):
+                raise UserError(
+                    f"{path}: text after the end of the JSON array; expected one array, or one object a line"
+                )
             return
         try:
             record, at = decoder.raw_decode(text, at)

@@ -31,20 +31,34 @@ class Row(NamedTuple):
 def table_texts(path: Path, text_field: str, separators: str, read: Read) -> Iterator[tuple[str, int]]:
     """Yield the column `text_field` of a table, and the bytes of the file read so far.
 
-    The first line names the columns. It is also searched for `separators`: the first one in it is taken.
+    The first line names the columns, and tells which one of `separators` it is.
 
     TSV often has no quotes, and a field that begins with one: it is read so where quotes do not close as they should.
     """
-    if separators == "\t" and not _quotes_close(path, read):
-        yield from _column(path, text_field, _rows(path, separators, csv.QUOTE_NONE, read))
-    else:
-        yield from _column(path, text_field, _rows(path, separators, csv.QUOTE_MINIMAL, read))
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+    if separators == "\t" and not _quotes_close(path, text_field, read):
+        quoting = csv.QUOTE_NONE
+    yield from _column(path, text_field, _rows(path, text_field, separators, quoting, read))
 
 
-def _quotes_close(path: Path, read: Read) -> bool:
+def columns_of(line: str, separators: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each of the separators that stands in a first line, and the names that it gives to the columns then."""
+    for each in separators:
+        if each in line:
+            yield each, next(csv.reader([line], delimiter=each), [])
+
+
+def _separator(line: str, text_field: str, separators: str) -> str:
+    """Return the separator that makes a column `text_field` of the first line; else the first that stands in it."""
+    there = dict(columns_of(line, separators))
+    fits = (each for each, names in there.items() if text_field in (name.strip() for name in names))
+    return next(fits, next(iter(there), separators[0]))
+
+
+def _quotes_close(path: Path, text_field: str, read: Read) -> bool:
     try:
         width = 0
-        for _, row, _ in _rows(path, "\t", csv.QUOTE_MINIMAL, read):
+        for _, row, _ in _rows(path, text_field, "\t", csv.QUOTE_MINIMAL, read):
             width = width or len(row)
             if len(row) > width:
                 return False
@@ -76,7 +90,7 @@ def _column(path: Path, text_field: str, rows: Iterator[Row]) -> Iterator[tuple[
             raise UserError(f"{path}, line {line}: {len(row)} fields, too few to hold {text_field!r} ({len(names)})")
 
 
-def _rows(path: Path, separators: str, quoting: Literal[0, 3], read: Read) -> Iterator[Row]:
+def _rows(path: Path, text_field: str, separators: str, quoting: Literal[0, 3], read: Read) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_FIELD)  # of the whole process: the module knows no other
     consumed = 0
 
@@ -88,7 +102,7 @@ def _rows(path: Path, separators: str, quoting: Literal[0, 3], read: Read) -> It
 
     stream = lines()
     first = next(stream, "")
-    separator = next((each for each in separators if each in first), separators[0])
+    separator = _separator(first, text_field, separators)
     reader = csv.reader(itertools.chain([first], stream), delimiter=separator, quoting=quoting, strict=True)
     while True:
         line = reader.line_num + 1

@@ -32,7 +32,7 @@ def evaluate_text(
     tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     vocabulary = vocabulary_of(tokenizer)
     cache = cache_folder(config)
-    paths = expand(spooled(data, "--data", cache), "--data")
+    paths = expand(spooled(data, "--data", cache, config.corpus.text_field), "--data")
     files = prepare(paths, tokenizer, vocabulary, config.corpus, cache)
     rows = pack_rows(files, vocabulary, config.corpus.length, config.corpus.pack)
     mask = MaskConfig(mask_token=1.0, mask_random=0.0) if all_mask else EVAL_MASK
@@ -57,7 +57,7 @@ def score_documents(run: Path, config: TrainConfig, params: Params, data: Sequen
     vocabulary = vocabulary_of(tokenizer)
     log_probs = make_masked_log_probs(make_forward(config.model))
     params = jax.tree.map(jnp.asarray, params)
-    paths = expand(spooled(data, "--data", cache_folder(config)), "--data")
+    paths = expand(spooled(data, "--data", cache_folder(config), config.corpus.text_field), "--data")
     reader = as_text(tokenizer)
     for number, text in enumerate(documents(paths, config.corpus.document, config.corpus.text_field), 1):
         ids = reader.encode(text).ids

@@ -11,12 +11,16 @@ import numpy as np
 from jax_mlm.config import Json, MaskConfig, TrainConfig
 from jax_mlm.data.batches import Rows, batch_of
 from jax_mlm.data.dataset import Dataset
-from jax_mlm.data.sources import FOREIGN
+from jax_mlm.data.sources import may_be_text
 from jax_mlm.data.token_files import Figures
 from jax_mlm.tasks.masking import slots
 
 LOOKED_AT = 512
 """Rows that the targets of a step are estimated from."""
+LEFT_OUT = 6
+"""Suffixes of files left out that are named one by one."""
+FEW_CHARACTERS = 0.75
+"""Characters a token, below which a tokenizer that knows each byte was made for other text."""
 MOST_UNKNOWN, SOME_UNKNOWN, SOME_COPIES = 0.5, 0.01, 0.01
 """Parts of the tokens, and of the validation documents, from which a run is refused or a warning is given."""
 FEW_REACHABLE = 0.1
@@ -73,8 +77,9 @@ def _facts(data: Dataset, targets: Targets) -> Json:
     read, text = data.read, data.read.train
     known: Json = {}
     if text is not None:
-        known["characters_per_token"] = round(text.characters / max(read.tokens, 1), 4)
-        known["unknown"] = round(text.unknown / max(read.tokens, 1), 6)
+        tokens = max(len(data.train.files.tokens), 1)
+        known["characters_per_token"] = round(text.characters / tokens, 4)
+        known["unknown"] = round(text.unknown / tokens, 6)
         known["in_both"] = read.both
     return {
         "files": read.files,
@@ -96,14 +101,19 @@ def _lines(data: Dataset, targets: Targets) -> tuple[str, ...]:
         parts.append(f"{_count(read.dropped, 'copy', 'copies')} dropped")
     parts.append(_count(read.tokens, "token"))
     if text is not None:
-        parts.append(f"{text.characters / max(read.tokens, 1):.2f} characters a token")
-        parts.append(f"{_percent(text.unknown / max(read.tokens, 1))} unknown")
-        parts.append(f"{read.both:,} validation documents in the training text too")
-    lines = [", ".join([*parts, f"about {targets.hidden:,.0f} targets a step"])]
-    for glob, count in read.left_out.items():
-        foreign = PurePath(glob).suffix in FOREIGN
-        how = "which are not text" if foreign else f"which a glob takes: --data '{glob}'"
+        tokens = max(len(data.train.files.tokens), 1)
+        parts.append(f"{text.characters / tokens:.2f} characters a token")
+        parts.append(f"{_percent(text.unknown / tokens)} unknown")
+        parts.append(f"{_count(read.both, 'validation document')} in the training text too")
+    hidden = f"{targets.hidden:,.0f}" if targets.hidden >= 1 else f"{targets.hidden:.1g}"
+    lines = [", ".join([*parts, f"about {hidden} targets a step"])]
+    left_out = sorted(read.left_out.items(), key=lambda entry: -entry[1])
+    for glob, count in left_out[:LEFT_OUT]:
+        how = f"which a glob takes: --data '{glob}'" if may_be_text(glob) else "not text"
         lines.append(f"left out: {_count(count, 'file')} ({PurePath(glob).suffix or 'no suffix'}), {how}")
+    if rest := left_out[LEFT_OUT:]:
+        more = _count(sum(count for _, count in rest), "file")
+        lines.append(f"left out: {more} more, of {_count(len(rest), 'suffix', 'suffixes')}")
     return tuple(lines)
 
 
@@ -111,8 +121,12 @@ def _warnings(data: Dataset, targets: Targets) -> Iterator[str]:
     read = data.read
     for option, text, tokens in _texts(data):
         share = text.unknown / max(tokens, 1)
-        if share > SOME_UNKNOWN:
+        if share > SOME_UNKNOWN and (share <= MOST_UNKNOWN or data.config.resume):  # else it is refused
             yield f"{option}: {_percent(share)} of the tokens are unknown and never learned: {_remedy(data, text)}"
+        elif share <= SOME_UNKNOWN and not read.tokenizer_kind and text.characters < FEW_CHARACTERS * tokens:
+            yield f"{option}: each character takes {tokens / max(text.characters, 1):.1f} tokens: {_remedy(data, text)}"
+    if targets.hidden < 1 and targets.reachable >= FEW_REACHABLE:
+        yield "most steps hide nothing, and learn nothing: raise --mask-rate or --batch"
     if read.both > SOME_COPIES * read.valid_documents:
         yield (
             f"{_percent(read.both / read.valid_documents)} of the validation documents stand in the training text "
@@ -144,7 +158,7 @@ def _refusal(data: Dataset, targets: Targets) -> str | None:
 
 def _texts(data: Dataset) -> Iterator[tuple[str, Figures, int]]:
     if data.read.train is not None:
-        yield "--data", data.read.train, data.read.tokens
+        yield "--data", data.read.train, len(data.train.files.tokens)
     if data.read.valid is not None:
         yield "--valid", data.read.valid, len(data.valid.files.tokens)
 
@@ -154,12 +168,15 @@ def _remedy(data: Dataset, text: Figures) -> str:
     config: TrainConfig = data.config
     if text.written > 0.5 * text.unknown:
         return "the text itself says <unk> there; take the raw version of it, if there is one"
+    if config.resume:
+        return "a resumed run keeps its tokenizer: start a new run to have another"
     if not data.read.tokenizer_kind:
         option = "--tokenizer" if config.tokenizer else "--init" if config.init else "--distil"
         return f"the tokenizer of {option} was made for other text; without it one is trained on yours"
+    larger = f"a larger --tokenizer-{'size' if config.corpus.tokenizer_size else 'limit'}"
     if data.read.tokenizer_kind == "word":
-        return "--tokenizer-kind bpe cuts words into pieces that it knows; a larger --tokenizer-limit keeps more words"
-    return "--tokenizer-kind bpe knows every character; a larger --tokenizer-limit has room for more of them"
+        return f"--tokenizer-kind bpe cuts words into pieces that it knows; {larger} keeps more words"
+    return f"--tokenizer-kind bpe knows every character; {larger} has room for more of them"
 
 
 def _count(number: int, one: str, many: str = "") -> str:

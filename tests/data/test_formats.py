@@ -132,6 +132,8 @@ def test_a_mark_tells_the_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("привет\n".encode("cp1251"), "CP1251 for Cyrillic"),
         (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "it is a PDF"),
         (b"PK\x03\x04\x14\0\0\0", "it is a ZIP archive"),
+        (b"an ordinary line of text\n" * 9 + b"\0", "tr -d"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\1\0\0\0\1\0\x08\6\0\0\0\n", "a binary file"),
     ],
 )
 def test_what_is_no_utf8_text_is_refused_with_the_advice_that_helps(
@@ -158,7 +160,7 @@ def test_what_is_not_text_is_refused_by_name_however_it_is_named(tmp_path: Path,
     path = tmp_path / f"page{suffix.upper()}"
     path.write_bytes(b"%PDF-1.7 \xff\0")
     for pattern in (str(path), str(tmp_path / "pag*")):
-        with pytest.raises(UserError, match=f"{suffix} is not read: (take|save|unpack)") as error:
+        with pytest.raises(UserError, match=f"{suffix} is not read: (take|save|unpack|put)") as error:
             expand([pattern])
         assert str(path) in str(error.value)
     with pytest.raises(UserError, match="is not read"):
@@ -198,6 +200,10 @@ class Input:
     [
         (b"one\ntwo\n", ".txt"),
         (b'{"text": "one"}\n{"text": "two"}\n', ".jsonl"),
+        (b'[{"text": "one"},\n{"text": "two"}]\n', ".jsonl"),
+        (b'id,text\n1,"one"\n2,two\n', ".csv"),
+        ("\ufeffid;text\r\n1;one\r\n2;two\r\n".encode("utf-16-le"), ".csv"),
+        (b"id\ttext\n1\tone\n2\ttwo\n", ".tsv"),
         (gzip.compress(b"one\ntwo\n", mtime=0), ".gz"),
         ("\ufeffone\ntwo\n".encode("utf-16-le"), ".txt"),
     ],
@@ -206,11 +212,11 @@ def test_standard_input_is_kept_by_what_it_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, suffix: str
 ) -> None:
     monkeypatch.setattr(sys, "stdin", Input(content))
-    other, name = spooled(["a.txt", "-"], "--data", tmp_path)
+    other, name = spooled(["a.txt", "-"], "--data", tmp_path, "text")
     assert (other, Path(name).suffix) == ("a.txt", suffix)
     assert list(documents(expand([name]), "line", "text")) == ["one", "two"]
     monkeypatch.setattr(sys, "stdin", Input(content))
-    assert spooled(["-"], "--data", tmp_path) == (name,)
+    assert spooled(["-"], "--data", tmp_path, "text") == (name,)
     assert [path.name for path in (tmp_path / "stdin").iterdir()] == [Path(name).name]
 
 
@@ -218,8 +224,46 @@ def test_an_empty_input_and_a_terminal_are_named(tmp_path: Path, monkeypatch: py
     for given, reason in ((Input(b""), "empty"), (Input(b"x", terminal=True), "terminal"), (None, "terminal")):
         monkeypatch.setattr(sys, "stdin", given)
         with pytest.raises(UserError, match=f"--valid -: standard input is .*{reason}"):
-            spooled(["-"], "--valid", tmp_path)
-    assert spooled(["a.txt"], "--data", tmp_path) == ("a.txt",)
+            spooled(["-"], "--valid", tmp_path, "text")
+    assert spooled(["a.txt"], "--data", tmp_path, "text") == ("a.txt",)
+
+
+def test_a_separator_is_the_one_that_makes_the_column(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id;"Name, Vorname";text\n1;Uhu, Ute;one, two\n')
+    assert read(tmp_path / "a.csv") == ["one, two"]
+
+
+@pytest.mark.parametrize("more", [' {"text": "b"}', "\n" * 70 + '[{"text": "b"}]'])
+def test_nothing_after_a_json_array_is_lost_in_silence(
+    tmp_path: Path, more: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "BLOCK", 16)
+    path = tmp_path / "a.json"
+    path.write_text('[{"text": "a"}]\n')
+    assert read(path) == ["a"]
+    path.write_text('[{"text": "a"}]' + more)
+    with pytest.raises(UserError, match="text after the end of the JSON array"):
+        read(path)
+
+
+def test_a_glob_leaves_out_what_is_not_text_as_a_folder_does(tmp_path: Path) -> None:
+    for name in ("a.log", "b.html", "c.png"):
+        (tmp_path / name).write_bytes(b"\0" if "png" in name else b"text")
+    found = find_sources([str(tmp_path / "*[gl]")])
+    assert [file.name for file in found.files] == ["a.log", "c.png"], "a suffix tells; content is refused when read"
+    assert found.left_out == {f"{tmp_path}/**/*.html": 1}
+    assert [sources.may_be_text(f"{tmp_path}/**/*.{suffix}") for suffix in ("log", "html", "png")] == [
+        True,
+        False,
+        False,
+    ]
+    with pytest.raises(UserError, match=r"a glob takes others: --data '.*\*\.log'"):
+        find_sources([str(tmp_path)])
+    (tmp_path / "a.log").unlink()
+    with pytest.raises(UserError, match=r"\.html is not read"):
+        find_sources([str(tmp_path)])
+    with pytest.raises(UserError, match="--data '': give a file"):
+        find_sources([""])
 
 
 def test_random_bytes_are_never_read_as_something_else(tmp_path: Path) -> None:

@@ -374,3 +374,10 @@ def test_published_tokenizers_read_their_special_tokens_as_text(shared_data) -> 
         assert not marked & set(encode(tokenizer, [text]).tokens.tolist())
         plain = ["CC(=O)O the old river", "QVQLVQSG"]
         assert [e.ids for e in as_text(tokenizer).encode_batch(plain)] == [e.ids for e in tokenizer.encode_batch(plain)]
+
+
+def test_letters_that_lose_their_accents_are_known_as_they_are_composed_again() -> None:
+    texts = [f"나는 어제 서울에서 친구를 만났다 Möchte {n}" for n in range(60)]
+    tokenizer = train_tokenizer(texts, "wordpiece", 64, lowercase=True, strip_accents=True)
+    assert "[UNK]" not in tokenizer.encode(texts[0]).tokens
+    assert tokenizer.normalizer.normalize_str("Möchte 서울") == "mochte 서울"

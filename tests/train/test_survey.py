@@ -143,6 +143,69 @@ def test_whole_words_too_long_to_hide_are_refused(tmp_path: Path, capsys: pytest
     assert re.search(r"warning: --mask-rule whole-word can hide only \d+ % of the tokens", capsys.readouterr().err)
 
 
+def test_the_remedy_names_the_option_that_was_given_and_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    draw = random.Random(0)
+    path = written(
+        tmp_path / "a.txt", ["".join(chr(0x4E00 + draw.randrange(900)) for _ in range(30)) for _ in range(300)]
+    )
+    line = [
+        *SHORT,
+        "--data",
+        path,
+        "--tokenizer-kind",
+        "wordpiece",
+        "--tokenizer-size",
+        "128",
+        "--out",
+        tmp_path / "run",
+    ]
+    assert train_line(*line) == 2
+    err = capsys.readouterr().err
+    assert err.count("of the tokens are unknown") == 1
+    assert "a larger --tokenizer-size" in err
+
+
+def test_bytes_instead_of_letters_and_steps_without_targets_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    tokenizer = tmp_path / "tokenizer.json"
+    train_tokenizer(prose(), "bpe", 320).save(str(tokenizer))
+    path = written(tmp_path / "a.txt", [f"मैं कल बाज़ार गया था {n}" for n in range(200)])
+    line = [*SHORT, "--data", path, "--tokenizer", tokenizer, "--mask-rate", "0.001", "--out", tmp_path / "run"]
+    assert train_line(*line) == 0
+    err = capsys.readouterr().err
+    assert re.search(r"warning: --data: each character takes [12]\.\d tokens: .*--tokenizer was made for other", err)
+    assert re.search(r"about 0\.\d+ targets a step", err)
+    assert "warning: most steps hide nothing" in err
+
+
+def test_copies_that_are_dropped_are_not_counted_and_never_all_of_the_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    once, thrice = written(tmp_path / "a.txt", prose(60)), written(tmp_path / "b.txt", prose(60) * 3)
+    counts = []
+    for number, line in enumerate(([once], [thrice, "--dedup"])):
+        assert train_line(*SHORT, "--data", *line, "--out", tmp_path / str(number)) == 0
+        counts.append(json.loads((tmp_path / str(number) / "run.json").read_text())["data"]["text"]["tokens"])
+    assert counts[0] == counts[1]
+    both = [*SHORT, "--data", once, "--valid", thrice, "--dedup", "--out", tmp_path / "run"]
+    assert refused(capsys, *both).startswith("error: --dedup leaves nothing to train on")
+
+
+def test_a_folder_of_many_suffixes_is_summed_up(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    written(tmp_path / "text/a.txt", prose())
+    for number in range(20):
+        (tmp_path / f"text/b.x{number:02}").write_bytes(b"\0\1" if number == 0 else b"x")
+    assert train_line(*SHORT, "--data", tmp_path / "text", "--out", tmp_path / "run") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
+    assert lines[0] == "left out: 1 file (.x00), not text"
+    assert lines[1].endswith("/text/**/*.x01'")
+    assert lines[-1] == "left out: 14 files more, of 14 suffixes"
+    assert len(json.loads((tmp_path / "run/run.json").read_text())["data"]["text"]["left_out"]) == 20
+
+
 def test_some_unknown_tokens_and_copies_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     tokenizer = tmp_path / "tokenizer.json"
     train_tokenizer(prose(), "wordpiece", 192).save(str(tokenizer))
