@@ -48,11 +48,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
-def publish(partial: Path, folder: Path) -> None:
-    """Rename a finished folder to a path that is free or an empty folder; OSError if anything else is there."""
-    if folder.exists():
-        folder.rmdir()
-    partial.rename(folder)
+def publish(partial: Path, final: Path) -> None:
+    """Rename a finished file or folder; a folder only to what is free or an empty folder, else OSError."""
+    if final.is_dir():
+        final.rmdir()
+    partial.replace(final)
 
 
 def discard(folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from jax_mlm.data.decoding import COMPRESSED, MARKS, line_blocks, without_nul
 from jax_mlm.data.tables import columns_of, table_texts
 from jax_mlm.errors import UserError
-from jax_mlm.files import beside, make_folder
+from jax_mlm.files import beside, make_folder, publish
 
 STDIN = "-"
 """Stands for standard input among files."""
@@ -165,7 +165,7 @@ def spooled(patterns: Sequence[str], option: str, cache: Path, text_field: str) 
         if not head:
             raise UserError(f"{option} -: standard input is empty")
         path = folder / f"{digest.hexdigest()[:32]}{_suffix_of(head, text_field)}"
-        partial.replace(path)
+        publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return tuple(str(path.resolve()) if pattern == STDIN else pattern for pattern in patterns)
