@@ -28,7 +28,18 @@ if TYPE_CHECKING:
 
 WORKERS = 4
 """Most workers at a time: each takes a gigabyte of memory."""
-LONGEST = ("docs/test_docs", "page", "train/test_train", "parallel", "golden", "train", "convert", "hf", "demo")
+LONGEST = (
+    "page",
+    "train/test_train",
+    "docs/test_docs",
+    "parallel",
+    "tasks/test_distil",
+    "train",
+    "golden",
+    "convert",
+    "hf",
+    "demo",
+)
 """Folders and files of tests that start first, so that all workers end together."""
 
 
@@ -38,26 +49,19 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
     if whole and not hasattr(config, "workerinput") and config.getoption("numprocesses", 0) is None:
         config.option.numprocesses = min(cores(), WORKERS)
-        config.option.dist = "loadgroup"
+        config.option.dist = "loadfile"  # its fixtures are made once
         config.option.loadscopereorder = False
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "xdist_group(name): tests that one worker runs, one after the other")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one worker, which makes their fixtures once, and begin with what takes longest."""
+    """Begin with what takes longest."""
 
     def rank(item: pytest.Item) -> int:
         name = item.path.relative_to(ROOT / "tests").as_posix()
         return next((at for at, begin in enumerate(LONGEST) if name.startswith(begin)), len(LONGEST))
 
     items.sort(key=rank)
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).as_posix()))
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,6 @@ from jax_mlm.config import ModelConfig
 from jax_mlm.model.encoder import Inputs
 from jax_mlm.model.heads import make_forward
 
-pytestmark = pytest.mark.xdist_group("graphs")  # test_hub.py has the same references
-
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Callable[..., np.ndarray]]:

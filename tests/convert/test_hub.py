@@ -35,7 +35,6 @@ from jax_mlm.data.tokenizer import train_tokenizer
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytestmark = pytest.mark.xdist_group("graphs")  # test_graph.py has the same references
 HERE = Path(__file__).parent
 SHAPES = ((1, 1, 1), (2, 7, 1), (1, 18, 18), (3, 18, 5), (5, 33, 2), (2, 48, 30))
 WEB_OPERATORS = {

@@ -258,7 +258,6 @@ def test_rows_by_number_do_not_depend_on_their_batch() -> None:
         assert np.array_equal(part, all_rows[chosen])
 
 
-@pytest.mark.xdist_group("clock")
 @pytest.mark.parametrize("step", [0, 10**9])
 def test_a_batch_costs_little_at_any_step(step: int) -> None:
     draw = random.Random(0)

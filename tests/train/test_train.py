@@ -128,7 +128,6 @@ def test_killed_and_resumed_is_bitwise_the_same(environment, uninterrupted, tmp_
     assert read_samples(parts) == read_samples(whole)
 
 
-@pytest.mark.xdist_group("clock")
 def test_a_budget_is_kept(environment, text, tmp_path):
     """On a real clock, and shortly: the law is that of test_horizon.py, on a clock of its own."""
     done = command(environment, *TINY, "--data", text, "--budget", "6s", "--out", tmp_path / "run")
