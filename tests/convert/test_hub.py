@@ -27,7 +27,7 @@ from mlm_onnx.convert.quantize import INT8_HUB
 from mlm_onnx.convert.request import Dtype, Request
 from mlm_onnx.convert.targets import TARGETS, masked_lm_graph
 from support.bundles import ORIGIN
-from support.models import CONFIGS, MODERN, randomised, reference
+from support.models import CONFIGS, MODERN, USUAL, randomised, reference
 from tokenizers import Tokenizer
 
 from jax_mlm.data.tokenizer import train_tokenizer
@@ -52,7 +52,9 @@ def build(path: Path, config: Any, precision: Precision = FP32_HUB, params: Any 
     return onnx_side(open_session(path / "model.onnx"))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in CONFIGS]
+)
 def test_padded_logits_equal_jax(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
     types = config.token_types if config.family in ("bert", "albert") else 0

@@ -48,6 +48,7 @@ def test_it_asks_for_what_the_package_asks_for(space: Path) -> None:
     assert (space / "requirements.txt").read_text().split()[-1].startswith("gradio==")
 
 
+@pytest.mark.slow
 @needs_gradio
 def test_its_app_runs_alone(space: Path, tmp_path: Path) -> None:
     """As a host runs it: from its own folder, with the host's variables, and the copy of the package."""

@@ -73,6 +73,7 @@ def test_without_peers_it_measures_ours_and_says_so(tmp_path: Path) -> None:
     assert out.with_suffix(".png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_operators_make_up_what_a_query_takes(tmp_path: Path) -> None:
     import operators
 

@@ -48,6 +48,8 @@ CONFIGS = {
     "odd-head": replace(BERT, width=30, heads=6, ff_width=31),
     "rms-learned": replace(BERT, norm="rms", gated=True, decoder_bias=False),
 }
+USUAL = ("modernbert-local", "every-bias", "bert", "roberta", "albert", "esm")
+"""Those that differ most, for comparisons whose other cases are slow tests."""
 USED = {config.activation for config in CONFIGS.values()}
 CONFIGS |= {name: replace(MODERN, activation=name) for name in get_args(Activation) if name not in USED}
 
