@@ -10,17 +10,17 @@ from jax_mlm.data.encoding import UNSPACED
 from jax_mlm.data.tokenizer import Kind, evenly
 
 LOOKED_AT = 1 << 20
-"""Characters of the sample."""
+"""Number of characters in the sample."""
 UNSPACED_SHARE = 0.3
-"""Part of the letters in scripts without spaces from which a text counts as one of them."""
+"""A text counts as unspaced if more than this share of its letters belong to scripts without spaces."""
 HAN = (0x3400, 0x9FFF)
 LONG, LONG_SHARE = 30, 0.5
-"""Letters without words: so many characters lie between spaces, in so large a part of the text."""
+"""Letters without words: runs of more than LONG characters without a space make up over this share of a text."""
 ALONE, ALONE_SHARE, SYMBOL_SHARE, CAPITALS, BASES = 12, 0.8, 0.1, 0.9, 6
-"""… or most documents are one word each, so long on average, or with so many symbols and digits in it (SMILES), or
-written in capitals (peptides) or with so few letters (DNA)."""
+"""Letters without words, too: most documents are a single word, and the words are long on average, hold many symbols
+and digits (SMILES), are written in capitals (peptides) or use very few different letters (DNA)."""
 CODE, CODE_SHARE = frozenset("{}[]()=<>;_"), 0.05
-"""Source code: so many of the characters that are no spaces are these."""
+"""Source code: at least this share of the characters, spaces aside, are in the set."""
 Nature = Literal["prose", "unspaced", "letters", "code"]
 FITS: dict[Nature, Kind] = {"prose": "wordpiece", "unspaced": "unigram", "letters": "bpe", "code": "bpe"}
 

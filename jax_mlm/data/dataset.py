@@ -37,7 +37,7 @@ from jax_mlm.presets import SENTENCE
 from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run_file
 
 LEAST = 64
-"""Entries of a vocabulary of pieces that is worth training on; a text with fewer is one for a vocabulary of words."""
+"""Smallest vocabulary of pieces worth training on; a text that yields fewer needs a vocabulary of words."""
 
 
 class Read(NamedTuple):
@@ -47,14 +47,14 @@ class Read(NamedTuple):
     left_out: Mapping[str, int]
     """Files of folders that were not taken, by a glob that takes them."""
     tokenizer_kind: str
-    """Of a tokenizer that was trained for this run; empty where it was there already."""
+    """The kind of the tokenizer trained for this run; empty if the run was given one."""
     tokenizer_reason: str
     train: Figures | None
-    """None in the token files of an earlier format."""
+    """None if the token files have an earlier format."""
     valid: Figures | None
-    """Where --valid was given."""
+    """None without --valid."""
     tokens: int
-    """Of the documents of --data that were not dropped."""
+    """Number of tokens in the documents of --data that were not dropped."""
     train_documents: int
     valid_documents: int
     dropped: int

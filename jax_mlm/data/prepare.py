@@ -132,7 +132,7 @@ def _state(path: Path) -> tuple[int, int, int]:
 
 class _Source(NamedTuple):
     digest: str
-    """Of the file's bytes."""
+    """Hash of the file's bytes."""
     kind: str
     packing: str
 

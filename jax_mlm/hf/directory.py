@@ -46,7 +46,7 @@ def open_hf(folder: Path, family: str | None = None) -> tuple[Tensors, ModelConf
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give a Hugging Face model's directory (config.json, {WEIGHTS}, …)")
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is no Hugging Face model: it has no config.json")
+        raise UserError(f"{folder} is not a Hugging Face model: it has no config.json")
     values = read_json(folder / "config.json")
     tensors = open_tensors(folder)
     given = values.get("model_type")

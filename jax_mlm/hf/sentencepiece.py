@@ -31,7 +31,7 @@ def read_unigram(path: Path) -> Unigram:
     except (IndexError, ValueError, TypeError, AttributeError, struct.error):
         raise UserError(f"{path} is truncated or no SentencePiece model: fetch it again") from None
     if kind != UNIGRAM or not pieces:
-        raise UserError(f"{path} is no Unigram model, and only those can be read: {REMEDY}")
+        raise UserError(f"{path} is not a Unigram model, the only kind that can be read: {REMEDY}")
     unknown = next((id for id, (_, _, type) in enumerate(pieces) if type == UNKNOWN), None)
     return Unigram([(text, score) for text, score, _ in pieces], unknown, charsmap)
 

@@ -53,7 +53,7 @@ class Tensors:
 
     folder: Path
     files: dict[str, Stored]
-    """By today's name."""
+    """The tensors by the current spelling of their names."""
     used: set[str] = field(default_factory=set)
 
     def known_as(self, name: str, prefix: str) -> str | None:
@@ -150,8 +150,8 @@ def _in_msgpack(path: Path) -> Iterator[Stored]:
     outer = "params." if all(name.startswith("params.") for name in arrays) else ""
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
-            where = f"of type {type(array).__name__} in {name[:80]!r}" if name else type(array).__name__
-            raise UserError(f"{path} is no file of Flax weights: it holds a value {where}, where an array was expected")
+            where = f" in {name[:80]!r}" if name else ""
+            raise UserError(f"{path} does not hold Flax weights: expected arrays, found {type(array).__name__}{where}")
         yield Stored(path, name.removeprefix(outer), lambda array=array: array)
 
 

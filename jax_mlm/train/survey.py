@@ -33,16 +33,16 @@ class Targets(NamedTuple):
     hidden: float
     """Targets."""
     eligible: float
-    """Part of the tokens that may be targets at all."""
+    """Share of the tokens that may be targets at all."""
     reachable: float
-    """Part of those that the masking rule can choose: a word of too many tokens is never hidden."""
+    """Share of those that the masking rule can choose: a word of too many tokens is never hidden."""
 
 
 class Survey(NamedTuple):
     """What there is to say about the text."""
 
-    facts: Json
-    """As run.json keeps them."""
+    figures: Json
+    """The figures that run.json keeps."""
     lines: tuple[str, ...]
     warnings: tuple[str, ...]
     refusal: str | None
@@ -52,9 +52,8 @@ class Survey(NamedTuple):
 def survey(data: Dataset) -> Survey:
     """Look at what was read and at what a step will hide of it."""
     targets = expected_targets(data.train, data.config.mask, data.config.batch)
-    return Survey(
-        _facts(data, targets), _lines(data, targets), tuple(_warnings(data, targets)), _refusal(data, targets)
-    )
+    figures = _figures(data, targets)
+    return Survey(figures, _lines(data, figures, targets), tuple(_warnings(data, targets)), _refusal(data, targets))
 
 
 def expected_targets(rows: Rows, mask: MaskConfig, batch: int) -> Targets:
@@ -73,7 +72,7 @@ def expected_targets(rows: Rows, mask: MaskConfig, batch: int) -> Targets:
     return Targets(hidden, eligible.sum() / max(content.sum(), 1), reachable.sum() / max(eligible.sum(), 1))
 
 
-def _facts(data: Dataset, targets: Targets) -> Json:
+def _figures(data: Dataset, targets: Targets) -> Json:
     read, text = data.read, data.read.train
     known: Json = {}
     if text is not None:
@@ -93,17 +92,16 @@ def _facts(data: Dataset, targets: Targets) -> Json:
     }
 
 
-def _lines(data: Dataset, targets: Targets) -> tuple[str, ...]:
-    read, text = data.read, data.read.train
+def _lines(data: Dataset, figures: Json, targets: Targets) -> tuple[str, ...]:
+    read = data.read
     documents = f"{_count(read.train_documents, 'document')} to train on, {read.valid_documents:,} to validate"
     parts = [f"text: {_count(read.files, 'file')}", documents]
     if read.dropped:
         parts.append(f"{_count(read.dropped, 'copy', 'copies')} dropped")
     parts.append(_count(read.tokens, "token"))
-    if text is not None:
-        tokens = max(len(data.train.files.tokens), 1)
-        parts.append(f"{text.characters / tokens:.2f} characters a token")
-        parts.append(f"{_percent(text.unknown / tokens)} unknown")
+    if read.train is not None:
+        parts.append(f"{figures['characters_per_token']:.2f} characters a token")
+        parts.append(f"{_percent(figures['unknown'])} unknown")
         parts.append(f"{_count(read.both, 'validation document')} in the training text too")
     hidden = f"{targets.hidden:,.0f}" if targets.hidden >= 1 else f"{targets.hidden:.1g}"
     lines = [", ".join([*parts, f"about {hidden} targets a step"])]

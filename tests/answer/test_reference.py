@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 
 @pytest.mark.parametrize("kind", MADE)
 def test_ids_and_probabilities_are_those_of_the_pipeline(kind: str, tmp_path: Path) -> None:
-    """Of every kind of tokenizer; where line ends stand before a mask, training is followed instead."""
+    """Every kind of tokenizer agrees with them, except for line ends before a mask, where training is followed."""
     tokenizer = MADE[kind]()
     family = "roberta" if tokenizer.token_to_id("<pad>") == 1 else "bert"
     rows = padded_size(tokenizer.get_vocab_size(with_added_tokens=True), "bpe")

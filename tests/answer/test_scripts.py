@@ -149,7 +149,7 @@ def test_a_script_is_answered_and_explained(name: str, kind: str, reader_in) -> 
 
 @pytest.mark.parametrize("name", UNSPACED)
 def test_words_without_spaces_do_not_fit_every_script(name: str) -> None:
-    """Of lines that it was not trained on, a word tokenizer knows next to nothing there: it has to say so."""
+    """A word tokenizer knows next to nothing of lines it was not trained on: the program must warn."""
     assert unknown_share(tokenizer_of(name, "word"), tried(name)) > 0.5
 
 

@@ -1,4 +1,4 @@
-"""XLM-RoBERTa and CamemBERT go the whole way as RoBERTa does, and reserved pieces are no answers on it."""
+"""XLM-RoBERTa and CamemBERT go the whole way as RoBERTa does, and reserved pieces are never answers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_from_a_directory_through_training_to_answers(family: str, tmp_path: Pat
     assert np.abs(left[:, 4:] - logits(ids)).max() <= 1e-4
 
 
-def test_reserved_pieces_are_no_answers(with_reserved: Tokenizer, tmp_path: Path) -> None:
+def test_reserved_pieces_are_never_answers(with_reserved: Tokenizer, tmp_path: Path) -> None:
     model = replace(MODELS["bert"], vocab_size=with_reserved.get_vocab_size())
     params = softened(model)
     params["decoder_bias"] = params["decoder_bias"] + np.isin(np.arange(model.vocab_size), range(5, 11)) * 50

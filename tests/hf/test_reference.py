@@ -153,7 +153,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def difference(a: Any, b: Any, name: str) -> float:
-    """Largest difference of a logit at a token that is no padding."""
+    """Largest difference of a logit at a token other than padding."""
     seen = text(name)[1].astype(bool)
     return float(np.abs(np.asarray(a)[seen] - np.asarray(b)[seen]).max())
 

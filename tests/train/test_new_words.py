@@ -97,7 +97,7 @@ def test_every_kind_of_tokenizer_takes_new_words(kind: str, tmp_path: Path) -> N
         assert longer.encode(text).ids == np.where(query == reader.bundle.special.mask_id, id, query).tolist(), text
 
 
-def test_a_file_that_is_missing_is_no_word(tmp_path: Path) -> None:
+def test_a_missing_file_is_not_taken_for_a_word(tmp_path: Path) -> None:
     there = tmp_path / "words.txt"
     there.write_text("\ufeffzebra\n\n  Quokka \nzebra\n", encoding="utf-8")
     assert words_of([str(there), "C++", "U.S.", "Node.js", "e.g."]) == [
