@@ -32,13 +32,19 @@ def table_texts(path: Path, text_field: str, separators: str, read: Read) -> Ite
     """Yield the column `text_field` of a table, and the bytes of the file read so far.
 
     The first line names the columns, and tells which one of `separators` it is.
+    """
+    yield from _column(path, text_field, table_rows(path, text_field, separators, read))
+
+
+def table_rows(path: Path, wanted: str, separators: str, read: Read) -> Iterator[Row]:
+    """Yield the rows of a table, the one that names the columns first; its separator is one that makes a `wanted` one.
 
     TSV often has no quotes, and a field that begins with one: it is read so where quotes do not close as they should.
     """
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
-    if separators == "\t" and not _quotes_close(path, text_field, read):
+    if separators == "\t" and not _quotes_close(path, wanted, read):
         quoting = csv.QUOTE_NONE
-    yield from _column(path, text_field, _rows(path, text_field, separators, quoting, read))
+    yield from _rows(path, wanted, separators, quoting, read)
 
 
 def columns_of(line: str, separators: str) -> Iterator[tuple[str, list[str]]]:

@@ -1,0 +1,299 @@
+"""Labelled examples of CSV, TSV, JSON lines and Parquet: columns by name, labels as strings, errors with their line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from jax_mlm.data.decoding import line_blocks
+from jax_mlm.data.sources import BLOCK, kind_of
+from jax_mlm.data.tables import Read, table_rows
+from jax_mlm.errors import UserError, nearest
+
+Problem = Literal["single", "multi", "regression"]
+Label = str | tuple[str, ...] | None
+"""One label, several, or none that is known; a number of regression is the string that stands in the file."""
+SEVERAL = "|"
+"""Separates several labels in a string."""
+TEXT, LABEL = "text", "label"
+"""The columns that are read where no option names others."""
+
+
+class Span(NamedTuple):
+    """A labelled part of a text: `text[start:end]`, in code points."""
+
+    start: int
+    end: int
+    label: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text, and what is known of it."""
+
+    where: str
+    """File and line, for messages."""
+    text: str
+    pair: str | None = None
+    """The second text, where two are judged together."""
+    label: Label = None
+    spans: tuple[Span, ...] | None = None
+    """Its entities, in order and without overlap; None where they are not known."""
+    words: tuple[tuple[int, int], ...] = ()
+    """Where each word of a CoNLL file stands in the text."""
+    row: Mapping[str, object] | None = None
+    """The fields of the file, for predictions to echo."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns; empty ones are found by their usual names."""
+
+    text: str = ""
+    pair: str = ""
+    label: str = ""
+
+
+class Record(NamedTuple):
+    """A row of a table or an object of a JSON file."""
+
+    where: str
+    fields: Mapping[str, object]
+
+
+def read_classified(path: Path, columns: Columns, unlabelled: bool = False) -> tuple[list[Example], Columns]:
+    """Return the examples of a file with a label for each text, and the columns that they stand in.
+
+    `unlabelled` allows the label's column to be missing, and its cells to be empty.
+
+    Raises:
+        UserError: the file is not readable, lacks a column, or has a text or label that is not text; names the line.
+    """
+    examples: list[Example] = []
+    for where, fields in records(path, columns.text or columns.label or TEXT):
+        if not examples:
+            columns = _found(path, columns, list(fields), unlabelled)
+        text = _text(where, fields, columns.text)
+        pair = _text(where, fields, columns.pair) if columns.pair else None
+        label = _label(where, columns.label, fields.get(columns.label)) if columns.label else None
+        examples.append(Example(where, text, pair, label, row=fields))
+    if not examples:
+        raise UserError(f"{path}: there is no example in this file")
+    return examples, columns
+
+
+def records(path: Path, wanted: str) -> Iterator[Record]:
+    """Yield the rows of a table, the objects of a JSON file or the rows of a Parquet file."""
+
+    def read() -> Iterator[tuple[str, int]]:
+        return line_blocks(path, BLOCK, math.inf)
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    match kind_of(path):
+        case "csv" | "tsv" as kind:
+            yield from _table(path, wanted, "\t" if kind == "tsv" else ",;\t|", read)
+        case "json":
+            yield from _json(path, "".join(text for text, _ in read()))
+        case "parquet":
+            yield from _parquet(path)
+        case "text":
+            raise UserError(f"{path}: examples are read from .csv, .tsv, .jsonl and .parquet: give it such a suffix")
+
+
+def _table(path: Path, wanted: str, separators: str, read: Read) -> Iterator[Record]:
+    rows = table_rows(path, wanted, separators, read)
+    _, names, _ = next(rows, (1, [], 0))
+    names = [name.strip() for name in names]
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise UserError(f"{path}, line 1: two columns are called {twice!r}: rename one of them")
+    for line, row, _ in rows:
+        if any(row[len(names) :]):
+            raise UserError(
+                f"{path}, line {line}: {len(row)} fields, but the first line names {len(names)}: "
+                'put a field that holds the separator in double quotes ("…")'
+            )
+        if row:
+            yield Record(f"{path}, line {line}", dict(itertools.zip_longest(names, row[: len(names)])))
+
+
+def _json(path: Path, text: str) -> Iterator[Record]:
+    """Yield the objects of JSON lines, or of one array."""
+    whole = text.lstrip().startswith("[")
+    try:
+        rows = json.loads(text) if whole else []
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON array ({error})") from None
+    lines = () if whole else enumerate(text.split("\n"), 1)
+    for number, line in lines:
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {number}: not JSON ({error}); expected one object a line") from None
+            yield _object(f"{path}, line {number}", row)
+    for number, row in enumerate(rows):
+        yield _object(f"{path}, element {number}", row)
+
+
+def _object(where: str, row: object) -> Record:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: {type(row).__name__}, where an object with named fields was expected")
+    return Record(where, row)
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError(f"{path}: reading .parquet needs pyarrow: pip install 'jax-mlm[data]'") from error
+    try:
+        with pq.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Record(f"{path}, row {number}", row)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+
+
+def _found(path: Path, columns: Columns, names: Sequence[str], unlabelled: bool) -> Columns:
+    """Return the columns by their names in the file; a UserError names the nearest one where there is none."""
+    for option, name in (("text", columns.text), ("pair", columns.pair), ("label", columns.label)):
+        if name and name not in names and not (option == "label" and unlabelled):
+            raise UserError(_missing(path, option, name, names))
+    label = columns.label or LABEL
+    if label not in names:
+        if not unlabelled:
+            raise UserError(_missing(path, "label", label, names))
+        label = ""
+    others = [name for name in names if name not in (label, columns.pair)]
+    text = columns.text or (TEXT if TEXT in names else others[0] if len(others) == 1 else "")
+    if not text:
+        raise UserError(_missing(path, "text", TEXT, names))
+    return Columns(text, columns.pair, label)
+
+
+def _missing(path: Path, option: str, name: str, names: Sequence[str]) -> str:
+    shown = ", ".join(str(each)[:40] for each in names[:20]) + (", …" if len(names) > 20 else "")
+    return (
+        f"{path}: no column {name!r} (it has: {shown}){nearest(name, names)}; name the column of the {option} with "
+        f"--{option}"
+    )
+
+
+def _text(where: str, fields: Mapping[str, object], name: str) -> str:
+    if name not in fields:
+        raise UserError(f"{where}: no field {name!r}")
+    value = fields[name]
+    if not isinstance(value, str):
+        kind = "nothing" if value is None else type(value).__name__
+        raise UserError(f"{where}: the field {name!r} holds {kind}, not text")
+    return value
+
+
+def _label(where: str, name: str, value: object) -> Label:
+    """Return a label as a string: JSON's numbers and truth values as they are written there."""
+    match value:
+        case None:
+            return None
+        case str():
+            return value.strip() or None
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return None if value != value else str(value)  # NaN stands for what is missing
+        case list() if all(isinstance(each, str | int) for each in value):
+            return tuple(dict.fromkeys(str(_label(where, name, each)) for each in value))
+    raise UserError(f"{where}: the field {name!r} holds {type(value).__name__}, which is not a label")
+
+
+# ---- what is to be learned -----------------------------------------------------------------------
+
+
+def problem_of(examples: Sequence[Example]) -> Problem:
+    """Return what the labels call for: lists are several labels, numbers with a fraction regression."""
+    labels = [example.label for example in examples if example.label is not None]
+    if any(isinstance(label, tuple) for label in labels):
+        return "multi"
+    numbers = [_number(label) for label in labels if isinstance(label, str)]
+    if numbers and all(map(math.isfinite, numbers)) and any(number != int(number) for number in numbers):
+        return "regression"
+    return "single"
+
+
+def _number(label: Label) -> float:
+    """Return the number that a label writes; NaN if it writes none."""
+    try:
+        return float(label) if isinstance(label, str) else math.nan
+    except ValueError:
+        return math.nan
+
+
+def number_of(example: Example) -> float:
+    """Return the number to predict; a UserError where the label is not one."""
+    number = _number(example.label)
+    if not math.isfinite(number):
+        raise UserError(f"{example.where}: the label {example.label!r} is not a number, as --problem regression needs")
+    return number
+
+
+def several(label: Label) -> tuple[str, ...]:
+    """Return the labels of an example, which a string separates by `SEVERAL`."""
+    if isinstance(label, str):
+        return tuple(dict.fromkeys(part for each in label.split(SEVERAL) if (part := each.strip())))
+    return label or ()
+
+
+def labels_of(examples: Sequence[Example], problem: Problem) -> tuple[str, ...]:
+    """Return the different labels, sorted; a UserError if there is nothing to tell apart, or an example has none."""
+    if problem == "regression":
+        for example in examples:
+            number_of(example)
+        return ()
+    found: set[str] = set()
+    for example in examples:
+        if problem == "single":
+            found.add(one_label(example))
+        else:
+            found.update(several(example.label))
+    least = 2 if problem == "single" else 1
+    if len(found) < least:
+        file = examples[0].where.rsplit(",", 1)[0]
+        what = f"every example has the label {found.pop()!r}" if found else "no example has a label"
+        raise UserError(f"{file}: {what}: there is nothing to tell apart")
+    return tuple(sorted(found))
+
+
+def one_label(example: Example) -> str:
+    """Return the only label of an example; a UserError where there is none, or are several."""
+    if isinstance(example.label, tuple):
+        raise UserError(f"{example.where}: several labels, where --problem single needs one")
+    if example.label is None:
+        raise UserError(f"{example.where}: the label is missing")
+    return example.label
+
+
+def check_labels(examples: Sequence[Example], labels: Sequence[str], problem: Problem) -> None:
+    """Refuse a label that the model does not have, by its line; unknown labels (None) are allowed."""
+    known = set(labels)
+    for example in examples:
+        if example.label is None:
+            continue
+        if problem == "regression":
+            number_of(example)
+            continue
+        for label in (one_label(example),) if problem == "single" else several(example.label):
+            if label not in known:
+                shown = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")
+                raise UserError(
+                    f"{example.where}: the label {label!r} is not one of those learned: {shown}{nearest(label, labels)}"
+                )
