@@ -246,6 +246,32 @@ class DistilConfig:
 
 
 @dataclass(frozen=True)
+class TaskConfig:
+    """What a model was fine-tuned for: what its head computes, and how texts are read for it."""
+
+    kind: Literal["classify", "tag"]
+    labels: tuple[str, ...] = ()
+    """In the order of the logits: the classes, or the tags of IOB2; none of a regression."""
+    problem: Literal["single", "multi", "regression"] = "single"
+    """One label for a text, any number of them, or a number."""
+    pair: bool = False
+    """Whether two texts are judged together."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """What stands for a text: the hidden state of its first token, or the mean over all."""
+    overlap: int = 0
+    """Tokens that two windows of a long text have in common."""
+    metric: str = "accuracy"
+    """By which checkpoints are compared."""
+    columns: tuple[str, str, str] = ("text", "", "label")
+    """The columns of the text, of its pair and of the label in the file that was learned."""
+
+    @property
+    def outputs(self) -> int:
+        """Return the number of logits."""
+        return len(self.labels) or 1
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Pretrain a masked language model: everything that determines a run, except the bytes of the data."""
 
