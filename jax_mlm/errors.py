@@ -12,6 +12,11 @@ class UserError(ValueError):
     """A mistake the user can fix: one line that names the option or file and the remedy."""
 
 
+def warn(line: str) -> None:
+    """Print a warning on stderr."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return '; did you mean X?' if a known word is close, else an empty string."""
     close = difflib.get_close_matches(word, list(known), 1)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sys
+import threading
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -85,6 +88,29 @@ def set_aside(path: Path) -> Path:
     while new.exists():
         new, number = path.with_name(f"{path.name}.damaged-{number}"), number + 1
     return path.rename(new)
+
+
+def megabytes(size: float) -> str:
+    """Return a size as people read it."""
+    return f"{size / 1e6:,.1f} MB"
+
+
+@contextmanager
+def patience(doing: str, every: float = 30.0) -> Iterator[None]:
+    """Print a line on stderr now and then while something takes long: a disk or network that stalls gets a name."""
+    began, done = time.monotonic(), threading.Event()
+
+    def wait() -> None:
+        while not done.wait(every):
+            print(f"{doing}: {time.monotonic() - began:.0f} s so far", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=wait, name="patience", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def cache_folder(config: TrainConfig) -> Path:

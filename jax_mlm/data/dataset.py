@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -16,7 +17,7 @@ from jax_mlm.data.alphabet import alphabet_tokenizer
 from jax_mlm.data.batches import Rows, pack_rows, split_documents
 from jax_mlm.data.choice import choose_kind, misfit
 from jax_mlm.data.copies import copies, without_copies
-from jax_mlm.data.prepare import Progress, TokenFiles, display, patience, prepare
+from jax_mlm.data.prepare import LINE_EVERY, Progress, TokenFiles, display, prepare
 from jax_mlm.data.sources import STDIN, Sources, blocks, find_sources, spooled
 from jax_mlm.data.token_files import Figures
 from jax_mlm.data.tokenizer import (
@@ -32,7 +33,7 @@ from jax_mlm.data.tokenizer import (
     without_unknown,
 )
 from jax_mlm.errors import UserError
-from jax_mlm.files import cache_folder, make_folder, write_atomically
+from jax_mlm.files import cache_folder, make_folder, patience, write_atomically
 from jax_mlm.presets import SENTENCE
 from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run_file
 
@@ -112,7 +113,8 @@ def _new_tokenizer(
 
     def trained(size: int) -> Tokenizer:
         say(f"training a {kind} tokenizer of {size} tokens{why}")
-        with patience("training the tokenizer") as watched:
+        watched = sys.stderr.isatty()  # it has bars of its own there
+        with nullcontext() if watched else patience("training the tokenizer", LINE_EVERY):
             return train_tokenizer(
                 sample, kind, size, corpus.lowercase, corpus.special_tokens, corpus.strip_accents, watched
             )

@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -259,24 +258,3 @@ def display(doing: str, total: int) -> Iterator[Progress]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(doing, total=total)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def patience(doing: str) -> Iterator[bool]:
-    """Print a line now and then while something takes long; give True at a terminal, where it has bars of its own."""
-    if sys.stderr.isatty():
-        yield True
-        return
-    began, done = time.monotonic(), threading.Event()
-
-    def wait() -> None:
-        while not done.wait(LINE_EVERY):
-            print(f"{doing}: {time.monotonic() - began:.0f} s so far", file=sys.stderr, flush=True)
-
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    try:
-        yield False
-    finally:
-        done.set()
-        thread.join()

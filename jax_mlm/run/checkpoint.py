@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +16,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jax_mlm.errors import UserError
-from jax_mlm.files import set_aside
+from jax_mlm.errors import UserError, warn
+from jax_mlm.files import patience, set_aside
 from jax_mlm.model.encoder import Params
-from jax_mlm.run.sums import FORMAT, SEALED, SUMS, damage, seal
+from jax_mlm.run.room import FAILED, lacking, not_saved, quiet, reason_of
+from jax_mlm.run.sums import FORMAT, SEALED, SUMS, UNFINISHED, damage, seal
 
 FOLDER = "checkpoints"
 LATEST = 3
@@ -58,16 +59,92 @@ def open_checkpoints(run: Path) -> ocp.CheckpointManager:
         best_fn=lambda m: m["loss"],
         best_mode="min",
         cleanup_tmp_directories=True,
-        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: seal(folder)),
+        async_options=ocp.AsyncOptions(
+            post_finalization_callback=lambda: seal(folder),
+            create_directories_asynchronously=False,  # or, where that fails, what waits for them waits for minutes
+        ),
     )
     return ocp.CheckpointManager(folder, options=options)
 
 
+@contextmanager
+def saving(run: Path) -> Iterator[ocp.CheckpointManager]:
+    """Open the run's checkpoints while it trains; on leaving, wait for the save under way."""
+    with quiet():
+        manager = open_checkpoints(run)
+        try:
+            yield manager
+        finally:
+            step, reason = _settle(manager)
+            if reason:
+                warn(f"step {step} could not be saved in {manager.directory} ({reason})")
+            manager.close()
+
+
 def save(manager: ocp.CheckpointManager, state: object, meta: Meta, loss: float | None) -> None:
-    """Start saving; `meta` is small JSON beside the arrays, `loss` (None: not measured) decides which is the best."""
+    """Start saving; `meta` is small JSON beside the arrays, `loss` (None: not measured) decides which is the best.
+
+    If there is no room, or the save before has failed, one line says so and the run goes on.
+    """
+    folder = Path(manager.directory)
+    step, reason = _settle(manager)
+    if reason:
+        warn(f"{not_saved(folder, step, reason, state)}; the run goes on and tries again now")
+    if reason := _begin(manager, state, meta, loss):
+        warn(f"{not_saved(folder, meta['step'], reason, state)}; the run goes on and tries again at the next save")
+
+
+def save_last(manager: ocp.CheckpointManager, state: object, meta: Meta, loss: float | None) -> None:
+    """Save the last state unless that was done, and wait until it is on disk.
+
+    Raises:
+        UserError: it cannot be saved; the line names the last good checkpoint.
+    """
+    _, reason = _settle(manager)
+    if manager.latest_step() != meta["step"]:
+        reason = _begin(manager, state, meta, loss) or _settle(manager)[1]
+    if manager.latest_step() != meta["step"]:
+        folder, step = Path(manager.directory), manager.latest_step()
+        last = "there is no checkpoint before it" if step is None else f"the last good checkpoint is of step {step}"
+        raise UserError(
+            f"{not_saved(folder, meta['step'], reason, state)}; {last}: make room there, and continue with "
+            f"python -m jax_mlm.train --resume --out {folder.parent}"
+        )
+
+
+def _begin(manager: ocp.CheckpointManager, state: object, meta: Meta, loss: float | None) -> str:
+    """Start a save; return why that was not possible, or an empty string."""
+    folder = Path(manager.directory)
+    if reason := _on_first(lambda: lacking(folder, state)):  # or there would be half of it, and a traceback of a thread
+        return reason
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, SEALED: FORMAT}))
-    with _without_warnings():
-        manager.save(int(meta["step"]), args=args, metrics=None if loss is None else {"loss": loss})
+    try:
+        with _without_warnings():
+            manager.save(int(meta["step"]), args=args, metrics=None if loss is None else {"loss": loss})
+    except FAILED as error:
+        return _abandon(manager, error)
+    return ""
+
+
+def _settle(manager: ocp.CheckpointManager) -> tuple[int | None, str]:
+    """Wait for the save under way; return its step and why it failed, or an empty string."""
+    step = manager.latest_step()
+    try:
+        with patience(f"saving step {step} in {manager.directory}"):
+            manager.wait_until_finished()
+    except FAILED as error:
+        return step, _abandon(manager, error)
+    return step, ""
+
+
+def _abandon(manager: ocp.CheckpointManager, error: Exception) -> str:
+    """Remove what a failed save left, and return why it failed; several hosts end, as they cannot agree any more."""
+    if jax.process_count() > 1:
+        raise UserError(f"saving in {manager.directory} failed: {reason_of(error)}") from error
+    for folder in Path(manager.directory).glob(UNFINISHED):
+        shutil.rmtree(folder, ignore_errors=True)
+    manager.reload()
+    return reason_of(error)
 
 
 def restore(manager: ocp.CheckpointManager, like: State, last: int | None = None) -> tuple[State, Meta] | None:
@@ -93,7 +170,7 @@ def restore(manager: ocp.CheckpointManager, like: State, last: int | None = None
             except BROKEN as error:
                 if (folder / str(step) / SUMS).exists():  # sound, so something else is wrong
                     raise
-                found = _first_line(error)
+                found = reason_of(error)
             else:
                 _on_first(lambda: _set_aside(folder, damaged))
                 manager.reload()
@@ -117,7 +194,7 @@ def _set_aside(folder: Path, damaged: Mapping[int, str]) -> str:
     """Rename damaged checkpoints, and say so; the empty string means that nothing is refused."""
     for step, found in damaged.items():
         new = set_aside(folder / str(step))
-        _warn(f"{folder / str(step)} is damaged ({found}): set aside as {new.name}; the newest sound one is used")
+        warn(f"{folder / str(step)} is damaged ({found}): set aside as {new.name}; the newest sound one is used")
     return ""
 
 
@@ -135,14 +212,6 @@ def _on_first(look: Callable[[], str]) -> str:
 def _all_damaged(folder: Path, damaged: Mapping[int, str]) -> str:
     each = "; ".join(f"step {step}: {found}" for step, found in damaged.items())
     return f"{folder} holds no sound checkpoint ({each}): restore one from a copy, or start a new run"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-def _warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def steps_of(run: Path) -> list[int]:
@@ -195,10 +264,10 @@ def load_params(run: Path, which: Literal["best", "latest"] | int = "latest") ->
             except BROKEN as error:
                 if (folder / str(step) / SUMS).exists():
                     raise
-                found = _first_line(error)
+                found = reason_of(error)
             else:
                 for other, why in damaged.items():
-                    _warn(f"{folder / str(other)} is damaged ({why}): using step {step}")
+                    warn(f"{folder / str(other)} is damaged ({why}): using step {step}")
                 return step, params
         damaged[step] = found
     raise UserError(_all_damaged(folder, damaged))

@@ -26,7 +26,7 @@ from jax_mlm.plan.flops import peak_flops
 from jax_mlm.presets import SENTENCE
 from jax_mlm.report.live import Progress
 from jax_mlm.report.outcome import print_result, print_sentence
-from jax_mlm.run.checkpoint import open_checkpoints, save
+from jax_mlm.run.checkpoint import save, save_last, saving
 from jax_mlm.train.meter import Meter
 from jax_mlm.train.optim import make_optimizer, make_schedule
 from jax_mlm.train.pace import Pace
@@ -67,7 +67,7 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
         tx, schedule = make_optimizer(config.optim), make_schedule(config.optim)
         init_key, step_key = jax.random.split(jax.random.key(config.seed))
         hosts.on_every_host(lambda: make_folder(setup.run, "--out"))
-        checkpoints = stack.enter_context(open_checkpoints(setup.run))
+        checkpoints = stack.enter_context(saving(setup.run))
         state, meta = init_or_restore(setup, tx, init_key, checkpoints)
         write_run_files(setup)
         progress.say("compiling")
@@ -137,12 +137,10 @@ def finish(
     state, step, stopped, result = outcome
     if not stopped and result is None:
         result = validate(program, state, step, pace, record)
-    if checkpoints.latest_step() != step:
-        save(checkpoints, state, pace.meta(step), None if stopped or result is None else result.loss)
+    save_last(checkpoints, state, pace.meta(step), None if stopped or result is None else result.loss)
     if stopped or result is None:
         return None
     result += program.validate.rest(state.params)
-    checkpoints.wait_until_finished()  # the report that is drawn next lists them
     record.finished(step, pace, result)
     return result
 

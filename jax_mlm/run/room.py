@@ -1,0 +1,72 @@
+"""What a save needs, why it failed, and silence about what we report ourselves."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jax_mlm.files import megabytes
+
+FAILED = (OSError, ValueError, RuntimeError)
+"""What Orbax raises when it cannot write; tensorstore turns an error of the system into a ValueError."""
+
+
+def needed(state: Any) -> int:  # any tree of arrays
+    """Return the bytes that a checkpoint of these arrays takes at most."""
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    return size + size // 50 + (64 << 10)
+
+
+def lacking(folder: Path, state: Any) -> str:
+    """Return why a checkpoint would not fit into the folder, or an empty string."""
+    return "" if shutil.disk_usage(folder).free >= needed(state) else os.strerror(28)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return one line that says why a save failed."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    if number := re.search(r"os_error_code='?(\d+)|OS error (\d+)", str(error)):
+        return os.strerror(int(number[1] or number[2]))
+    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+
+
+def not_saved(folder: Path, step: int | None, reason: str, state: Any) -> str:
+    """Return the line about a save that failed."""
+    free = megabytes(shutil.disk_usage(folder).free)
+    return (
+        f"step {step} could not be saved in {folder} ({reason}): a checkpoint needs {megabytes(needed(state))}, "
+        f"and {free} are free there"
+    )
+
+
+def is_ours(record: logging.LogRecord) -> bool:
+    """Return whether a record of absl's logger should be shown: Orbax's tracebacks repeat what we say in a line."""
+    return "orbax" not in record.pathname
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave it to us to report a save that failed: without it, Orbax and tensorstore print tracebacks of their own."""
+    logger, before = logging.getLogger("absl"), sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:  # sys.UnraisableHookArgs, which exists for type checkers only
+        if "Event loop is closed" not in str(unraisable.exc_value):  # writes that end after one of them has failed
+            before(unraisable)
+
+    logger.addFilter(is_ours)
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        logger.removeFilter(is_ours)
