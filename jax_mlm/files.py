@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import shutil
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jax_mlm.config import TrainConfig
-from jax_mlm.errors import UserError
+from jax_mlm.errors import UserError, megabytes
 
 
 def make_folder(folder: Path, option: str) -> None:
@@ -27,25 +28,43 @@ def make_folder(folder: Path, option: str) -> None:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write beside the file, then rename: no reader sees half of it, and no crash leaves half of it."""
-    partial = beside(path)
+    partial, body = beside(path), content.encode() if isinstance(content, str) else content
+    with naming(path, len(body)):
+        try:
+            with partial.open("xb", buffering=0) as file:
+                rest = memoryview(body)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())  # or the rename may reach the disk before the content does
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def naming(path: Path, need: int | None = None) -> Iterator[None]:
+    """Give an error of the system the path, which it leaves out when a disk is full, and what was needed there."""
     try:
-        with partial.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())  # or the rename may reach the disk before the content does
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        if error.errno is None or not str(error.filename or path).startswith(str(path.parent)):
+            raise
+        named = OSError(error.errno, error.strerror, str(path))
+        if need is not None:
+            named.add_note(f"{megabytes(need)} needed")
+        raise named from error
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder to fill: it becomes `folder` when the block ends, and is deleted if the block fails."""
     partial = beside(folder.absolute())
-    partial.mkdir(parents=True)
+    with naming(folder):
+        partial.mkdir(parents=True)
     try:
-        yield partial
+        with naming(folder):
+            yield partial
         publish(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -81,18 +100,15 @@ def checksum(path: Path) -> int:
     return crc
 
 
+def aside(path: Path) -> Path:
+    """Return a free name beside a damaged file or folder, under which it is neither used nor lost."""
+    names = (f"{path.name}.damaged{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
+    return next(new for name in names if not (new := path.with_name(name)).exists())
+
+
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file or folder, so that it is neither used nor lost, and return its new path."""
-    new = path.with_name(f"{path.name}.damaged")
-    number = 2
-    while new.exists():
-        new, number = path.with_name(f"{path.name}.damaged-{number}"), number + 1
-    return path.rename(new)
-
-
-def megabytes(size: float) -> str:
-    """Return a size as people read it."""
-    return f"{size / 1e6:,.1f} MB"
+    """Rename a damaged file or folder to a free name, and return it."""
+    return path.rename(aside(path))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import NamedTuple, cast
 import numpy as np
 from tokenizers import Tokenizer
 
-from jax_mlm.config import DataConfig, TrainConfig
+from jax_mlm.config import DataConfig, Json, TrainConfig
 from jax_mlm.data.alphabet import alphabet_tokenizer
 from jax_mlm.data.batches import Rows, pack_rows, split_documents
 from jax_mlm.data.choice import choose_kind, misfit
@@ -77,6 +77,8 @@ class Dataset(NamedTuple):
     """False where validation has to use the training text (one sentence)."""
     fingerprints: dict[str, str]
     read: Read
+    sources: dict[str, Mapping[str, str]]
+    """Each text's path and the hash of its bytes, to train and to validate on."""
 
 
 def _sentence_file(cache: Path) -> Path:
@@ -206,12 +208,17 @@ def open_dataset(
         return pack_rows(files, vocabulary, corpus.length, corpus.pack, chosen)
 
     before = _before(run) if config.resume else {}
-    text = prepare(sources.files, tokenizer, vocabulary, corpus, cache, before=before.get("train", ""))
-    fingerprints = {"train": text.fingerprint}
+
+    def prepared(paths: Sequence[Path], role: str) -> TokenFiles:
+        key, began = before.get(role, ""), before.get("sources", {}).get(role)
+        return prepare(paths, tokenizer, vocabulary, corpus, cache, before=key, began=began)
+
+    text = prepared(sources.files, "train")
+    fingerprints, named = {"train": text.fingerprint}, {"train": text.sources}
     held, every = text, np.arange(len(text.documents) - 1)
     if valid_sources.files:
-        held = prepare(valid_sources.files, tokenizer, vocabulary, corpus, cache, before=before.get("valid", ""))
-        fingerprints["valid"] = held.fingerprint
+        held = prepared(valid_sources.files, "valid")
+        fingerprints["valid"], named["valid"] = held.fingerprint, held.sources
         valid_ids = np.arange(len(held.documents) - 1)
         train_ids = without_copies(text, every, held, valid_ids) if corpus.dedup else every
         if not len(train_ids) and len(every):
@@ -239,13 +246,13 @@ def open_dataset(
     )
     train = rows(text, None if len(train_ids) == len(every) else train_ids)
     valid = train if not config.data else rows(held, None if held is not text else valid_ids)
-    return Dataset(config, tokenizer, vocabulary, train, valid, bool(config.data), fingerprints, read)
+    return Dataset(config, tokenizer, vocabulary, train, valid, bool(config.data), fingerprints, read, named)
 
 
 def _tokens(files: TokenFiles, ids: np.ndarray) -> int:
     return int((files.documents[ids + 1].astype(np.int64) - files.documents[ids].astype(np.int64)).sum())
 
 
-def _before(run: Path) -> dict[str, str]:
-    """Return the fingerprints of the text that a run began with."""
+def _before(run: Path) -> Json:
+    """Return what `run.json` records of the text that a run began with."""
     return read_run_file(run).get("data", {}) if (run / RUN_FILE).is_file() else {}

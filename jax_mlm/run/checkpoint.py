@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import jax
 import numpy as np
@@ -42,8 +42,10 @@ class Meta(TypedDict):
     """The last step, as far as it was known then."""
 
 
-def open_checkpoints(run: Path) -> ocp.CheckpointManager:
+def open_checkpoints(run: Path, identity: Mapping[str, Any] | None = None) -> ocp.CheckpointManager:
     """Open the run's checkpoints, for saving and resuming; what is visibly damaged is set aside.
+
+    `identity` is kept beside each checkpoint; what must not change between saves of a run can be read there.
 
     The preservation policy names both ends: `best_fn` with `max_to_keep` would delete the newest unless it is the best.
 
@@ -60,7 +62,7 @@ def open_checkpoints(run: Path) -> ocp.CheckpointManager:
         best_mode="min",
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(
-            post_finalization_callback=lambda: seal(folder),
+            post_finalization_callback=lambda: seal(folder, dict(identity or {})),
             create_directories_asynchronously=False,  # or, where that fails, what waits for them waits for minutes
         ),
     )
@@ -68,10 +70,10 @@ def open_checkpoints(run: Path) -> ocp.CheckpointManager:
 
 
 @contextmanager
-def saving(run: Path) -> Iterator[ocp.CheckpointManager]:
+def saving(run: Path, identity: Mapping[str, Any] | None = None) -> Iterator[ocp.CheckpointManager]:
     """Open the run's checkpoints while it trains; on leaving, wait for the save under way."""
     with quiet():
-        manager = open_checkpoints(run)
+        manager = open_checkpoints(run, identity)
         try:
             yield manager
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Any
 
 import jax
 
-from jax_mlm.files import megabytes
+from jax_mlm.errors import first_line, megabytes
 
 FAILED = (OSError, ValueError, RuntimeError)
 """What Orbax raises when it cannot write; tensorstore turns an error of the system into a ValueError."""
@@ -28,7 +29,7 @@ def needed(state: Any) -> int:  # any tree of arrays
 
 def lacking(folder: Path, state: Any) -> str:
     """Return why a checkpoint would not fit into the folder, or an empty string."""
-    return "" if shutil.disk_usage(folder).free >= needed(state) else os.strerror(28)
+    return "" if shutil.disk_usage(folder).free >= needed(state) else os.strerror(errno.ENOSPC)
 
 
 def reason_of(error: BaseException) -> str:
@@ -37,7 +38,7 @@ def reason_of(error: BaseException) -> str:
         return os.strerror(error.errno)
     if number := re.search(r"os_error_code='?(\d+)|OS error (\d+)", str(error)):
         return os.strerror(int(number[1] or number[2]))
-    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+    return first_line(error) or type(error).__name__
 
 
 def not_saved(folder: Path, step: int | None, reason: str, state: Any) -> str:

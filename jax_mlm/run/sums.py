@@ -21,8 +21,8 @@ META, SEALED = "meta/metadata", "sums"
 """The JSON beside the arrays, and its key that tells whether sums belong to them: without it they predate sums."""
 
 
-def seal(checkpoints: Path) -> None:
-    """Write the sums of the save that is about to be finished."""
+def seal(checkpoints: Path, identity: Json) -> None:
+    """Write the sums of the save that is about to be finished, and what the run is that it belongs to."""
     for folder in checkpoints.glob(UNFINISHED):
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         files = {
@@ -30,7 +30,7 @@ def seal(checkpoints: Path) -> None:
             for name in names
             if name not in (SUMS, METADATA, COMMITTED)
         }
-        sums = {"format": FORMAT, "files": files, "metadata": _metadata(folder)}
+        sums = {"format": FORMAT, "files": files, "metadata": _metadata(folder), "run": identity}
         write_atomically(folder / SUMS, json.dumps({"sums": sums, "crc": _crc(sums)}) + "\n")
 
 
@@ -65,6 +65,15 @@ def damage(folder: Path, largest: float = math.inf) -> str:
         return str(error)
     except (KeyError, TypeError, AttributeError):
         return f"{SUMS} has changed since it was written"
+
+
+def identity_of(folder: Path) -> Json:
+    """Return what the run was that a checkpoint belongs to; nothing if it has no sums, or damaged ones."""
+    try:
+        body = _json(folder, SUMS)
+        return body["sums"].get("run", {}) if body["crc"] == _crc(body["sums"]) else {}
+    except (OSError, _Broken, KeyError, AttributeError):
+        return {}
 
 
 def _metadata(folder: Path) -> int | None:

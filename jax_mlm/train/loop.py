@@ -27,6 +27,7 @@ from jax_mlm.presets import SENTENCE
 from jax_mlm.report.live import Progress
 from jax_mlm.report.outcome import print_result, print_sentence
 from jax_mlm.run.checkpoint import save, save_last, saving
+from jax_mlm.train.memory import memory_advice
 from jax_mlm.train.meter import Meter
 from jax_mlm.train.optim import make_optimizer, make_schedule
 from jax_mlm.train.pace import Pace
@@ -35,6 +36,7 @@ from jax_mlm.train.record import Recorder, open_recorder, write_run_files
 from jax_mlm.train.setup import Setup, set_up
 from jax_mlm.train.state import init_or_restore
 from jax_mlm.train.step import TrainState
+from jax_mlm.train.unchanged import identity
 
 Stopping = Callable[[], AbstractContextManager[Callable[[], bool]]]
 """A context manager of a function that returns whether somebody has asked to stop."""
@@ -67,7 +69,8 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
         tx, schedule = make_optimizer(config.optim), make_schedule(config.optim)
         init_key, step_key = jax.random.split(jax.random.key(config.seed))
         hosts.on_every_host(lambda: make_folder(setup.run, "--out"))
-        checkpoints = stack.enter_context(saving(setup.run))
+        checkpoints = stack.enter_context(saving(setup.run, identity(setup.run, config, setup.data.tokenizer)))
+        stack.enter_context(memory_advice(config, jax.device_count(), setup.run))
         state, meta = init_or_restore(setup, tx, init_key, checkpoints)
         write_run_files(setup)
         progress.say("compiling")
