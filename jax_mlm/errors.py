@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable
@@ -30,6 +31,14 @@ def described(error: OSError, path: str | os.PathLike[str] = "") -> str:
     folder = next(folder for folder in (Path(path), *Path(path).absolute().parents) if folder.is_dir())
     room = [*getattr(error, "__notes__", ()), f"{megabytes(shutil.disk_usage(folder).free)} free"]
     return f"{line} ({', '.join(room)}): make room there"
+
+
+def errno_of(error: BaseException) -> int | None:
+    """Return the system's number for an error, which tensorstore, safetensors and tokenizers put into their texts."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os_error_code='?(\d+)|[oO][sS] error (\d+)", str(error))
+    return int(found[1] or found[2]) if found and not isinstance(error, UserError) else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jax_mlm.config import TrainConfig
-from jax_mlm.errors import UserError, megabytes
+from jax_mlm.errors import UserError, errno_of, megabytes
 
 
 def make_folder(folder: Path, option: str) -> None:
@@ -44,26 +44,31 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def naming(path: Path, need: int | None = None) -> Iterator[None]:
-    """Give an error of the system the path, which it leaves out when a disk is full, and what was needed there."""
+    """Give an error of the system the path, which it leaves out when a disk is full, and what was needed there.
+
+    Libraries in other languages put the system's number into a text: that becomes an OSError again.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno is None or not str(error.filename or path).startswith(str(path.parent)):
+    except Exception as error:
+        number = errno_of(error)
+        of_path = str(getattr(error, "filename", None) or path).startswith(str(path.parent))
+        if number is None or not of_path:
             raise
-        named = OSError(error.errno, error.strerror, str(path))
+        named = OSError(number, os.strerror(number), str(path))
         if need is not None:
             named.add_note(f"{megabytes(need)} needed")
         raise named from error
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder to fill: it becomes `folder` when the block ends, and is deleted if the block fails."""
+def new_folder(folder: Path, need: int | None = None) -> Iterator[Path]:
+    """Yield a folder to fill, with `need` bytes: it becomes `folder` when the block ends, and goes if the block fails."""
     partial = beside(folder.absolute())
     with naming(folder):
         partial.mkdir(parents=True)
     try:
-        with naming(folder):
+        with naming(folder, need):
             yield partial
         publish(partial, folder)
     except BaseException:

@@ -17,7 +17,7 @@ from jax_mlm.data.alphabet import alphabet_tokenizer
 from jax_mlm.data.batches import Rows, pack_rows, split_documents
 from jax_mlm.data.choice import choose_kind, misfit
 from jax_mlm.data.copies import copies, without_copies
-from jax_mlm.data.prepare import LINE_EVERY, Progress, TokenFiles, display, prepare
+from jax_mlm.data.prepare import LINE_EVERY, Progress, TokenFiles, awaited, display, prepare
 from jax_mlm.data.sources import STDIN, Sources, blocks, find_sources, spooled
 from jax_mlm.data.token_files import Figures
 from jax_mlm.data.tokenizer import (
@@ -149,7 +149,7 @@ def _reported(files: Sequence[Path], corpus: DataConfig, report: Progress) -> It
     """Yield all documents, and report how many bytes of the files they took."""
     total, before = sum(path.stat().st_size for path in files), 0
     for path in files:
-        for block in blocks(path, corpus.document, corpus.text_field):
+        for block in awaited(path, blocks(path, corpus.document, corpus.text_field)):
             report(before + block.consumed, total)
             yield from block.texts
         before += path.stat().st_size

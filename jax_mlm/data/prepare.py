@@ -7,12 +7,12 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -41,6 +41,7 @@ LINE_EVERY = 10.0
 MOST_WORKERS = 16
 """Processes when --workers leaves the number open: each needs about 100 MB."""
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with the bytes of the files read so far, and their total."""
 
@@ -240,7 +241,7 @@ def _chunks(paths: Sequence[Path], cfg: DataConfig) -> Iterator[Chunk]:
     size = before = consumed = 0
     document = hashlib.blake2b(digest_size=8)
     for path in paths:
-        for block in blocks(path, cfg.document, cfg.text_field):
+        for block in awaited(path, blocks(path, cfg.document, cfg.text_field)):
             for text, start in zip(block.texts, block.starts, strict=True):
                 if start:
                     document = hashlib.blake2b(digest_size=8)
@@ -256,6 +257,17 @@ def _chunks(paths: Sequence[Path], cfg: DataConfig) -> Iterator[Chunk]:
         before += path.stat().st_size
     if texts:
         yield Chunk(texts, starts, np.frombuffer(b"".join(digests), "<u8"), consumed)
+
+
+def awaited(path: Path, read: Iterable[T]) -> Iterator[T]:
+    """Yield what is read from a file; lines on stderr name it while that stalls."""
+    rest = iter(read)
+    while True:
+        with patience(f"reading {path}"):
+            one = next(rest, None)
+        if one is None:
+            return
+        yield one
 
 
 def _workers(paths: Sequence[Path], cfg: DataConfig) -> int:

@@ -21,7 +21,7 @@ from jax_mlm.hf.tokenizer import hf_tokenizer_config, read_tokenizer
 from jax_mlm.hf.tokenizer_files import read_json
 from jax_mlm.hf.weights import WEIGHTS, Tensors, is_tied, open_tensors, read_params, write_params
 from jax_mlm.model.encoder import Params
-from jax_mlm.model.params import at_offset
+from jax_mlm.model.params import at_offset, leaves
 from jax_mlm.run.checkpoint import load_params, save_last, saving
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run, write_run
 
@@ -127,7 +127,7 @@ def export_hf(run: Path, folder: Path, checkpoint: Literal["best", "latest"] = "
         role: None if (id := getattr(vocabulary, role)) is None else tokenizer.id_to_token(id)
         for role in ("pad", "mask", "unk", "cls", "sep")
     }
-    with new_folder(folder) as partial:
+    with new_folder(folder, sum(array.nbytes for array in leaves(params).values())) as partial:
         write_params(partial / WEIGHTS, params, model)
         tokenizer.save(str(partial / "tokenizer.json"))
         _write_json(partial / "config.json", hf_config(model, pad, vocabulary.cls, vocabulary.sep))

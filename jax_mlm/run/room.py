@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 import jax
 
-from jax_mlm.errors import first_line, megabytes
+from jax_mlm.errors import errno_of, first_line, megabytes
 
 FAILED = (OSError, ValueError, RuntimeError)
 """What Orbax raises when it cannot write; tensorstore turns an error of the system into a ValueError."""
@@ -34,10 +33,8 @@ def lacking(folder: Path, state: Any) -> str:
 
 def reason_of(error: BaseException) -> str:
     """Return one line that says why a save failed."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno)
-    if number := re.search(r"os_error_code='?(\d+)|OS error (\d+)", str(error)):
-        return os.strerror(int(number[1] or number[2]))
+    if (number := errno_of(error)) is not None:
+        return os.strerror(number)
     return first_line(error) or type(error).__name__
 
 

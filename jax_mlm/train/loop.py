@@ -20,7 +20,7 @@ from jax_mlm.evals.scoring import predict_each, to_host
 from jax_mlm.files import make_folder
 from jax_mlm.model.heads import make_forward
 from jax_mlm.parallel import hosts
-from jax_mlm.parallel.compile import compute_dtype
+from jax_mlm.parallel.compile import compile_cache, compute_dtype, mending_cache
 from jax_mlm.parallel.stop import Vote
 from jax_mlm.plan.flops import peak_flops
 from jax_mlm.presets import SENTENCE
@@ -64,6 +64,7 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
     """
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
+        stack.enter_context(mending_cache(compile_cache(config)))
         setup = set_up(config)
         config = setup.config
         tx, schedule = make_optimizer(config.optim), make_schedule(config.optim)
