@@ -63,7 +63,10 @@ def naming(path: Path, need: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def new_folder(folder: Path, need: int | None = None) -> Iterator[Path]:
-    """Yield a folder to fill, with `need` bytes: it becomes `folder` when the block ends, and goes if the block fails."""
+    """Yield a folder to fill: it becomes `folder` when the block ends, and is deleted if the block fails.
+
+    `need` is the size of what goes in, as far as it is known.
+    """
     partial = beside(folder.absolute())
     with naming(folder):
         partial.mkdir(parents=True)

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jax_mlm.errors import UserError, warn
+from jax_mlm.errors import UserError, is_out_of_memory, warn
 from jax_mlm.files import patience, set_aside
 from jax_mlm.model.encoder import Params
 from jax_mlm.run.room import FAILED, lacking, not_saved, quiet, reason_of
@@ -27,8 +27,6 @@ LATEST = 3
 """Newest checkpoints that are kept besides the best: it may be among them, and two more must be left."""
 SMALL = 1 << 16
 """Bytes up to which files are read to find damage when a run is opened; its arrays are read when they are restored."""
-BROKEN = (OSError, ValueError, KeyError, TypeError)
-"""What Orbax raises over damaged files."""
 State = TypeVar("State")
 
 
@@ -169,8 +167,8 @@ def restore(manager: ocp.CheckpointManager, like: State, last: int | None = None
         if not found:
             try:
                 restored = manager.restore(step, args=args)
-            except BROKEN as error:
-                if (folder / str(step) / SUMS).exists():  # sound, so something else is wrong
+            except Exception as error:  # Orbax raises nothing narrower
+                if (folder / str(step) / SUMS).exists() or is_out_of_memory(error):  # it is sound, then
                     raise
                 found = reason_of(error)
             else:
@@ -185,7 +183,7 @@ def restore(manager: ocp.CheckpointManager, like: State, last: int | None = None
 
 def _tidy(folder: Path) -> str:
     """Set aside what is visibly damaged, unless it is all there is: then return a refusal."""
-    found = {step: damage(folder / str(step), SMALL) for step in steps_of(folder.parent)}
+    found = {step: damage(folder / str(step), SMALL) for step in reversed(steps_of(folder.parent))}
     damaged = {step: why for step, why in found.items() if why}
     if found and len(damaged) == len(found):
         return _all_damaged(folder, damaged)
@@ -263,8 +261,8 @@ def load_params(run: Path, which: Literal["best", "latest"] | int = "latest") ->
         if not found:
             try:
                 params = _read_params(folder / str(step))
-            except BROKEN as error:
-                if (folder / str(step) / SUMS).exists():
+            except Exception as error:  # Orbax raises nothing narrower
+                if (folder / str(step) / SUMS).exists() or is_out_of_memory(error):  # it is sound, then
                     raise
                 found = reason_of(error)
             else:
@@ -279,7 +277,7 @@ def _loss(checkpoint: Path) -> float:
     """Return the validation loss of a checkpoint; infinity if none was measured, or if it cannot be read."""
     try:
         loss = float(json.loads((checkpoint / "metrics" / "metrics").read_bytes())["loss"])
-    except BROKEN:
+    except (OSError, ValueError, KeyError, TypeError):
         return math.inf
     return loss if math.isfinite(loss) else math.inf
 
