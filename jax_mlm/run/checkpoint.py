@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -79,6 +78,7 @@ def saving(run: Path, identity: Mapping[str, Any] | None = None) -> Iterator[ocp
             if reason:
                 warn(f"step {step} could not be saved in {manager.directory} ({reason})")
             manager.close()
+            _clear(manager)  # a thread of a failed save may have gone on
 
 
 def save(manager: ocp.CheckpointManager, state: object, meta: Meta, loss: float | None) -> None:
@@ -100,7 +100,9 @@ def save_last(manager: ocp.CheckpointManager, state: object, meta: Meta, loss: f
     Raises:
         UserError: it cannot be saved; the line names the last good checkpoint.
     """
-    _, reason = _settle(manager)
+    step, reason = _settle(manager)
+    if reason and step != meta["step"]:
+        warn(f"{not_saved(Path(manager.directory), step, reason, state)}; the run goes on and tries again now")
     if manager.latest_step() != meta["step"]:
         reason = _begin(manager, state, meta, loss) or _settle(manager)[1]
     if manager.latest_step() != meta["step"]:
@@ -119,7 +121,7 @@ def _begin(manager: ocp.CheckpointManager, state: object, meta: Meta, loss: floa
         return reason
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, SEALED: FORMAT}))
     try:
-        with _without_warnings():
+        with quiet():
             manager.save(int(meta["step"]), args=args, metrics=None if loss is None else {"loss": loss})
     except FAILED as error:
         return _abandon(manager, error)
@@ -141,10 +143,20 @@ def _abandon(manager: ocp.CheckpointManager, error: Exception) -> str:
     """Remove what a failed save left, and return why it failed; several hosts end, as they cannot agree any more."""
     if jax.process_count() > 1:
         raise UserError(f"saving in {manager.directory} failed: {reason_of(error)}") from error
-    for folder in Path(manager.directory).glob(UNFINISHED):
-        shutil.rmtree(folder, ignore_errors=True)
+    writer: Any = manager._checkpointer
+    for _ in range(2):  # the manager stops waiting at a first failure, and the next save would raise the second
+        with suppress(*FAILED):
+            writer.wait_until_finished()
+    _clear(manager)
     manager.reload()
     return reason_of(error)
+
+
+def _clear(manager: ocp.CheckpointManager) -> None:
+    """Remove what failed saves left."""
+    if jax.process_index() == 0:
+        for folder in Path(manager.directory).glob(UNFINISHED):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def restore(manager: ocp.CheckpointManager, like: State, last: int | None = None) -> tuple[State, Meta] | None:
@@ -166,11 +178,12 @@ def restore(manager: ocp.CheckpointManager, like: State, last: int | None = None
         found = _on_first(lambda step=step: damage(folder / str(step)))
         if not found:
             try:
-                restored = manager.restore(step, args=args)
+                with quiet():
+                    restored = manager.restore(step, args=args)
             except Exception as error:  # Orbax raises nothing narrower
                 if (folder / str(step) / SUMS).exists() or is_out_of_memory(error):  # it is sound, then
                     raise
-                found = reason_of(error)
+                found = f"it cannot be read: {reason_of(error)}"
             else:
                 _on_first(lambda: _set_aside(folder, damaged))
                 manager.reload()
@@ -224,18 +237,6 @@ def has_checkpoint(run: Path) -> bool:
     return bool(steps_of(run))
 
 
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Silence Orbax's warnings about what is intended (a checkpoint without a loss, reading only)."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def load_params(run: Path, which: Literal["best", "latest"] | int = "latest") -> tuple[int, Params]:
     """Return the step chosen, and its parameters as nested dicts of float32 numpy arrays.
 
@@ -260,11 +261,12 @@ def load_params(run: Path, which: Literal["best", "latest"] | int = "latest") ->
         found = damage(folder / str(step))
         if not found:
             try:
-                params = _read_params(folder / str(step))
+                with quiet():
+                    params = _read_params(folder / str(step))
             except Exception as error:  # Orbax raises nothing narrower
                 if (folder / str(step) / SUMS).exists() or is_out_of_memory(error):  # it is sound, then
                     raise
-                found = reason_of(error)
+                found = f"it cannot be read: {reason_of(error)}"
             else:
                 for other, why in damaged.items():
                     warn(f"{folder / str(other)} is damaged ({why}): using step {step}")
@@ -284,7 +286,7 @@ def _loss(checkpoint: Path) -> float:
 
 def _read_params(checkpoint: Path) -> Params:
     path = (checkpoint / "state").absolute()
-    with _without_warnings(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         found = reader.metadata(path)
         like = getattr(found, "item_metadata", found).tree  # older ones return what newer ones wrap
         cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])

@@ -47,24 +47,24 @@ def not_saved(folder: Path, step: int | None, reason: str, state: Any) -> str:
     )
 
 
-def is_ours(record: logging.LogRecord) -> bool:
-    """Return whether a record of absl's logger should be shown: Orbax's tracebacks repeat what we say in a line."""
-    return "orbax" not in record.pathname
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave it to us to report a save that failed: without it, Orbax and tensorstore print tracebacks of their own."""
-    logger, before = logging.getLogger("absl"), sys.unraisablehook
+    """Leave it to us to report what fails: without it, Orbax and tensorstore print tracebacks of their own."""
+    loggers, before = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
 
     def hook(unraisable: Any) -> None:  # sys.UnraisableHookArgs, which exists for type checkers only
         if "Event loop is closed" not in str(unraisable.exc_value):  # writes that end after one of them has failed
             before(unraisable)
 
-    logger.addFilter(is_ours)
+    def shown(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname and "exception was never retrieved" not in record.getMessage()
+
+    for logger in loggers:
+        logger.addFilter(shown)
     sys.unraisablehook = hook
     try:
         yield
     finally:
         sys.unraisablehook = before
-        logger.removeFilter(is_ours)
+        for logger in loggers:
+            logger.removeFilter(shown)

@@ -117,7 +117,7 @@ def test_readers_take_the_next_best_and_rename_nothing(run: Path, capsys: pytest
     assert step == 4
     np.testing.assert_array_equal(params["dense"]["kernel"], state(4).params["dense"]["kernel"])
     assert f"warning: {folder / '5'} is damaged" in capsys.readouterr().err
-    with pytest.raises(UserError, match="step 5: .* has changed since it was written"):
+    with pytest.raises(UserError, match=r"step 5: .* has changed since it was written"):
         load_params(run, 5)
     assert sorted(os.walk(run)) == before
 
@@ -126,13 +126,13 @@ def test_where_none_is_sound_nothing_is_renamed_and_one_line_says_so(run: Path) 
     for checkpoint in (run / "checkpoints").iterdir():
         flip(arrays(checkpoint))
     before = sorted(os.walk(run))
-    with pytest.raises(UserError, match="no sound checkpoint .*step 5: .*step 2: "):
+    with pytest.raises(UserError, match=r"no sound checkpoint .*step 5: .*step 2: "):
         load_params(run)
     with open_checkpoints(run) as manager, pytest.raises(UserError, match="no sound checkpoint"):
         restore(manager, state(0))
     for checkpoint in (run / "checkpoints").iterdir():
         empty(checkpoint / "meta" / "metadata")
-    with pytest.raises(UserError, match="no sound checkpoint .*meta/metadata"):
+    with pytest.raises(UserError, match=r"no sound checkpoint .*meta/metadata"):
         open_checkpoints(run)
     assert sorted(os.walk(run)) == before
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -57,7 +57,7 @@ def fill(disk: Path) -> Path:
     handle = os.open(file, os.O_CREAT | os.O_WRONLY)
     try:
         for size in (1 << 16, 1 << 10, 1):
-            with pytest.raises(OSError, match="No space left"):
+            with suppress(OSError):
                 while True:
                     os.write(handle, bytes(size))
     finally:
