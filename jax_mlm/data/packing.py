@@ -42,6 +42,11 @@ def plan_rows(starts: np.ndarray, sizes: np.ndarray, length: int, frame: int) ->
     )
 
 
+def whole_rows(starts: np.ndarray, sizes: np.ndarray, length: int) -> Plan:
+    """Pack pieces into rows of `length` without cutting any."""
+    return _packed(starts, sizes, length, 0)
+
+
 def _plan(starts: np.ndarray, sizes: np.ndarray, length: int, frame: int) -> Plan:
     starts, sizes = windows(starts, sizes, length - frame)
     plan = _packed(starts, sizes, length, frame)

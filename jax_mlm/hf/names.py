@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from jax_mlm.config import Family, ModelConfig
+from jax_mlm.config import Family, ModelConfig, TaskConfig
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,15 @@ NAMES: Mapping[Family, Names] = {
 }
 
 
+POOLERS: Mapping[Family, str] = {
+    "bert": "bert.pooler.dense",
+    "albert": "albert.pooler",
+    "distilbert": "pre_classifier",
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert", "esm"), "classifier.dense"),
+}
+"""Where a family keeps the dense layer before the classifier of texts; ModernBERT has its head there."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One array of ours, and the tensors that hold it: several where they keep queries, keys and values apart."""
@@ -142,50 +151,67 @@ class Entry:
     """Theirs is the transpose of ours."""
 
 
-def entries(c: ModelConfig) -> Iterator[Entry]:
-    """Return every array of this model under its family's names."""
+def entries(c: ModelConfig, task: TaskConfig | None = None) -> Iterator[Entry]:
+    """Return every array of this model under its family's names, with the head of masked words or of a task."""
     n = NAMES[c.family]
-
-    def table(ours: str, theirs: str) -> Entry:
-        return Entry((ours,), (f"{theirs}.weight",))
-
-    def dense(path: tuple[str, ...], theirs: Iterable[str], bias: bool) -> Iterator[Entry]:
-        theirs = tuple(theirs)
-        yield Entry((*path, "kernel"), tuple(f"{name}.weight" for name in theirs), kernel=True)
-        if bias:
-            yield Entry((*path, "bias"), tuple(f"{name}.bias" for name in theirs))
-
-    def norm(path: tuple[str, ...], theirs: str) -> Iterator[Entry]:
-        yield Entry((*path, "scale"), (f"{theirs}.weight",))
-        if c.norm_bias:
-            yield Entry((*path, "bias"), (f"{theirs}.bias",))
-
-    yield table("token_table", n.prefix + n.tokens)
-    if c.positions == "learned":
-        yield table("position_table", n.prefix + n.positions)
-    if c.token_types:
-        yield table("type_table", n.prefix + n.types)
-    if c.embedding_norm:
-        yield from norm(("embedding_norm",), n.prefix + n.embedding_norm)
-    if c.embedding_width:
-        yield from dense(("widen",), (n.prefix + n.widen,), True)
-    for i in range(c.layer_groups or c.layers):
-        ours, theirs = f"layer_{i}", n.prefix + n.layer.format(i=i)
-        yield from dense((ours, "attention", "qkv"), (theirs + name for name in n.qkv), c.attention_bias)
-        yield from dense((ours, "attention", "out"), (theirs + n.out,), c.attention_bias)
-        if c.norms_attention(i):
-            yield from norm((ours, "attention_norm"), theirs + n.attention_norm)
-        yield from dense((ours, "mlp", "up"), (theirs + n.up,), c.mlp_bias)
-        yield from dense((ours, "mlp", "down"), (theirs + n.down,), c.mlp_bias)
-        yield from norm((ours, "mlp_norm"), theirs + n.mlp_norm)
-    if c.norm_first:
-        yield from norm(("final_norm",), n.prefix + n.final_norm)
-    yield from dense(("head",), (n.head,), c.head_bias)
-    yield from norm(("head_norm",), n.head_norm)
+    yield from body_entries(c)
+    if task is not None:
+        if c.family == "modernbert":
+            yield from _dense(("head",), (n.head,), c.head_bias)
+            yield from _norm(c, ("head_norm",), n.head_norm)
+        elif task.kind == "classify":
+            yield from _dense(("pooler",), (POOLERS[c.family],), True)
+        inside = task.kind == "classify" and POOLERS.get(c.family) == "classifier.dense"
+        yield from _dense(("classifier",), ("classifier.out_proj" if inside else "classifier",), True)
+        return
+    yield from _dense(("head",), (n.head,), c.head_bias)
+    yield from _norm(c, ("head_norm",), n.head_norm)
     if not c.tied:
-        yield table("decoder", n.decoder)
+        yield _table("decoder", n.decoder)
     if c.decoder_bias:
         yield Entry(("decoder_bias",), (n.bias[-1],))
+
+
+def _table(ours: str, theirs: str) -> Entry:
+    return Entry((ours,), (f"{theirs}.weight",))
+
+
+def _dense(path: tuple[str, ...], theirs: Iterable[str], bias: bool) -> Iterator[Entry]:
+    theirs = tuple(theirs)
+    yield Entry((*path, "kernel"), tuple(f"{name}.weight" for name in theirs), kernel=True)
+    if bias:
+        yield Entry((*path, "bias"), tuple(f"{name}.bias" for name in theirs))
+
+
+def _norm(c: ModelConfig, path: tuple[str, ...], theirs: str) -> Iterator[Entry]:
+    yield Entry((*path, "scale"), (f"{theirs}.weight",))
+    if c.norm_bias:
+        yield Entry((*path, "bias"), (f"{theirs}.bias",))
+
+
+def body_entries(c: ModelConfig) -> Iterator[Entry]:
+    """Return the arrays of the encoder alone."""
+    n = NAMES[c.family]
+    yield _table("token_table", n.prefix + n.tokens)
+    if c.positions == "learned":
+        yield _table("position_table", n.prefix + n.positions)
+    if c.token_types:
+        yield _table("type_table", n.prefix + n.types)
+    if c.embedding_norm:
+        yield from _norm(c, ("embedding_norm",), n.prefix + n.embedding_norm)
+    if c.embedding_width:
+        yield from _dense(("widen",), (n.prefix + n.widen,), True)
+    for i in range(c.layer_groups or c.layers):
+        ours, theirs = f"layer_{i}", n.prefix + n.layer.format(i=i)
+        yield from _dense((ours, "attention", "qkv"), (theirs + name for name in n.qkv), c.attention_bias)
+        yield from _dense((ours, "attention", "out"), (theirs + n.out,), c.attention_bias)
+        if c.norms_attention(i):
+            yield from _norm(c, (ours, "attention_norm"), theirs + n.attention_norm)
+        yield from _dense((ours, "mlp", "up"), (theirs + n.up,), c.mlp_bias)
+        yield from _dense((ours, "mlp", "down"), (theirs + n.down,), c.mlp_bias)
+        yield from _norm(c, (ours, "mlp_norm"), theirs + n.mlp_norm)
+    if c.norm_first:
+        yield from _norm(c, ("final_norm",), n.prefix + n.final_norm)
 
 
 def family_of(names: Iterable[str]) -> Family | None:

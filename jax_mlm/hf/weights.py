@@ -18,9 +18,9 @@ from flax.traverse_util import unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jax_mlm.config import ModelConfig
+from jax_mlm.config import ModelConfig, TaskConfig
 from jax_mlm.errors import UserError
-from jax_mlm.hf.names import NAMES, Names, entries
+from jax_mlm.hf.names import NAMES, Entry, Names, body_entries, entries
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.params import expected_shapes, leaves
 
@@ -198,27 +198,40 @@ def is_tied(tensors: Tensors, c: ModelConfig) -> bool:
     return np.array_equal(tensors.read(decoder), tensors.read(table))
 
 
-def read_params(tensors: Tensors, c: ModelConfig) -> Params:
-    """Read the parameter tree of `c`, in float32.
+def read_params(tensors: Tensors, c: ModelConfig, task: TaskConfig | None = None) -> Params:
+    """Read the parameter tree of `c`, with the head of masked words or of a task, in float32.
 
     Raises:
         UserError: a tensor is missing, or its shape is not that of the config.
     """
+    return _read_entries(tensors, c, task, tuple(entries(c, task)))
+
+
+def read_body(tensors: Tensors, c: ModelConfig, task: TaskConfig) -> Params:
+    """Read the encoder, and what is there of the head that a task would have, but for its classifier."""
     n = NAMES[c.family]
-    for entry in entries(c):  # before anything of the size that config.json asks for is made
+    body = tuple(body_entries(c))
+    head = [entry for entry in entries(c, task) if entry not in body and entry.path[0] != "classifier"]
+    there = tuple(entry for entry in head if all(tensors.known_as(name, n.prefix) for name in entry.names))
+    return _read_entries(tensors, c, task, (*body, *there))
+
+
+def _read_entries(tensors: Tensors, c: ModelConfig, task: TaskConfig | None, wanted: tuple[Entry, ...]) -> Params:
+    n = NAMES[c.family]
+    for entry in wanted:  # before anything of the size that config.json asks for is made
         names = n.bias if entry.path == ("decoder_bias",) else ()
         for name in entry.names:
             _stored_as(tensors, n, name, names)
-    shapes = expected_shapes(c)
+    shapes = expected_shapes(c, task)
     arrays = {}
-    for entry in entries(c):
+    for entry in wanted:
         shape = shapes[entry.path][::-1] if entry.kernel else shapes[entry.path]
         shape = (shape[0] // len(entry.names), *shape[1:])
         names = n.bias if entry.path == ("decoder_bias",) else ()
         parts = [_checked(tensors, n, name, names, shape) for name in entry.names]
         joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
         arrays[entry.path] = np.ascontiguousarray(joined.T) if entry.kernel else joined
-    for name in n.bias:  # the copy of a bias under its other name is not reported
+    for name in n.bias if task is None else ():  # the copy of a bias under its other name is not reported
         if (known := tensors.known_as(name, n.prefix)) and c.decoder_bias:
             tensors.used.add(known)
     for name, array in _beside(c).items():
@@ -262,15 +275,15 @@ def _beside(c: ModelConfig) -> dict[str, np.ndarray]:
     }
 
 
-def write_params(path: Path, params: Params, c: ModelConfig) -> None:
+def write_params(path: Path, params: Params, c: ModelConfig, task: TaskConfig | None = None) -> None:
     """Write model.safetensors in the family's names; what is tied is stored once."""
     n, arrays = NAMES[c.family], leaves(params)
     tensors = _beside(c)
-    for entry in entries(c):
+    for entry in entries(c, task):
         array = np.asarray(arrays[entry.path], np.float32)
         for name, part in zip(entry.names, np.split(array.T if entry.kernel else array, len(entry.names)), strict=True):
             tensors[name] = np.ascontiguousarray(part)
-    if not c.tied and c.decoder_bias:  # transformers ties the bias with the table, or not at all
+    if task is None and not c.tied and c.decoder_bias:  # transformers ties the bias with the table, or not at all
         for name in n.bias:
             tensors[name] = tensors[n.bias[-1]]
     save_file(tensors, path, metadata={"format": "pt"})

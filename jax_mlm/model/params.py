@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_mlm.config import ModelConfig
+from jax_mlm.config import ModelConfig, TaskConfig
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.heads import init_params
+from jax_mlm.model.task_heads import init_task_params
 
 
 def leaves(params: Params) -> dict[tuple[str, ...], Any]:  # arrays, or their ShapeDtypeStructs
@@ -18,9 +19,10 @@ def leaves(params: Params) -> dict[tuple[str, ...], Any]:  # arrays, or their Sh
     return {tuple(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
-def expected_shapes(c: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Return the shape of each of the model's arrays, by path."""
-    tree = jax.eval_shape(lambda: init_params(c, jax.random.key(0)))
+def expected_shapes(c: ModelConfig, task: TaskConfig | None = None) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Return the shape of each of the model's arrays, by path; with the head of a task if one is given."""
+    key = jax.random.key(0)
+    tree = jax.eval_shape(lambda: init_params(c, key) if task is None else init_task_params(c, task, key))
     return {path: leaf.shape for path, leaf in leaves(tree).items()}
 
 

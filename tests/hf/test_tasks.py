@@ -1,0 +1,133 @@
+"""Heads of tasks have the names and the values that transformers gives them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from support.models import MODELS, assert_trees_equal
+
+from jax_mlm.config import ModelConfig, TaskConfig
+from jax_mlm.errors import UserError
+from jax_mlm.hf.config import AFTER_PADDING, hf_config
+from jax_mlm.hf.names import entries
+from jax_mlm.hf.tasks import CLASSES, task_of, with_task
+from jax_mlm.hf.weights import open_tensors, read_body, read_params, write_params
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.params import expected_shapes
+from jax_mlm.model.task_heads import begin_with, init_task_params, make_task_forward
+
+CLASSIFY = TaskConfig("classify", ("a", "b", "c"))
+TASKS = {
+    "classify": CLASSIFY,
+    "several": replace(CLASSIFY, problem="multi"),
+    "number": TaskConfig("classify", problem="regression"),
+    "tag": TaskConfig("tag", ("O", "B-x", "I-x")),
+}
+
+
+def drawn(model: ModelConfig, task: TaskConfig) -> Any:
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init_task_params(model, task, jax.random.key(0)))
+    return jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_every_array_of_a_head_has_a_name_and_comes_back(family: str, tmp_path: Path) -> None:
+    model = MODELS[family]
+    for kind in ("classify", "tag"):
+        task = TASKS[kind]
+        assert {entry.path for entry in entries(model, task)} == set(expected_shapes(model, task))
+        params = drawn(model, task)
+        write_params(tmp_path / "model.safetensors", params, model, task)
+        assert_trees_equal(read_params(open_tensors(tmp_path), model, task), params)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_labels_and_problem_come_back_from_config_json(name: str) -> None:
+    for pooling in ("cls", "mean"):
+        task = replace(TASKS[name], pooling=pooling if name == "classify" else "cls")
+        values = with_task(hf_config(MODELS["modernbert"], 0, 1, 2), task)
+        assert values["architectures"] == [f"ModernBert{CLASSES[task.kind]}"]
+        back = task_of(values)
+        assert back is not None
+        assert (back.kind, back.labels, back.problem, back.pooling) == (
+            task.kind, task.labels, task.problem, task.pooling,
+        )  # fmt: skip
+    assert task_of(hf_config(MODELS["bert"], 0, 1, 2)) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"id2label": {"0": "a", "2": "b"}}, "none with the number 1"),
+        ({"id2label": {"0": "a", "1": "a"}}, "two numbers the label 'a'"),
+        ({"id2label": ["a"]}, "an object"),
+        ({"problem_type": "several"}, "problem_type is 'several'"),
+        ({"classifier_pooling": "max"}, "classifier_pooling is 'max'"),
+    ],
+)
+def test_wrong_labels_are_refused(values: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        task_of({"architectures": ["BertForSequenceClassification"], "model_type": "bert", **values})
+
+
+def test_a_classifier_starts_fresh_and_what_is_there_is_kept(tmp_path: Path) -> None:
+    for family, fresh in (("modernbert", ("classifier",)), ("bert", ("classifier", "pooler"))):
+        model = MODELS[family]
+        params = drawn(model, CLASSIFY)
+        write_params(tmp_path / "model.safetensors", params, model, CLASSIFY)
+        read = read_body(open_tensors(tmp_path), model, CLASSIFY)
+        begun = begin_with(read, model, CLASSIFY, jax.random.key(0))
+        assert begun.fresh == ("classifier",)
+        assert_trees_equal({k: v for k, v in begun.params.items() if k != "classifier"},
+                           {k: v for k, v in params.items() if k != "classifier"})  # fmt: skip
+        without = {name: value for name, value in read.items() if name != "pooler"}
+        assert begin_with(without, model, CLASSIFY, jax.random.key(0)).fresh == fresh
+
+
+@pytest.mark.parametrize("name", ["modernbert-tag", "modernbert-mean", "bert-classify"])
+def test_neighbours_in_a_row_change_no_logit(name: str) -> None:
+    """Two texts side by side answer as each does alone."""
+    family, kind = name.split("-")
+    model, task = MODELS[family], replace(CLASSIFY, pooling="mean") if kind == "mean" else TASKS[kind]
+    params, forward = drawn(model, task), jax.jit(make_task_forward(model, task))
+    tokens = np.array([[3, 4, 5, 6, 7, 8, 9, 0]])
+    segments, positions = np.array([[1, 1, 1, 2, 2, 2, 2, 0]]), np.array([[0, 1, 2, 0, 1, 2, 3, 0]])
+    at = np.array([[0, 3]])
+    both = forward(params, Inputs(tokens, segments, positions), at)
+    first = forward(params, Inputs(tokens, np.where(segments == 1, 1, 0), positions), at)[0, 0]
+    moved = np.roll(tokens, -3), np.roll(np.where(segments == 2, 1, 0), -3), np.roll(positions, -3)
+    second = forward(params, Inputs(*moved), at)[0, 0]
+    np.testing.assert_allclose(both[0], np.stack([first, second]), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("name", ["classify", "tag", "mean"])
+def test_logits_are_those_of_transformers(family: str, name: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="compares with torch: pip install 'jax-mlm[reference]'")
+    transformers = pytest.importorskip("transformers", reason="compares with transformers")
+    if name == "mean" and family != "modernbert":
+        pytest.skip("only ModernBERT has it")
+    task = replace(CLASSIFY, pooling="mean") if name == "mean" else TASKS[name]
+    model, params = MODELS[family], drawn(MODELS[family], task)
+    pad = model.position_offset - 1 if family in AFTER_PADDING else 0
+    config = with_task(hf_config(model, pad, 1, 2), task)
+    write_params(tmp_path / "model.safetensors", params, model, task)
+    cls = getattr(transformers, config["architectures"][0])
+    kind = transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k != "architectures"})
+    theirs, facts = cls.from_pretrained(tmp_path, config=kind, attn_implementation="eager", output_loading_info=True)
+    assert not facts["missing_keys"]
+    assert not facts["unexpected_keys"]
+    ids = np.random.default_rng(1).integers(5, 60, (2, 9))
+    with torch.no_grad():
+        expected = theirs.eval()(input_ids=torch.tensor(ids), attention_mask=torch.ones(2, 9, dtype=torch.long))
+    positions = np.broadcast_to(np.arange(9), ids.shape)
+    at = positions if task.kind == "tag" else positions[:, :1]
+    ours = jax.jit(make_task_forward(model, task))(params, Inputs(ids, np.ones_like(ids), positions), at)
+    ours = ours if task.kind == "tag" else ours[:, 0]
+    np.testing.assert_allclose(ours, expected.logits.numpy(), atol=1e-4)
