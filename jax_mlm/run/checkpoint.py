@@ -74,11 +74,16 @@ def saving(run: Path, identity: Mapping[str, Any] | None = None) -> Iterator[ocp
         try:
             yield manager
         finally:
-            step, reason = _settle(manager)
-            if reason:
-                warn(f"step {step} could not be saved in {manager.directory} ({reason})")
+            settle(manager)
             manager.close()
             _clear(manager)  # a thread of a failed save may have gone on
+
+
+def settle(manager: ocp.CheckpointManager) -> None:
+    """Wait for the save under way; if it fails, one line says so."""
+    step, reason = _settle(manager)
+    if reason:
+        warn(f"step {step} could not be saved in {manager.directory} ({reason})")
 
 
 def save(manager: ocp.CheckpointManager, state: object, meta: Meta, loss: float | None) -> None:
@@ -117,7 +122,7 @@ def save_last(manager: ocp.CheckpointManager, state: object, meta: Meta, loss: f
 def _begin(manager: ocp.CheckpointManager, state: object, meta: Meta, loss: float | None) -> str:
     """Start a save; return why that was not possible, or an empty string."""
     folder = Path(manager.directory)
-    if reason := _on_first(lambda: lacking(folder, state)):  # or there would be half of it, and a traceback of a thread
+    if reason := _on_first(lambda: lacking(folder, state)):  # or half of it would be written first
         return reason
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, SEALED: FORMAT}))
     try:
@@ -167,10 +172,9 @@ def restore(manager: ocp.CheckpointManager, like: State, last: int | None = None
     Raises:
         UserError: there are checkpoints, but all are damaged.
     """
-    folder, args = (
-        Path(manager.directory),
-        ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()),
-    )
+    settle(manager)
+    folder = Path(manager.directory)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
     damaged: dict[int, str] = {}
     for step in sorted(manager.all_steps(), reverse=True):
         if last is not None and step > last:
