@@ -20,13 +20,14 @@ from jax_mlm.evals.scoring import predict_each, to_host
 from jax_mlm.files import make_folder
 from jax_mlm.model.heads import make_forward
 from jax_mlm.parallel import hosts
-from jax_mlm.parallel.compile import compute_dtype
+from jax_mlm.parallel.compile import compile_cache, compute_dtype, mending_cache
 from jax_mlm.parallel.stop import Vote
 from jax_mlm.plan.flops import peak_flops
 from jax_mlm.presets import SENTENCE
 from jax_mlm.report.live import Progress
 from jax_mlm.report.outcome import print_result, print_sentence
-from jax_mlm.run.checkpoint import open_checkpoints, save
+from jax_mlm.run.checkpoint import save, save_last, saving
+from jax_mlm.train.memory import memory_advice
 from jax_mlm.train.meter import Meter
 from jax_mlm.train.optim import make_optimizer, make_schedule
 from jax_mlm.train.pace import Pace
@@ -35,6 +36,7 @@ from jax_mlm.train.record import Recorder, open_recorder, write_run_files
 from jax_mlm.train.setup import Setup, set_up
 from jax_mlm.train.state import init_or_restore
 from jax_mlm.train.step import TrainState
+from jax_mlm.train.unchanged import identity
 
 Stopping = Callable[[], AbstractContextManager[Callable[[], bool]]]
 """A context manager of a function that returns whether somebody has asked to stop."""
@@ -62,12 +64,14 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
     """
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
+        stack.enter_context(mending_cache(compile_cache(config)))
         setup = set_up(config)
         config = setup.config
         tx, schedule = make_optimizer(config.optim), make_schedule(config.optim)
         init_key, step_key = jax.random.split(jax.random.key(config.seed))
         hosts.on_every_host(lambda: make_folder(setup.run, "--out"))
-        checkpoints = stack.enter_context(open_checkpoints(setup.run))
+        checkpoints = stack.enter_context(saving(setup.run, identity(setup.run, config, setup.data.tokenizer)))
+        stack.enter_context(memory_advice(config, jax.device_count(), setup.run))
         state, meta = init_or_restore(setup, tx, init_key, checkpoints)
         write_run_files(setup)
         progress.say("compiling")
@@ -137,12 +141,10 @@ def finish(
     state, step, stopped, result = outcome
     if not stopped and result is None:
         result = validate(program, state, step, pace, record)
-    if checkpoints.latest_step() != step:
-        save(checkpoints, state, pace.meta(step), None if stopped or result is None else result.loss)
+    save_last(checkpoints, state, pace.meta(step), None if stopped or result is None else result.loss)
     if stopped or result is None:
         return None
     result += program.validate.rest(state.params)
-    checkpoints.wait_until_finished()  # the report that is drawn next lists them
     record.finished(step, pace, result)
     return result
 

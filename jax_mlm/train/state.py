@@ -9,7 +9,7 @@ from jaxtyping import Array, Key
 
 from jax_mlm.model.encoder import Params
 from jax_mlm.parallel.rules import state_shardings
-from jax_mlm.run.checkpoint import Meta, restore, save
+from jax_mlm.run.checkpoint import Meta, restore, save_last
 from jax_mlm.train.setup import Setup
 from jax_mlm.train.step import TrainState, init_state
 
@@ -32,6 +32,5 @@ def init_or_restore(
     if setup.config.resume:
         return restore(checkpoints, state) or (state, meta)
     if setup.config.init or setup.config.distil.distil:
-        save(checkpoints, state, meta, None)
-        checkpoints.wait_until_finished()
+        save_last(checkpoints, state, meta, None)
     return state, meta
