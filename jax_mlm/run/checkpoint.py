@@ -1,9 +1,12 @@
-"""Save and load through Orbax: asynchronously, keeping both the newest checkpoint and the best."""
+"""Save and load through Orbax: asynchronously, with checksums; the three newest checkpoints and the best are kept."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypedDict, TypeVar
@@ -14,9 +17,17 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jax_mlm.errors import UserError
+from jax_mlm.files import set_aside
 from jax_mlm.model.encoder import Params
+from jax_mlm.run.sums import FORMAT, SEALED, SUMS, damage, seal
 
 FOLDER = "checkpoints"
+LATEST = 3
+"""Newest checkpoints that are kept besides the best: it may be among them, and two more must be left."""
+SMALL = 1 << 16
+"""Bytes up to which files are read to find damage when a run is opened; its arrays are read when they are restored."""
+BROKEN = (OSError, ValueError, KeyError, TypeError)
+"""What Orbax raises over damaged files."""
 State = TypeVar("State")
 
 
@@ -31,44 +42,117 @@ class Meta(TypedDict):
 
 
 def open_checkpoints(run: Path) -> ocp.CheckpointManager:
-    """Open the run's checkpoints, for saving and resuming.
+    """Open the run's checkpoints, for saving and resuming; what is visibly damaged is set aside.
 
     The preservation policy names both ends: `best_fn` with `max_to_keep` would delete the newest unless it is the best.
+
+    Raises:
+        UserError: there are checkpoints, but all are damaged.
     """
-    keep = policies.AnyPreservationPolicy(
-        [
-            policies.LatestN(1),
-            policies.BestN(
-                get_metric_fn=lambda m: m["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
-            ),
-        ]
-    )
+    folder = (run / FOLDER).absolute()
+    if refusal := _on_first(lambda: _tidy(folder)):
+        raise UserError(refusal)
+    best = policies.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=keep, best_fn=lambda m: m["loss"], best_mode="min", cleanup_tmp_directories=True
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(LATEST), best]),
+        best_fn=lambda m: m["loss"],
+        best_mode="min",
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: seal(folder)),
     )
-    return ocp.CheckpointManager((run / FOLDER).absolute(), options=options)
+    return ocp.CheckpointManager(folder, options=options)
 
 
 def save(manager: ocp.CheckpointManager, state: object, meta: Meta, loss: float | None) -> None:
     """Start saving; `meta` is small JSON beside the arrays, `loss` (None: not measured) decides which is the best."""
-    args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, SEALED: FORMAT}))
     with _without_warnings():
         manager.save(int(meta["step"]), args=args, metrics=None if loss is None else {"loss": loss})
 
 
-def restore(manager: ocp.CheckpointManager, like: State) -> tuple[State, Meta] | None:
-    """Return the newest state and its meta, or None before the first save; `like` gives shapes, types and shardings."""
-    step = manager.latest_step()
-    if step is None:
-        return None
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
-    restored = manager.restore(step, args=args)
-    return restored["state"], restored["meta"]
+def restore(manager: ocp.CheckpointManager, like: State, last: int | None = None) -> tuple[State, Meta] | None:
+    """Return the newest sound state, of step `last` at most, and its meta; None before the first save.
+
+    `like` gives shapes, types and shardings. Damaged checkpoints that are newer are set aside.
+
+    Raises:
+        UserError: there are checkpoints, but all are damaged.
+    """
+    folder, args = (
+        Path(manager.directory),
+        ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()),
+    )
+    damaged: dict[int, str] = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        if last is not None and step > last:
+            continue
+        found = _on_first(lambda step=step: damage(folder / str(step)))
+        if not found:
+            try:
+                restored = manager.restore(step, args=args)
+            except BROKEN as error:
+                if (folder / str(step) / SUMS).exists():  # sound, so something else is wrong
+                    raise
+                found = _first_line(error)
+            else:
+                _on_first(lambda: _set_aside(folder, damaged))
+                manager.reload()
+                return restored["state"], restored["meta"]
+        damaged[step] = found
+    if damaged:
+        raise UserError(_all_damaged(folder, damaged))
+    return None
+
+
+def _tidy(folder: Path) -> str:
+    """Set aside what is visibly damaged, unless it is all there is: then return a refusal."""
+    found = {step: damage(folder / str(step), SMALL) for step in steps_of(folder.parent)}
+    damaged = {step: why for step, why in found.items() if why}
+    if found and len(damaged) == len(found):
+        return _all_damaged(folder, damaged)
+    return _set_aside(folder, damaged)
+
+
+def _set_aside(folder: Path, damaged: Mapping[int, str]) -> str:
+    """Rename damaged checkpoints, and say so; the empty string means that nothing is refused."""
+    for step, found in damaged.items():
+        new = set_aside(folder / str(step))
+        _warn(f"{folder / str(step)} is damaged ({found}): set aside as {new.name}; the newest sound one is used")
+    return ""
+
+
+def _on_first(look: Callable[[], str]) -> str:
+    """Return what the first host finds; the others learn only whether it found anything."""
+    if jax.process_count() == 1:
+        return look()
+    from jax.experimental import multihost_utils
+
+    found = look() if jax.process_index() == 0 else ""
+    anything = multihost_utils.broadcast_one_to_all(np.int32(bool(found)))
+    return found or ("damaged" if anything else "")
+
+
+def _all_damaged(folder: Path, damaged: Mapping[int, str]) -> str:
+    each = "; ".join(f"step {step}: {found}" for step, found in damaged.items())
+    return f"{folder} holds no sound checkpoint ({each}): restore one from a copy, or start a new run"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def steps_of(run: Path) -> list[int]:
+    """Return the steps of the run's finished checkpoints, in order, without opening Orbax."""
+    return sorted(int(path.name) for path in (run / FOLDER).glob("*") if path.name.isdecimal())
 
 
 def has_checkpoint(run: Path) -> bool:
     """Return whether the run has a finished checkpoint, without opening Orbax."""
-    return any(folder.name.isdecimal() for folder in (run / FOLDER).glob("*"))
+    return bool(steps_of(run))
 
 
 @contextmanager
@@ -83,35 +167,60 @@ def _without_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-@contextmanager
-def _reading(run: Path) -> Iterator[ocp.CheckpointManager]:
-    """Open the run's checkpoints, read only."""
-    if not (run / FOLDER).is_dir():
-        raise UserError(f"{run} holds no checkpoint: train it first (python -m jax_mlm.train --out {run})")
-    handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-    with _without_warnings():
-        options = ocp.CheckpointManagerOptions(read_only=True, best_fn=lambda m: m["loss"], best_mode="min")
-        with ocp.CheckpointManager((run / FOLDER).absolute(), item_handlers=handlers, options=options) as manager:
-            if manager.latest_step() is None:
-                raise UserError(f"{run / FOLDER} holds no finished checkpoint")
-            yield manager
-
-
 def load_params(run: Path, which: Literal["best", "latest"] | int = "latest") -> tuple[int, Params]:
     """Return the step chosen, and its parameters as nested dicts of float32 numpy arrays.
 
-    The best is the one with the lowest validation loss; the newest if none was measured.
+    The best is the one with the lowest validation loss; the newest if none was measured. A damaged one is named, and
+    the next one taken; nothing is written.
+
+    Raises:
+        UserError: there is no such checkpoint, it is the only one asked for and damaged, or all are.
     """
-    with _reading(run) as manager:
-        chosen = which if isinstance(which, int) else manager.best_step() if which == "best" else None
-        chosen = manager.latest_step() if chosen is None else chosen
-        if chosen is None or chosen not in manager.all_steps():
-            raise UserError(f"{run} has no checkpoint of step {chosen}: it has {sorted(manager.all_steps())}")
-        like = manager.item_metadata(chosen)["state"].tree
+    folder, steps = run / FOLDER, steps_of(run)
+    if not folder.is_dir():
+        raise UserError(f"{run} holds no checkpoint: train it first (python -m jax_mlm.train --out {run})")
+    if not steps:
+        raise UserError(f"{folder} holds no finished checkpoint")
+    if isinstance(which, int) and which not in steps:
+        raise UserError(f"{run} has no checkpoint of step {which}: it has {steps}")
+    order = [which] if isinstance(which, int) else steps[::-1]
+    if which == "best":
+        order.sort(key=lambda step: _loss(folder / str(step)))
+    damaged: dict[int, str] = {}
+    for step in order:
+        found = damage(folder / str(step))
+        if not found:
+            try:
+                params = _read_params(folder / str(step))
+            except BROKEN as error:
+                if (folder / str(step) / SUMS).exists():
+                    raise
+                found = _first_line(error)
+            else:
+                for other, why in damaged.items():
+                    _warn(f"{folder / str(other)} is damaged ({why}): using step {step}")
+                return step, params
+        damaged[step] = found
+    raise UserError(_all_damaged(folder, damaged))
+
+
+def _loss(checkpoint: Path) -> float:
+    """Return the validation loss of a checkpoint; infinity if none was measured, or if it cannot be read."""
+    try:
+        loss = float(json.loads((checkpoint / "metrics" / "metrics").read_bytes())["loss"])
+    except BROKEN:
+        return math.inf
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _read_params(checkpoint: Path) -> Params:
+    path = (checkpoint / "state").absolute()
+    with _without_warnings(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        found = reader.metadata(path)
+        like = getattr(found, "item_metadata", found).tree  # older ones return what newer ones wrap
         cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         item = jax.tree.map(lambda _: ocp.PLACEHOLDER, like)
         item["params"] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like["params"])
         restore_args = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=cpu), like)
-        arguments = ocp.args.PyTreeRestore(item, restore_args=restore_args)
-        restored = manager.restore(chosen, args=ocp.args.Composite(state=arguments))
-    return chosen, jax.tree.map(np.asarray, restored["state"]["params"])
+        restored = reader.restore(path, args=ocp.args.PyTreeRestore(item, restore_args=restore_args))
+    return jax.tree.map(np.asarray, restored["params"])
