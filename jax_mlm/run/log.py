@@ -89,7 +89,7 @@ class MetricsLog:
 
 
 def _stays(kind: str, step: float, resumed: float) -> bool:
-    """Return whether a line holds for a run that resumes at a step; one rolled back to that step may be so once more."""
+    """Return whether a line holds for a run that resumes at a step; a roll-back to this very step is done once more."""
     return kind != "final" and (step < resumed if kind == ROLLBACK else step <= resumed)
 
 

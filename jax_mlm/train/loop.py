@@ -136,8 +136,9 @@ def fit(
                     result = validate(program, state, done, pace, record)
                     if result is None:
                         return Outcome(state, done, False, None, "the parameters or the validation loss are not finite")
-                    watch.good = done
-                    save(checkpoints, state, watch.meta(pace.meta(done)), result.loss)
+                    if ending or not watch.in_doubt:
+                        watch.good = done
+                        save(checkpoints, state, watch.meta(pace.meta(done)), result.loss)
                     if not ending:
                         record.draw()
                 meter.restart()

@@ -68,8 +68,8 @@ class Recorder(AbstractContextManager["Recorder"]):
         if "skipped" in figures:
             self._warnings += 1
             if self._warnings.bit_count() == 1:  # the first, then ever more rarely: metrics.jsonl counts them all
-                count = f"{figures['skipped']:.0f} of the last updates"
-                self._progress.say(f"warning: step {step}: {count} skipped (a loss or gradient that is not finite, or a spike)")
+                count = f"{figures['skipped']:.0f} of the last updates skipped"
+                self._progress.say(f"warning: step {step}: {count} (loss or gradient not finite, or a spike)")
 
     def rolled_back(self, step: int, to: int, why: str) -> None:
         """Drop what was recorded after step `to`, and record that the run goes on from there."""

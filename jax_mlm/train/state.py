@@ -49,7 +49,7 @@ def roll_back(
     for leaf in jax.tree.leaves(state):
         leaf.delete()
     found = None
-    if good or _given_weights(setup):  # a stop may have left checkpoints that nobody validated: they are the last resort
+    if good or _given_weights(setup):  # what a stop left was not validated: it is the last resort
         found = restore(checkpoints, like, good) or restore(checkpoints, like)
     back, meta = found or (_first_state(setup, tx, init_key), START)
     for step in checkpoints.all_steps():

@@ -26,7 +26,7 @@ class Watch:
         self._in_a_row = int(meta.get("skipped", 0))
         self.order = int(meta.get("order", 0))
         self.good = int(meta.get("good", meta["step"]))
-        """The newest step whose state was validated and saved."""
+        """The newest step whose state was validated and saved, after an update."""
 
     def took(self, loss: float, skipped: bool) -> None:
         """Take the next step's loss, and whether its update was skipped."""
@@ -40,6 +40,11 @@ class Watch:
     def diverged(self) -> bool:
         """Return whether so many updates in a row were skipped that the next ones will be too."""
         return self._in_a_row >= PATIENCE
+
+    @property
+    def in_doubt(self) -> bool:
+        """Return whether the last update was skipped, which the parameters may be to blame for."""
+        return self._in_a_row > 0
 
     @property
     def why(self) -> str:
