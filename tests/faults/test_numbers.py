@@ -119,7 +119,7 @@ def assert_skipped(steps: list[Any]) -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "accumulate"),
-    [("adamw", 1), ("muon", 4), *(pytest.param(name, 2, marks=pytest.mark.slow) for name in OPTIMIZERS)],
+    [("adamw", 1), ("muon", 4), pytest.param("lamb", 2, marks=pytest.mark.slow)],
 )
 def test_a_step_that_goes_wrong_changes_nothing_but_its_number(optimizer: str, accumulate: int) -> None:
     assert_skipped(toy_steps(optimizer, accumulate))
