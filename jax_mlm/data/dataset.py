@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -11,12 +12,12 @@ from typing import NamedTuple, cast
 import numpy as np
 from tokenizers import Tokenizer
 
-from jax_mlm.config import DataConfig, TrainConfig
+from jax_mlm.config import DataConfig, Json, TrainConfig
 from jax_mlm.data.alphabet import alphabet_tokenizer
 from jax_mlm.data.batches import Rows, pack_rows, split_documents
 from jax_mlm.data.choice import choose_kind, misfit
 from jax_mlm.data.copies import copies, without_copies
-from jax_mlm.data.prepare import Progress, TokenFiles, display, patience, prepare
+from jax_mlm.data.prepare import LINE_EVERY, Progress, TokenFiles, awaited, display, prepare
 from jax_mlm.data.sources import STDIN, Sources, blocks, find_sources, spooled
 from jax_mlm.data.token_files import Figures
 from jax_mlm.data.tokenizer import (
@@ -32,7 +33,7 @@ from jax_mlm.data.tokenizer import (
     without_unknown,
 )
 from jax_mlm.errors import UserError
-from jax_mlm.files import cache_folder, make_folder, write_atomically
+from jax_mlm.files import cache_folder, make_folder, patience, write_atomically
 from jax_mlm.presets import SENTENCE
 from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run_file
 
@@ -76,6 +77,8 @@ class Dataset(NamedTuple):
     """False where validation has to use the training text (one sentence)."""
     fingerprints: dict[str, str]
     read: Read
+    sources: dict[str, Mapping[str, str]]
+    """Each text's path and the hash of its bytes, to train and to validate on."""
 
 
 def _sentence_file(cache: Path) -> Path:
@@ -112,7 +115,8 @@ def _new_tokenizer(
 
     def trained(size: int) -> Tokenizer:
         say(f"training a {kind} tokenizer of {size} tokens{why}")
-        with patience("training the tokenizer") as watched:
+        watched = sys.stderr.isatty()  # it has bars of its own there
+        with nullcontext() if watched else patience("training the tokenizer", LINE_EVERY):
             return train_tokenizer(
                 sample, kind, size, corpus.lowercase, corpus.special_tokens, corpus.strip_accents, watched
             )
@@ -145,7 +149,7 @@ def _reported(files: Sequence[Path], corpus: DataConfig, report: Progress) -> It
     """Yield all documents, and report how many bytes of the files they took."""
     total, before = sum(path.stat().st_size for path in files), 0
     for path in files:
-        for block in blocks(path, corpus.document, corpus.text_field):
+        for block in awaited(path, blocks(path, corpus.document, corpus.text_field)):
             report(before + block.consumed, total)
             yield from block.texts
         before += path.stat().st_size
@@ -204,12 +208,17 @@ def open_dataset(
         return pack_rows(files, vocabulary, corpus.length, corpus.pack, chosen)
 
     before = _before(run) if config.resume else {}
-    text = prepare(sources.files, tokenizer, vocabulary, corpus, cache, before=before.get("train", ""))
-    fingerprints = {"train": text.fingerprint}
+
+    def prepared(paths: Sequence[Path], role: str) -> TokenFiles:
+        key, began = before.get(role, ""), before.get("sources", {}).get(role)
+        return prepare(paths, tokenizer, vocabulary, corpus, cache, before=key, began=began)
+
+    text = prepared(sources.files, "train")
+    fingerprints, named = {"train": text.fingerprint}, {"train": text.sources}
     held, every = text, np.arange(len(text.documents) - 1)
     if valid_sources.files:
-        held = prepare(valid_sources.files, tokenizer, vocabulary, corpus, cache, before=before.get("valid", ""))
-        fingerprints["valid"] = held.fingerprint
+        held = prepared(valid_sources.files, "valid")
+        fingerprints["valid"], named["valid"] = held.fingerprint, held.sources
         valid_ids = np.arange(len(held.documents) - 1)
         train_ids = without_copies(text, every, held, valid_ids) if corpus.dedup else every
         if not len(train_ids) and len(every):
@@ -237,13 +246,13 @@ def open_dataset(
     )
     train = rows(text, None if len(train_ids) == len(every) else train_ids)
     valid = train if not config.data else rows(held, None if held is not text else valid_ids)
-    return Dataset(config, tokenizer, vocabulary, train, valid, bool(config.data), fingerprints, read)
+    return Dataset(config, tokenizer, vocabulary, train, valid, bool(config.data), fingerprints, read, named)
 
 
 def _tokens(files: TokenFiles, ids: np.ndarray) -> int:
     return int((files.documents[ids + 1].astype(np.int64) - files.documents[ids].astype(np.int64)).sum())
 
 
-def _before(run: Path) -> dict[str, str]:
-    """Return the fingerprints of the text that a run began with."""
+def _before(run: Path) -> Json:
+    """Return what `run.json` records of the text that a run began with."""
     return read_run_file(run).get("data", {}) if (run / RUN_FILE).is_file() else {}

@@ -216,10 +216,13 @@ class Worker:
             self._send(texts)
             answer = pickle.load(self.process.stdout)
         except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            status = self.process.poll()
-            raise RuntimeError(
-                f"a tokenising process ended early (exit status {status}); if memory ran out, lower --workers"
+            self.process.kill()
+            raise MemoryError(
+                f"a tokenising process ended early (exit status {self.process.wait()}), as it does if memory "
+                "runs out; what was tokenised is kept"
             ) from error
+        if isinstance(answer, str) and "MemoryError" in answer:
+            raise MemoryError("a tokenising process ran out of it")
         if isinstance(answer, str):
             raise RuntimeError(f"a tokenising process failed:\n{answer}")
         tokens, begins, lengths = answer

@@ -6,13 +6,13 @@ import hashlib
 import json
 import shutil
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -21,10 +21,10 @@ from jax_mlm.config import DataConfig
 from jax_mlm.data.decoding import COMPRESSED
 from jax_mlm.data.encoding import encode_in_order
 from jax_mlm.data.sources import blocks, kind_of
-from jax_mlm.data.token_files import JOURNAL, Chunk, TokenFiles, Writer, open_files
+from jax_mlm.data.token_files import JOURNAL, Chunk, Damaged, TokenFiles, Writer, open_files
 from jax_mlm.data.tokenizer import Vocabulary, as_text
-from jax_mlm.errors import UserError
-from jax_mlm.files import beside, discard, make_folder, publish, write_atomically
+from jax_mlm.errors import UserError, warn
+from jax_mlm.files import beside, discard, make_folder, naming, patience, publish, write_atomically
 from jax_mlm.parallel.cores import cores
 
 FORMATS = (1, 2)
@@ -34,11 +34,14 @@ CHUNK = 1 << 19
 """Characters at which a piece of work is full; a block of a large file is one."""
 SMALL = 8 << 20
 """Bytes of text below which starting processes costs more than they save."""
+MANY = 1000
+"""Texts up to which each is recorded by itself."""
 LINE_EVERY = 10.0
 """Seconds between lines of progress without a terminal."""
 MOST_WORKERS = 16
 """Processes when --workers leaves the number open: each needs about 100 MB."""
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with the bytes of the files read so far, and their total."""
 
@@ -51,16 +54,18 @@ def prepare(
     cache: Path,
     progress: Progress | None = None,
     before: str = "",
+    began: Mapping[str, str] | None = None,
 ) -> TokenFiles:
     """Return the token files of these texts, from the cache or made now.
 
     `before` is the fingerprint of the text that a resumed run began with: where an earlier format has it, that is read.
+    `began` are the sources of that text, which must be the same.
 
     An interrupted preparation continues where it was; processes that want the same files wait for the one that makes
     them.
 
     Raises:
-        UserError: text that cannot be read, or no text at all.
+        UserError: text that cannot be read, that is not what the run began with, or no text at all.
     """
     paths = tuple(map(Path, paths))
     content = tokenizer.to_str()
@@ -68,18 +73,25 @@ def prepare(
     cache = cache / "tokens"
     make_folder(cache, "--cache")
     sources = _sources(paths, cache)
+    if began and _changes(began, _named(paths, sources)):
+        sources = _sources(paths, cache, trusting=False)  # it may be the note of a hash that is damaged
+    named = _named(paths, sources)
     keys = {_key(sources, content, cfg, format): format for format in FORMATS}
     key = before if before in keys else list(keys)[-1]
+    if began and (changes := _changes(began, named)):
+        raise UserError(f"--data has changed since the run began: {changes}; restore it, or start a new run")
+    if before and not began and key != before:
+        warn(f"the text or tokenizer may have changed since the run began (fingerprint {before[:12]} → {key[:12]})")
     folder = cache / key[:32]
-    if (files := open_files(folder, key)) is not None:
-        return files
+    if (files := _kept(folder, key)) is not None:
+        return replace(files, sources=named)
     with _lock(cache / f"{key[:32]}.lock") as alone:
-        if (files := open_files(folder, key)) is not None:
-            return files
+        if (files := _kept(folder, key, lambda damage: warn(f"{folder} is damaged ({damage}): made anew"))) is not None:
+            return replace(files, sources=named)
         partial = folder.with_suffix(".partial") if alone else beside(folder)
         dtype = np.dtype(np.uint16 if vocabulary.size <= 1 << 16 else np.uint32)
         try:
-            with Writer(partial, dtype) as writer:
+            with naming(folder), Writer(partial, dtype) as writer:
                 reader = as_text(tokenizer) if keys[key] > 1 else tokenizer
                 _write_tokens(writer, reader, paths, cfg, progress)
                 if states != [_state(path) for path in paths]:
@@ -96,10 +108,19 @@ def prepare(
         except OSError:  # where files cannot be locked, another process may have been first
             shutil.rmtree(partial, ignore_errors=True)
         (folder / JOURNAL).unlink(missing_ok=True)
-    files = open_files(folder, key)
+    files = open_files(folder, key, check=False)
     if files is None:
         raise RuntimeError(f"{folder}: the token files just written cannot be read back")
-    return files
+    return replace(files, sources=named)
+
+
+def _kept(folder: Path, key: str, say: Callable[[str], None] = lambda damage: None) -> TokenFiles | None:
+    """Return the token files in the cache; None, and say why, where they are damaged."""
+    try:
+        return open_files(folder, key)
+    except Damaged as damage:
+        say(str(damage))
+        return None
 
 
 def _write_tokens(
@@ -137,19 +158,20 @@ class _Source(NamedTuple):
     packing: str
 
 
-def _sources(paths: Sequence[Path], cache: Path) -> list[_Source]:
-    """Return what the files hold and how they are read; the hash of a large one is looked up."""
+def _sources(paths: Sequence[Path], cache: Path, trusting: bool = True) -> list[_Source]:
+    """Return what the files hold and how they are read; the hash of a large one is looked up, if that is trusted."""
     known_path = cache / "hashes.json"
     known: dict[str, list[int | str]] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(known_path.read_text())
+    with suppress(OSError, ValueError, AttributeError):
+        read = json.loads(known_path.read_text())
+        known = {name: entry for name, entry in read.items() if isinstance(entry, list) and len(entry) == 4}
     before, sources = len(known), []
     for path in paths:
         name, state = str(path.resolve()), list(_state(path))
         entry = known.get(name)
-        if entry is None or entry[:-1] != state:
+        if entry is None or entry[:-1] != state or not trusting:
             try:
-                with path.open("rb") as file:
+                with patience(f"reading {path}"), path.open("rb") as file:
                     entry = [*state, hashlib.file_digest(file, "sha256").hexdigest()]
             except OSError as error:
                 raise UserError(f"{path}: cannot be read ({error.strerror})") from error
@@ -160,6 +182,21 @@ def _sources(paths: Sequence[Path], cache: Path) -> list[_Source]:
     if before != len(known):
         write_atomically(known_path, json.dumps(known))
     return sources
+
+
+def _named(paths: Sequence[Path], sources: Sequence[_Source]) -> dict[str, str]:
+    """Return what is recorded of the texts: the beginning of each one's hash, or of that of all if they are many."""
+    if len(paths) > MANY:
+        return {f"{len(paths)} files": hashlib.sha256("".join(s.digest for s in sources).encode()).hexdigest()[:16]}
+    return {str(path): source.digest[:16] for path, source in zip(paths, sources, strict=True)}
+
+
+def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Return how the texts differ, the first few of them by name."""
+    lines = [f"{path} is gone" for path in before if path not in now]
+    lines += [f"{path} is new" for path in now if path not in before]
+    lines += [f"{path} ({before[path]} → {now[path]})" for path in now if now[path] != before.get(path, now[path])]
+    return ", ".join([*lines[:3], *([f"and {len(lines) - 3} more"] if len(lines) > 3 else [])])
 
 
 def _key(sources: Sequence[_Source], tokenizer: str, cfg: DataConfig, format: int) -> str:
@@ -204,7 +241,7 @@ def _chunks(paths: Sequence[Path], cfg: DataConfig) -> Iterator[Chunk]:
     size = before = consumed = 0
     document = hashlib.blake2b(digest_size=8)
     for path in paths:
-        for block in blocks(path, cfg.document, cfg.text_field):
+        for block in awaited(path, blocks(path, cfg.document, cfg.text_field)):
             for text, start in zip(block.texts, block.starts, strict=True):
                 if start:
                     document = hashlib.blake2b(digest_size=8)
@@ -220,6 +257,17 @@ def _chunks(paths: Sequence[Path], cfg: DataConfig) -> Iterator[Chunk]:
         before += path.stat().st_size
     if texts:
         yield Chunk(texts, starts, np.frombuffer(b"".join(digests), "<u8"), consumed)
+
+
+def awaited(path: Path, read: Iterable[T]) -> Iterator[T]:
+    """Yield what is read from a file; lines on stderr name it while that stalls."""
+    rest = iter(read)
+    while True:
+        with patience(f"reading {path}"):
+            one = next(rest, None)
+        if one is None:
+            return
+        yield one
 
 
 def _workers(paths: Sequence[Path], cfg: DataConfig) -> int:
@@ -259,24 +307,3 @@ def display(doing: str, total: int) -> Iterator[Progress]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(doing, total=total)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def patience(doing: str) -> Iterator[bool]:
-    """Print a line now and then while something takes long; give True at a terminal, where it has bars of its own."""
-    if sys.stderr.isatty():
-        yield True
-        return
-    began, done = time.monotonic(), threading.Event()
-
-    def wait() -> None:
-        while not done.wait(LINE_EVERY):
-            print(f"{doing}: {time.monotonic() - began:.0f} s so far", file=sys.stderr, flush=True)
-
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    try:
-        yield False
-    finally:
-        done.set()
-        thread.join()

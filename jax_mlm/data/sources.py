@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from jax_mlm.data.decoding import COMPRESSED, MARKS, line_blocks, without_nul
 from jax_mlm.data.tables import columns_of, table_texts
 from jax_mlm.errors import UserError
-from jax_mlm.files import beside, make_folder, publish
+from jax_mlm.files import beside, make_folder, naming, publish
 
 STDIN = "-"
 """Stands for standard input among files."""
@@ -156,7 +156,7 @@ def spooled(patterns: Sequence[str], option: str, cache: Path, text_field: str) 
     make_folder(folder, "--cache")
     digest, partial = hashlib.sha256(), beside(folder / "text")
     try:
-        with partial.open("xb") as file:
+        with naming(folder), partial.open("xb") as file:
             head = b""
             while block := sys.stdin.buffer.read(BLOCK):
                 head = head or block

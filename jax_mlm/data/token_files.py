@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 from jax_mlm.data.encoding import Encoded
 from jax_mlm.data.learning import LITERAL_UNKNOWN
 from jax_mlm.data.tokenizer import Vocabulary
+from jax_mlm.files import checksum, patience, write_atomically
 
 SAVE_EVERY = 16
 """Chunks between two points from which an interrupted preparation can continue."""
@@ -63,31 +65,54 @@ class TokenFiles:
     """[documents] uint64: hash of each document's text; None in files of an earlier format."""
     figures: Figures | None = None
     """None in files of an earlier format."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Each text's path and the hash of its bytes."""
 
     def begins_word(self, at: np.ndarray) -> np.ndarray:
         """Return whether the tokens at these positions begin a word."""
         return (self.word_bits[at >> 3] >> (7 - (at & 7)).astype(np.uint8)) & 1 > 0
 
 
-def open_files(folder: Path, key: str) -> TokenFiles | None:
-    """Open the files in a folder; None where there are none, or where they are not what their index describes."""
+class Damaged(Exception):
+    """Token files that are not what their index describes."""
+
+
+def open_files(folder: Path, key: str, check: bool = True) -> TokenFiles | None:
+    """Open the files in a folder; None where there are none. Unless they have just been written, read them to check.
+
+    Raises:
+        Damaged: the files are not what their index describes.
+    """
+    if not folder.exists():
+        return None
     try:
         index = json.loads((folder / INDEX).read_text())
-        if index["key"] != key or any((folder / name).stat().st_size != n for name, n in index["sizes"].items()):
-            return None
+        if index["key"] != key:
+            raise Damaged(f"{INDEX} has changed")
+        for name, size in index["sizes"].items():
+            found = (folder / name).stat().st_size
+            if found != size:
+                raise Damaged(f"{name} has {found} of {size} bytes")
+        if check:
+            with patience(f"checking {folder}"):
+                for name, crc in index.get("crc", {}).items():
+                    if checksum(folder / name) != crc:
+                        raise Damaged(f"{name} has changed since it was written")
         tokens, words, documents = (
             np.asarray(np.memmap(folder / name, dtype, "r"))
             for name, dtype in ((TOKENS, index["dtype"]), (WORDS, "uint8"), (DOCUMENTS, "<i8"))
         )
         digests = np.asarray(np.memmap(folder / DIGESTS, "<u8", "r")) if DIGESTS in index["sizes"] else None
         figures = Figures(**index["figures"]) if "figures" in index else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    if documents[0] != 0 or documents[-1] != len(tokens) or len(words) != -(-len(tokens) // 8):
-        return None
-    if digests is not None and len(digests) != len(documents) - 1:
-        return None
-    return TokenFiles(tokens, words, documents, key, digests, figures)
+        if documents[0] != 0 or documents[-1] != len(tokens) or len(words) != -(-len(tokens) // 8):
+            raise Damaged(f"{DOCUMENTS} has changed")
+        if digests is not None and len(digests) != len(documents) - 1:
+            raise Damaged(f"{DIGESTS} has changed")
+        return TokenFiles(tokens, words, documents, key, digests, figures)
+    except OSError as error:
+        raise Damaged(f"{Path(error.filename or folder).name}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{INDEX} has changed") from error
 
 
 class Writer:
@@ -128,8 +153,9 @@ class Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in (*self.files.values(), self.journal):
-            file.close()
+        with ExitStack() as closing:  # one that cannot write its rest leaves none of the others open
+            for file in (*self.files.values(), self.journal):
+                closing.callback(file.close)
 
     def append(self, encoded: Encoded, chunk: Chunk) -> None:
         """Add one chunk and its tokens."""
@@ -187,8 +213,9 @@ class Writer:
         sizes = {name: (self.folder / name).stat().st_size for name in self.files}
         index = {"key": key, "dtype": self.dtype.name, "tokens": self.tokens, "documents": self.documents - 1}
         figures = {"figures": self._figures(vocabulary)._asdict()} if self.tokens else {}
-        body = {**index, "sources": names, "sizes": sizes, **figures}
-        (self.folder / INDEX).write_text(json.dumps(body, indent=1) + "\n")
+        crc = {name: checksum(self.folder / name) for name in self.files}
+        body = {**index, "sources": names, "sizes": sizes, "crc": crc, **figures}
+        write_atomically(self.folder / INDEX, json.dumps(body, indent=1) + "\n")
 
     def _figures(self, vocabulary: Vocabulary) -> Figures:
         """Count the special tokens in the file."""

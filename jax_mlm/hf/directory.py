@@ -21,8 +21,8 @@ from jax_mlm.hf.tokenizer import hf_tokenizer_config, read_tokenizer
 from jax_mlm.hf.tokenizer_files import read_json
 from jax_mlm.hf.weights import WEIGHTS, Tensors, is_tied, open_tensors, read_params, write_params
 from jax_mlm.model.encoder import Params
-from jax_mlm.model.params import at_offset
-from jax_mlm.run.checkpoint import load_params, open_checkpoints, save
+from jax_mlm.model.params import at_offset, leaves
+from jax_mlm.run.checkpoint import load_params, save_last, saving
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run, write_run
 
 
@@ -107,10 +107,9 @@ def import_hf(folder: Path, run: Path, family: str | None = None, tokenizer: Pat
     with new_folder(run) as partial:
         imported.tokenizer.save(str(partial / TOKENIZER_FILE))
         write_run(partial, config, {}, {"files": [], "imported_from": str(folder.resolve())})
-        with open_checkpoints(partial) as manager:
+        with saving(partial) as manager:
             state = {"params": imported.params, "step": jnp.int32(0)}
-            save(manager, state, {"step": 0, "elapsed": 0.0, "horizon": 0}, None)
-            manager.wait_until_finished()
+            save_last(manager, state, {"step": 0, "elapsed": 0.0, "horizon": 0}, None)
     return imported
 
 
@@ -128,7 +127,7 @@ def export_hf(run: Path, folder: Path, checkpoint: Literal["best", "latest"] = "
         role: None if (id := getattr(vocabulary, role)) is None else tokenizer.id_to_token(id)
         for role in ("pad", "mask", "unk", "cls", "sep")
     }
-    with new_folder(folder) as partial:
+    with new_folder(folder, sum(array.nbytes for array in leaves(params).values())) as partial:
         write_params(partial / WEIGHTS, params, model)
         tokenizer.save(str(partial / "tokenizer.json"))
         _write_json(partial / "config.json", hf_config(model, pad, vocabulary.cls, vocabulary.sep))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jax_mlm.config import TrainConfig
+from jax_mlm.errors import warn
 from jax_mlm.files import cache_folder
 from jax_mlm.parallel.cores import cores
 
@@ -26,6 +32,31 @@ def compile_cache(config: TrainConfig) -> Path:
     JAX's own key leaves them out: a program compiled for one core would run a fifth slower on all of them.
     """
     return cache_folder(config) / "xla" / f"{cores()}-cores"
+
+
+@contextmanager
+def mending_cache(folder: Path) -> Iterator[None]:
+    """Report once, in a line, what JAX warns of its cache, and remove such entries: they are then compiled again.
+
+    JAX leaves half an entry under its final name when a disk is full, and never replaces one.
+    """
+    said = False
+
+    def show(message: Warning | str, *rest: Any) -> None:
+        nonlocal said
+        found = re.match(r"Error (reading|writing) persistent compilation cache entry for '(\w+)': (.*)", str(message))
+        if found is None:
+            before(message, *rest)
+            return
+        for entry in folder.glob(f"{found[2]}-*"):
+            entry.unlink(missing_ok=True)
+        if not said:
+            warn(f"{folder}: {found[1]} a compiled program failed ({found[3]}); it was removed, and the run goes on")
+        said = True
+
+    with warnings.catch_warnings():
+        before, warnings.showwarning = warnings.showwarning, show
+        yield
 
 
 CPU_OPTIONS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}

@@ -11,7 +11,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
-from jax_mlm.errors import UserError
+from jax_mlm.errors import UserError, described
 
 T = TypeVar("T")
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -82,12 +82,17 @@ def gather(text: str) -> list[str]:
 def on_every_host(act: Callable[[], T]) -> T:
     """Run `act` on every host.
 
-    If it raises UserError on any of them, all stop and exactly one reports it, so none is left waiting.
+    If it raises UserError or fails to read or write on any of them, all stop and exactly one reports it, so none is
+    left waiting.
     """
     try:
         result = act()
     except UserError as error:
         result = error
+    except OSError as error:
+        if error.errno is None:  # not from the operating system, so a defect
+            raise
+        result = UserError(described(error))
     messages = gather(str(result) if isinstance(result, UserError) else "")
     failed = [number for number, message in enumerate(messages) if message]
     if isinstance(result, UserError):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from jax_mlm.errors import described, warn
 from jax_mlm.files import write_atomically
 from jax_mlm.report.curves import curves
 from jax_mlm.report.page import REPORT_FILE, report
@@ -33,7 +33,7 @@ def draw(run: Path) -> None:
 class Drawer:
     """The background drawing of a run while it trains; closing it draws the final state.
 
-    A drawing that fails costs one warning on stderr, never the training.
+    A drawing that fails costs a warning on stderr, and one only until a drawing succeeds, never the training.
     """
 
     def __init__(self, run: Path, every: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -41,6 +41,7 @@ class Drawer:
         self._run, self._every, self._clock = run, every, clock
         self._began: float | None = None
         self._thread: threading.Thread | None = None
+        self._failed = False
 
     def due(self) -> bool:
         """Return whether it is time for a drawing; it never is while one is under way."""
@@ -72,6 +73,9 @@ class Drawer:
     def _draw(self) -> None:
         try:
             draw(self._run)
+            self._failed = False
         except Exception as error:
-            reason = " ".join(str(error).split()) or "no message"
-            print(f"warning: {self._run} was not drawn ({type(error).__name__}: {reason})", file=sys.stderr, flush=True)
+            if not self._failed:  # a full disk would say so every minute, for days
+                reason = described(error) if isinstance(error, OSError) else " ".join(str(error).split())
+                warn(f"{self._run} was not drawn ({type(error).__name__}: {reason or 'no message'})")
+            self._failed = True

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jax_mlm.config import Json, TrainConfig, from_json, to_json
-from jax_mlm.errors import UserError
+from jax_mlm.errors import UserError, described
 from jax_mlm.files import write_atomically
 from jax_mlm.version import package_version
 
 RUN_FILE, TOKENIZER_FILE = "run.json", "tokenizer.json"
+FORMAT = 1
 PACKAGES = ("jax-mlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy")
 
 
@@ -42,7 +43,7 @@ def choose_directory(config: TrainConfig) -> Path:
 def write_run(run: Path, config: TrainConfig, device: Mapping[str, object], data: Mapping[str, object]) -> None:
     """Write `run.json`: everything needed to know how these weights were made."""
     versions = {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}}
-    body = {"format": 1, "config": to_json(config), "versions": versions, "device": device, "data": data}
+    body = {"format": FORMAT, "config": to_json(config), "versions": versions, "device": device, "data": data}
     write_atomically(run / RUN_FILE, json.dumps(body, indent=2) + "\n")
 
 
@@ -52,9 +53,16 @@ def read_run_file(run: Path) -> Json:
     if not path.is_file():
         raise UserError(f"{run} is not a run directory: it has no {RUN_FILE}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(described(error, path)) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}; restore it from a copy") from None
+    if not isinstance(body, dict) or not isinstance(body.get("data", {}), dict):
+        raise UserError(f"{path} is not the {RUN_FILE} of a run: restore it from a copy")
+    if not isinstance(body.get("format", FORMAT), int) or body.get("format", FORMAT) > FORMAT:
+        raise UserError(f"{path} was written by a newer version of jax_mlm: use that version to read it")
+    return body
 
 
 def read_run(run: Path) -> TrainConfig:
@@ -69,7 +77,7 @@ def config_of(body: Json, run: Path) -> TrainConfig:
         if values.pop("tensorboard", False):  # runs from before --track
             values["track"] = "tensorboard"
         return from_json(TrainConfig, values)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{Path(run) / RUN_FILE} is not a configuration of this version: {error}") from None

@@ -7,11 +7,13 @@ import itertools
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, TextIO, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jax_mlm.config import Json
-from jax_mlm.files import write_atomically
+from jax_mlm.errors import UserError, described, warn
+from jax_mlm.files import aside, write_atomically
 
 METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
 ROLLBACK = "rollback"
@@ -27,6 +29,40 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
+class Lines:
+    """A file that grows by whole lines; after a warning, those that the disk has no room for wait for the next one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file, self._waiting, self._warned = path, path.open("ab", buffering=0), b"", False
+        self._whole = path.stat().st_size
+
+    def add(self, line: str) -> None:
+        """Append a line, after those that wait."""
+        self._waiting += line.encode()
+        try:
+            self._file.truncate(self._whole)  # a part of a line may have been written before
+            rest = memoryview(self._waiting)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            if not self._warned:
+                warn(f"{described(error, self._path)}; its lines are kept until there is room, and the run goes on")
+            self._warned = True
+            return
+        self._whole += len(self._waiting)
+        self._waiting, self._warned = b"", False
+
+    def close(self) -> None:
+        """Try once more to write what waits, and close the file."""
+        if self._waiting:
+            self.add("")
+        if self._waiting:
+            with suppress(OSError):
+                self._file.truncate(self._whole)
+            warn(f"{self._path}: the last {self._waiting.count(10)} lines could not be written")
+        self._file.close()
+
+
 class MetricsLog:
     """`metrics.jsonl` and `samples.jsonl`: append-only, one object per line, each step at most once per kind.
 
@@ -38,7 +74,7 @@ class MetricsLog:
         self._open(resume_after)
 
     def _open(self, resume_after: int | None) -> None:
-        self._files: dict[str, TextIO] = {}
+        self._files: dict[str, Lines] = {}
         self._last: dict[str, float] = {}
         """The last step of each kind; their steps only rise."""
         for name in (METRICS_FILE, SAMPLES_FILE):
@@ -46,10 +82,15 @@ class MetricsLog:
             if resume_after is not None and path.exists():
                 lines = _lines(path)
                 keys = [_key_of(line) for line in lines]
+                whole = [number for number, line in enumerate(lines, 1) if line.endswith("\n")]
+                if broken := [number for number in whole if keys[number - 1] == BROKEN]:
+                    kept = aside(path)
+                    write_atomically(kept, path.read_bytes())
+                    warn(f"{path}, line {broken[0]}: not a line of a log; left out, all of it is in {kept.name}")
                 stay = [_stays(kind, step, resume_after) for kind, step in keys]
                 write_atomically(path, "".join(itertools.compress(lines, stay)))
                 self._last |= dict(itertools.compress(keys, stay))
-            self._files[name] = path.open("a", encoding="utf-8")
+            self._files[name] = Lines(path)
 
     def roll_back(self, step: int) -> None:
         """Drop the lines after a step, as a resumed run does."""
@@ -63,7 +104,11 @@ class MetricsLog:
         """
         values = {name: value for name, value in values.items() if math.isfinite(value)}
         if self._add(METRICS_FILE, {"kind": kind, "step": step, **values}) and self._tracker is not None:
-            self._tracker.write(step, {f"{kind}/{name}": value for name, value in values.items()})
+            try:
+                self._tracker.write(step, {f"{kind}/{name}": value for name, value in values.items()})
+            except OSError as error:
+                warn(f"--track: {error.strerror or error}; the tracker gets no more figures until the run is resumed")
+                self._tracker = None
 
     def write_samples(self, step: int, samples: list[Json]) -> None:
         """Add the answers of one evaluation."""
@@ -74,8 +119,7 @@ class MetricsLog:
         if step <= self._last.get(kind, -1):  # a finished run was resumed: this step has been measured
             return False
         self._last[kind] = step
-        self._files[name].write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-        self._files[name].flush()
+        self._files[name].add(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         return True
 
     def _close_files(self) -> None:
@@ -93,13 +137,23 @@ def _stays(kind: str, step: float, resumed: float) -> bool:
     return kind != "final" and (step < resumed if kind == ROLLBACK else step <= resumed)
 
 
+BROKEN = ("", float("inf"))
+
+
 def _key_of(line: str) -> tuple[str, float]:
-    """Return the kind and step of a line; one cut short by a kill counts as after everything."""
+    """Return the kind and step of a line; one that is damaged or cut short by a kill counts as after everything."""
+    read = _object(line)
+    kind, step = (read.get("kind"), read.get("step")) if read is not None else (None, None)
+    return (kind, step) if isinstance(kind, str) and isinstance(step, int) else BROKEN
+
+
+def _object(line: str) -> Json | None:
+    """Return the object that a whole line holds, or None."""
     try:
-        read = json.loads(line)
-        return (read["kind"], read["step"]) if line.endswith("\n") else ("", float("inf"))
-    except (json.JSONDecodeError, KeyError):
-        return "", float("inf")
+        read = json.loads(line) if line.endswith("\n") else None
+    except ValueError:
+        return None
+    return read if isinstance(read, dict) else None
 
 
 def read_metrics(run: Path) -> list[Json]:
@@ -114,9 +168,16 @@ def read_samples(run: Path) -> list[Json]:
 
 def _read_lines(path: Path) -> list[Json]:
     """Return every complete line; one that is being written, or was cut short by a kill, is left out."""
-    return [json.loads(line) for line in _lines(path) if line.endswith("\n")]
+    lines = [line for line in _lines(path) if line.endswith("\n")]
+    for number, line in enumerate(lines, 1):
+        if _key_of(line) == BROKEN:
+            raise UserError(f"{path}, line {number}: not a line of a log; --resume leaves such lines out")
+    return [json.loads(line) for line in lines]
 
 
 def _lines(path: Path) -> list[str]:
     """Return the lines, split at newlines alone (a text may hold U+2028); the last may be cut within a character."""
-    return list(io.StringIO(path.read_text(encoding="utf-8", errors="replace")))
+    try:
+        return list(io.StringIO(path.read_text(encoding="utf-8", errors="replace")))
+    except OSError as error:
+        raise UserError(described(error, path)) from error

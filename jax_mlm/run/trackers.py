@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import time
 import uuid
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -50,16 +51,21 @@ def open_tracker(name: str, run: Path, config: TrainConfig) -> Tracker | None:
 
 
 class _TensorBoard:
-    """Event files in the run directory."""
+    """Event files in the run directory, written at once: a SummaryWriter's thread dies with a full disk, unnoticed."""
 
     def __init__(self, run: Path) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
 
-        self._writer = SummaryWriter(str(run / "tensorboard"))
+        (run / "tensorboard").mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(run / "tensorboard" / "events"))
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
+        from tensorboardX.summary import scalar
+
+        event = import_module("tensorboardX.proto.event_pb2").Event
         for name, value in figures.items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.write_event(event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()

@@ -22,13 +22,14 @@ from jax_mlm.evals.scoring import predict_each, to_host
 from jax_mlm.files import make_folder
 from jax_mlm.model.heads import make_forward
 from jax_mlm.parallel import hosts
-from jax_mlm.parallel.compile import compute_dtype
+from jax_mlm.parallel.compile import compile_cache, compute_dtype, mending_cache
 from jax_mlm.parallel.stop import Vote
 from jax_mlm.plan.flops import peak_flops
 from jax_mlm.presets import SENTENCE
 from jax_mlm.report.live import Progress
 from jax_mlm.report.outcome import print_result, print_sentence
-from jax_mlm.run.checkpoint import open_checkpoints, save
+from jax_mlm.run.checkpoint import save, save_last, saving
+from jax_mlm.train.memory import memory_advice
 from jax_mlm.train.meter import Meter
 from jax_mlm.train.optim import make_optimizer, make_schedule
 from jax_mlm.train.pace import Pace
@@ -37,6 +38,7 @@ from jax_mlm.train.record import Recorder, open_recorder, write_run_files
 from jax_mlm.train.setup import Setup, set_up
 from jax_mlm.train.state import init_or_restore, roll_back
 from jax_mlm.train.step import TrainState
+from jax_mlm.train.unchanged import identity
 from jax_mlm.train.watch import Watch
 
 Stopping = Callable[[], AbstractContextManager[Callable[[], bool]]]
@@ -67,12 +69,14 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
     """
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
+        stack.enter_context(mending_cache(compile_cache(config)))
         setup = set_up(config)
         config = setup.config
         tx, schedule = make_optimizer(config.optim), make_schedule(config.optim)
         init_key, step_key = jax.random.split(jax.random.key(config.seed))
         hosts.on_every_host(lambda: make_folder(setup.run, "--out"))
-        checkpoints = stack.enter_context(open_checkpoints(setup.run))
+        checkpoints = stack.enter_context(saving(setup.run, identity(setup.run, config, setup.data.tokenizer)))
+        stack.enter_context(memory_advice(config, jax.device_count(), setup.run))
         state, meta = init_or_restore(setup, tx, init_key, checkpoints)
         write_run_files(setup)
         progress.say("compiling")
@@ -101,7 +105,8 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
     if outcome.stopped:
         again = f"python -m jax_mlm.train --resume --out {setup.run}"
         unsaved = "" if saved == outcome.step else f"step {outcome.step} is not finite, and was not saved: "
-        raise KeyboardInterrupt(f"{unsaved}saved step {saved}; continue with: {again}")
+        kept = "nothing is saved" if saved is None else f"saved step {saved}"
+        raise KeyboardInterrupt(f"{unsaved}{kept}; continue with: {again}")
     print_outcome(setup, outcome.state, result)
     return setup.run
 
@@ -161,13 +166,14 @@ def finish(
     """Save the state of a run that was stopped; return the figures over all validation rows of one that has ended."""
     state, step, stopped, result, _ = outcome
     if stopped:
-        if checkpoints.latest_step() != step and program.finite(state):
-            save(checkpoints, state, watch.meta(pace.meta(step)), None)
+        if program.finite(state):
+            save_last(checkpoints, state, watch.meta(pace.meta(step)), None)
         return None
     if result is None:  # a run that had ended already is measured once more
         result = validate(program, state, step, pace, record)
-    result = None if result is None else result + program.validate.rest(state.params)
-    checkpoints.wait_until_finished()  # the report that is drawn next lists them
+    if result is not None:
+        save_last(checkpoints, state, watch.meta(pace.meta(step)), result.loss)
+        result += program.validate.rest(state.params)
     if result is None or not math.isfinite(result.loss):
         raise UserError(f"the loss over all validation rows is not finite at step {step}: look for what is odd in them")
     record.finished(step, pace, result)

@@ -34,6 +34,7 @@ def write_run_files(setup: Setup) -> None:
     teacher = {"teacher": setup.teacher.origin} if setup.teacher else {}
     origin = {"files": list(setup.config.data), **setup.data.fingerprints, **origin_of(setup.run, setup.start)}
     if setup.config.data:
+        origin |= {"sources": setup.data.sources}
         origin |= {"text": setup.survey.figures, **tokenizer_of(setup.run, setup.data.read)}
     write_run(setup.run, setup.config, describe_machine(), {**origin, **teacher})
 

@@ -30,6 +30,7 @@ from jax_mlm.train.pace import parse_budget
 from jax_mlm.train.start import Initial
 from jax_mlm.train.survey import Survey, survey
 from jax_mlm.train.teacher import resolve_start
+from jax_mlm.train.unchanged import check_unchanged
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def set_up(config: TrainConfig) -> Setup:
     check_resumed(config)
     run = hosts.on_every_host(lambda: choose_directory(config))
     hosts.agree("options", f"{run} {config}")
+    if config.resume:
+        hosts.on_every_host(lambda: check_unchanged(run, config))
     check_tracker(config.track)
     budget = parse_budget(config.budget) if config.budget else None
     if budget is None and config.steps < 1:

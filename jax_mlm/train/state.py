@@ -9,7 +9,7 @@ from jaxtyping import Array, Key
 
 from jax_mlm.model.encoder import Params
 from jax_mlm.parallel.rules import state_shardings
-from jax_mlm.run.checkpoint import Meta, restore, save
+from jax_mlm.run.checkpoint import Meta, restore, save_last, settle
 from jax_mlm.train.setup import Setup
 from jax_mlm.train.step import TrainState, init_state
 
@@ -27,8 +27,7 @@ def init_or_restore(
     if setup.config.resume:
         return restore(checkpoints, state) or (state, START)
     if _given_weights(setup):
-        save(checkpoints, state, START, None)
-        checkpoints.wait_until_finished()
+        save_last(checkpoints, state, START, None)
     return state, START
 
 
@@ -44,7 +43,7 @@ def roll_back(
 
     Newer checkpoints are deleted. Before the first validation it is the state that the run started from.
     """
-    checkpoints.wait_until_finished()
+    settle(checkpoints)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     for leaf in jax.tree.leaves(state):
         leaf.delete()

@@ -37,7 +37,7 @@ from jax_mlm.tasks.metrics import Metrics
 from jax_mlm.tasks.task import Task
 from jax_mlm.train import loop
 from jax_mlm.train.meter import Meter
-from jax_mlm.train.optim import OPTIMIZERS, make_optimizer, make_schedule
+from jax_mlm.train.optim import make_optimizer, make_schedule
 from jax_mlm.train.step import TrainState, init_state, make_train_step
 from jax_mlm.train.watch import LEAST, PATIENCE, WINDOW, Watch
 

@@ -31,17 +31,40 @@ def check_target(path: Path) -> None:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn what the system refuses while `path` is written into a BundleError with the path and the room left there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or not str(error.filename or path).startswith(str(path.parent)):
+            raise
+        raise BundleError(f"{path}: {error.strerror}{_room(path, error)}") from error
+
+
+def _room(path: Path, error: OSError) -> str:
+    import errno
+    import shutil  # imported late: queries start faster without it
+
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    return f" ({shutil.disk_usage(folder).free / 1e6:,.1f} MB free): make room there"
+
+
+@contextmanager
 def new_bundle(path: Path) -> Iterator[Path]:
     """Yield a folder to fill; rename it to `path` if the block succeeds, and remove it if the block fails."""
     import shutil
     import tempfile  # imported late: queries start faster without it
 
     check_target(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     beside.chmod(0o755)
     try:
-        yield beside
+        with naming(path):
+            yield beside
         check_target(path)
         old = None
         if path.exists():
@@ -79,6 +102,13 @@ def write_atomically(file: Path, content: bytes) -> None:
     """Write to a temporary file beside it, then rename, so that no process ever sees half a file."""
     import tempfile  # imported late: queries start faster without it
 
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as beside:
-        beside.write(content)
-    Path(beside.name).replace(file)
+    with naming(file):
+        number, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+        try:
+            with open(number, "wb") as beside:
+                beside.write(content)
+            Path(name).chmod(0o644)
+            Path(name).replace(file)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise

@@ -5,6 +5,7 @@ The package itself is copied beside app.py, so that the Space installs nothing b
 
 from __future__ import annotations
 
+import os
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from mlm_onnx.bundle.about import memorised
 from mlm_onnx.bundle.layout import MANIFEST, BundleError, Json
-from mlm_onnx.bundle.write import check_target
+from mlm_onnx.bundle.write import check_target, naming, write_atomically
 
 BUNDLE_FOLDER, PACKAGE = "bundle", "mlm_onnx"
 README, APP, REQUIREMENTS = "README.md", "app.py", "requirements.txt"
@@ -85,11 +86,15 @@ def write_space(out: Path, manifest: Json) -> None:
     }
     for name, text in texts.items():
         if not (out / name).exists():
-            (out / name).write_text(text, encoding="utf-8")
-    package = out / PACKAGE
-    if package.exists():
-        shutil.rmtree(package)
-    _copy(files(PACKAGE), package)
+            write_atomically(out / name, text.encode())
+    package, beside = out / PACKAGE, out / f".{PACKAGE}.{os.getpid()}"
+    try:
+        with naming(package):
+            _copy(files(PACKAGE), beside)
+            shutil.rmtree(package, ignore_errors=True)
+            beside.rename(package)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _copy(source: Traversable, target: Path) -> None:
