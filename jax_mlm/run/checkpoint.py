@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
 import jax
 import numpy as np
@@ -37,6 +37,14 @@ class Meta(TypedDict):
     """Seconds since the end of the compilation, over all resumptions."""
     horizon: int
     """The last step, as far as it was known then."""
+    order: NotRequired[int]
+    """Number of the order of the data and of the masks: 0, or 1 once the run has been rolled back."""
+    good: NotRequired[int]
+    """The newest step whose state was validated; absent from older checkpoints, which are good themselves."""
+    skipped: NotRequired[int]
+    """Updates skipped in a row until this step."""
+    losses: NotRequired[list[float | None]]
+    """Losses of the last steps, where spikes are skipped; null for one that is not finite."""
 
 
 def open_checkpoints(run: Path, identity: Mapping[str, Any] | None = None) -> ocp.CheckpointManager:
