@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -214,10 +215,14 @@ class OptimConfig:
     """Decoupled, on matrices only: no norms, no biases."""
     clip: float = 1.0
     """Largest global norm of the gradient; 0 leaves it alone."""
+    skip_spikes: float = 0.0
+    """Skip the update of a step whose loss is this many times the median of the last 128 or more; 0 skips none."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.muon_lr <= 0:
-            raise ValueError("--lr and --muon-lr must be above 0")
+        if not (0 < self.lr < math.inf and 0 < self.muon_lr < math.inf):
+            raise ValueError("--lr and --muon-lr must be above 0, and finite")
+        if self.skip_spikes and not 1 < self.skip_spikes < math.inf:
+            raise ValueError(f"--skip-spikes must be above 1, or 0 for none, not {self.skip_spikes}")
         if not 0 <= self.warmup <= 1 or not 0 <= self.decay <= 1 or self.warmup + self.decay > 1:
             raise ValueError("--warmup and --decay must lie between 0 and 1, and be at most 1 together")
 

@@ -102,7 +102,7 @@ def beside(path: Path) -> Path:
 def checksum(path: Path) -> int:
     """Return the CRC-32 of a file: it finds what disks and copies do to it, at the speed of reading."""
     block, crc = bytearray(1 << 20), 0
-    with path.open("rb", buffering=0) as file:
+    with naming(path), path.open("rb", buffering=0) as file:
         while size := file.readinto(block):
             crc = zlib.crc32(memoryview(block)[:size], crc)
     return crc

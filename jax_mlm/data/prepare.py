@@ -73,13 +73,13 @@ def prepare(
     cache = cache / "tokens"
     make_folder(cache, "--cache")
     sources = _sources(paths, cache)
+    if began and _changes(began, _named(paths, sources)):
+        sources = _sources(paths, cache, trusting=False)  # it may be the note of a hash that is damaged
     named = _named(paths, sources)
     keys = {_key(sources, content, cfg, format): format for format in FORMATS}
     key = before if before in keys else list(keys)[-1]
     if began and (changes := _changes(began, named)):
-        raise UserError(
-            f"--resume: the text has changed since the run began: {changes}; restore it, or start a new run"
-        )
+        raise UserError(f"--data has changed since the run began: {changes}; restore it, or start a new run")
     if before and not began and key != before:
         warn(f"the text or tokenizer may have changed since the run began (fingerprint {before[:12]} → {key[:12]})")
     folder = cache / key[:32]
@@ -158,18 +158,18 @@ class _Source(NamedTuple):
     packing: str
 
 
-def _sources(paths: Sequence[Path], cache: Path) -> list[_Source]:
-    """Return what the files hold and how they are read; the hash of a large one is looked up."""
+def _sources(paths: Sequence[Path], cache: Path, trusting: bool = True) -> list[_Source]:
+    """Return what the files hold and how they are read; the hash of a large one is looked up, if that is trusted."""
     known_path = cache / "hashes.json"
     known: dict[str, list[int | str]] = {}
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError):
         read = json.loads(known_path.read_text())
-        known = {name: entry for name, entry in read.items() if len(entry) == 4} if isinstance(read, dict) else {}
+        known = {name: entry for name, entry in read.items() if isinstance(entry, list) and len(entry) == 4}
     before, sources = len(known), []
     for path in paths:
         name, state = str(path.resolve()), list(_state(path))
         entry = known.get(name)
-        if entry is None or entry[:-1] != state:
+        if entry is None or entry[:-1] != state or not trusting:
             try:
                 with patience(f"reading {path}"), path.open("rb") as file:
                     entry = [*state, hashlib.file_digest(file, "sha256").hexdigest()]

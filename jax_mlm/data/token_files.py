@@ -15,7 +15,6 @@ import numpy as np
 from jax_mlm.data.encoding import Encoded
 from jax_mlm.data.learning import LITERAL_UNKNOWN
 from jax_mlm.data.tokenizer import Vocabulary
-from jax_mlm.errors import described
 from jax_mlm.files import checksum, patience, write_atomically
 
 SAVE_EVERY = 16
@@ -111,7 +110,7 @@ def open_files(folder: Path, key: str, check: bool = True) -> TokenFiles | None:
             raise Damaged(f"{DIGESTS} has changed")
         return TokenFiles(tokens, words, documents, key, digests, figures)
     except OSError as error:
-        raise Damaged(described(error)) from error
+        raise Damaged(f"{Path(error.filename or folder).name}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{INDEX} has changed") from error
 

@@ -34,7 +34,7 @@ class Progress:
         self._loss, self._accuracy = ExponentialMean(), ExponentialMean()
         self._losses: deque[float] = deque(maxlen=500)
         self._figures: dict[str, float] = {}
-        self._step = self._total = self._next = 0
+        self._step = self._total = self._next = self._skipped = 0
         self._left, self._updated = 0.0, time.monotonic()
         self._valid: tuple[int, float, float] | None = None
         self._answers: Sequence[Answer] = ()
@@ -48,16 +48,19 @@ class Progress:
         self, step: int, total: int, figures: Mapping[str, float], seconds_left: float, next_evaluation: int
     ) -> None:
         """Show the state after `step` of `total`."""
-        smooth = {"loss": self._loss.add(figures["loss"]), "accuracy": self._accuracy.add(figures["accuracy"])}
-        self._figures = {**figures, **smooth}
-        self._losses.append(figures["loss"])
+        self._skipped += int(figures.get("skipped", 0))
+        if "loss" in figures:  # an update was not skipped since the last line
+            smooth = {"loss": self._loss.add(figures["loss"]), "accuracy": self._accuracy.add(figures["accuracy"])}
+            self._figures = {**figures, **smooth}
+            self._losses.append(figures["loss"])
         self._step, self._total, self._next = step, total, next_evaluation
         self._left, self._updated = seconds_left, time.monotonic()
         if self._live is not None:
             self._live.start()  # with the first figures; harmless when called again
-        elif time.monotonic() - self._line_printed >= self._plain_every:
+        elif self._figures and time.monotonic() - self._line_printed >= self._plain_every:
             self._line_printed = time.monotonic()
-            self.say(f"step {step}/{total}  {describe(self._figures)}  {duration(seconds_left)} left")
+            skipped = f"  {self._skipped:,} skipped" if self._skipped else ""
+            self.say(f"step {step}/{total}  {describe(self._figures)}{skipped}  {duration(seconds_left)} left")
 
     def evaluated(self, step: int, total: int, loss: float, accuracy: float, answers: Sequence[Answer]) -> None:
         """Show a validation: a line that stays, and the answers to the samples."""
@@ -101,6 +104,8 @@ class Progress:
         if "mfu" in figures:
             now.append(f"  mfu {figures['mfu']:.1%}")
         now.append(f"  {spark(self._losses, 24)}", "dim")
+        if self._skipped:
+            now.append(f"  {self._skipped:,} skipped", "yellow")
         valid = Text("no validation yet", "dim")
         if self._valid is not None:
             step, loss, accuracy = self._valid

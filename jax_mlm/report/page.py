@@ -64,6 +64,10 @@ def _cards(summary: Summary) -> list[str]:
         out.append(card("best validation", f"{summary.best['loss']:.4f}", f"at step {summary.best['step']:,}"))
     if summary.tokens is not None:
         out.append(card("training tokens", f"{summary.tokens:,}"))
+    for back in summary.rollbacks:
+        out.append(card("diverged", f"step {back['from']:,}", f"went on from step {back['step']:,}"))
+    if summary.skipped:
+        out.append(card("updates skipped", f"{summary.skipped:,}", "loss or gradient not finite, or a spike"))
     rate = card("tokens per second", f"{summary.tokens_per_second:,.0f}")
     used = sorted(line["mfu"] for line in summary.train if "mfu" in line)
     return [*out, rate, *([card("MFU", f"{used[len(used) // 2]:.1%}")] if used else [])]

@@ -14,7 +14,7 @@ from jax_mlm.config import Json, to_json
 from jax_mlm.errors import UserError
 from jax_mlm.run.checkpoint import FOLDER
 from jax_mlm.run.directory import config_of, read_run_file
-from jax_mlm.run.log import METRICS_FILE, read_metrics, read_samples
+from jax_mlm.run.log import METRICS_FILE, ROLLBACK, read_metrics, read_samples
 
 Axis = Literal["step", "tokens", "seconds"]
 
@@ -33,6 +33,8 @@ class Summary:
     final: Json | None
     """The measurement on all of the validation text; None until the run has ended."""
     samples: list[Json]
+    rollbacks: list[Json]
+    """Where the run diverged (`from`), and the step from which it went on."""
 
     @property
     def name(self) -> str:
@@ -51,6 +53,11 @@ class Summary:
     @property
     def seconds(self) -> float:
         return max((line["seconds"] for line in (*self.train, *filter(None, [self.final]))), default=0.0)
+
+    @property
+    def skipped(self) -> int:
+        """Return the steps whose update was skipped."""
+        return sum(line.get("skipped", 0) for line in self.train)
 
     @property
     def best(self) -> Json | None:
@@ -83,10 +90,17 @@ def summarise(run: Path) -> Summary:
     if not (run / METRICS_FILE).is_file():
         raise UserError(f"{run} has no {METRICS_FILE}: nothing was trained there")
     lines = read_metrics(run)
-    of = {kind: [line for line in lines if line["kind"] == kind] for kind in ("train", "valid", "final")}
+    of = {kind: [line for line in lines if line["kind"] == kind] for kind in ("train", "valid", "final", ROLLBACK)}
     config = to_json(config_of(run_file, run))
     return Summary(
-        run, run_file, config, of["train"], of["valid"], of["final"][-1] if of["final"] else None, read_samples(run)
+        run,
+        run_file,
+        config,
+        of["train"],
+        of["valid"],
+        of["final"][-1] if of["final"] else None,
+        read_samples(run),
+        of[ROLLBACK],
     )
 
 

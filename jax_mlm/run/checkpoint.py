@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
 import jax
 import numpy as np
@@ -37,6 +37,14 @@ class Meta(TypedDict):
     """Seconds since the end of the compilation, over all resumptions."""
     horizon: int
     """The last step, as far as it was known then."""
+    order: NotRequired[int]
+    """Number of the order of the data and of the masks: 0, or 1 once the run has been rolled back."""
+    good: NotRequired[int]
+    """The newest step whose state was validated; absent from older checkpoints, which are good themselves."""
+    skipped: NotRequired[int]
+    """Updates skipped in a row until this step."""
+    losses: NotRequired[list[float | None]]
+    """Losses of the last steps, where spikes are skipped; null for one that is not finite."""
 
 
 def open_checkpoints(run: Path, identity: Mapping[str, Any] | None = None) -> ocp.CheckpointManager:
@@ -74,11 +82,16 @@ def saving(run: Path, identity: Mapping[str, Any] | None = None) -> Iterator[ocp
         try:
             yield manager
         finally:
-            step, reason = _settle(manager)
-            if reason:
-                warn(f"step {step} could not be saved in {manager.directory} ({reason})")
+            settle(manager)
             manager.close()
             _clear(manager)  # a thread of a failed save may have gone on
+
+
+def settle(manager: ocp.CheckpointManager) -> None:
+    """Wait for the save under way; if it fails, one line says so."""
+    step, reason = _settle(manager)
+    if reason:
+        warn(f"step {step} could not be saved in {manager.directory} ({reason})")
 
 
 def save(manager: ocp.CheckpointManager, state: object, meta: Meta, loss: float | None) -> None:
@@ -117,7 +130,7 @@ def save_last(manager: ocp.CheckpointManager, state: object, meta: Meta, loss: f
 def _begin(manager: ocp.CheckpointManager, state: object, meta: Meta, loss: float | None) -> str:
     """Start a save; return why that was not possible, or an empty string."""
     folder = Path(manager.directory)
-    if reason := _on_first(lambda: lacking(folder, state)):  # or there would be half of it, and a traceback of a thread
+    if reason := _on_first(lambda: lacking(folder, state)):  # or half of it would be written first
         return reason
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, SEALED: FORMAT}))
     try:
@@ -167,10 +180,9 @@ def restore(manager: ocp.CheckpointManager, like: State, last: int | None = None
     Raises:
         UserError: there are checkpoints, but all are damaged.
     """
-    folder, args = (
-        Path(manager.directory),
-        ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()),
-    )
+    settle(manager)
+    folder = Path(manager.directory)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
     damaged: dict[int, str] = {}
     for step in sorted(manager.all_steps(), reverse=True):
         if last is not None and step > last:

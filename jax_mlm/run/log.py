@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ from jax_mlm.errors import UserError, described, warn
 from jax_mlm.files import aside, write_atomically
 
 METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
+ROLLBACK = "rollback"
+"""The kind of the line {"kind", "step", "from"}: the run diverged at step `from`, and went on from `step`."""
 
 
 @runtime_checkable
@@ -67,25 +70,39 @@ class MetricsLog:
     """
 
     def __init__(self, run: Path, resume_after: int | None = None, tracker: Tracker | None = None) -> None:
+        self._run, self._tracker = run, tracker
+        self._open(resume_after)
+
+    def _open(self, resume_after: int | None) -> None:
         self._files: dict[str, Lines] = {}
-        self._written: set[tuple[str, float]] = set()
+        self._last: dict[str, float] = {}
+        """The last step of each kind; their steps only rise."""
         for name in (METRICS_FILE, SAMPLES_FILE):
-            if resume_after is not None and (run / name).exists():
-                lines = _lines(run / name)
+            path = self._run / name
+            if resume_after is not None and path.exists():
+                lines = _lines(path)
                 keys = [_key_of(line) for line in lines]
                 whole = [number for number, line in enumerate(lines, 1) if line.endswith("\n")]
                 if broken := [number for number in whole if keys[number - 1] == BROKEN]:
-                    kept = aside(run / name)
-                    write_atomically(kept, (run / name).read_bytes())
-                    warn(f"{run / name}, line {broken[0]}: not a line of a log; left out, all of it is in {kept.name}")
-                stay = [kind != "final" and step <= resume_after for kind, step in keys]
-                write_atomically(run / name, "".join(itertools.compress(lines, stay)))
-                self._written.update(itertools.compress(keys, stay))
-            self._files[name] = Lines(run / name)
-        self._tracker = tracker
+                    kept = aside(path)
+                    write_atomically(kept, path.read_bytes())
+                    warn(f"{path}, line {broken[0]}: not a line of a log; left out, all of it is in {kept.name}")
+                stay = [_stays(kind, step, resume_after) for kind, step in keys]
+                write_atomically(path, "".join(itertools.compress(lines, stay)))
+                self._last |= dict(itertools.compress(keys, stay))
+            self._files[name] = Lines(path)
+
+    def roll_back(self, step: int) -> None:
+        """Drop the lines after a step, as a resumed run does."""
+        self._close_files()
+        self._open(step)
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Add one object to the metrics, {"kind", "step", …values}, and hand it to the tracker."""
+        """Add one object to the metrics, {"kind", "step", …values}, and hand it to the tracker.
+
+        JSON has no word for a figure that is not finite: it is left out.
+        """
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         if self._add(METRICS_FILE, {"kind": kind, "step": step, **values}) and self._tracker is not None:
             try:
                 self._tracker.write(step, {f"{kind}/{name}": value for name, value in values.items()})
@@ -98,17 +115,26 @@ class MetricsLog:
         self._add(SAMPLES_FILE, {"kind": "samples", "step": step, "samples": samples})
 
     def _add(self, name: str, line: Json) -> bool:
-        if (line["kind"], line["step"]) in self._written:  # a finished run was resumed: this step has been measured
+        kind, step = line["kind"], line["step"]
+        if step <= self._last.get(kind, -1):  # a finished run was resumed: this step has been measured
             return False
-        self._written.add((line["kind"], line["step"]))
-        self._files[name].add(json.dumps(line, ensure_ascii=False) + "\n")
+        self._last[kind] = step
+        self._files[name].add(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         return True
 
-    def close(self) -> None:
+    def _close_files(self) -> None:
         for file in self._files.values():
             file.close()
+
+    def close(self) -> None:
+        self._close_files()
         if self._tracker is not None:
             self._tracker.close()
+
+
+def _stays(kind: str, step: float, resumed: float) -> bool:
+    """Return whether a line holds for a run that resumes at a step; a roll-back to this very step is done once more."""
+    return kind != "final" and (step < resumed if kind == ROLLBACK else step <= resumed)
 
 
 BROKEN = ("", float("inf"))

@@ -28,7 +28,16 @@ def needed(state: Any) -> int:  # any tree of arrays
 
 def lacking(folder: Path, state: Any) -> str:
     """Return why a checkpoint would not fit into the folder, or an empty string."""
-    return "" if shutil.disk_usage(folder).free >= needed(state) else os.strerror(errno.ENOSPC)
+    free = _free(folder)
+    return "" if free is None or free >= needed(state) else os.strerror(errno.ENOSPC)
+
+
+def _free(folder: Path) -> int | None:
+    """Return the bytes that are free; None where the system does not tell."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
 
 
 def reason_of(error: BaseException) -> str:
@@ -40,10 +49,10 @@ def reason_of(error: BaseException) -> str:
 
 def not_saved(folder: Path, step: int | None, reason: str, state: Any) -> str:
     """Return the line about a save that failed."""
-    free = megabytes(shutil.disk_usage(folder).free)
+    free = "an unknown amount" if (found := _free(folder)) is None else megabytes(found)
     return (
         f"step {step} could not be saved in {folder} ({reason}): a checkpoint needs {megabytes(needed(state))}, "
-        f"and {free} are free there"
+        f"and {free} is free there"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jax_mlm.config import Json
 from jax_mlm.errors import UserError
-from jax_mlm.files import checksum, write_atomically
+from jax_mlm.files import checksum, patience, write_atomically
 
 SUMS, FORMAT = "sums.json", 1
 UNFINISHED = "*.orbax-checkpoint-tmp*"
@@ -41,22 +41,8 @@ def damage(folder: Path, largest: float = math.inf) -> str:
         UserError: it was written by a later version.
     """
     try:
-        meta = _json(folder, META)
-        if not (folder / SUMS).exists():
-            return f"{SUMS} is missing" if SEALED in meta else ""
-        body = _json(folder, SUMS)
-        sums = body["sums"]
-        if body["crc"] != _crc(sums):
-            return f"{SUMS} has changed since it was written"
-        if sums["format"] > FORMAT:
-            raise UserError(f"{folder} was saved by a newer version of jax_mlm: use that version to read it")
-        for name, (size, crc) in sums["files"].items():
-            found = (folder / name).stat().st_size
-            if found != size:
-                return f"{name} has {found} of {size} bytes"
-            if size <= largest and checksum(folder / name) != crc:
-                return f"{name} has changed since it was written"
-        return "" if _metadata(folder) == sums["metadata"] else f"{METADATA} has changed since it was written"
+        with patience(f"checking {folder}"):
+            return _damage(folder, largest)
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         name = Path(error.filename).relative_to(folder) if error.filename else "a file"
@@ -65,6 +51,25 @@ def damage(folder: Path, largest: float = math.inf) -> str:
         return str(error)
     except (KeyError, TypeError, AttributeError):
         return f"{SUMS} has changed since it was written"
+
+
+def _damage(folder: Path, largest: float) -> str:
+    meta = _json(folder, META)
+    if not (folder / SUMS).exists():
+        return f"{SUMS} is missing" if SEALED in meta else ""
+    body = _json(folder, SUMS)
+    sums = body["sums"]
+    if body["crc"] != _crc(sums):
+        return f"{SUMS} has changed since it was written"
+    if sums["format"] > FORMAT:
+        raise UserError(f"{folder} was saved by a newer version of jax_mlm: use that version to read it")
+    for name, (size, crc) in sums["files"].items():
+        found = (folder / name).stat().st_size
+        if found != size:
+            return f"{name} has {found} of {size} bytes"
+        if size <= largest and checksum(folder / name) != crc:
+            return f"{name} has changed since it was written"
+    return "" if _metadata(folder) == sums["metadata"] else f"{METADATA} has changed since it was written"
 
 
 def identity_of(folder: Path) -> Json:

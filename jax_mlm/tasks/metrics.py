@@ -21,6 +21,8 @@ class Metrics(NamedTuple):
     """Targets."""
     more: dict[str, Array] = {}  # noqa: RUF012
     """Further sums of the objective, by name in the log."""
+    skipped: Array | None = None
+    """1 if the step's update was skipped, else 0; None outside of a step."""
 
 
 def masked_metrics(logits: Float[Array, "B P V"], targets: Int[Array, "B P"], weights: Float[Array, "B P"]) -> Metrics:

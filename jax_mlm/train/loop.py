@@ -6,10 +6,12 @@ import itertools
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jax_mlm.config import TrainConfig
@@ -34,9 +36,10 @@ from jax_mlm.train.pace import Pace
 from jax_mlm.train.program import Program, compile_program, flops_per_step
 from jax_mlm.train.record import Recorder, open_recorder, write_run_files
 from jax_mlm.train.setup import Setup, set_up
-from jax_mlm.train.state import init_or_restore
+from jax_mlm.train.state import init_or_restore, roll_back
 from jax_mlm.train.step import TrainState
 from jax_mlm.train.unchanged import identity
+from jax_mlm.train.watch import Watch
 
 Stopping = Callable[[], AbstractContextManager[Callable[[], bool]]]
 """A context manager of a function that returns whether somebody has asked to stop."""
@@ -50,7 +53,9 @@ class Outcome(NamedTuple):
     stopped: bool
     """Whether it ended before the horizon because somebody asked for it."""
     result: Result | None
-    """The validation after the last step, if one was due there."""
+    """The validation after the last step, if it was made."""
+    wrong: str
+    """Why the state is of no use; empty if it is sound."""
 
 
 def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: False)) -> Path:
@@ -59,7 +64,7 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
     It installs no signal handlers and may run in any thread; `stopping` supplies the requests to stop.
 
     Raises:
-        UserError: the options or the data are wrong, before anything is written; or the loss is not finite.
+        UserError: the options or the data are wrong, before anything is written; or the run has diverged twice.
         KeyboardInterrupt: somebody asked to stop; the state is saved.
     """
     with ExitStack() as stack:
@@ -78,16 +83,30 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
         program = compile_program(setup, state, tx, schedule, step_key, meta["step"])
         progress.say(described(setup, state, program))
         record = stack.enter_context(open_recorder(setup, schedule, progress, meta["step"]))
-        pace = Pace(config.steps, setup.budget, config.eval_every, meta, program.validate.final_over_periodic())
         peak = peak_flops(jax.devices()[0].device_kind)
-        meter = Meter(flops_per_step(setup), peak * jax.device_count() if peak else None)
         vote = Vote(setup.mesh)
         with stopping() as asked:
-            outcome = fit(program, state, pace, meter, record, checkpoints, lambda: vote(asked()), config.log_every)
-        result = finish(program, outcome, pace, record, checkpoints)
+            while True:
+                pace = Pace(config.steps, setup.budget, config.eval_every, meta, program.validate.final_over_periodic())
+                watch = Watch(config.optim.skip_spikes, meta)
+                meter = Meter(flops_per_step(setup), peak * jax.device_count() if peak else None, watch.took)
+                outcome = fit(
+                    program, state, pace, meter, watch, record, checkpoints, lambda: vote(asked()), config.log_every
+                )
+                if not outcome.wrong:
+                    break
+                if watch.order:
+                    raise UserError(why_diverged(setup, outcome, watch.good))
+                state, meta = roll_back(setup, tx, init_key, checkpoints, outcome.state, watch.good)
+                record.rolled_back(outcome.step, meta["step"], outcome.wrong)
+                meta = {**meta, "order": watch.order + 1, "elapsed": pace.elapsed()}
+        result = finish(program, outcome, pace, watch, record, checkpoints)
+        saved = checkpoints.latest_step()
     if outcome.stopped:
         again = f"python -m jax_mlm.train --resume --out {setup.run}"
-        raise KeyboardInterrupt(f"saved step {outcome.step}; continue with: {again}")
+        unsaved = "" if saved == outcome.step else f"step {outcome.step} is not finite, and was not saved: "
+        kept = "nothing is saved" if saved is None else f"saved step {saved}"
+        raise KeyboardInterrupt(f"{unsaved}{kept}; continue with: {again}")
     print_outcome(setup, outcome.state, result)
     return setup.run
 
@@ -97,17 +116,18 @@ def fit(
     state: TrainState,
     pace: Pace,
     meter: Meter,
+    watch: Watch,
     record: Recorder,
     checkpoints: ocp.CheckpointManager,
     stop: Callable[[], bool],
     log_every: int,
 ) -> Outcome:
-    """Train to the horizon, or until `stop`: batch, step, log, validate, save."""
+    """Train to the horizon, until `stop`, or until the run has diverged: batch, step, log, validate, save."""
     done, result = pace.first, None
-    with prefetch(program.batch_at, itertools.count(done)) as batches:
-        while done < pace.horizon and not stop():
+    with prefetch(partial(program.batch_at, order=watch.order), itertools.count(done)) as batches:
+        while done < pace.horizon and not watch.diverged and not stop():
             batch, tokens = next(batches)
-            state, metrics = program.step(state, batch, pace.horizon)
+            state, metrics = program.step(state, batch, pace.horizon, watch.limit(done), watch.order)
             meter.add(metrics, tokens)
             done, result = done + 1, None
             logging, validating = done % log_every == 0, pace.evaluation_due(done)
@@ -115,36 +135,47 @@ def fit(
                 pace.measure(done)
             ending = done >= pace.horizon
             if logging or validating or ending:
-                figures = meter.read(wait=validating or ending)
-                record.trained(done, pace, figures)
-                check_finite(figures["loss"], done)
-            if validating:
+                record.trained(done, pace, meter.read(wait=validating or ending))
+            if (validating or ending) and not watch.diverged:
                 with pace.evaluating():
                     result = validate(program, state, done, pace, record)
-                    save(checkpoints, state, pace.meta(done), result.loss)
-                    record.draw()
+                    if result is None:
+                        return Outcome(state, done, False, None, "the parameters or the validation loss are not finite")
+                    if ending or not watch.in_doubt:
+                        watch.good = done
+                        save(checkpoints, state, watch.meta(pace.meta(done)), result.loss)
+                    if not ending:
+                        record.draw()
                 meter.restart()
-    return Outcome(state, done, done < pace.horizon, result)
+    meter.settle()
+    return Outcome(state, done, done < pace.horizon, result, watch.why if watch.diverged else "")
 
 
-def validate(program: Program, state: TrainState, step: int, pace: Pace, record: Recorder) -> Result:
-    """Measure a periodic validation, and answer the samples."""
+def validate(program: Program, state: TrainState, step: int, pace: Pace, record: Recorder) -> Result | None:
+    """Measure a periodic validation, and answer the samples; return None, unrecorded, if the state is of no use."""
     result = program.validate(state.params)
+    if not (math.isfinite(result.loss) and program.finite(state)):
+        return None
     record.validated(step, pace, result, program.answer(state.params))
     return result
 
 
 def finish(
-    program: Program, outcome: Outcome, pace: Pace, record: Recorder, checkpoints: ocp.CheckpointManager
+    program: Program, outcome: Outcome, pace: Pace, watch: Watch, record: Recorder, checkpoints: ocp.CheckpointManager
 ) -> Result | None:
-    """Save the last state; return the figures over all validation rows, None for a run that was stopped."""
-    state, step, stopped, result = outcome
-    if not stopped and result is None:
-        result = validate(program, state, step, pace, record)
-    save_last(checkpoints, state, pace.meta(step), None if stopped or result is None else result.loss)
-    if stopped or result is None:
+    """Save the state of a run that was stopped; return the figures over all validation rows of one that has ended."""
+    state, step, stopped, result, _ = outcome
+    if stopped:
+        if program.finite(state):
+            save_last(checkpoints, state, watch.meta(pace.meta(step)), None)
         return None
-    result += program.validate.rest(state.params)
+    if result is None:  # a run that had ended already is measured once more
+        result = validate(program, state, step, pace, record)
+    if result is not None:
+        save_last(checkpoints, state, watch.meta(pace.meta(step)), result.loss)
+        result += program.validate.rest(state.params)
+    if result is None or not math.isfinite(result.loss):
+        raise UserError(f"the loss over all validation rows is not finite at step {step}: look for what is odd in them")
     record.finished(step, pace, result)
     return result
 
@@ -159,10 +190,15 @@ def described(setup: Setup, state: TrainState, program: Program) -> str:
     )
 
 
-def check_finite(loss: float, step: int) -> None:
-    """End a run that has diverged."""
-    if not math.isfinite(loss):
-        raise UserError(f"the loss is {loss} at step {step}: the run diverged, try a lower --lr")
+def why_diverged(setup: Setup, outcome: Outcome, good: int) -> str:
+    """Return what ended a run, what to try, and what is left of it."""
+    precise = "" if compute_dtype(setup.config) == jnp.float32 else "--dtype float32, "
+    left = f"its last good checkpoint is step {good}: --init {setup.run} starts from the best"
+    return (
+        f"the run diverged: {outcome.wrong} until step {outcome.step}, and before that with the data in another order; "
+        f"try a lower --lr, a longer --warmup, {precise}or other --data; "
+        + (left if good else f"{setup.run} holds no good checkpoint")
+    )
 
 
 def print_outcome(setup: Setup, state: TrainState, result: Result | None) -> None:

@@ -15,15 +15,24 @@ from jax_mlm.tasks.metrics import Metrics
 class Meter:
     """The sums of the metrics between two log lines, without the step just dispatched."""
 
-    def __init__(self, flops: Callable[[int], float], peak: float | None) -> None:
-        """`flops` counts a step's operations from its tokens; `peak` is all devices' maximum per second, if known."""
-        self._flops_of, self._peak = flops, peak
+    def __init__(
+        self,
+        flops: Callable[[int], float],
+        peak: float | None,
+        took: Callable[[float, bool], None] = lambda loss, skipped: None,
+    ) -> None:
+        """`flops` counts a step's operations from its tokens; `peak` is all devices' maximum per second, if known.
+
+        `took` is told each step's loss, and whether its update was skipped, as soon as they are read.
+        """
+        self._flops_of, self._peak, self._took = flops, peak, took
         self._pending: tuple[Metrics, int] | None = None
         self._reset()
 
     def _reset(self) -> None:
         self._sums, self._tokens, self._flops, self._since = Result(0.0, 0.0, 0.0), 0, 0.0, time.perf_counter()
         self._more: Counter[str] = Counter()
+        self._steps = self._skipped = 0
 
     def add(self, metrics: Metrics, tokens: int) -> None:
         """Take the step just dispatched, and wait for the one before it."""
@@ -32,10 +41,22 @@ class Meter:
             self._take(before)
 
     def _take(self, step: tuple[Metrics, int]) -> None:
-        self._sums += result_of(step[0])
-        self._more.update({name: float(value) for name, value in jax.device_get(step[0].more).items()})
+        sums, (more, skipped) = result_of(step[0]), jax.device_get((step[0].more, step[0].skipped))
+        if skipped:  # what it measured is not of a step that was taken
+            self._skipped += 1
+        else:
+            self._sums += sums
+            self._more.update({name: float(value) for name, value in more.items()})
+        self._took(sums.loss, bool(skipped))
+        self._steps += 1
         self._tokens += step[1]
         self._flops += self._flops_of(step[1])
+
+    def settle(self) -> None:
+        """Wait for the step just dispatched."""
+        if self._pending is not None:
+            self._take(self._pending)
+            self._pending = None
 
     def restart(self) -> None:
         """Leave the time since the last reading, which a validation took, out of the rates."""
@@ -44,20 +65,18 @@ class Meter:
     def read(self, wait: bool) -> dict[str, float]:
         """Return figures since the last reading; `wait` includes the last step (at a validation and at the end).
 
-        If that step is the only one, it is waited for anyway: there is nothing else to report.
+        If that step is the only one, it is waited for anyway: there is nothing else to report. `skipped` is among the
+        figures only where an update was skipped; loss and accuracy are not, where all were.
         """
-        if self._pending is not None and (wait or not self._sums.count):
-            self._take(self._pending)
-            self._pending = None
+        if wait or not self._steps:
+            self.settle()
         seconds = max(time.perf_counter() - self._since, 1e-9)
-        figures = {
-            "loss": self._sums.loss,
-            "accuracy": self._sums.accuracy,
-            "tokens": self._tokens,
-            "tokens_per_second": self._tokens / seconds,
-        }
+        taken = {"loss": self._sums.loss, "accuracy": self._sums.accuracy} if self._skipped < self._steps else {}
+        figures = {**taken, "tokens": self._tokens, "tokens_per_second": self._tokens / seconds}
         figures |= {name: value / max(self._sums.count, 1.0) for name, value in self._more.items()}
         if self._peak:
             figures["mfu"] = self._flops / seconds / self._peak
+        if self._skipped:
+            figures["skipped"] = self._skipped
         self._reset()
         return figures

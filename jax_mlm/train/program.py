@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Key
 
 from jax_mlm.data.batches import Batch, batch_at, batch_of
 from jax_mlm.evals.heldout import Validator
@@ -36,13 +38,15 @@ class Placed(NamedTuple):
 class Program(NamedTuple):
     """Compiled functions without state."""
 
-    step: Callable[[TrainState, Batch, int], tuple[TrainState, Metrics]]
-    """(state, batch, horizon) → the next state, and the metrics of this batch."""
+    step: Callable[[TrainState, Batch, int, float, int], tuple[TrainState, Metrics]]
+    """(state, batch, horizon, limit of the loss, order) → the next state, and the metrics of this batch."""
+    finite: Callable[[TrainState], bool]
+    """Return whether all parameters and all of the optimizer's state are finite."""
     validate: Validator
     answer: Callable[[Params], tuple[Answer, ...]]
     """Return the model's answers to a few held-out sentences."""
-    batch_at: Callable[[int], Placed]
-    """Return the batch of a step, as a pure function of its number."""
+    batch_at: Callable[[int, int], Placed]
+    """Return the batch of a step, as a pure function of its number and of the order's."""
     seconds: float
     """The time that compilation took."""
 
@@ -59,10 +63,14 @@ def compile_program(
     config, data, mesh = setup.config, setup.data, setup.mesh
     place, copy, everywhere = make_placer(mesh), make_copier(mesh), replicated(mesh)
     index, count = setup.shard
-    frozen = () if setup.task.frozen is None else (jax.tree.map(copy, setup.task.frozen),)
+    frozen = jax.tree.map(copy, setup.task.frozen)
 
-    def placed(step: int) -> Placed:
-        batch = batch_at(data.train, step, config.seed, config.batch, (index, count))
+    @lru_cache(maxsize=8, typed=True)
+    def scalar(value: np.int32 | np.float32) -> Array:
+        return copy(value)
+
+    def placed(step: int, order: int) -> Placed:
+        batch = batch_at(data.train, step, config.seed + (order << 32), config.batch, (index, count))
         return Placed(place(batch), int((batch.segments > 0).sum()) * count)
 
     began = time.perf_counter()
@@ -71,18 +79,28 @@ def compile_program(
     step = make_train_step(setup.task, tx, schedule, step_key, config.accumulate)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
-    compiled = compile_step(jitted.lower(state, placed(first).batch, copy(np.int32(1)), *frozen))
+    controls = frozen, scalar(np.float32(0)), scalar(np.int32(0))
+    compiled = compile_step(jitted.lower(state, placed(first, 0).batch, scalar(np.int32(1)), *controls))
+    finite = compile_step(jax.jit(all_finite, out_shardings=everywhere).lower(state))
     examine = compile_step(jax.jit(setup.task.examine, out_shardings=everywhere).lower(state.params, example))
     forward = make_forward(config.model, compute_dtype(config))
     samples = choose_samples(data.valid, data.tokenizer)
     answer = compile_samples(forward, state.params, samples, data.valid, data.tokenizer, everywhere)
     return Program(
-        step=lambda state, batch, horizon: compiled(state, batch, copy(np.int32(horizon)), *frozen),
+        step=lambda state, batch, horizon, limit, order: compiled(
+            state, batch, scalar(np.int32(horizon)), frozen, scalar(np.float32(limit)), scalar(np.int32(order))
+        ),
+        finite=lambda state: bool(finite(state)),
         validate=Validator(examine, data.valid, microbatch, config.eval_rows, place, setup.shard),
         answer=answer,
         batch_at=placed,
         seconds=time.perf_counter() - began,
     )
+
+
+def all_finite(state: TrainState) -> Bool[Array, ""]:
+    """Return whether no number of the state is infinite or NaN."""
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]))
 
 
 def flops_per_step(setup: Setup) -> Callable[[int], float]:

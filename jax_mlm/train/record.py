@@ -17,7 +17,7 @@ from jax_mlm.parallel.devices import describe_machine
 from jax_mlm.report.figures import Drawer
 from jax_mlm.report.live import Progress
 from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run_file, write_run
-from jax_mlm.run.log import MetricsLog
+from jax_mlm.run.log import ROLLBACK, MetricsLog
 from jax_mlm.run.trackers import open_tracker
 from jax_mlm.train.optim import Schedule
 from jax_mlm.train.pace import Pace
@@ -55,6 +55,7 @@ class Recorder(AbstractContextManager["Recorder"]):
     ) -> None:
         """`scheduled(step, horizon)` returns the scheduled values by their names in the log."""
         self._log, self._progress, self._drawer, self._scheduled = log, progress, drawer, scheduled
+        self._warnings = 0
         self._closing = ExitStack()
         self._closing.callback(drawer.close)
         self._closing.callback(progress.close)
@@ -65,6 +66,17 @@ class Recorder(AbstractContextManager["Recorder"]):
         schedules = {**self._scheduled(step - 1, pace.horizon), "seconds": pace.elapsed()}
         self._log.write("train", step, {**figures, **schedules})
         self._progress.update(step, pace.horizon, figures, pace.seconds_left(), pace.next_evaluation(step))
+        if "skipped" in figures:
+            self._warnings += 1
+            if self._warnings.bit_count() == 1:  # the first, then ever more rarely: metrics.jsonl counts them all
+                count = f"{figures['skipped']:.0f} of the last updates skipped"
+                self._progress.say(f"warning: step {step}: {count} (loss or gradient not finite, or a spike)")
+
+    def rolled_back(self, step: int, to: int, why: str) -> None:
+        """Drop what was recorded after step `to`, and record that the run goes on from there."""
+        self._log.roll_back(to)
+        self._log.write(ROLLBACK, to, {"from": step})
+        self._progress.say(f"warning: step {step}: {why}: back to step {to}, with the data and masks in another order")
 
     def validated(self, step: int, pace: Pace, result: Result, answers: Sequence[Answer]) -> None:
         """Record a validation and the answers to the samples."""
@@ -93,6 +105,8 @@ class SilentRecorder(Recorder):
         self._closing = ExitStack()
 
     def trained(self, step: int, pace: Pace, figures: dict[str, float]) -> None: ...
+
+    def rolled_back(self, step: int, to: int, why: str) -> None: ...
 
     def validated(self, step: int, pace: Pace, result: Result, answers: Sequence[Answer]) -> None: ...
 

@@ -16,6 +16,7 @@ from jax_mlm.data.tokenizer import load_tokenizer, padded_size, size_of
 from jax_mlm.errors import UserError
 from jax_mlm.hf.directory import open_hf, read_hf
 from jax_mlm.model.encoder import Params
+from jax_mlm.model.params import leaves
 from jax_mlm.presets import PRESETS
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run, read_run_file
@@ -48,9 +49,11 @@ def read_initial(source: Path) -> Initial:
     """
     if _is_run(source):
         step, params = load_params(source, "best")
+        _check_finite(params, source)
         origin = {"from": str(source.resolve()), "step": step}
         return Initial(read_run(source).model, params, load_tokenizer(source / TOKENIZER_FILE), origin)
     imported = read_hf(source)
+    _check_finite(imported.params, source)
     # JSON keeps the last digit of a Unigram's scores only from its second reading on: read the tokenizer once more, so
     # that this run trains with the one that a resumed run finds in its tokenizer.json.
     tokenizer = Tokenizer.from_str(imported.tokenizer.to_str())
@@ -60,6 +63,12 @@ def read_initial(source: Path) -> Initial:
 def initial_model(source: Path) -> ModelConfig:
     """Return the shape alone of what `read_initial` reads."""
     return read_run(source).model if _is_run(source) else open_hf(source)[1]
+
+
+def _check_finite(params: Params, source: Path) -> None:
+    for path, array in leaves(params).items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{source} holds weights that are not finite, in {'.'.join(path)}: take other weights")
 
 
 def _is_run(source: Path) -> bool:

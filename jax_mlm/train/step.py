@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jax_mlm.data.batches import Batch
 from jax_mlm.model.encoder import Params
@@ -18,7 +19,10 @@ from jax_mlm.tasks.task import Example, Task
 from jax_mlm.train.optim import Schedule
 
 TrainStep = Callable[..., tuple["TrainState", Metrics]]
-"""(state, batch, horizon, frozen parameters of the task, if it has any) → the next state, and the batch's metrics."""
+"""(state, batch, horizon, frozen parameters of the task, limit of the loss, number of the order of the data) → the next
+state, and the batch's metrics; the last three have defaults."""
+STEPS_OF_AN_ORDER = 1 << 30
+"""The keys of another order of the data are those of steps that no run reaches."""
 
 
 class TrainState(NamedTuple):
@@ -39,40 +43,51 @@ def make_train_step(
 ) -> TrainStep:
     """Return `train_step(state, batch, horizon)` → the next state, and the metrics of this batch before the update.
 
-    The gradient is that of Σloss / Σcount over the whole batch, in whatever number of microbatches it is computed. The
-    parameters that a task has frozen are the step's last argument.
+    The gradient is that of Σloss / Σcount over the whole batch, in whatever number of microbatches it is computed.
+    `frozen` are the parameters that the task does not train. Where the objective or the gradient is not finite, or the
+    mean loss is not below `limit`, only the step's number advances. `order` chooses other masks for the same steps.
     """
-    gradient = jax.grad(task.loss, has_aux=True)
+    value_and_gradient = jax.value_and_grad(task.loss, has_aux=True)
 
     def train_step(
-        state: TrainState, batch: Batch, horizon: Int[Array, ""], frozen: Params | None = None
+        state: TrainState,
+        batch: Batch,
+        horizon: Int[Array, ""],
+        frozen: Params | None = None,
+        limit: Float[Array, ""] | float = math.inf,
+        order: Int[Array, ""] | int = 0,
     ) -> tuple[TrainState, Metrics]:
-        keys = jax.vmap(jax.random.split)(row_keys(key, state.step, jnp.asarray(batch.rows)))
+        key_step = state.step + order * STEPS_OF_AN_ORDER
+        keys = jax.vmap(jax.random.split)(row_keys(key, key_step, jnp.asarray(batch.rows)))
         parts = (task.prepare(batch, keys[:, 0], state.step, horizon), keys[:, 1])
 
-        def value_and_grad(params: Params, example: Example, drop_keys: Key[Array, " B"]) -> tuple[Metrics, Params]:
-            grads, metrics = gradient(params, frozen, example, drop_keys)
-            return metrics, grads
+        def evaluate(params: Params, example: Example, drop_keys: Key[Array, " B"]) -> tuple[Array, Metrics, Params]:
+            (objective, metrics), grads = value_and_gradient(params, frozen, example, drop_keys)
+            return objective, metrics, grads
 
         if accumulate == 1:
-            metrics, grads = value_and_grad(state.params, *parts)
+            objective, metrics, grads = evaluate(state.params, *parts)
         else:
             # Microbatch m takes rows m, m + A, m + 2A, …: each device keeps its own rows.
             parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), parts)
 
             def add(
-                total: tuple[Metrics, Params], part: tuple[Example, Key[Array, " B"]]
-            ) -> tuple[tuple[Metrics, Params], None]:
-                return jax.tree.map(jnp.add, total, value_and_grad(state.params, *part)), None
+                total: tuple[Array, Metrics, Params], part: tuple[Example, Key[Array, " B"]]
+            ) -> tuple[tuple[Array, Metrics, Params], None]:
+                return jax.tree.map(jnp.add, total, evaluate(state.params, *part)), None
 
             first = jax.tree.map(lambda x: x[0], parts)
-            shapes = jax.eval_shape(value_and_grad, state.params, *first)
+            shapes = jax.eval_shape(evaluate, state.params, *first)
             zero = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
-            (metrics, grads), _ = jax.lax.scan(add, zero, parts)
+            (objective, metrics, grads), _ = jax.lax.scan(add, zero, parts)
         grads = jax.tree.map(lambda g: g / jnp.maximum(metrics.count, 1.0), grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         factor = schedule(state.step, horizon)
         params = jax.tree.map(lambda p, u: p + factor * u, state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        # The norm is the one that the gradient is clipped by: it is computed once. A NaN is not below the limit.
+        finite = jnp.isfinite(objective) & jnp.isfinite(optax.tree.norm(grads))
+        sound = finite & (metrics.loss_sum < limit * jnp.maximum(metrics.count, 1.0))
+        kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), (params, opt_state), state[1:])
+        return TrainState(state.step + 1, *kept), metrics._replace(skipped=1.0 - sound)
 
     return train_step
