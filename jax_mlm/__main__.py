@@ -11,6 +11,7 @@ from jax_mlm.cli.command import run_one_of
 PROG = "python -m jax_mlm"
 COMMANDS = {
     "train": "turn text into a tokenizer, a model and checkpoints in a run directory",
+    "finetune": "classify texts or tag words with a pretrained encoder",
     "evaluate": "measure a run's loss, accuracy and perplexity on text it has not seen",
     "compare": "compare several runs, in a table and as curves",
     "hf": "import and export Hugging Face models",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from jax import Array  # text becomes rows without JAX
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Gathered(Protocol[T_co]):
+    """Rows that a batch is made of."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: np.ndarray) -> T_co:
+        """Return the rows of these numbers; a row past the end is all padding."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,10 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.first) - 1 if self.pack == "document" else -(-int(self.first[-1]) // self.length)
+
+    def gather(self, indices: np.ndarray) -> Batch:
+        """Return the rows of these numbers; a row past the end is all padding."""
+        return _gather(self, indices)
 
 
 class Batch(NamedTuple):
@@ -126,7 +141,9 @@ def token_counts(rows: Rows, size: int) -> np.ndarray:
     return counts
 
 
-def batch_at(rows: Rows, step: int, seed: int, batch: int, shard: tuple[int, int] = (0, 1)) -> Batch:
+def batch_at(
+    rows: Gathered[Any], step: int, seed: int, batch: int, shard: tuple[int, int] = (0, 1)
+) -> Any:  # as gather
     """Return the training batch of a step: each row once per epoch, in a different order in every epoch.
 
     Args:
@@ -141,12 +158,12 @@ def batch_at(rows: Rows, step: int, seed: int, batch: int, shard: tuple[int, int
         raise UserError(f"--batch {batch} does not divide over {count} hosts: choose a multiple of {count}")
     within = np.arange(batch // count * index, batch // count * (index + 1))
     epoch, at = np.divmod(step * batch + within, len(rows))
-    return _gather(rows, permuted(at, len(rows), seed, epoch))._replace(rows=within.astype(np.int32))
+    return rows.gather(permuted(at, len(rows), seed, epoch))._replace(rows=within.astype(np.int32))
 
 
-def batch_of(rows: Rows, indices: np.ndarray) -> Batch:
+def batch_of(rows: Gathered[T_co], indices: np.ndarray) -> T_co:
     """Return the rows of these numbers; a row past the end is all padding."""
-    return _gather(rows, np.asarray(indices, np.int64))
+    return rows.gather(np.asarray(indices, np.int64))
 
 
 # Rows to arrays

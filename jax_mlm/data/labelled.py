@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
 
+from jax_mlm.config import TrainConfig
 from jax_mlm.data.align import Windows
 from jax_mlm.data.packing import ragged, whole_rows
 
@@ -33,8 +35,21 @@ class LabelledBatch(NamedTuple):
     """[B, P], or [B, P, K] where an item may have several labels."""
     weights: np.ndarray | Array
     """[B, P] 0 where nothing is learned."""
+    shares: np.ndarray | Array
+    """[B, P] part of its item that the slot answers for."""
     rows: np.ndarray | Array
     """[B] number of the row."""
+
+
+class Labelled(NamedTuple):
+    """What fine-tuning reads."""
+
+    config: TrainConfig
+    tokenizer: Tokenizer
+    train: LabelledRows
+    valid: LabelledRows
+    """The rows that choose among checkpoints."""
+    fingerprints: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -96,6 +111,7 @@ class LabelledRows:
             laid_out(self.slots, slot_place, items, -1),
             laid_out(self.slots, slot_place, self.targets[items], 0),
             laid_out(self.slots, slot_place, (w.shares[slot] * self.weights[items]).astype(np.float32), 0),
+            laid_out(self.slots, slot_place, w.shares[slot], 0),
             indices.astype(np.int32),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -24,6 +25,15 @@ class Result:
 
     def __add__(self, other: Result) -> Result:
         return Result(self.loss_sum + other.loss_sum, self.correct + other.correct, self.count + other.count)
+
+    def figures(self) -> dict[str, float]:
+        """Return what the log keeps."""
+        return {"loss": self.loss, "accuracy": self.accuracy}
+
+    def rank(self, step: int) -> float:
+        """Return what checkpoints are compared by: the one with the lowest is the best."""
+        del step
+        return self.loss
 
     @property
     def loss(self) -> float:
@@ -70,6 +80,16 @@ def evenly_spaced(total: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
     count = total if wanted <= 0 else min(wanted, total)
     chosen = np.arange(count) * total // count
     return chosen, np.setdiff1d(np.arange(total), chosen)
+
+
+class Validates(Protocol):
+    """What measures a run: on a part of the validation while it trains, and on the rest once, at the end."""
+
+    def __call__(self, params: Params) -> Result: ...
+
+    def rest(self, params: Params) -> Result: ...
+
+    def final_over_periodic(self) -> float: ...
 
 
 @dataclass(frozen=True)

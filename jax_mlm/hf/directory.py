@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
-from jax_mlm.config import DataConfig, ModelConfig, TrainConfig
+from jax_mlm.config import DataConfig, ModelConfig, TaskConfig, TrainConfig
 from jax_mlm.data.tokenizer import NAMES, Vocabulary, load_tokenizer, mask_of, size_of, vocabulary_of
 from jax_mlm.errors import UserError
 from jax_mlm.files import new_folder
@@ -19,7 +20,7 @@ from jax_mlm.hf.config import AFTER_PADDING, check_expressible, from_hf, hf_conf
 from jax_mlm.hf.names import family_of
 from jax_mlm.hf.tokenizer import hf_tokenizer_config, read_tokenizer
 from jax_mlm.hf.tokenizer_files import read_json
-from jax_mlm.hf.weights import WEIGHTS, Tensors, is_tied, open_tensors, read_params, write_params
+from jax_mlm.hf.weights import WEIGHTS, Tensors, is_tied, open_tensors, read_body, read_params, write_params
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.params import at_offset, leaves
 from jax_mlm.run.checkpoint import load_params, save_last, saving
@@ -68,8 +69,19 @@ def open_hf(folder: Path, family: str | None = None) -> tuple[Tensors, ModelConf
 
 def read_hf(folder: Path, family: str | None = None, tokenizer: Path | None = None) -> Imported:
     """Read config.json, the safetensors and the tokenizer of a directory; a UserError as in `open_hf`."""
+    return _read(folder, family, tokenizer, read_params)
+
+
+def read_body_of(folder: Path, task: TaskConfig) -> Imported:
+    """Read the encoder of a directory, and of its head what one for the task can keep; a UserError as in `open_hf`."""
+    return _read(folder, None, None, lambda tensors, model: read_body(tensors, model, task))
+
+
+def _read(
+    folder: Path, family: str | None, tokenizer: Path | None, params_of: Callable[[Tensors, ModelConfig], Params]
+) -> Imported:
     tensors, model, remarks = open_hf(folder, family)
-    params = read_params(tensors, model)
+    params = params_of(tensors, model)
     if unused := tensors.unused():
         remarks.append(f"not used: {', '.join(unused)}")
     read, more = (load_tokenizer(tokenizer), []) if tokenizer else read_tokenizer(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -18,6 +19,9 @@ from rich.text import Text
 from jax_mlm.evals.samples import Answer
 from jax_mlm.report.smoothing import ExponentialMean
 from jax_mlm.report.words import clipped, describe, describe_answer, duration, gapped, percent, spark
+
+SHOWN = 3
+"""Most figures of a validation that the panel has room for."""
 
 
 def at_terminal() -> bool:
@@ -36,7 +40,7 @@ class Progress:
         self._figures: dict[str, float] = {}
         self._step = self._total = self._next = self._skipped = 0
         self._left, self._updated = 0.0, time.monotonic()
-        self._valid: tuple[int, float, float] | None = None
+        self._valid: tuple[int, Mapping[str, float]] | None = None
         self._answers: Sequence[Answer] = ()
         self._live: Live | None = None
         if at_terminal():
@@ -62,10 +66,11 @@ class Progress:
             skipped = f"  {self._skipped:,} skipped" if self._skipped else ""
             self.say(f"step {step}/{total}  {describe(self._figures)}{skipped}  {duration(seconds_left)} left")
 
-    def evaluated(self, step: int, total: int, loss: float, accuracy: float, answers: Sequence[Answer]) -> None:
+    def evaluated(self, step: int, total: int, figures: Mapping[str, float], answers: Sequence[Answer]) -> None:
         """Show a validation: a line that stays, and the answers to the samples."""
-        self._valid, self._answers = (step, loss, accuracy), answers
-        self.say(f"step {step}/{total}  valid loss {loss:.4f}  accuracy {accuracy:.4f}")
+        self._valid, self._answers = (step, figures), answers
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if math.isfinite(value))
+        self.say(f"step {step}/{total}  valid {shown}")
         if self._live is None:
             for answer in answers:
                 self.say(f"  {describe_answer(answer)}")
@@ -108,9 +113,11 @@ class Progress:
             now.append(f"  {self._skipped:,} skipped", "yellow")
         valid = Text("no validation yet", "dim")
         if self._valid is not None:
-            step, loss, accuracy = self._valid
-            valid = Text.assemble("valid loss ", (f"{loss:.3f}", "bold green"), "  accuracy ")
-            valid.append(f"{accuracy:.3f}", "bold green").append(f"  at step {step:,}")
+            step, measured = self._valid
+            valid = Text("valid")
+            for name, value in list(measured.items())[:SHOWN]:
+                valid.append(f"  {name} " if len(valid) > 5 else f" {name} ").append(f"{value:.3f}", "bold green")
+            valid.append(f"  at step {step:,}")
         if self._step < self._next < self._total:
             valid.append(f"  next at step {self._next:,}", "dim")
         rows: list[RenderableType] = [bar, now, valid]

@@ -37,6 +37,8 @@ class Meta(TypedDict):
     """Seconds since the end of the compilation, over all resumptions."""
     horizon: int
     """The last step, as far as it was known then."""
+    ranks: NotRequired[list[float]]
+    """What each validation until then was compared by, where the run ends once none is better."""
     order: NotRequired[int]
     """Number of the order of the data and of the masks: 0, or 1 once the run has been rolled back."""
     good: NotRequired[int]

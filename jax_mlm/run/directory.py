@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-from jax_mlm.config import Json, TrainConfig, from_json, to_json
+from jax_mlm.config import Json, TaskConfig, TrainConfig, from_json, to_json
 from jax_mlm.errors import UserError, described
 from jax_mlm.files import write_atomically
 from jax_mlm.version import package_version
@@ -40,10 +40,26 @@ def choose_directory(config: TrainConfig) -> Path:
     return run
 
 
-def write_run(run: Path, config: TrainConfig, device: Mapping[str, object], data: Mapping[str, object]) -> None:
-    """Write `run.json`: everything needed to know how these weights were made."""
+def write_run(
+    run: Path,
+    config: TrainConfig,
+    device: Mapping[str, object],
+    data: Mapping[str, object],
+    tuned: Mapping[str, object] | None = None,
+) -> None:
+    """Write `run.json`: everything needed to know how these weights were made.
+
+    `tuned` is what a fine-tuned model has besides: its `task`, and the options (`finetune`) that made it.
+    """
     versions = {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}}
-    body = {"format": FORMAT, "config": to_json(config), "versions": versions, "device": device, "data": data}
+    body = {
+        "format": FORMAT,
+        "config": to_json(config),
+        "versions": versions,
+        "device": device,
+        "data": data,
+        **(tuned or {}),
+    }
     write_atomically(run / RUN_FILE, json.dumps(body, indent=2) + "\n")
 
 
@@ -68,6 +84,15 @@ def read_run_file(run: Path) -> Json:
 def read_run(run: Path) -> TrainConfig:
     """Return the complete configuration of a run."""
     return config_of(read_run_file(run), run)
+
+
+def read_task(run: Path) -> TaskConfig | None:
+    """Return what a run was fine-tuned for; None for a masked language model."""
+    values = read_run_file(run).get("task")
+    try:
+        return None if values is None else from_json(TaskConfig, values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{run / RUN_FILE}: its task is not one of this version: {error}") from None
 
 
 def config_of(body: Json, run: Path) -> TrainConfig:

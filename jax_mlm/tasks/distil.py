@@ -101,4 +101,4 @@ def distilled(
             total += config.distil_cosine * more["cosine"]
         return total, metrics._replace(more=more)
 
-    return Task(task.init, prepare, loss, task.examine, task.scheduled, task.targets, teacher_params)
+    return Task(task.init, prepare, loss, task.examine, task.scheduled, task.targets, frozen=teacher_params)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from jaxtyping import Array, Float, Int, Key
 
-from jax_mlm.data.batches import Batch
 from jax_mlm.model.encoder import Params
 from jax_mlm.tasks.metrics import Metrics
 
@@ -18,19 +17,24 @@ Example = TypeVar("Example")
 
 @dataclass(frozen=True)
 class Task(Generic[Example]):
-    """What a model learns, as pure functions; a new task is a function that returns one of these."""
+    """What a model learns, as pure functions; a new task is a function that returns one of these.
+
+    A batch is of the kind that its rows gather: `Batch`, or `LabelledBatch`.
+    """
 
     init: Callable[[Key[Array, ""]], Params]
     """Return fresh parameters, the body's and the head's."""
-    prepare: Callable[[Batch, Key[Array, " B"], Int[Array, ""], Int[Array, ""]], Example]
+    prepare: Callable[[Any, Key[Array, " B"], Int[Array, ""], Int[Array, ""]], Example]
     """(batch, a key for each row, step, horizon) → what the loss reads; it draws what is random."""
     loss: Callable[[Params, Params | None, Example, Key[Array, " B"] | None], tuple[Float[Array, ""], Metrics]]
     """(params, frozen, example, dropout keys) → what to minimise and what to log, both as sums over targets."""
-    examine: Callable[[Params, Batch], Metrics]
+    examine: Callable[[Params, Any], Metrics]
     """(params, batch) → validation sums, the same at every call with the same arguments."""
     scheduled: Callable[[int, int], dict[str, float]]
     """(step, horizon) → scheduled values, by name in the log."""
     targets: int
     """Maximum number of positions per row at which the vocabulary is projected."""
+    fixed: Callable[[Params], Params] | None = None
+    """Return True for each parameter that stays as it is (--freeze); None where all are trained."""
     frozen: Params | None = None
     """Parameters that the loss reads but does not train, such as a teacher's; an argument of the step."""

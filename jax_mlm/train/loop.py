@@ -58,7 +58,11 @@ class Outcome(NamedTuple):
     """Why the state is of no use; empty if it is sound."""
 
 
-def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: False)) -> Path:
+def train(
+    config: TrainConfig,
+    stopping: Stopping = lambda: nullcontext(lambda: False),
+    set_up: Callable[[TrainConfig], Setup] = set_up,
+) -> Path:
     """Train from the first step or the newest checkpoint to the end, and return the run directory.
 
     It installs no signal handlers and may run in any thread; `stopping` supplies the requests to stop.
@@ -72,7 +76,7 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
         stack.enter_context(mending_cache(compile_cache(config)))
         setup = set_up(config)
         config = setup.config
-        tx, schedule = make_optimizer(config.optim), make_schedule(config.optim)
+        tx, schedule = make_optimizer(config.optim, setup.task.fixed), make_schedule(config.optim)
         init_key, step_key = jax.random.split(jax.random.key(config.seed))
         hosts.on_every_host(lambda: make_folder(setup.run, "--out"))
         checkpoints = stack.enter_context(saving(setup.run, identity(setup.run, config, setup.data.tokenizer)))
@@ -87,7 +91,8 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
         vote = Vote(setup.mesh)
         with stopping() as asked:
             while True:
-                pace = Pace(config.steps, setup.budget, config.eval_every, meta, program.validate.final_over_periodic())
+                last = program.validate.final_over_periodic()
+                pace = Pace(config.steps, setup.budget, config.eval_every, meta, last, patience=setup.patience)
                 watch = Watch(config.optim.skip_spikes, meta)
                 meter = Meter(flops_per_step(setup), peak * jax.device_count() if peak else None, watch.took)
                 outcome = fit(
@@ -103,11 +108,12 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
         result = finish(program, outcome, pace, watch, record, checkpoints)
         saved = checkpoints.latest_step()
     if outcome.stopped:
-        again = f"python -m jax_mlm.train --resume --out {setup.run}"
+        again = f"{setup.command} --resume --out {setup.run}"
         unsaved = "" if saved == outcome.step else f"step {outcome.step} is not finite, and was not saved: "
         kept = "nothing is saved" if saved is None else f"saved step {saved}"
         raise KeyboardInterrupt(f"{unsaved}{kept}; continue with: {again}")
-    print_outcome(setup, outcome.state, result)
+    if setup.tuned is None:
+        print_outcome(setup, outcome.state, result)
     return setup.run
 
 
@@ -143,7 +149,8 @@ def fit(
                         return Outcome(state, done, False, None, "the parameters or the validation loss are not finite")
                     if ending or not watch.in_doubt:
                         watch.good = done
-                        save(checkpoints, state, watch.meta(pace.meta(done)), result.loss)
+                        pace.judge(done, result.rank(done))
+                        save(checkpoints, state, watch.meta(pace.meta(done)), result.rank(done))
                     if not ending:
                         record.draw()
                 meter.restart()
@@ -172,7 +179,7 @@ def finish(
     if result is None:  # a run that had ended already is measured once more
         result = validate(program, state, step, pace, record)
     if result is not None:
-        save_last(checkpoints, state, watch.meta(pace.meta(step)), result.loss)
+        save_last(checkpoints, state, watch.meta(pace.meta(step)), result.rank(step))
         result += program.validate.rest(state.params)
     if result is None or not math.isfinite(result.loss):
         raise UserError(f"the loss over all validation rows is not finite at step {step}: look for what is odd in them")
@@ -203,7 +210,7 @@ def why_diverged(setup: Setup, outcome: Outcome, good: int) -> str:
 
 def print_outcome(setup: Setup, state: TrainState, result: Result | None) -> None:
     """Print the held-out figures, or the founding sentence word by word."""
-    data, model = setup.data, setup.config.model
+    data, model = setup.masked, setup.config.model
     if data.held_out and result is not None:
         print_result(data, result)
     else:

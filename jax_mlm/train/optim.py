@@ -116,9 +116,18 @@ OPTIMIZERS: Mapping[str, Callable[[OptimConfig], optax.GradientTransformation]] 
 """The choices of --optimizer, and the one place to add another."""
 
 
-def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """Return the chain from a gradient to an update at the peak learning rate; multiply it by the schedule."""
+def make_optimizer(
+    config: OptimConfig, fixed: Callable[[Params], Params] | None = None
+) -> optax.GradientTransformation:
+    """Return the chain from a gradient to an update at the peak learning rate; multiply it by the schedule.
+
+    `fixed` returns True for the parameters that stay as they are.
+    """
     if config.optimizer not in OPTIMIZERS:
         raise unknown_choice("--optimizer", config.optimizer, OPTIMIZERS)
     chain = OPTIMIZERS[config.optimizer](config)
-    return optax.chain(optax.clip_by_global_norm(config.clip), chain) if config.clip else chain
+    chain = optax.chain(optax.clip_by_global_norm(config.clip), chain) if config.clip else chain
+    if fixed is None:
+        return chain
+    kinds = lambda params: jax.tree.map(lambda stays: "fixed" if stays else "learned", fixed(params))  # noqa: E731
+    return optax.partition({"learned": chain, "fixed": optax.set_to_zero()}, kinds)

@@ -44,14 +44,21 @@ class Pace:
         meta: Meta,
         final_rows: float,
         clock: Callable[[], float] = time.perf_counter,
+        patience: int = 0,
     ) -> None:
-        """`final_rows` is the size of the last validation relative to the others; `meta` comes from a checkpoint."""
+        """`final_rows` is the size of the last validation relative to the others; `meta` comes from a checkpoint.
+
+        `patience` is the number of validations without a better one after which the run ends; 0 waits for the horizon.
+        """
+        self._patience, self._ranks = patience, list(meta.get("ranks", ()))
         self._clock, self._budget, self._final_rows = clock, budget, final_rows
         self._every = eval_every or max(1, -(-steps // EVALUATIONS))
         self._fixed_every = bool(eval_every)
         self._began = clock() - float(meta["elapsed"])
         self.first = self._done = int(meta["step"])
         self.horizon = steps if budget is None else int(meta["horizon"]) or FIRST_GUESS
+        if self._worn_out():  # the run had ended
+            self.horizon = self.first
         self._evaluations = EVALUATIONS * self._done // max(self.horizon, 1)
         self._evaluating_seconds, self._last_evaluation = 0.0, None
         self._marks: deque[tuple[int, float]] = deque([(self._done, 0.0)])
@@ -109,6 +116,16 @@ class Pace:
         self._evaluating_seconds += self._last_evaluation
         self._evaluations += 1
 
+    def judge(self, done: int, rank: float) -> None:
+        """Take a validation's rank, of which the lowest is the best; end the run if none is better for too long."""
+        self._ranks.append(rank)
+        if self._worn_out():
+            self.horizon = min(done, self.horizon)
+
+    def _worn_out(self) -> bool:
+        waited = len(self._ranks) - 1 - self._ranks.index(min(self._ranks)) if self._ranks else 0
+        return 0 < self._patience <= waited
+
     def seconds_left(self) -> float:
         if self._budget is not None:
             return max(self._budget - self.elapsed(), 0.0)
@@ -116,4 +133,5 @@ class Pace:
 
     def meta(self, done: int) -> Meta:
         """Return what a checkpoint records of the clock."""
-        return {"step": done, "elapsed": self.elapsed(), "horizon": self.horizon}
+        meta: Meta = {"step": done, "elapsed": self.elapsed(), "horizon": self.horizon}
+        return {**meta, "ranks": list(self._ranks)} if self._patience else meta

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Key
 
 from jax_mlm.data.batches import Batch, batch_at, batch_of
-from jax_mlm.evals.heldout import Validator
+from jax_mlm.evals.heldout import Validates, Validator
 from jax_mlm.evals.samples import Answer, choose_samples, compile_samples
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.heads import make_forward
@@ -42,7 +42,7 @@ class Program(NamedTuple):
     """(state, batch, horizon, limit of the loss, order) → the next state, and the metrics of this batch."""
     finite: Callable[[TrainState], bool]
     """Return whether all parameters and all of the optimizer's state are finite."""
-    validate: Validator
+    validate: Validates
     answer: Callable[[Params], tuple[Answer, ...]]
     """Return the model's answers to a few held-out sentences."""
     batch_at: Callable[[int, int], Placed]
@@ -74,28 +74,37 @@ def compile_program(
         return Placed(place(batch), int((batch.segments > 0).sum()) * count)
 
     began = time.perf_counter()
-    microbatch = config.batch // config.accumulate
-    example = place(batch_of(data.valid, np.arange(microbatch // count)))
     step = make_train_step(setup.task, tx, schedule, step_key, config.accumulate)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
     controls = frozen, scalar(np.float32(0)), scalar(np.int32(0))
     compiled = compile_step(jitted.lower(state, placed(first, 0).batch, scalar(np.int32(1)), *controls))
     finite = compile_step(jax.jit(all_finite, out_shardings=everywhere).lower(state))
-    examine = compile_step(jax.jit(setup.task.examine, out_shardings=everywhere).lower(state.params, example))
-    forward = make_forward(config.model, compute_dtype(config))
-    samples = choose_samples(data.valid, data.tokenizer)
-    answer = compile_samples(forward, state.params, samples, data.valid, data.tokenizer, everywhere)
+    validate, answer = (setup.measures or masked_measures)(setup, state.params, place)
     return Program(
         step=lambda state, batch, horizon, limit, order: compiled(
             state, batch, scalar(np.int32(horizon)), frozen, scalar(np.float32(limit)), scalar(np.int32(order))
         ),
         finite=lambda state: bool(finite(state)),
-        validate=Validator(examine, data.valid, microbatch, config.eval_rows, place, setup.shard),
+        validate=validate,
         answer=answer,
         batch_at=placed,
         seconds=time.perf_counter() - began,
     )
+
+
+def masked_measures(
+    setup: Setup, params: Params, place: Callable[[Any], Any]
+) -> tuple[Validator, Callable[[Params], tuple[Answer, ...]]]:
+    """Compile the validation of masked tokens, and the answers to samples."""
+    config, data, everywhere = setup.config, setup.masked, replicated(setup.mesh)
+    microbatch = config.batch // config.accumulate
+    example = place(batch_of(data.valid, np.arange(microbatch // setup.shard[1])))
+    examine = compile_step(jax.jit(setup.task.examine, out_shardings=everywhere).lower(params, example))
+    forward = make_forward(config.model, compute_dtype(config))
+    samples = choose_samples(data.valid, data.tokenizer)
+    answer = compile_samples(forward, params, samples, data.valid, data.tokenizer, everywhere)
+    return Validator(examine, data.valid, microbatch, config.eval_rows, place, setup.shard), answer
 
 
 def all_finite(state: TrainState) -> Bool[Array, ""]:

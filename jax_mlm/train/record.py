@@ -9,6 +9,7 @@ from types import TracebackType
 
 from jax_mlm.config import Json
 from jax_mlm.data.dataset import Read
+from jax_mlm.data.labelled import Labelled
 from jax_mlm.evals.heldout import Result
 from jax_mlm.evals.samples import Answer, to_json
 from jax_mlm.files import write_atomically
@@ -33,10 +34,12 @@ def write_run_files(setup: Setup) -> None:
         write_atomically(setup.run / TOKENIZER_FILE, setup.data.tokenizer.to_str(pretty=True))
     teacher = {"teacher": setup.teacher.origin} if setup.teacher else {}
     origin = {"files": list(setup.config.data), **setup.data.fingerprints, **origin_of(setup.run, setup.start)}
-    if setup.config.data:
+    if isinstance(setup.data, Labelled):
+        origin |= {"text": setup.survey.figures}
+    elif setup.config.data:
         origin |= {"sources": setup.data.sources}
         origin |= {"text": setup.survey.figures, **tokenizer_of(setup.run, setup.data.read)}
-    write_run(setup.run, setup.config, describe_machine(), {**origin, **teacher})
+    write_run(setup.run, setup.config, describe_machine(), {**origin, **teacher}, setup.tuned)
 
 
 def tokenizer_of(run: Path, read: Read) -> Json:
@@ -80,9 +83,10 @@ class Recorder(AbstractContextManager["Recorder"]):
 
     def validated(self, step: int, pace: Pace, result: Result, answers: Sequence[Answer]) -> None:
         """Record a validation and the answers to the samples."""
-        self._log.write("valid", step, {"loss": result.loss, "accuracy": result.accuracy})
-        self._log.write_samples(step, to_json(answers))
-        self._progress.evaluated(step, pace.horizon, result.loss, result.accuracy, answers)
+        self._log.write("valid", step, result.figures())
+        if answers:
+            self._log.write_samples(step, to_json(answers))
+        self._progress.evaluated(step, pace.horizon, result.figures(), answers)
 
     def draw(self) -> None:
         """Draw in the background, at most once a minute."""
@@ -90,7 +94,7 @@ class Recorder(AbstractContextManager["Recorder"]):
 
     def finished(self, step: int, pace: Pace, result: Result) -> None:
         """Record the figures over all validation rows."""
-        self._log.write("final", step, {"loss": result.loss, "accuracy": result.accuracy, "seconds": pace.elapsed()})
+        self._log.write("final", step, {**result.figures(), "seconds": pace.elapsed()})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jax_mlm.config import TrainConfig
+from jax_mlm.config import Json, TrainConfig
 from jax_mlm.data.dataset import Dataset, open_dataset
+from jax_mlm.data.labelled import Labelled
 from jax_mlm.errors import UserError
+from jax_mlm.evals.heldout import Validates
+from jax_mlm.evals.samples import Answer
+from jax_mlm.model.encoder import Params
 from jax_mlm.parallel import hosts
 from jax_mlm.parallel.compile import compile_cache, compute_dtype
 from jax_mlm.parallel.devices import describe_devices, warn_of_unused_accelerator
@@ -32,6 +37,9 @@ from jax_mlm.train.survey import Survey, survey
 from jax_mlm.train.teacher import resolve_start
 from jax_mlm.train.unchanged import check_unchanged
 
+Measures = Callable[["Setup", Params, Callable[[Any], Any]], tuple[Validates, Callable[[Params], tuple[Answer, ...]]]]
+"""(setup, parameters, placer of batches) → validation, and answers to samples."""
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -44,12 +52,24 @@ class Setup:
     """Seconds; None if the number of steps is given."""
     mesh: Mesh
     rules: Rules
-    data: Dataset
+    data: Dataset | Labelled
     survey: Survey
     start: Initial | None
     """The weights of --init or of a teacher; None for random ones and for a resumed run."""
     teacher: Initial | None
     task: Task[Any]  # its Example type does not matter here
+    measures: Measures | None = None
+    """Compiles the validation of a fine-tuned model; None for masked tokens."""
+    tuned: Json | None = None
+    """What run.json keeps of a fine-tuned model besides."""
+    patience: int = 0
+    command: str = "python -m jax_mlm.train"
+
+    @property
+    def masked(self) -> Dataset:
+        """Return the data of a run that learns masked tokens."""
+        assert isinstance(self.data, Dataset)
+        return self.data
 
     @property
     def shard(self) -> tuple[int, int]:
@@ -57,11 +77,11 @@ class Setup:
         return jax.process_index(), jax.process_count()
 
 
-def set_up(config: TrainConfig) -> Setup:
-    """Read and check what the options name, on all hosts alike.
+def check_run(config: TrainConfig) -> tuple[Path, float | None, Mesh]:
+    """Return the run directory, the budget in seconds and the mesh, once the options fit them, on all hosts alike.
 
     Raises:
-        UserError: a mistake in the options or the data.
+        UserError: a mistake in the options.
     """
     hosts.join(config.multi_host)  # done already if the options came from a command line
     check_resumed(config)
@@ -79,6 +99,16 @@ def set_up(config: TrainConfig) -> Setup:
     jax.config.update("jax_compilation_cache_dir", str(compile_cache(config)))
     if config.resume and (config.init or config.distil.distil) and not has_checkpoint(run):
         raise UserError(f"{run} has lost its checkpoints, and with them the weights it started from: start a new run")
+    return run, budget, mesh
+
+
+def set_up(config: TrainConfig) -> Setup:
+    """Read and check what the options name, on all hosts alike.
+
+    Raises:
+        UserError: a mistake in the options or the data.
+    """
+    run, budget, mesh = check_run(config)
     config, start, teacher, tokenizer = hosts.on_every_host(lambda: resolve_start(config, run))
     data = hosts.on_every_host(lambda: open_dataset(config, run, given=tokenizer))
     if config.add_tokens and not config.resume:

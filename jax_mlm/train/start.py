@@ -47,7 +47,7 @@ def read_initial(source: Path) -> Initial:
     Raises:
         UserError: `source` is neither, or is broken.
     """
-    if _is_run(source):
+    if is_run(source):
         step, params = load_params(source, "best")
         _check_finite(params, source)
         origin = {"from": str(source.resolve()), "step": step}
@@ -62,7 +62,7 @@ def read_initial(source: Path) -> Initial:
 
 def initial_model(source: Path) -> ModelConfig:
     """Return the shape alone of what `read_initial` reads."""
-    return read_run(source).model if _is_run(source) else open_hf(source)[1]
+    return read_run(source).model if is_run(source) else open_hf(source)[1]
 
 
 def _check_finite(params: Params, source: Path) -> None:
@@ -71,7 +71,8 @@ def _check_finite(params: Params, source: Path) -> None:
             raise UserError(f"{source} holds weights that are not finite, in {'.'.join(path)}: take other weights")
 
 
-def _is_run(source: Path) -> bool:
+def is_run(source: Path) -> bool:
+    """Return whether a directory is a run, or else a Hugging Face model; a UserError if it is neither."""
     if (source / RUN_FILE).is_file():
         return True
     if (source / "config.json").is_file():

@@ -1,0 +1,139 @@
+"""Examples laid out for a task, the scores of their logits, and the answers in words."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer
+
+from jax_mlm.config import Json, TaskConfig, TrainConfig
+from jax_mlm.data.align import Unit, Windows, lay_texts, lay_words
+from jax_mlm.data.labelled import LabelledRows, pack_windows
+from jax_mlm.data.labels import Example
+from jax_mlm.data.tokenizer import vocabulary_of
+from jax_mlm.evals.heldout import Result, result_of
+from jax_mlm.evals.labelled import item_logits
+from jax_mlm.model.encoder import Params
+from jax_mlm.tasks.classify import judged, label_metrics, make_logits, probabilities, targets_of
+from jax_mlm.tasks.scores import Scores
+from jax_mlm.tasks.tagging import entities, judged_tags, shown, tag_targets
+
+AT_ONCE = 32
+"""Rows computed at once."""
+
+
+@dataclass(frozen=True)
+class Laid:
+    """Examples, their windows, and what is right for each item."""
+
+    examples: Sequence[Example]
+    windows: Windows
+    units: Sequence[Sequence[Unit]]
+    """The words of each example, to tag."""
+    targets: np.ndarray
+    known: np.ndarray
+    """[items] 1 where the target is known."""
+    weights: np.ndarray
+    """[items] in the loss."""
+    remarks: tuple[str, ...]
+
+    def weighted(self, of_label: np.ndarray) -> Laid:
+        """Return the same with the weight of each item's label."""
+        return replace(self, weights=self.known * of_label[self.targets])
+
+    def rows(self, length: int, pad: int, seed: int = 0) -> LabelledRows:
+        """Pack the windows into rows."""
+        return pack_windows(self.windows, self.targets, self.weights, length, pad, seed)
+
+    def measured(self, task: TaskConfig, logits: np.ndarray) -> tuple[Result, Scores]:
+        """Return the loss of the logits [items, K], weighted as in training, and the scores."""
+        part = (jnp.asarray(logits)[None], jnp.asarray(self.targets)[None], jnp.asarray(self.weights)[None])
+        loss = result_of(label_metrics(task.problem, *part))
+        if task.kind == "tag":
+            return loss, judged_tags(task, self.examples, self.units, logits)
+        return loss, judged(task, self.targets, self.known, logits)
+
+
+def lay_out(tokenizer: Tokenizer, examples: Sequence[Example], task: TaskConfig, length: int) -> Laid:
+    """Return the examples as windows of at most `length` tokens, with their targets."""
+    if task.kind == "tag":
+        windows, remarks, units = lay_words(tokenizer, examples, length, task.overlap)
+        targets, known, more = tag_targets(examples, units, task)
+        return Laid(examples, windows, units, targets, known, known, (*remarks, *more))
+    windows, remarks, _ = lay_texts(tokenizer, examples, task.pair, length, task.overlap)
+    targets, known = targets_of(examples, task)
+    return Laid(examples, windows, (), targets, known, known, remarks)
+
+
+def predicted(
+    config: TrainConfig, task: TaskConfig, tokenizer: Tokenizer, params: Params, examples: Sequence[Example]
+) -> tuple[Laid, np.ndarray]:
+    """Return examples, laid out in rows as the run has them, and the logits of their items, in float32.
+
+    What else is in a batch or a row changes no logit by more than rounding.
+    """
+    length = config.corpus.length
+    laid = lay_out(tokenizer, examples, task, length)
+    rows = laid.rows(length, vocabulary_of(tokenizer).pad)
+    logits = jax.jit(partial(make_logits(config.model, task, jnp.float32), drop_keys=None))
+    return laid, item_logits(logits, jax.device_put(params), rows, task.outputs, min(AT_ONCE, len(rows)), lambda x: x)
+
+
+def answers(task: TaskConfig, laid: Laid, logits: np.ndarray) -> Iterator[Json]:
+    """Yield each example's prediction as JSON has it, after the fields of its row."""
+    chances = probabilities(task, logits)
+    at = 0
+    for number, example in enumerate(laid.examples):
+        found: Json = {"text": example.text}
+        if task.kind == "tag":
+            words = laid.units[number]
+            found["entities"] = [
+                shown(entity, example.text) for entity in entities(task, words, logits[at : at + len(words)])
+            ]
+            at += len(words)
+        elif task.problem == "regression":
+            found["prediction"] = round(float(chances[number, 0]), 6)
+        else:
+            order = np.argsort(-chances[number], kind="stable")
+            ranked = [{"label": task.labels[i], "probability": round(float(chances[number, i]), 6)} for i in order]
+            if task.problem == "multi":
+                found["predictions"] = [each["label"] for each in ranked if each["probability"] > 0.5]
+            else:
+                found |= {"prediction": ranked[0]["label"], "probability": ranked[0]["probability"]}
+            found["labels"] = ranked
+        yield {
+            **(example.row or {}),
+            **{k: v for k, v in found.items() if k != "text" or "text" not in (example.row or {})},
+        }
+
+
+def worst(task: TaskConfig, laid: Laid, logits: np.ndarray, count: int = 10) -> list[Json]:
+    """Return the examples with the largest loss: those that the model is most wrong about."""
+    metrics = jax.vmap(lambda *part: label_metrics(task.problem, *(x[None, None] for x in part)))
+    each = metrics(jnp.asarray(logits), jnp.asarray(laid.targets), jnp.asarray(laid.known))
+    loss = np.asarray(each.loss_sum)
+    if task.kind == "tag":
+        ends = np.cumsum([0, *map(len, laid.units)])
+        loss = np.array([loss[a:b].sum() for a, b in itertools.pairwise(ends)])
+    order = [int(i) for i in np.argsort(-loss, kind="stable")[:count] if loss[i] > 0]
+    every = list(answers(task, laid, logits))
+    return [{**_short(task, laid.examples[i], every[i]), "loss": round(float(loss[i]), 4)} for i in order]
+
+
+def _short(task: TaskConfig, example: Example, answer: Json) -> Json:
+    right = (
+        [{"label": span.label, "text": example.text[span.start : span.end]} for span in example.spans or ()]
+        if task.kind == "tag"
+        else example.label
+    )
+    said = answer.get("entities", answer.get("predictions", answer.get("prediction")))
+    if task.kind == "tag":
+        said = [{"label": each["label"], "text": each["text"]} for each in answer["entities"]]
+    text = example.text if example.pair is None else f"{example.text} ∥ {example.pair}"
+    return {"where": example.where, "text": text[:300], "right": right, "predicted": said}

@@ -1,0 +1,124 @@
+"""The options of `python -m jax_mlm.finetune`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from jax_mlm.cli.options import Given
+from jax_mlm.config import Json, from_json
+from jax_mlm.errors import UserError
+from jax_mlm.run.directory import RUN_FILE, read_run_file
+
+EXAMPLES = """examples:
+  python -m jax_mlm.finetune --init runs/tiny --task classify --data train.tsv --valid dev.tsv
+  python -m jax_mlm.finetune --init runs/tiny --task tag --data train.conll --valid dev.conll
+  python -m jax_mlm.finetune --init bert-base/ --task classify --data pairs.csv --text question --pair answer
+  python -m jax_mlm.finetune --resume --out runs/tiny-classify"""
+
+GROUPS = {
+    "text": ("init", "task", "data", "valid", "test", "text", "pair", "label", "labels", "problem"),
+    "duration and output": ("epochs", "budget", "patience", "metric", "seeds", "out", "resume", "json"),
+    "training": ("lr", "batch", "length", "overlap", "class_weights", "freeze", "seed"),
+}
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tune a pretrained encoder on labelled examples: to classify texts, or to tag the words in them."""
+
+    init: str = ""
+    """The encoder: a run or a Hugging Face directory."""
+    task: Literal["", "classify", "tag"] = ""
+    """What to learn: a label for each text (or a number, or several labels), or the entities in a text."""
+    data: str = ""
+    """Examples to learn: .csv, .tsv, .jsonl or .parquet; CoNLL columns to tag."""
+    valid: str = ""
+    """Examples for the figures that are reported. With --test they choose the checkpoint instead."""
+    test: str = ""
+    """Examples for the figures that are reported, where --valid chooses."""
+    text: str = ""
+    """The column of the text; without it text, or the only column beside the label's."""
+    pair: str = ""
+    """The column of a second text that is judged together with the first."""
+    label: str = ""
+    """The column of the label; without it label. Several labels: a list in JSON, or a|b."""
+    labels: str = ""
+    """The labels, or the types of entities, in their order: a,b,c; without it those of the data, sorted."""
+    problem: Literal["auto", "single", "multi", "regression"] = "auto"
+    """One label a text, any number of them, or a number to predict; auto tells by the labels."""
+    epochs: float = 0.0
+    """Times that all examples are seen; 0 takes 3, 10 or 20, the more the fewer examples there are."""
+    budget: str = ""
+    """Train for this long instead: 90s, 30m, 2h."""
+    patience: int = 0
+    """End after so many validations (of about ten) without a better one; 0 goes on to the end."""
+    metric: str = ""
+    """By which the best checkpoint is chosen: accuracy, f1, macro_f1, micro_f1, mcc, pearson, spearman, rmse, loss."""
+    seeds: int = 1
+    """Train so many times with different seeds; report mean and deviation, and keep the best."""
+    out: str = ""
+    """The run directory; empty takes the first free runs/NAME-TASK, runs/NAME-TASK-2, …"""
+    resume: bool = False
+    """Continue the run in --out from its newest checkpoint."""
+    json: bool = False
+    """Print the figures as one JSON object."""
+    lr: float = 0.0
+    """Peak learning rate; 0 takes one for the width of the model: 2e-4 at 256, 1e-4 at 512."""
+    batch: int = 0
+    """Rows in an optimizer step, each of several examples; 0 takes about 32 examples."""
+    length: int = 0
+    """Tokens in a row; longer texts are read in windows. 0 takes the longest text, up to 512."""
+    overlap: int = -1
+    """Tokens that two windows of a long text have in common; -1 takes a quarter of the length."""
+    class_weights: str = ""
+    """Weight of each label in the loss: balanced, or a=2,b=0.5."""
+    freeze: int = 0
+    """Leave the embeddings and so many of the first layers as they are."""
+    seed: int = 0
+    """Seed of the fresh weights, the order and the dropout."""
+
+    def __post_init__(self) -> None:
+        if self.epochs and self.budget:
+            raise ValueError("--epochs and --budget exclude each other: give one of them")
+        for name in ("epochs", "lr", "batch", "length", "patience", "freeze", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must not be negative, but is {getattr(self, name)}")
+        if self.seeds < 1:
+            raise ValueError(f"--seeds must be at least 1, not {self.seeds}")
+        if self.test and not self.valid:
+            raise ValueError("--test needs --valid: without it, --valid alone is what the figures are reported of")
+        if self.task == "tag" and (self.pair or self.problem != "auto" or self.text or self.label):
+            raise ValueError(
+                "--task tag reads whole files of words or entities: leave out --text, --pair, --label, --problem"
+            )
+
+
+def defaults(given: Given) -> FinetuneConfig | None:
+    """Return the options of the run to resume, which those given override; None for a new run."""
+    if not given.get("resume"):
+        for name, what in (("init", "the encoder"), ("task", "classify or tag"), ("data", "the examples")):
+            if not given.get(name):
+                raise UserError(f"--{name} is missing: {what}")
+        return None
+    if not given.get("out"):
+        raise UserError("--resume needs --out DIR: the run directory to continue")
+    before = options_of(Path(given["out"]))
+    for name, value in given.items():
+        if name not in ("resume", "out", "json") and value != getattr(before, name):
+            raise UserError(
+                f"--resume continues {given['out']} with its own options, but {name} differs from its {RUN_FILE}"
+            )
+    return replace(before, resume=True, out=given["out"], json=given.get("json", False))
+
+
+def options_of(run: Path) -> FinetuneConfig:
+    """Return the options that a run was fine-tuned with."""
+    values: Json | None = read_run_file(run).get("finetune")
+    if values is None:
+        raise UserError(f"{run} was not made by python -m jax_mlm.finetune: continue it with python -m jax_mlm.train")
+    try:
+        return from_json(FinetuneConfig, values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{run / RUN_FILE}: its options are not those of this version: {error}") from None

@@ -1,0 +1,263 @@
+"""What a fine-tuning consists of: examples, task, weights and recipe, read and checked before anything is written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer
+
+from jax_mlm.config import DataConfig, Json, ModelConfig, OptimConfig, TaskConfig, TrainConfig, to_json
+from jax_mlm.data.align import encoded, frame_of
+from jax_mlm.data.batches import batch_of
+from jax_mlm.data.examples import Examples, read_examples
+from jax_mlm.data.labelled import Labelled, LabelledRows
+from jax_mlm.data.labels import Columns, Example, check_labels, labels_of, problem_of
+from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
+from jax_mlm.errors import UserError, unknown_choice
+from jax_mlm.evals.answers import Laid, lay_out
+from jax_mlm.evals.labelled import TaskValidator
+from jax_mlm.evals.samples import Answer
+from jax_mlm.hf.directory import read_body_of
+from jax_mlm.model.encoder import Params
+from jax_mlm.model.task_heads import begin_with
+from jax_mlm.parallel.compile import compile_step, compute_dtype
+from jax_mlm.parallel.mesh import replicated
+from jax_mlm.parallel.rules import REPLICATED
+from jax_mlm.run.checkpoint import load_params
+from jax_mlm.run.directory import TOKENIZER_FILE, read_run, read_run_file, read_task
+from jax_mlm.tasks.classify import class_weights, labelled, make_logits
+from jax_mlm.tasks.tagging import check_types, tags_for, types_of
+from jax_mlm.train.finetune_options import FinetuneConfig
+from jax_mlm.train.setup import Setup, check_run
+from jax_mlm.train.start import Initial, is_run
+from jax_mlm.train.survey import Survey
+
+DROPOUT = 0.1
+"""Dropout of fine-tuning, whatever pretraining had: there are few examples, and they are seen several times."""
+EXAMPLES_A_STEP = 32
+LONGEST = 512
+"""Tokens of the longest row that is taken without --length."""
+AT_ONCE = 16
+"""Rows that validation computes at once, at least."""
+METRICS = {"single": "accuracy", "multi": "micro_f1", "regression": "pearson"}
+
+
+class Plan(NamedTuple):
+    """A fine-tuning that is ready to be run."""
+
+    options: FinetuneConfig
+    config: TrainConfig
+    task: TaskConfig
+    data: Labelled
+    choosing: Laid
+    """The examples that choose among checkpoints, as `data.valid` has them."""
+    report: Sequence[Example]
+    start: Initial | None
+    lines: tuple[str, ...]
+
+
+def plan(options: FinetuneConfig) -> Plan:
+    """Read the examples, decide what is to be learned and how, and begin with the given weights.
+
+    Raises:
+        UserError: a mistake in the options or in the files.
+    """
+    columns = Columns(options.text, options.pair, options.label)
+    kind = cast(Any, options.task)
+    examples = read_examples(kind, options.data, options.valid, options.test, columns)
+    task, lines = _task(options, examples)
+    before = read_run(Path(options.out)) if options.resume else None
+    if before is not None:
+        model, tokenizer, params = before.model, load_tokenizer(Path(options.out) / TOKENIZER_FILE), None
+    else:
+        model, tokenizer, params = _given(Path(options.init), task)
+        model = replace(model, dropout=max(model.dropout, DROPOUT))
+    length = before.corpus.length if before else _length(options, model, tokenizer, examples, task)
+    task = replace(task, overlap=length // 4 if options.overlap < 0 else options.overlap)
+    if options.resume:
+        _check_same(Path(options.out), task, examples.fingerprints)
+    train, choosing = (lay_out(tokenizer, each, task, length) for each in (examples.train, examples.choose))
+    if options.class_weights:
+        weights = class_weights(options.class_weights, task, train.targets)
+        train, choosing = (each.weighted(weights) for each in (train, choosing))
+    pad = vocabulary_of(tokenizer).pad
+    rows, valid = train.rows(length, pad, options.seed), choosing.rows(length, pad)
+    config = before or _recipe(options, model, length, rows, len(examples.train))
+    config = replace(config, resume=options.resume, out=options.out)
+    start = None
+    if params is not None:
+        begun = begin_with(params, config.model, task, jax.random.key(options.seed))
+        lines += (f"starting fresh: {', '.join(begun.fresh)}",) if begun.fresh else ()
+        start = Initial(config.model, begun.params, tokenizer, {"from": str(Path(options.init).resolve())})
+    remarks = (*examples.remarks, *train.remarks, *choosing.remarks)
+    lines += (
+        f"{len(examples.train):,} examples in {len(rows):,} rows of {length} tokens; {config.batch} rows a step, "
+        f"learning rate {config.optim.lr:g}, {f'{config.steps:,} steps' if config.steps else config.budget}",
+        f"{len(examples.choose):,} examples choose the checkpoint by {task.metric}"
+        + ("" if options.test else f", held out from {options.data}"),
+    )
+    data = Labelled(config, tokenizer, rows, valid, examples.fingerprints)
+    return Plan(options, config, task, data, choosing, examples.report, start, (*lines, *remarks))
+
+
+def _task(options: FinetuneConfig, examples: Examples) -> tuple[TaskConfig, tuple[str, ...]]:
+    """Return what is to be learned, and what there is to say about it; all labels are checked."""
+    every = [*examples.train, *examples.choose]
+    named = tuple(dict.fromkeys(part for each in options.labels.split(",") if (part := each.strip())))
+    columns = (examples.columns.text, examples.columns.pair, examples.columns.label)
+    if options.task == "tag":
+        types = named or types_of(examples.train)
+        task = TaskConfig(
+            "tag", tags_for(types), metric=_metric(options, "f1", ("f1", "macro_f1", "conlleval_f1", "loss"))
+        )
+        for each in (every, examples.report):
+            check_types(each, task.labels)
+        return task, (f"entities: {', '.join(types)}",)
+    problem = problem_of(examples.train) if options.problem == "auto" else options.problem
+    found = labels_of(examples.train, problem)
+    labels = () if problem == "regression" else named or found
+    for each in (every, examples.report):
+        check_labels(each, labels, problem)
+    allowed = {
+        "single": ("accuracy", "macro_f1", "mcc", "loss", *(["f1"] if len(labels) == 2 else [])),
+        "multi": ("micro_f1", "macro_f1", "accuracy", "loss"),
+        "regression": ("pearson", "spearman", "rmse", "loss"),
+    }[problem]
+    metric = _metric(options, METRICS[problem], allowed)
+    task = TaskConfig("classify", labels, problem, bool(options.pair), metric=metric, columns=columns)
+    what = {"single": "one of the labels", "multi": "any of the labels", "regression": "a number"}[problem]
+    told = " (told by the labels; --problem decides otherwise)" if options.problem == "auto" else ""
+    shown = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")
+    return task, (f"to learn from column {columns[0]!r}: {what}{f' {shown}' if labels else ''}{told}",)
+
+
+def _metric(options: FinetuneConfig, usual: str, allowed: Sequence[str]) -> str:
+    if options.metric and options.metric not in allowed:
+        raise unknown_choice("--metric", options.metric, allowed)
+    return options.metric or usual
+
+
+def _given(source: Path, task: TaskConfig) -> tuple[ModelConfig, Tokenizer, Params]:
+    """Read the encoder, and what a head can keep; the classifier of an earlier task is not kept."""
+    if is_run(source):
+        _, params = load_params(source, "best")
+        kept = {name: value for name, value in params.items() if name != "classifier"}
+        return read_run(source).model, load_tokenizer(source / TOKENIZER_FILE), kept
+    read = read_body_of(source, task)
+    for remark in read.remarks:
+        print(f"--init {source}: {remark}", file=sys.stderr)
+    return read.model, Tokenizer.from_str(read.tokenizer.to_str()), read.params
+
+
+def _length(
+    options: FinetuneConfig, model: ModelConfig, tokenizer: Tokenizer, examples: Examples, task: TaskConfig
+) -> int:
+    """Return the tokens of a row: those of the longest text, rounded up to a multiple of 64, and at least 128."""
+    if options.length:
+        if options.length > model.max_length:
+            raise UserError(
+                f"--length {options.length} exceeds the {model.max_length} positions of --init {options.init}"
+            )
+        return options.length
+    frame = frame_of(tokenizer, task.pair).size
+    sizes = [len(each.ids) for each in encoded(tokenizer, [example.text for example in examples.train])]
+    if task.pair:
+        pairs = encoded(tokenizer, [example.pair or "" for example in examples.train])
+        sizes = [size + len(each.ids) for size, each in zip(sizes, pairs, strict=True)]
+    return min(max(128, -(-(max(sizes) + frame) // 64) * 64), LONGEST, model.max_length)
+
+
+def _recipe(options: FinetuneConfig, model: ModelConfig, length: int, rows: LabelledRows, examples: int) -> TrainConfig:
+    """Return AdamW with a linear decay, and a rate and a length that suit the width and the number of examples."""
+    devices = jax.device_count()
+    batch = options.batch or max(1, round(EXAMPLES_A_STEP * len(rows) / examples))
+    batch = options.batch or -(-batch // devices) * devices
+    epochs = options.epochs or (3 if examples > 50_000 else 10 if examples >= 5_000 else 20)
+    steps = max(1, round(epochs * len(rows) / batch))
+    return TrainConfig(
+        preset="finetune",
+        data=(options.data,),
+        valid=tuple(filter(None, (options.valid, options.test))),
+        init=options.init,
+        out=options.out,
+        steps=0 if options.budget else steps,
+        budget=options.budget,
+        seed=options.seed,
+        batch=batch,
+        model=model,
+        corpus=DataConfig(length=length),
+        optim=OptimConfig(
+            lr=options.lr or min(3e-4, 0.0512 / model.width), schedule="linear", warmup=0.1, beta2=0.999, decay=0.0
+        ),
+    )
+
+
+def _check_same(run: Path, task: TaskConfig, fingerprints: dict[str, str]) -> None:
+    """Refuse to resume a run whose files, and with them its labels or rows, have changed."""
+    before = read_run_file(run).get("data", {})
+    for name, digest in fingerprints.items():
+        if before.get(name) != digest:
+            option = "data" if name == "train" else name
+            raise UserError(
+                f"--{option} has changed since the run in {run} began: restore the file, or start a new run"
+            )
+    if read_task(run) != task:
+        raise UserError(f"{run}: its task differs from what its options and files give now: start a new run")
+
+
+# ---- the run -------------------------------------------------------------------------------------
+
+
+def set_up_plan(plan: Plan, config: TrainConfig) -> Setup:
+    """Return what the training loop needs of a plan; `config` is the plan's own.
+
+    Raises:
+        UserError: the options contradict the run, or its directory.
+    """
+    run, budget, mesh = check_run(config)
+    for line in plan.lines:
+        print(line, file=sys.stderr, flush=True)
+    task = labelled(config.model, plan.task, compute_dtype(config), plan.options.freeze)
+    figures: Json = {"examples": len(plan.data.train.targets), "labels": list(plan.task.labels)}
+    return Setup(
+        config,
+        run,
+        budget,
+        mesh,
+        REPLICATED,
+        plan.data,
+        Survey(figures, (), (), None),
+        plan.start,
+        None,
+        task,
+        measures=partial(_measures, plan),
+        tuned={"task": _json(plan.task), "finetune": _json(replace(plan.options, resume=False, json=False))},
+        patience=plan.options.patience,
+        command="python -m jax_mlm.finetune",
+    )
+
+
+def _json(config: TaskConfig | FinetuneConfig) -> Json:
+    return to_json(cast(TrainConfig, config))
+
+
+def _measures(
+    plan: Plan, setup: Setup, params: Params, place: Callable[[Any], Any]
+) -> tuple[TaskValidator, Callable[[Params], tuple[Answer, ...]]]:
+    """Compile the validation on the examples that choose; there are no samples."""
+    config, rows = setup.config, plan.data.valid
+    batch = min(max(config.batch, AT_ONCE), -(-len(rows) // config.batch) * config.batch)
+    batch = -(-batch // jax.device_count()) * jax.device_count()
+    logits = partial(make_logits(config.model, plan.task, compute_dtype(config)), drop_keys=None)
+    example = place(batch_of(rows, np.arange(batch)))
+    compiled = compile_step(jax.jit(logits, out_shardings=replicated(setup.mesh)).lower(params, example))
+    measure = partial(plan.choosing.measured, plan.task)
+    validator = TaskValidator(compiled, rows, plan.task.outputs, batch, plan.task.metric, measure, place)
+    return validator, lambda params: ()
