@@ -7,14 +7,14 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jax_mlm.cli.command import Command
 from jax_mlm.config import Json
 from jax_mlm.errors import UserError
-from jax_mlm.train.finetune_options import EXAMPLES, GROUPS, FinetuneConfig, defaults
+from jax_mlm.train.finetune_options import EXAMPLES, GROUPS, SEEDS_FILE, FinetuneConfig, defaults
 
 if TYPE_CHECKING:
     from jax_mlm.train.finetuning import Plan
@@ -107,7 +107,7 @@ def _trained(plan: Plan, stopping: Stopping | None) -> tuple[Path, Json]:
 def _best_of(config: FinetuneConfig, stopping: Stopping | None) -> tuple[Path, Json]:
     """Train every seed in a run directory of its own; the best one, by the examples that choose, becomes the run."""
     from jax_mlm.evals.labelled import best_first
-    from jax_mlm.files import discard, publish
+    from jax_mlm.files import discard, make_folder, write_atomically
     from jax_mlm.report.scores import read_scores, write_scores
     from jax_mlm.run.checkpoint import FOLDER
     from jax_mlm.run.directory import RUN_FILE
@@ -116,6 +116,8 @@ def _best_of(config: FinetuneConfig, stopping: Stopping | None) -> tuple[Path, J
     out = Path(config.out)
     if not config.resume and out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} exists already: continue it with --resume, or choose another --out")
+    make_folder(out, "--out")
+    write_atomically(out / SEEDS_FILE, json.dumps(asdict(replace(config, resume=False, json=False)), indent=2) + "\n")
     seeds = [config.seed + i for i in range(config.seeds)]
     found: list[Json] = []
     for seed in seeds:
@@ -123,10 +125,12 @@ def _best_of(config: FinetuneConfig, stopping: Stopping | None) -> tuple[Path, J
         before = read_scores(directory)
         if before is None:
             one = replace(config, seed=seed, seeds=1, out=str(directory), resume=(directory / RUN_FILE).is_file())
+            print(f"seed {seed}", file=sys.stderr)
             try:
                 before = _trained(plan(one), stopping)[1]
-            except KeyboardInterrupt as stop:
-                raise KeyboardInterrupt(f"{stop} (or all seeds with the same command again and --resume)") from None
+            except KeyboardInterrupt:
+                again = f"python -m jax_mlm.finetune --resume --out {out}"
+                raise KeyboardInterrupt(f"stopped at seed {seed}; continue with: {again}") from None
         found.append(before)
     metric = found[0]["metric"]
     best = min(range(len(seeds)), key=lambda i: (best_first(found[i]["choosing"], metric), i))
@@ -138,7 +142,6 @@ def _best_of(config: FinetuneConfig, stopping: Stopping | None) -> tuple[Path, J
     for i, seed in enumerate(seeds):
         if i != best:
             discard(out / f"seed-{seed}" / FOLDER)  # the others keep their figures, not their weights
-    del publish
     scores = {
         **found[best],
         "seeds": each_seed,

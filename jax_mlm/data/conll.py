@@ -206,7 +206,7 @@ def _span(where: str, text: str, given: object) -> Span:
             raise UserError(f'{where}: an entity is {{"start": 0, "end": 5, "label": "person"}}, not {str(given)[:80]}')
     if not 0 <= start < end <= len(text):
         raise UserError(f"{where}: an entity from {start} to {end} in a text of {len(text)} characters")
-    said = given.get("text", text[start:end])
+    said = given.get("text", text[start:end]) if isinstance(given, dict) else text[start:end]
     if said != text[start:end]:
         raise UserError(f"{where}: at {start} to {end} the text has {text[start:end]!r}, not {str(said)[:80]!r}")
     if not label.strip():

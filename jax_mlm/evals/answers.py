@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -81,17 +80,19 @@ def predicted(
     length = config.corpus.length
     laid = lay_out(tokenizer, examples, task, length)
     rows = laid.rows(length, vocabulary_of(tokenizer).pad)
-    logits = jax.jit(partial(make_logits(config.model, task, jnp.float32), drop_keys=None))
+    logits = jax.jit(make_logits(config.model, task, jnp.float32))
     return laid, item_logits(logits, jax.device_put(params), rows, task.outputs, min(AT_ONCE, len(rows)), lambda x: x)
 
 
 def answers(task: TaskConfig, laid: Laid, logits: np.ndarray) -> Iterator[Json]:
-    """Yield each example's prediction as JSON has it, after the fields of its row."""
+    """Yield the fields of each example's row, and the prediction, under names that the row does not have."""
     chances = probabilities(task, logits)
     at = 0
     for number, example in enumerate(laid.examples):
-        found: Json = {"text": example.text}
+        found: Json = {}
         if task.kind == "tag":
+            if "text" not in (example.row or {}):
+                found["text"] = example.text  # what the offsets refer to
             words = laid.units[number]
             found["entities"] = [
                 shown(entity, example.text) for entity in entities(task, words, logits[at : at + len(words)])
@@ -106,11 +107,14 @@ def answers(task: TaskConfig, laid: Laid, logits: np.ndarray) -> Iterator[Json]:
                 found["predictions"] = [each["label"] for each in ranked if each["probability"] > 0.5]
             else:
                 found |= {"prediction": ranked[0]["label"], "probability": ranked[0]["probability"]}
-            found["labels"] = ranked
-        yield {
-            **(example.row or {}),
-            **{k: v for k, v in found.items() if k != "text" or "text" not in (example.row or {})},
-        }
+            found["probabilities"] = {each["label"]: each["probability"] for each in ranked}
+        row = dict(example.row or {})
+        yield row | {_free(name, row): value for name, value in found.items()}
+
+
+def _free(name: str, row: Json) -> str:
+    """Return a name that the row does not have."""
+    return name if name not in row else _free(f"predicted_{name}", row)
 
 
 def worst(task: TaskConfig, laid: Laid, logits: np.ndarray, count: int = 10) -> list[Json]:
@@ -122,7 +126,7 @@ def worst(task: TaskConfig, laid: Laid, logits: np.ndarray, count: int = 10) -> 
         ends = np.cumsum([0, *map(len, laid.units)])
         loss = np.array([loss[a:b].sum() for a, b in itertools.pairwise(ends)])
     order = [int(i) for i in np.argsort(-loss, kind="stable")[:count] if loss[i] > 0]
-    every = list(answers(task, laid, logits))
+    every = list(answers(task, replace(laid, examples=[replace(each, row=None) for each in laid.examples]), logits))
     return [{**_short(task, laid.examples[i], every[i]), "loss": round(float(loss[i]), 4)} for i in order]
 
 
@@ -134,6 +138,6 @@ def _short(task: TaskConfig, example: Example, answer: Json) -> Json:
     )
     said = answer.get("entities", answer.get("predictions", answer.get("prediction")))
     if task.kind == "tag":
-        said = [{"label": each["label"], "text": each["text"]} for each in answer["entities"]]
+        said = [{"label": each["label"], "text": each["text"]} for each in said]
     text = example.text if example.pair is None else f"{example.text} ∥ {example.pair}"
     return {"where": example.where, "text": text[:300], "right": right, "predicted": said}

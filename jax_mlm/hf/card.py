@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from jax_mlm.config import TrainConfig
+from jax_mlm.config import TaskConfig, TrainConfig
+from jax_mlm.hf.tasks import PIPELINES
 from jax_mlm.model.encoder import Params
 from jax_mlm.run.directory import read_run_file
 from jax_mlm.run.log import METRICS_FILE, read_metrics
 
 
-def model_card(folder: Path, run: Path, config: TrainConfig, params: Params, step: int, mask: str) -> str:
+def model_card(
+    folder: Path,
+    run: Path,
+    config: TrainConfig,
+    params: Params,
+    step: int,
+    mask: str,
+    task: TaskConfig | None = None,
+) -> str:
     """Return README.md: where the model comes from and how to use it; the licence is for its owner to fill in."""
     facts, model = read_run_file(run), config.model
     data = facts.get("data", {})
@@ -25,24 +34,33 @@ def model_card(folder: Path, run: Path, config: TrainConfig, params: Params, ste
     measured = ""
     if (run / METRICS_FILE).is_file():
         at = [line for line in read_metrics(run) if line["step"] == step and line["kind"] in ("valid", "final")]
-        if at:
+        if at and task is not None:
+            measured = f"\n\n{task.metric} {at[-1][task.metric]:.4f} on the examples that chose these weights."
+        elif at:
             on = "Held-out loss" if data.get("files") else "Loss on the training text itself (nothing was held out)"
             measured = f"\n\n{on} {at[-1]['loss']:.4f} nats, accuracy {at[-1]['accuracy']:.4f}, at 15 % masks."
+    name = folder.resolve().name
+    pipeline = PIPELINES[task.kind] if task else "fill-mask"
+    what, use = "A masked language model", f'fill = pipeline("fill-mask", model="{name}")\nprint(fill("… {mask} …"))'
+    if task is not None:
+        what = f"A model for {pipeline} ({', '.join(task.labels[:20]) or 'a number'})"
+        more = ', aggregation_strategy="first"' if task.kind == "tag" else ""
+        use = f'answer = pipeline("{pipeline}", model="{name}"{more})\nprint(answer("…"))'
     return f"""---
 license: other
 license_name: not-chosen-yet
 library_name: transformers
-pipeline_tag: fill-mask
+pipeline_tag: {pipeline}
 mask_token: "{mask}"
 tags:
 - {model.family}
-- fill-mask
+- {pipeline}
 - jax-mlm
 ---
 
-# {folder.resolve().name}
+# {name}
 
-A masked language model: {model.family}, {model.layers} layers of width {model.width}, {model.heads} heads,
+{what}: {model.family}, {model.layers} layers of width {model.width}, {model.heads} heads,
 {parameters(params):,} parameters, {model.vocab_size:,} tokens, texts of up to {model.max_length} tokens.
 
 ## How to load it
@@ -50,8 +68,7 @@ A masked language model: {model.family}, {model.layers} layers of width {model.w
 ```python
 from transformers import pipeline
 
-fill = pipeline("fill-mask", model="{folder.resolve().name}")
-print(fill("… {mask} …"))
+{use}
 ```
 
 ## Training data

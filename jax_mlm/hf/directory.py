@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,13 +19,14 @@ from jax_mlm.files import new_folder
 from jax_mlm.hf.card import model_card
 from jax_mlm.hf.config import AFTER_PADDING, check_expressible, from_hf, hf_config, known_family
 from jax_mlm.hf.names import family_of
+from jax_mlm.hf.tasks import task_of, with_task
 from jax_mlm.hf.tokenizer import hf_tokenizer_config, read_tokenizer
 from jax_mlm.hf.tokenizer_files import read_json
 from jax_mlm.hf.weights import WEIGHTS, Tensors, is_tied, open_tensors, read_body, read_params, write_params
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.params import at_offset, leaves
 from jax_mlm.run.checkpoint import load_params, save_last, saving
-from jax_mlm.run.directory import TOKENIZER_FILE, read_run, write_run
+from jax_mlm.run.directory import TOKENIZER_FILE, read_run, read_task, write_run
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Imported:
     tokenizer: Tokenizer
     remarks: tuple[str, ...]
     """What the user should know of: tensors not used, embeddings without a token."""
+    task: TaskConfig | None = None
+    """What a fine-tuned model is for; None of one that predicts masked words."""
 
 
 def open_hf(folder: Path, family: str | None = None) -> tuple[Tensors, ModelConfig, list[str]]:
@@ -77,6 +81,19 @@ def read_body_of(folder: Path, task: TaskConfig) -> Imported:
     return _read(folder, None, None, lambda tensors, model: read_body(tensors, model, task))
 
 
+def _read_own(folder: Path, family: str | None, tokenizer: Path | None) -> Imported:
+    """Read a directory with the head that its config.json names: of masked words, or of a task."""
+    values = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    try:
+        task = task_of(values)
+    except UserError as error:
+        raise UserError(f"{folder}/config.json: {error}") from None
+    if task is None:
+        return read_hf(folder, family, tokenizer)
+    read = _read(folder, family, tokenizer, lambda tensors, model: read_params(tensors, model, task))
+    return replace(read, task=task)
+
+
 def _read(
     folder: Path, family: str | None, tokenizer: Path | None, params_of: Callable[[Tensors, ModelConfig], Params]
 ) -> Imported:
@@ -113,12 +130,14 @@ def _compare_sizes(folder: Path, model: ModelConfig, tokens: int) -> list[str]:
 def import_hf(folder: Path, run: Path, family: str | None = None, tokenizer: Path | None = None) -> Imported:
     """Write a run directory with the model as its checkpoint of step 0."""
     _check_free(run)
-    imported = read_hf(folder, family, tokenizer)
+    imported = _read_own(folder, family, tokenizer)
     model = imported.model
     config = TrainConfig(preset=model.family, model=model, corpus=DataConfig(length=min(512, model.max_length)))
+    task = imported.task
+    tuned = {"task": dataclasses.asdict(replace(task, overlap=config.corpus.length // 4))} if task else None
     with new_folder(run) as partial:
         imported.tokenizer.save(str(partial / TOKENIZER_FILE))
-        write_run(partial, config, {}, {"files": [], "imported_from": str(folder.resolve())})
+        write_run(partial, config, {}, {"files": [], "imported_from": str(folder.resolve())}, tuned)
         with saving(partial) as manager:
             state = {"params": imported.params, "step": jnp.int32(0)}
             save_last(manager, state, {"step": 0, "elapsed": 0.0, "horizon": 0}, None)
@@ -128,7 +147,7 @@ def import_hf(folder: Path, run: Path, family: str | None = None, tokenizer: Pat
 def export_hf(run: Path, folder: Path, checkpoint: Literal["best", "latest"] = "best") -> int:
     """Write a directory that transformers loads, and return the step of the checkpoint in it."""
     _check_free(folder)
-    config = read_run(run)
+    config, task = read_run(run), read_task(run)
     tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     vocabulary = vocabulary_of(tokenizer)
     step, params = load_params(run, checkpoint)
@@ -140,16 +159,17 @@ def export_hf(run: Path, folder: Path, checkpoint: Literal["best", "latest"] = "
         for role in ("pad", "mask", "unk", "cls", "sep")
     }
     with new_folder(folder, sum(array.nbytes for array in leaves(params).values())) as partial:
-        write_params(partial / WEIGHTS, params, model)
+        write_params(partial / WEIGHTS, params, model, task)
         tokenizer.save(str(partial / "tokenizer.json"))
-        _write_json(partial / "config.json", hf_config(model, pad, vocabulary.cls, vocabulary.sep))
+        described = hf_config(model, pad, vocabulary.cls, vocabulary.sep)
+        _write_json(partial / "config.json", with_task(described, task) if task else described)
         _write_json(
             partial / "tokenizer_config.json", hf_tokenizer_config(special, model.max_length, model.token_types)
         )
         _write_json(
             partial / "special_tokens_map.json", {f"{role}_token": text for role, text in special.items() if text}
         )
-        card = model_card(folder, run, config, params, step, special["mask"] or "[MASK]")
+        card = model_card(folder, run, config, params, step, special["mask"] or "[MASK]", task)
         (partial / "README.md").write_text(card, encoding="utf-8")
     return step
 

@@ -9,8 +9,7 @@ Words are tagged by a classifier alone, but for ModernBERT, which keeps its dens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -109,8 +108,8 @@ class Begun(NamedTuple):
 
 def begin_with(given: Params, config: ModelConfig, task: TaskConfig, key: Key[Array, ""]) -> Begun:
     """Return the given parameters with what the task's head has besides, started at random."""
-    theirs: Mapping[tuple[str, ...], np.ndarray] = flatten_dict(dict(given))
-    drawn = flatten_dict(dict(init_task_params(config, task, key)))
+    theirs: dict[tuple[str, ...], Any] = flatten_dict(dict(given))
+    drawn: dict[tuple[str, ...], Any] = flatten_dict(dict(init_task_params(config, task, key)))
     kept = {path for path, leaf in drawn.items() if path in theirs and theirs[path].shape == leaf.shape}
     params = {path: np.asarray(theirs[path] if path in kept else leaf, np.float32) for path, leaf in drawn.items()}
     return Begun(unflatten_dict(params), tuple(sorted({path[0] for path in drawn.keys() - kept})))

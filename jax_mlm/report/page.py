@@ -10,6 +10,7 @@ from jax_mlm.config import Json, to_json
 from jax_mlm.presets import PRESETS
 from jax_mlm.report.charts import Chart, figure
 from jax_mlm.report.markup import card, page, settings, table
+from jax_mlm.report.scores import read_scores, scores_html
 from jax_mlm.report.summary import Checkpoint, Summary, flat
 from jax_mlm.report.words import duration, percent
 
@@ -29,12 +30,14 @@ def report(summary: Summary, saved: Sequence[Checkpoint], charts: Iterable[Chart
         f'<div class="cards">{"".join(_cards(summary))}</div>',
         f'<h2>Curves</h2><div class="charts">{"".join(map(figure, charts))}</div>',
     ]
+    if (scores := read_scores(summary.run)) is not None:
+        parts.append(scores_html(scores))
     if summary.samples:
         note = "The same held-out sentences at every validation, each with one word masked. Green: the right word."
         if not summary.config["data"]:
             note = "The training sentence itself, one word masked: nothing here is held out."
         parts.append(f'<h2>Sample predictions</h2><p class="quiet">{note}</p>{_samples(summary.samples)}')
-    parts += ["<h2>Checkpoints</h2>", _checkpoints(saved), "<h2>Configuration</h2>", _configuration(summary)]
+    parts += ["<h2>Checkpoints</h2>", _checkpoints(saved, summary), "<h2>Configuration</h2>", _configuration(summary)]
     parts += ["<h2>Environment</h2>", _environment(summary)]
     return page(f"{name} · jax_mlm", "\n".join(parts))
 
@@ -53,14 +56,20 @@ def _cards(summary: Summary) -> list[str]:
     if not summary.config["data"]:
         loss, end = "loss on the sentence", "at the end"
     measured = summary.final or summary.best
-    if measured:
+    if measured and summary.metric:
+        out.append(card(summary.metric, f"{measured[summary.metric]:.4f}", "examples that choose, at the end"))
+        assert summary.best is not None
+        out.append(
+            card(f"best {summary.metric}", f"{summary.best[summary.metric]:.4f}", f"step {summary.best['step']:,}")
+        )
+    elif measured:
         which = end if summary.final else f"best so far, step {measured['step']:,}"
         out += [
             card(loss, f"{measured['loss']:.4f}", which),
             card("masked accuracy", f"{measured['accuracy']:.1%}", "15 % masks, 80/10/10"),
             card("perplexity", _perplexity(measured["loss"])),
         ]
-    if summary.final and summary.best:
+    if summary.final and summary.best and not summary.metric:
         out.append(card("best validation", f"{summary.best['loss']:.4f}", f"at step {summary.best['step']:,}"))
     if summary.tokens is not None:
         out.append(card("training tokens", f"{summary.tokens:,}"))
@@ -107,13 +116,14 @@ def _candidates(sample: Json) -> str:
     return "".join([*cells, f'<td class="share">{escape(percent(sample["probability"]))}</td>'])
 
 
-def _checkpoints(saved: Sequence[Checkpoint]) -> str:
+def _checkpoints(saved: Sequence[Checkpoint], summary: Summary) -> str:
     if not saved:
         return '<p class="quiet">No checkpoint yet.</p>'
     best = min((c.loss for c in saved if c.loss is not None), default=None)
     rows = []
     for c in saved:
-        marks = [*(["best"] if c.loss is not None and c.loss == best else []), *(["newest"] if c is saved[-1] else [])]
+        is_best = c.step == (summary.best or {})["step"] if summary.metric else c.loss is not None and c.loss == best
+        marks = [*(["best"] if is_best else []), *(["newest"] if c is saved[-1] else [])]
         loss = "not measured" if c.loss is None else f"{c.loss:.4f}"
         rows.append((f"step {c.step:,}", loss, f"{c.size / 1e6:.1f} MB", ", ".join(marks)))
     return table(("checkpoint", "validation loss", "size", ""), rows)

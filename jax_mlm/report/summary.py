@@ -15,6 +15,7 @@ from jax_mlm.errors import UserError
 from jax_mlm.run.checkpoint import FOLDER
 from jax_mlm.run.directory import config_of, read_run_file
 from jax_mlm.run.log import METRICS_FILE, ROLLBACK, read_metrics, read_samples
+from jax_mlm.tasks.scores import MODES
 
 Axis = Literal["step", "tokens", "seconds"]
 
@@ -61,8 +62,16 @@ class Summary:
 
     @property
     def best(self) -> Json | None:
-        """Return the validation with the lowest loss."""
+        """Return the validation with the lowest loss; of a fine-tuning, the first with the best metric."""
+        if self.metric:
+            sign = -1 if MODES[self.metric] == "max" else 1
+            return min(self.valid, key=lambda line: sign * line[self.metric], default=None)
         return min(self.valid, key=lambda line: line["loss"], default=None)
+
+    @property
+    def metric(self) -> str:
+        """Return what a fine-tuning is measured by; empty for a pretraining."""
+        return self.run_file.get("task", {}).get("metric", "")
 
     @property
     def tokens_per_second(self) -> float:

@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from jax_mlm.config import TrainConfig
+from jax_mlm.config import TaskConfig, TrainConfig
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.heads import Forward, make_forward
+from jax_mlm.model.task_heads import make_task_forward
 from jax_mlm.run.checkpoint import load_params
-from jax_mlm.run.directory import read_run
+from jax_mlm.run.directory import read_run, read_task
 
 
 class Trained(NamedTuple):
@@ -23,6 +24,8 @@ class Trained(NamedTuple):
     """`forward(params, Inputs(tokens, segments, positions), at)` → logits [B, P, V], computed in float32."""
     step: int
     """The step of the checkpoint that the parameters come from."""
+    task: TaskConfig | None = None
+    """What the model was fine-tuned for, whose logits `forward` then returns; None for masked words."""
 
 
 def load(run: str | os.PathLike[str], checkpoint: Literal["best", "latest"] | int = "best") -> Trained:
@@ -33,4 +36,6 @@ def load(run: str | os.PathLike[str], checkpoint: Literal["best", "latest"] | in
     """
     config = read_run(Path(run))
     step, params = load_params(Path(run), checkpoint)
-    return Trained(config, params, make_forward(config.model), step)
+    task = read_task(Path(run))
+    forward = make_forward(config.model) if task is None else make_task_forward(config.model, task)
+    return Trained(config, params, forward, step, task)

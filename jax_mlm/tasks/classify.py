@@ -24,13 +24,13 @@ from jax_mlm.tasks.task import Task
 BALANCED = "balanced"
 
 
-def make_logits(
-    model: ModelConfig, task: TaskConfig, dtype: DTypeLike
-) -> Callable[[Params, LabelledBatch, Key[Array, " B"] | None], Float[Array, "B P K"]]:
-    """Return `logits(params, batch, dropout keys)`; token types are read by models that have two of them."""
+def make_logits(model: ModelConfig, task: TaskConfig, dtype: DTypeLike) -> Callable[..., Float[Array, "B P K"]]:
+    """Return `logits(params, batch, dropout keys=None)`; token types are read by models that have two of them."""
     forward = make_task_forward(model, task, dtype)
 
-    def logits(params: Params, batch: LabelledBatch, drop_keys: Key[Array, " B"] | None) -> Float[Array, "B P K"]:
+    def logits(
+        params: Params, batch: LabelledBatch, drop_keys: Key[Array, " B"] | None = None
+    ) -> Float[Array, "B P K"]:
         types = batch.types if task.pair and model.token_types > 1 else None
         inputs = Inputs(*map(jnp.asarray, (batch.tokens, batch.segments, batch.positions)))
         return forward(params, inputs, jnp.asarray(batch.at), types, drop_keys)
@@ -129,7 +129,7 @@ def targets_of(examples: Sequence[Example], task: TaskConfig) -> tuple[np.ndarra
             [number_of(example) if example.label is not None else 0.0 for example in examples], np.float32
         )
     elif task.problem == "multi":
-        known |= True  # no label at all is an answer too
+        known |= known.any()  # where others have labels, no label at all is an answer too
         values = np.zeros((len(examples), len(numbers)), np.float32)
         for row, example in zip(values, examples, strict=True):
             row[[numbers[label] for label in several(example.label)]] = 1

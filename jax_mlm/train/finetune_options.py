@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,8 @@ EXAMPLES = """examples:
   python -m jax_mlm.finetune --init bert-base/ --task classify --data pairs.csv --text question --pair answer
   python -m jax_mlm.finetune --resume --out runs/tiny-classify"""
 
+SEEDS_FILE = "seeds.json"
+"""The options of a training with several seeds, in the folder of their runs."""
 GROUPS = {
     "text": ("init", "task", "data", "valid", "test", "text", "pair", "label", "labels", "problem"),
     "duration and output": ("epochs", "budget", "patience", "metric", "seeds", "out", "resume", "json"),
@@ -114,8 +117,9 @@ def defaults(given: Given) -> FinetuneConfig | None:
 
 
 def options_of(run: Path) -> FinetuneConfig:
-    """Return the options that a run was fine-tuned with."""
-    values: Json | None = read_run_file(run).get("finetune")
+    """Return the options that a run, or a folder of one run a seed, was fine-tuned with."""
+    several = run / SEEDS_FILE
+    values: Json | None = json.loads(several.read_text()) if several.is_file() else read_run_file(run).get("finetune")
     if values is None:
         raise UserError(f"{run} was not made by python -m jax_mlm.finetune: continue it with python -m jax_mlm.train")
     try:

@@ -255,7 +255,7 @@ def _measures(
     config, rows = setup.config, plan.data.valid
     batch = min(max(config.batch, AT_ONCE), -(-len(rows) // config.batch) * config.batch)
     batch = -(-batch // jax.device_count()) * jax.device_count()
-    logits = partial(make_logits(config.model, plan.task, compute_dtype(config)), drop_keys=None)
+    logits = make_logits(config.model, plan.task, compute_dtype(config))
     example = place(batch_of(rows, np.arange(batch)))
     compiled = compile_step(jax.jit(logits, out_shardings=replicated(setup.mesh)).lower(params, example))
     measure = partial(plan.choosing.measured, plan.task)

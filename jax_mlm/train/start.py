@@ -19,7 +19,7 @@ from jax_mlm.model.encoder import Params
 from jax_mlm.model.params import leaves
 from jax_mlm.presets import PRESETS
 from jax_mlm.run.checkpoint import load_params
-from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run, read_run_file
+from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run, read_run_file, read_task
 from jax_mlm.train.new_words import with_words, words_of
 
 CONTINUED_LR = 1e-4
@@ -48,6 +48,11 @@ def read_initial(source: Path) -> Initial:
         UserError: `source` is neither, or is broken.
     """
     if is_run(source):
+        if (task := read_task(source)) is not None:
+            raise UserError(
+                f"{source} was fine-tuned to {task.kind}, and no longer predicts masked words: start from the model "
+                "that it began with"
+            )
         step, params = load_params(source, "best")
         _check_finite(params, source)
         origin = {"from": str(source.resolve()), "step": step}

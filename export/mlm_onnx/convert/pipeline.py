@@ -24,7 +24,7 @@ from jax_mlm.model.encoder import Params
 from jax_mlm.model.params import leaves
 from jax_mlm.presets import SENTENCE
 from jax_mlm.run.checkpoint import load_params
-from jax_mlm.run.directory import TOKENIZER_FILE, read_run, read_run_file
+from jax_mlm.run.directory import TOKENIZER_FILE, read_run, read_run_file, read_task
 from mlm_onnx.bundle.layout import CONFIG, LARGEST, TOKENIZER, TOKENIZER_CONFIG, BundleError, Json, Limits
 from mlm_onnx.bundle.read import read_manifest
 from mlm_onnx.bundle.write import check_target, new_bundle, seal, write_json
@@ -54,6 +54,11 @@ def convert(run: Path, out: Path, request: Request = DEFAULT) -> Json:
     folder = check_space(out) if request.layout == "space" else out
     check_target(folder)
     config = read_run(run)
+    if (task := read_task(run)) is not None:
+        raise BundleError(
+            f"{run} was fine-tuned to {task.kind}: bundles answer masked words only; export it with "
+            "python -m jax_mlm.hf export"
+        )
     tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     vocabulary = vocabulary_of(tokenizer)
     if config.model.vocab_size < vocabulary.size:

@@ -1,0 +1,74 @@
+"""Measure a fine-tuned run on a file of examples, and write its answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from jax_mlm.config import TaskConfig, TrainConfig
+from jax_mlm.data.examples import read_file
+from jax_mlm.data.labels import Columns, Example, check_labels
+from jax_mlm.data.tokenizer import load_tokenizer
+from jax_mlm.errors import UserError
+from jax_mlm.evals.answers import Laid, answers, predicted
+from jax_mlm.evals.heldout import Result
+from jax_mlm.files import make_folder, write_atomically
+from jax_mlm.run.checkpoint import load_params
+from jax_mlm.run.directory import TOKENIZER_FILE
+from jax_mlm.tasks.scores import Scores
+from jax_mlm.tasks.tagging import check_types
+
+
+class Evaluated(NamedTuple):
+    """What a run makes of a file."""
+
+    step: int
+    laid: Laid
+    logits: np.ndarray
+    measured: tuple[Result, Scores] | None
+    """None where no example has a label."""
+    labelled: int
+    """Number of examples that have one."""
+    remarks: tuple[str, ...]
+
+
+def evaluate_file(
+    run: Path, config: TrainConfig, task: TaskConfig, path: Path, checkpoint: Literal["best", "latest"]
+) -> Evaluated:
+    """Read a file as the run's training file was read, and answer for each example; labels may be missing.
+
+    Raises:
+        UserError: the file is wrong, or has a label that the run did not learn.
+    """
+    text, pair, label = task.columns
+    columns = Columns(text, pair, label)
+    examples, _, remarks = read_file(task.kind, path, columns, unlabelled=True)
+    if task.kind == "tag":
+        check_types(examples, task.labels)
+    else:
+        check_labels(examples, task.labels, task.problem)
+    labelled = sum(_is_labelled(example, task) for example in examples)
+    step, params = load_params(run, checkpoint)
+    laid, logits = predicted(config, task, load_tokenizer(run / TOKENIZER_FILE), params, examples)
+    measured = laid.measured(task, logits) if labelled else None
+    return Evaluated(step, laid, logits, measured, labelled, (*remarks, *laid.remarks))
+
+
+def _is_labelled(example: Example, task: TaskConfig) -> bool:
+    return (example.spans if task.kind == "tag" else example.label) is not None
+
+
+def write_predictions(path: Path, task: TaskConfig, found: Evaluated) -> None:
+    """Write a JSON line for each example."""
+    lines: Sequence[str] = [
+        json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers(task, found.laid, found.logits)
+    ]
+    make_folder(path.parent, "--predictions")
+    try:
+        write_atomically(path, "".join(lines))
+    except OSError as error:
+        raise UserError(f"--predictions {path}: cannot be written ({error.strerror})") from None
