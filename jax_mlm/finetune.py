@@ -122,7 +122,7 @@ def _best_of(config: FinetuneConfig, stopping: Stopping | None) -> tuple[Path, J
     found: list[Json] = []
     for seed in seeds:
         directory = out / f"seed-{seed}"
-        before = read_scores(directory)
+        before = read_scores(directory) if config.resume else None
         if before is None:
             one = replace(config, seed=seed, seeds=1, out=str(directory), resume=(directory / RUN_FILE).is_file())
             print(f"seed {seed}", file=sys.stderr)
@@ -131,7 +131,7 @@ def _best_of(config: FinetuneConfig, stopping: Stopping | None) -> tuple[Path, J
             except KeyboardInterrupt:
                 again = f"python -m jax_mlm.finetune --resume --out {out}"
                 raise KeyboardInterrupt(f"stopped at seed {seed}; continue with: {again}") from None
-        found.append(before)
+        found.append({name: value for name, value in before.items() if name != "worst"})
     metric = found[0]["metric"]
     best = min(range(len(seeds)), key=lambda i: (best_first(found[i]["choosing"], metric), i))
     values = [each[metric] for each in found]

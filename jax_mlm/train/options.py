@@ -13,7 +13,7 @@ from jax_mlm.cli.options import Given
 from jax_mlm.config import TrainConfig
 from jax_mlm.errors import UserError, unknown_choice
 from jax_mlm.presets import PRESETS
-from jax_mlm.run.directory import RUN_FILE, read_run, read_task
+from jax_mlm.run.directory import RUN_FILE, read_run
 
 EXAMPLES = """examples:
   python -m jax_mlm.train                                     the founding sentence, in seconds
@@ -84,11 +84,7 @@ def defaults(given: Given) -> TrainConfig:
 
 
 def _run_to_resume(resume: bool, out: str) -> TrainConfig | None:
-    if not (resume and out and (Path(out) / RUN_FILE).is_file()):
-        return None
-    if read_task(Path(out)) is not None:
-        raise UserError(f"{out} was fine-tuned: continue it with python -m jax_mlm.finetune --resume --out {out}")
-    return read_run(Path(out))
+    return read_run(Path(out)) if resume and out and (Path(out) / RUN_FILE).is_file() else None
 
 
 def check_resumed(config: TrainConfig) -> None:

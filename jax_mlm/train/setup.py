@@ -24,7 +24,7 @@ from jax_mlm.parallel.devices import describe_devices, warn_of_unused_accelerato
 from jax_mlm.parallel.mesh import make_mesh
 from jax_mlm.parallel.rules import REPLICATED, Rules
 from jax_mlm.run.checkpoint import has_checkpoint
-from jax_mlm.run.directory import choose_directory
+from jax_mlm.run.directory import choose_directory, read_task
 from jax_mlm.run.trackers import check_tracker
 from jax_mlm.tasks.distil import distilled
 from jax_mlm.tasks.mlm import masked_lm
@@ -109,6 +109,8 @@ def set_up(config: TrainConfig) -> Setup:
         UserError: a mistake in the options or the data.
     """
     run, budget, mesh = check_run(config)
+    if config.resume and read_task(run) is not None:
+        raise UserError(f"{run} was fine-tuned: continue it with python -m jax_mlm.finetune --resume --out {run}")
     config, start, teacher, tokenizer = hosts.on_every_host(lambda: resolve_start(config, run))
     data = hosts.on_every_host(lambda: open_dataset(config, run, given=tokenizer))
     if config.add_tokens and not config.resume:

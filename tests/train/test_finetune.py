@@ -1,0 +1,385 @@
+"""Fine-tuning, from the command line to the scores: what is learned, kept, resumed, reported and refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from support.models import assert_trees_equal
+from support.paths import ROOT
+
+from jax_mlm import evaluate, load
+from jax_mlm.data.examples import split_by_text
+from jax_mlm.data.labels import Example
+from jax_mlm.data.tokenizer import load_tokenizer
+from jax_mlm.evals.answers import predicted
+from jax_mlm.finetune import finetune, main
+from jax_mlm.hf.__main__ import main as hf
+from jax_mlm.run.checkpoint import load_params
+from jax_mlm.run.directory import read_run, read_run_file, read_task
+from jax_mlm.tasks.classify import class_weights, label_metrics
+from jax_mlm.train.__main__ import main as train
+from jax_mlm.train.finetune_options import FinetuneConfig
+from jax_mlm.train.pace import Pace
+
+INIT = ROOT / "tests" / "golden" / "run"
+FOODS, PLACES = ("bread", "jar"), ("market", "barn", "bridge")
+SETTINGS = {"lr": 3e-3, "batch": 8, "length": 64}
+
+
+def texts(count: int, seed: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    people = ("my sister", "the baker", "a young sailor")
+    verbs = ("sells", "paints", "finds")
+    return [
+        f"{rng.choice(people)} {rng.choice(verbs)} a {rng.choice([*FOODS, 'basket'])} {rng.choice(['in', 'behind'])} "
+        f"the {rng.choice(PLACES)}."
+        for _ in range(count)
+    ]
+
+
+def label_of(text: str) -> str:
+    return next((food for food in FOODS if food in text), "none")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Examples to learn and to report on, for both tasks."""
+    path = tmp_path_factory.mktemp("finetune")
+    for name, count, seed in (("train", 320, 0), ("dev", 64, 1)):
+        lines = texts(count, seed)
+        rows = "".join(f"{text}\t{label_of(text)}\n" for text in lines)
+        (path / f"{name}.tsv").write_text("sentence\tlabel\n" + rows)
+        words = [
+            "".join(f"{w}\t{'B-place' if w in PLACES else 'O'}\n" for w in text.replace(".", " .").split())
+            for text in lines
+        ]
+        (path / f"{name}.conll").write_text("\n".join(words))
+    return path
+
+
+def config(folder: Path, task: Any = "classify", **given: Any) -> FinetuneConfig:
+    suffix = {"classify": "tsv", "tag": "conll"}[task]
+    files = {"data": str(folder / f"train.{suffix}"), "valid": str(folder / f"dev.{suffix}")}
+    return FinetuneConfig(**{"init": str(INIT), "task": task, "epochs": 6.0, **files, **SETTINGS, **given})
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Path:
+    """A run that classifies."""
+    return finetune(config(folder, out=str(folder / "classify")))[0]
+
+
+@pytest.fixture(scope="module")
+def tagger(folder: Path) -> Path:
+    """A run that tags."""
+    return finetune(config(folder, "tag", out=str(folder / "tag")))[0]
+
+
+def test_labels_are_learned_and_stored_once(trained: Path) -> None:
+    scores = json.loads((trained / "scores.json").read_text())
+    assert scores["accuracy"] > 0.9
+    assert scores["of"] == "examples that chose nothing"
+    task = read_task(trained)
+    assert task is not None
+    assert task.labels == ("bread", "jar", "none") == tuple(scores["per_label"])
+    assert sum(map(sum, scores["confusion"]["right_by_predicted"])) == 64
+    page = (trained / "report.html").read_text()
+    assert all(word in page for word in ("Scores", "right \\ predicted", "best accuracy"))
+    log = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "accuracy", "macro_f1", "mcc"} <= next(line for line in log if line["kind"] == "valid").keys()
+
+
+def test_evaluate_measures_what_training_reported(trained: Path, folder: Path, capsys: Any) -> None:
+    answers = folder / "answers.jsonl"
+    line = [str(trained), "--data", str(folder / "dev.tsv"), "--predictions", str(answers), "--json"]
+    assert evaluate.main(line) == 0
+    measured = json.loads(capsys.readouterr().out)
+    reported = json.loads((trained / "scores.json").read_text())
+    assert {name: reported[name] for name in measured} == measured
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [row["sentence"] for row in rows] == texts(64, 1)
+    right = [row["label"] == row["prediction"] for row in rows]
+    assert np.mean(right) == measured["accuracy"]
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
+
+
+def test_texts_without_labels_get_answers_but_no_scores(trained: Path, folder: Path, capsys: Any) -> None:
+    (folder / "plain.jsonl").write_text('{"sentence": "my sister sells a jar.", "id": 7, "prediction": "mine"}\n')
+    assert evaluate.main([str(trained), "--data", str(folder / "plain.jsonl")]) == 2
+    assert "has no labels: give --predictions" in capsys.readouterr().err
+    line = [str(trained), "--data", str(folder / "plain.jsonl"), "--predictions", str(folder / "out.jsonl")]
+    assert evaluate.main(line) == 0
+    row = json.loads((folder / "out.jsonl").read_text())
+    assert (row["id"], row["prediction"], row["predicted_prediction"]) == (7, "mine", "jar")
+
+
+def test_what_shares_a_row_changes_no_answer(trained: Path) -> None:
+    task, run = read_task(trained), read_run(trained)
+    assert task is not None
+    tokenizer, (_, params) = load_tokenizer(trained / "tokenizer.json"), load_params(trained, "best")
+    examples = [Example(f"line {i}", text) for i, text in enumerate([*texts(20, 5), " ".join(texts(9, 6)), ""])]
+    _, together = predicted(run, task, tokenizer, params, examples)
+    for number in (0, 7, 20, 21):
+        _, alone = predicted(run, task, tokenizer, params, examples[number : number + 1])
+        np.testing.assert_allclose(together[number], alone[0], atol=1e-5)
+
+
+def stopped_after(steps: int) -> Callable[[], Any]:
+    @contextmanager
+    def stopping() -> Iterator[Callable[[], bool]]:
+        calls = iter(range(10**6))
+        yield lambda: next(calls) >= steps
+
+    return stopping
+
+
+def test_stopped_and_resumed_is_bitwise_the_same(trained: Path, folder: Path) -> None:
+    out = str(folder / "resumed")
+    with pytest.raises(KeyboardInterrupt, match=r"python -m jax_mlm.finetune --resume --out"):
+        finetune(config(folder, out=out), stopped_after(7))
+    assert train(["--resume", "--out", out]) == 2
+    again, _ = finetune(replace(config(folder, out=out), resume=True))
+    assert_trees_equal(load_params(again, "latest"), load_params(trained, "latest"))
+    assert json.loads((again / "scores.json").read_text()) == json.loads((trained / "scores.json").read_text())
+
+
+def test_a_run_is_not_resumed_with_other_examples(trained: Path, folder: Path, capsys: Any) -> None:
+    file = folder / "train.tsv"
+    before = file.read_text()
+    file.write_text(before + "x\tjar\n")
+    try:
+        assert main(["--resume", "--out", str(trained)]) == 2
+        assert "--data has changed since the run" in capsys.readouterr().err
+    finally:
+        file.write_text(before)
+    assert main(["--resume", "--out", str(trained), "--lr", "1"]) == 2
+    assert "lr differs from its run.json" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_several_seeds_are_averaged_and_the_best_is_kept(folder: Path, capsys: Any) -> None:
+    out = folder / "seeds"
+    directory, scores = finetune(config(folder, epochs=1.0, seeds=2, out=str(out)))
+    values = [each["score"] for each in scores["seeds"]]
+    assert scores["mean"] == pytest.approx(np.mean(values))
+    assert scores["deviation"] == pytest.approx(np.std(values, ddof=1))
+    best = max(scores["seeds"], key=lambda each: (each["choosing"], -each["seed"]))
+    assert directory == out / f"seed-{best['seed']}"
+    assert [path.parent.name for path in out.glob("seed-*/checkpoints")] == [directory.name]
+    again, same = finetune(replace(config(folder, epochs=1.0, seeds=2, out=str(out)), resume=True))
+    assert (again, same) == (directory, scores)
+
+
+@pytest.mark.slow
+def test_frozen_layers_stay_bitwise_as_they_were(folder: Path) -> None:
+    run, _ = finetune(config(folder, epochs=1.0, freeze=1, out=str(folder / "frozen")))
+    before, after = load_params(INIT, "best")[1], load_params(run, "latest")[1]
+    for name in ("token_table", "embedding_norm", "layer_0"):
+        assert_trees_equal(after[name], before[name])
+    assert not np.array_equal(after["layer_1"]["mlp"]["up"]["kernel"], before["layer_1"]["mlp"]["up"]["kernel"])
+
+
+# ---- several labels, numbers, pairs --------------------------------------------------------------
+
+
+def rows_of(problem: str, count: int, seed: int) -> str:
+    rows = []
+    for text in texts(count, seed):
+        labels = [word for word in ("bread", "market", "sister") if word in text]
+        label: object = labels if problem == "multi" else 1.5 * len(labels)
+        rows.append(json.dumps({"text": text, "second": "in the barn.", "label": label}) + "\n")
+    return "".join(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", ["multi", "regression"])
+def test_several_labels_and_numbers_are_learned_of_pairs_too(problem: str, tmp_path: Path) -> None:
+    for name, count, seed in (("train", 320, 0), ("dev", 40, 1)):
+        (tmp_path / f"{name}.jsonl").write_text(rows_of(problem, count, seed))
+    files = {"data": str(tmp_path / "train.jsonl"), "valid": str(tmp_path / "dev.jsonl"), "out": str(tmp_path / "run")}
+    given = FinetuneConfig(str(INIT), "classify", pair="second", epochs=8.0, **files, **SETTINGS)
+    run, scores = finetune(given)
+    task = read_task(run)
+    assert task is not None
+    assert (task.problem, task.pair) == (problem, True)
+    assert scores["micro_f1" if problem == "multi" else "pearson"] > 0.8
+    assert evaluate.main([str(run), "--data", files["valid"], "--predictions", str(tmp_path / "out.jsonl")]) == 0
+
+
+# ---- entities ------------------------------------------------------------------------------------
+
+
+def test_entities_are_learned_and_are_what_stands_in_the_text(tagger: Path, folder: Path) -> None:
+    scores = json.loads((tagger / "scores.json").read_text())
+    assert scores["f1"] > 0.9
+    answers = folder / "entities.jsonl"
+    assert evaluate.main([str(tagger), "--data", str(folder / "dev.conll"), "--predictions", str(answers)]) == 0
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert all(row["text"][e["start"] : e["end"]] == e["text"] for row in rows for e in row["entities"])
+    (folder / "raw.jsonl").write_text(json.dumps({"text": "the baker sells a jar in the barn."}) + "\n")
+    line = [str(tagger), "--data", str(folder / "raw.jsonl"), "--predictions", str(answers)]
+    assert evaluate.main(line) == 0
+    (row,) = (json.loads(line) for line in answers.read_text().splitlines())
+    assert [e["text"] for e in row["entities"]] == ["barn"]  # the word apart from its punctuation
+
+
+# ---- Hugging Face --------------------------------------------------------------------------------
+
+
+def test_fine_tuned_runs_go_to_hugging_face_and_come_back(
+    trained: Path, tagger: Path, folder: Path, capsys: Any
+) -> None:
+    for run, data in ((trained, "dev.tsv"), (tagger, "dev.conll")):
+        there, back = folder / f"{run.name}-hf", folder / f"{run.name}-back"
+        assert hf(["export", str(run), str(there)]) == 0
+        assert hf(["import", str(there), str(back)]) == 0
+        ours, theirs = load(run), load(back)
+        assert theirs.task is not None
+        assert ours.task is not None
+        assert theirs.task.labels == ours.task.labels
+        assert_trees_equal(dict(theirs.params), dict(ours.params))
+        if run == tagger:
+            assert evaluate.main([str(back), "--data", str(folder / data)]) == 0
+    assert "text-classification" in (folder / "classify-hf" / "README.md").read_text()
+
+
+def test_transformers_pipelines_give_our_answers(trained: Path, tagger: Path, folder: Path) -> None:
+    pytest.importorskip("torch", reason="compares with torch: pip install 'jax-mlm[reference]'")
+    transformers = pytest.importorskip("transformers", reason="compares with transformers")
+    for run, data, more in (
+        (trained, "dev.tsv", {}),
+        (tagger, "dev.conll", {"aggregation_strategy": "first"}),
+    ):
+        there, answers = folder / f"{run.name}-pipeline", folder / "ours.jsonl"
+        assert hf(["export", str(run), str(there)]) == 0
+        assert evaluate.main([str(run), "--data", str(folder / data), "--predictions", str(answers)]) == 0
+        name = "text-classification" if run == trained else "token-classification"
+        pipeline = transformers.pipeline(name, model=str(there), **more)
+        for row in map(json.loads, answers.read_text().splitlines()[:16]):
+            if run == trained:
+                (theirs,) = pipeline([row["sentence"]])
+                assert theirs["label"] == row["prediction"]
+                assert theirs["score"] == pytest.approx(row["probability"], abs=1e-4)
+            else:
+                found = [(e["entity_group"], e["start"], e["end"]) for e in pipeline(row["text"])]
+                assert found == [(e["label"], e["start"], e["end"]) for e in row["entities"]]
+
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+
+def test_weights_of_classes_weigh_the_loss_and_what_it_is_divided_by() -> None:
+    logits = np.random.default_rng(0).normal(size=(1, 4, 2)).astype(np.float32)
+    targets, weights = np.array([[0, 1, 1, 1]]), np.array([[3.0, 1.0, 1.0, 0.0]], np.float32)
+    metrics = label_metrics("single", logits, targets, weights)
+    losses = -jax.nn.log_softmax(logits)[0, np.arange(4), targets[0]]
+    assert float(metrics.loss_sum) == pytest.approx(float((losses * weights[0]).sum()), rel=1e-6)
+    assert float(metrics.count) == 5
+    task = read_task_of(("a", "b"))
+    np.testing.assert_allclose(class_weights("balanced", task, targets[0]), [4 / 2, 4 / 6])
+    np.testing.assert_allclose(class_weights("b=0.5", task, targets[0]), [1, 0.5])
+
+
+def read_task_of(labels: tuple[str, ...]) -> Any:
+    from jax_mlm.config import TaskConfig
+
+    return TaskConfig("classify", labels)
+
+
+def test_equal_texts_are_on_one_side_of_the_split() -> None:
+    examples = [Example(f"line {i}", f"text {i % 100} ") for i in range(400)]
+    learned, choosing = split_by_text(examples)
+    assert len(learned) + len(choosing) == 400
+    assert 12 <= len(choosing) <= 28
+    assert not {e.text for e in learned} & {e.text for e in choosing}
+    assert split_by_text(examples) == (learned, choosing)
+
+
+def test_a_run_ends_when_no_validation_is_better_for_long_enough() -> None:
+    def ended(ranks: list[float], patience: int) -> list[int]:
+        pace = Pace(100, None, 10, {"step": 0, "elapsed": 0.0, "horizon": 0}, 1.0, patience=patience)
+        horizons = []
+        for number, rank in enumerate(ranks, 1):
+            pace.judge(10 * number, rank)
+            horizons.append(pace.horizon)
+        again = Pace(100, None, 10, pace.meta(10 * len(ranks)), 1.0, patience=patience)
+        assert again.horizon == (10 * len(ranks) if horizons[-1] < 100 else 100)
+        return horizons
+
+    assert ended([3.0, 2.0, 2.5, 2.5], 2) == [100, 100, 100, 40]
+    assert ended([3.0, 2.0, 2.5, 1.0], 2) == [100] * 4
+    assert ended([1.0] * 9, 0) == [100] * 9
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "no encoder": (["--task", "classify", "--data", "train.tsv"], "--init is missing"),
+    "no task": (["--init", "INIT", "--data", "train.tsv"], "--task is missing"),
+    "no data": (["--init", "INIT", "--task", "classify"], "--data is missing"),
+    "no such file": (["--data", "nowhere.tsv"], "nowhere.tsv: no such file"),
+    "no such encoder": (["--init", "nowhere"], "nowhere is neither a run"),
+    "a label only to report on": (["--valid", "unseen.tsv"], "unseen.tsv, line 3: the label 'jra'"),
+    "no such column": (["--text", "sentnce"], "did you mean sentence?"),
+    "one label": (["--data", "one.tsv"], "every example has the label 'a'"),
+    "labels without one": (["--labels", "bread,none"], "the label 'jar' is not one of those learned"),
+    "no numbers": (["--problem", "regression"], "is not a number"),
+    "no such metric": (["--metric", "f1_macro"], "--metric f1_macro: choose"),
+    "weights of no label": (["--class-weights", "jra=2"], "did you mean jar?"),
+    "weights of a kind": (["--class-weights", "heavy"], "write balanced, or label=weight"),
+    "more layers than there are": (["--freeze", "3"], "--freeze 3: the model has 2 layers"),
+    "too long": (["--length", "65"], "--length 65 exceeds the 64 positions"),
+    "too much overlap": (["--overlap", "40"], "--overlap 40 must be less than half"),
+    "two lengths": (["--epochs", "1", "--budget", "1m"], "exclude each other"),
+    "a test without a choice": (["--valid", "", "--test", "dev.tsv"], "--test needs --valid"),
+    "an unknown task": (["--task", "clasify"], "did you mean classify?"),
+    "a taken directory": (["--out", "."], "exists already"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_costs_one_line_and_nothing_is_written(
+    name: str, folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "unseen.tsv").write_text("sentence\tlabel\na jar\tjar\na jra\tjra\n")
+    (folder / "one.tsv").write_text("sentence\tlabel\nb\ta\nc\ta\n")
+    given, message = WRONG[name]
+    usual = ["--init", "INIT", "--task", "classify", "--data", "train.tsv", "--valid", "dev.tsv", "--out", "new"]
+    whole = given if name in ("no encoder", "no task", "no data") else [*usual, *given]
+    assert main([word.replace("INIT", str(INIT)) for word in whole]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error:"))
+    assert message in line
+    assert not (folder / "new").exists()
+
+
+def test_commands_for_masked_words_name_what_fits(trained: Path, folder: Path, capsys: Any) -> None:
+    from mlm_onnx.__main__ import main as onnx
+
+    assert onnx(["convert", str(trained), str(folder / "bundle")]) == 2
+    assert train(["--init", str(trained), "--data", str(folder / "train.tsv"), "--out", str(folder / "x")]) == 2
+    assert evaluate.main([str(trained), "--data", str(folder / "dev.tsv"), "--pll"]) == 2
+    assert main(["--resume", "--out", str(INIT)]) == 2
+    assert evaluate.main([str(INIT), "--data", str(folder / "dev.tsv"), "--predictions", "x"]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert [sum(word in line for word in ("fine-tuned", "python -m jax_mlm")) > 0 for line in errors] == [True] * 5
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_scores_and_the_directory(folder: Path, capsys: Any) -> None:
+    out = folder / "printed"
+    line = ["--init", str(INIT), "--task", "classify", "--data", str(folder / "train.tsv"), "--out", str(out)]
+    assert main([*line, "--epochs", "1", "--batch", "8", "--length", "64"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == str(out)
+    assert "the part of --data that chose the checkpoint" in printed.out
+    assert "starting fresh: classifier" in printed.err
+    assert read_run_file(out)["finetune"]["epochs"] == 1
