@@ -23,6 +23,7 @@ from jax_mlm.tasks.classify import judged, label_metrics, make_logits, probabili
 from jax_mlm.tasks.scores import Scores
 from jax_mlm.tasks.tagging import entities, judged_tags, shown, tag_targets
 
+METRICS = jax.jit(label_metrics, static_argnums=0)
 AT_ONCE = 32
 """Rows computed at once."""
 
@@ -53,7 +54,7 @@ class Laid:
     def measured(self, task: TaskConfig, logits: np.ndarray) -> tuple[Result, Scores]:
         """Return the loss of the logits [items, K], weighted as in training, and the scores."""
         part = (jnp.asarray(logits)[None], jnp.asarray(self.targets)[None], jnp.asarray(self.weights)[None])
-        loss = result_of(label_metrics(task.problem, *part))
+        loss = result_of(METRICS(task.problem, *part))
         if task.kind == "tag":
             return loss, judged_tags(task, self.examples, self.units, logits)
         return loss, judged(task, self.targets, self.known, logits)
@@ -119,7 +120,7 @@ def _free(name: str, row: Json) -> str:
 
 def worst(task: TaskConfig, laid: Laid, logits: np.ndarray, count: int = 10) -> list[Json]:
     """Return the examples with the largest loss: those that the model is most wrong about."""
-    metrics = jax.vmap(lambda *part: label_metrics(task.problem, *(x[None, None] for x in part)))
+    metrics = jax.jit(jax.vmap(lambda *part: label_metrics(task.problem, *(x[None, None] for x in part))))
     each = metrics(jnp.asarray(logits), jnp.asarray(laid.targets), jnp.asarray(laid.known))
     loss = np.asarray(each.loss_sum)
     if task.kind == "tag":

@@ -109,7 +109,14 @@ class Begun(NamedTuple):
 def begin_with(given: Params, config: ModelConfig, task: TaskConfig, key: Key[Array, ""]) -> Begun:
     """Return the given parameters with what the task's head has besides, started at random."""
     theirs: dict[tuple[str, ...], Any] = flatten_dict(dict(given))
-    drawn: dict[tuple[str, ...], Any] = flatten_dict(dict(init_task_params(config, task, key)))
-    kept = {path for path, leaf in drawn.items() if path in theirs and theirs[path].shape == leaf.shape}
-    params = {path: np.asarray(theirs[path] if path in kept else leaf, np.float32) for path, leaf in drawn.items()}
-    return Begun(unflatten_dict(params), tuple(sorted({path[0] for path in drawn.keys() - kept})))
+    shapes: dict[tuple[str, ...], Any] = flatten_dict(dict(jax.eval_shape(lambda: init_task_params(config, task, key))))
+    kept = {path for path, leaf in shapes.items() if path in theirs and theirs[path].shape == leaf.shape}
+    fresh = sorted(shapes.keys() - kept)
+
+    def drawn(key: Key[Array, ""]) -> list[Array]:
+        every: dict[tuple[str, ...], Any] = flatten_dict(dict(init_task_params(config, task, key)))
+        return [every[path] for path in fresh]  # what else is drawn is never computed
+
+    new = dict(zip(fresh, jax.jit(drawn)(key), strict=True))
+    params = {path: np.asarray(theirs[path] if path in kept else new[path], np.float32) for path in shapes}
+    return Begun(unflatten_dict(params), tuple(sorted({path[0] for path in fresh})))

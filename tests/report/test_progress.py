@@ -28,7 +28,7 @@ with Progress(plain_every=0.0) as progress:
         figures = {"loss": 10.0 - step / 10, "accuracy": 0.25, "tokens_per_second": 12345.0, "mfu": 0.4}
         progress.update(step, 40, figures, 75.0, 20 if step < 20 else 40)
         if step == 20:
-            progress.evaluated(step, 40, 7.5, 0.3, answers)
+            progress.evaluated(step, 40, {"loss": 7.5, "accuracy": 0.3}, answers)
 print("done")
 """
 
