@@ -24,8 +24,9 @@ from jax_mlm.data.sources import blocks, kind_of
 from jax_mlm.data.token_files import JOURNAL, Chunk, TokenFiles, Writer, open_files
 from jax_mlm.data.tokenizer import Vocabulary, as_text
 from jax_mlm.errors import UserError
-from jax_mlm.files import beside, discard, make_folder, publish, write_atomically
+from jax_mlm.files import discard, make_folder, publish, write_atomically
 from jax_mlm.parallel.cores import cores
+from jax_mlm.run.lock import locked
 
 FORMATS = (1, 2)
 """Part of the cache's key, the newest last: one more when the same text gives other files. A resumed run keeps its own.
@@ -73,10 +74,11 @@ def prepare(
     folder = cache / key[:32]
     if (files := open_files(folder, key)) is not None:
         return files
-    with _lock(cache / f"{key[:32]}.lock") as alone:
+    lock = cache / f"{key[:32]}.lock"
+    with locked(lock, "--cache", folder, patient="prepares the same text"):
         if (files := open_files(folder, key)) is not None:
             return files
-        partial = folder.with_suffix(".partial") if alone else beside(folder)
+        partial = folder.with_suffix(".partial")
         dtype = np.dtype(np.uint16 if vocabulary.size <= 1 << 16 else np.uint32)
         try:
             with Writer(partial, dtype) as writer:
@@ -91,10 +93,7 @@ def prepare(
             shutil.rmtree(partial, ignore_errors=True)
             raise
         discard(folder)  # it would have been opened if it were whole
-        try:
-            publish(partial, folder)
-        except OSError:  # where files cannot be locked, another process may have been first
-            shutil.rmtree(partial, ignore_errors=True)
+        publish(partial, folder)
         (folder / JOURNAL).unlink(missing_ok=True)
     files = open_files(folder, key)
     if files is None:
@@ -173,24 +172,6 @@ def _key(sources: Sequence[_Source], tokenizer: str, cfg: DataConfig, format: in
         "text_field": cfg.text_field if kinds - {"text"} else None,
     }
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[bool]:
-    """Hold a lock that ends with this process; give False, at once, where the file system has none."""
-    with path.open("w") as file:
-        try:
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print("another process prepares the same text: waiting for it", file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            yield False
-        else:
-            yield True
 
 
 # What is being prepared

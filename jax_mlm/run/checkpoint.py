@@ -15,8 +15,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from jax_mlm.errors import UserError
 from jax_mlm.model.encoder import Params
+from jax_mlm.run.directory import CHECKPOINTS as FOLDER
 
-FOLDER = "checkpoints"
 State = TypeVar("State")
 
 

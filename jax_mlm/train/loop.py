@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -27,17 +28,18 @@ from jax_mlm.presets import SENTENCE
 from jax_mlm.report.live import Progress
 from jax_mlm.report.outcome import print_result, print_sentence
 from jax_mlm.run.checkpoint import open_checkpoints, save
+from jax_mlm.signals import Stopped
 from jax_mlm.train.meter import Meter
 from jax_mlm.train.optim import make_optimizer, make_schedule
 from jax_mlm.train.pace import Pace
 from jax_mlm.train.program import Program, compile_program, flops_per_step
 from jax_mlm.train.record import Recorder, open_recorder, write_run_files
-from jax_mlm.train.setup import Setup, set_up
+from jax_mlm.train.setup import Setup, claimed, resume_command, set_up
 from jax_mlm.train.state import init_or_restore
 from jax_mlm.train.step import TrainState
 
-Stopping = Callable[[], AbstractContextManager[Callable[[], bool]]]
-"""A context manager of a function that returns whether somebody has asked to stop."""
+Stopping = Callable[[], AbstractContextManager[Callable[[], int]]]
+"""A context manager of a function that returns the signal by which somebody has asked to stop, 0 before."""
 
 
 class Outcome(NamedTuple):
@@ -51,7 +53,7 @@ class Outcome(NamedTuple):
     """The validation after the last step, if one was due there."""
 
 
-def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: False)) -> Path:
+def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 0)) -> Path:
     """Train from the first step or the newest checkpoint to the end, and return the run directory.
 
     It installs no signal handlers and may run in any thread; `stopping` supplies the requests to stop.
@@ -62,7 +64,8 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
     """
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
-        setup = set_up(config)
+        config, run, still_mine = stack.enter_context(claimed(config))
+        setup = set_up(config, run)
         config = setup.config
         tx, schedule = make_optimizer(config.optim), make_schedule(config.optim)
         init_key, step_key = jax.random.split(jax.random.key(config.seed))
@@ -78,12 +81,22 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
         peak = peak_flops(jax.devices()[0].device_kind)
         meter = Meter(flops_per_step(setup), peak * jax.device_count() if peak else None)
         vote = Vote(setup.mesh)
+
+        def stop() -> bool:
+            still_mine()
+            return vote(bool(asked()))
+
+        alone = jax.process_count() == 1
         with stopping() as asked:
-            outcome = fit(program, state, pace, meter, record, checkpoints, lambda: vote(asked()), config.log_every)
-        result = finish(program, outcome, pace, record, checkpoints)
-    if outcome.stopped:
-        again = f"python -m jax_mlm.train --resume --out {setup.run}"
-        raise KeyboardInterrupt(f"saved step {outcome.step}; continue with: {again}")
+            outcome = fit(program, state, pace, meter, record, checkpoints, stop, config.log_every)
+            result = save_last(program, outcome, pace, record, checkpoints)
+            if not alone:  # one host cannot leave the others in the middle of a measurement
+                result = finish(program, outcome, pace, record, result)
+        if outcome.stopped or (alone and asked()):
+            saved = f"saved step {outcome.step}; continue with: {resume_command(run)}"
+            raise Stopped(asked() or signal.SIGTERM, saved)
+        if alone:
+            result = finish(program, outcome, pace, record, result)
     print_outcome(setup, outcome.state, result)
     return setup.run
 
@@ -130,20 +143,24 @@ def validate(program: Program, state: TrainState, step: int, pace: Pace, record:
     return result
 
 
-def finish(
+def save_last(
     program: Program, outcome: Outcome, pace: Pace, record: Recorder, checkpoints: ocp.CheckpointManager
 ) -> Result | None:
-    """Save the last state; return the figures over all validation rows, None for a run that was stopped."""
+    """Save the last state; return its periodic validation, None for a run that was stopped."""
     state, step, stopped, result = outcome
     if not stopped and result is None:
         result = validate(program, state, step, pace, record)
     if checkpoints.latest_step() != step:
         save(checkpoints, state, pace.meta(step), None if stopped or result is None else result.loss)
-    if stopped or result is None:
-        return None
-    result += program.validate.rest(state.params)
     checkpoints.wait_until_finished()  # the report that is drawn next lists them
-    record.finished(step, pace, result)
+    return None if stopped else result
+
+
+def finish(program: Program, outcome: Outcome, pace: Pace, record: Recorder, result: Result | None) -> Result | None:
+    """Add the validation rows that `result` leaves out, and record the figures; None for a run that was stopped."""
+    if result is not None:
+        result += program.validate.rest(outcome.state.params)
+        record.finished(outcome.step, pace, result)
     return result
 
 
