@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 
-from jax_mlm.signals import number_of, requests_to_stop
+from jax_mlm.signals import number_of, requests_to_stop, stop_of
 
 
 class UserError(ValueError):
@@ -39,14 +39,16 @@ def exit_status(act: Callable[[], object]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:
+    except BrokenPipeError:  # the pipe's reader is gone: there is nobody to report to
+        _discard_output()
+        return 141
+    except (Exception, KeyboardInterrupt) as error:
+        if (stop := stop_of(error)) is None:
+            raise
         number = number_of(stop)
         by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
         _say_last(f"stopped{by}{': ' + str(stop) if str(stop) else ''}")
         return 128 + number
-    except BrokenPipeError:  # the pipe's reader is gone: there is nobody to report to
-        _discard_output()
-        return 141
     return 0
 
 

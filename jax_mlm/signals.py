@@ -16,6 +16,8 @@ from typing import IO, Any, NoReturn, cast
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 GRACE = 3.0
 """Seconds that compiled code may keep a request from being answered."""
+AGAIN = 0.05
+"""Seconds after which a signal is sent again that could not be raised."""
 BURST = 0.25
 """Seconds in which signals are one request: `timeout` sends two, and so do a terminal that closes and its shell."""
 
@@ -33,6 +35,14 @@ def number_of(stop: KeyboardInterrupt) -> int:
     return getattr(stop, "number", signal.SIGINT)
 
 
+def stop_of(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the request to stop that an error is about, if it is: some libraries turn it into errors of their own."""
+    within: BaseException | None = error
+    while within is not None and not isinstance(within, KeyboardInterrupt):
+        within = within.__cause__ or within.__context__
+    return within
+
+
 class Requests:
     """The handler of the signals: the first one raises Stopped, or is noted while it is held; a second ends at once.
 
@@ -44,14 +54,21 @@ class Requests:
         """The signal that was received."""
         self._first = 0.0
         self._held = False
+        self._again = False
+        """Whether it could not be raised where it came."""
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
+        if self._again:
+            self._again, number = False, self.number
+        elif self.number:
             if time.monotonic() - self._first > BURST:
                 _end(number)
             return
-        self.number, self._first = number, time.monotonic()
-        if not self._held:
+        else:
+            self.number, self._first = number, time.monotonic()
+        if importing(frame):
+            self._again = not self._held
+        elif not self._held:
             raise Stopped(number)
 
     @contextmanager
@@ -70,35 +87,46 @@ class Requests:
             self._held = False
 
     def watch(self, pipe: int) -> None:
-        """Read the numbers of signals as they arrive, in a thread, and end the process if its main thread cannot.
+        """Read the numbers of signals as they arrive, in a thread, and do what the main thread cannot do.
 
-        Python calls a handler between two of its instructions, and compiled code may run for minutes between them.
+        Python calls a handler between two of its instructions, and compiled code may run for minutes between them: then
+        the process is ended. A signal that could not be raised is sent again.
         """
-        number, first, last = 0, 0.0, 0.0
+        number, first, last, sent = 0, 0.0, 0.0, 0
         while True:
-            waiting = None if not number else GRACE if last == first else GRACE / 10
-            if not select.select([pipe], [], [], waiting)[0]:
-                if last > first:
+            if not select.select([pipe], [], [], AGAIN if number else None)[0]:
+                now = time.monotonic()
+                if last > first and now - last > BURST:
                     _end(number)
-                if not (self.number or self._held):
+                if now - first > GRACE and not (self.number or self._held):
                     _end(number, f"stopped by {signal.Signals(number).name}\n")
-                number = 0
+                if self._again:
+                    sent += 1
+                    os.kill(os.getpid(), number)
                 continue
             received = os.read(pipe, 64)
             if 0 in received:
                 return
             for each in filter(SIGNALS.__contains__, received):
+                if sent:
+                    sent -= 1
+                    continue
                 number, now = each, time.monotonic()
                 first = first or now
                 last = now if now - first > BURST else first
 
-    def again(self, unraisable: Any) -> bool:
-        """Ask again if the exception was raised where Python has to drop it, such as in a callback of its collector."""
-        if not isinstance(unraisable.exc_value, Stopped):
-            return False
-        number, self.number = self.number, 0
-        threading.Timer(BURST / 4, os.kill, (os.getpid(), number)).start()
-        return True
+    def dropped(self, unraisable: Any) -> bool:
+        """Return whether Python has to drop this exception, raised in a callback of its collector, and it is ours."""
+        if isinstance(unraisable.exc_value, Stopped):
+            self._again = True
+        return self._again
+
+
+def importing(frame: FrameType | None) -> bool:
+    """Return whether a module is being imported: one in C may turn an exception into another, or crash."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 class _Forgiving:
@@ -151,7 +179,7 @@ def requests_to_stop() -> Iterator[Requests]:
     watcher = threading.Thread(target=requests.watch, args=(reading,), name="signals", daemon=True)
     watcher.start()
     hook = sys.unraisablehook
-    sys.unraisablehook = lambda unraisable: None if requests.again(unraisable) else hook(unraisable)
+    sys.unraisablehook = lambda unraisable: None if requests.dropped(unraisable) else hook(unraisable)
     woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     before = {number: signal.signal(number, requests) for number in ours}
     try:

@@ -8,10 +8,13 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() answers it: an import would end in a traceback
+
 from mlm_onnx.bundle.layout import MlmOnnxError
 from mlm_onnx.cli import answer, convert, demo, inspect
 from mlm_onnx.cli.parser import Command, command_map, read
-from mlm_onnx.cli.signals import requests_to_stop
+from mlm_onnx.cli.signals import requests_to_stop, stop_of
 from mlm_onnx.version import versions
 
 COMMANDS: Mapping[str, Command] = {**convert.COMMANDS, **answer.COMMANDS, **demo.COMMANDS, **inspect.COMMANDS}
@@ -36,14 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has closed the pipe
         _discard_output()
         return 141
-    except KeyboardInterrupt as stop:
-        number = getattr(stop, "number", signal.SIGINT)
-        by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-        _say_last(f"stopped{by}{': ' + str(stop) if str(stop) else ''}")
-        return 128 + number
-    except (MlmOnnxError, OSError) as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if (stop := stop_of(error)) is not None:
+            number = getattr(stop, "number", signal.SIGINT)
+            by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+            _say_last(f"stopped{by}{': ' + str(stop) if str(stop) else ''}")
+            return 128 + number
         # An OSError that is not from the operating system is a defect: keep the traceback.
-        if isinstance(error, OSError) and error.errno is None:
+        if not isinstance(error, (MlmOnnxError, OSError)) or (isinstance(error, OSError) and error.errno is None):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -20,8 +20,8 @@ from support.forked import Child, Server
 TRAIN = "jax_mlm.train.__main__"
 IMPORTS = ("jax_mlm.train.loop", "jax_mlm.report.outcome", TRAIN)
 SLOW = {
-    "tokenizer": 0.4, "preparation": 0.2, "append": 0.1, "publish": 0.1, "evaluation": 0.1, "save": 0.1, "rename": 0.1, "drawing": 0.2,
-    "finishing": 0.2,
+    "tokenizer": 0.4, "preparation": 0.2, "append": 0.1, "publish": 0.1, "evaluation": 0.1, "save": 0.1, "rename": 0.1,
+    "drawing": 0.2, "finishing": 0.2,
 }  # fmt: skip
 """Seconds by which a phase takes longer, so that a kill finds it: the renames are those of a checkpoint's commit."""
 LASTS = {
