@@ -102,7 +102,7 @@ class Requests:
                     _end(number, f"stopped by {signal.Signals(number).name}\n")
                 if self._again:
                     sent += 1
-                    os.kill(os.getpid(), number)
+                    signal.pthread_kill(threading.main_thread().ident or 0, number)
                 continue
             received = os.read(pipe, 64)
             if 0 in received:

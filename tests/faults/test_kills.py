@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from mlm_onnx.bundle.read import open_bundle
 from support.forked import Server, serving_forks
-from support.kills import IMPORTS, TRAIN, Kill, assert_same_run, campaign, killed, stratified
+from support.kills import IMPORTS, TRAIN, Kill, assert_same_run, campaign, fresh_cache, killed, stratified
 from support.paths import ROOT
 from support.runs import TINY, train_line
 from support.texts import sentences
+
+from jax_mlm.config import TrainConfig
+from jax_mlm.train.setup import claimed
 
 Fresh = Callable[..., list[Any]]
 OPTIONS = [*TINY, "--steps", 40, "--eval-every", 10]
@@ -48,16 +51,13 @@ def fresh(text: Path, tmp_path: Path) -> Fresh:
     """Options of a run for which no token is prepared yet; compiled programs are shared."""
 
     def options(name: str = "cache", *more: Any) -> list[Any]:
-        cache = tmp_path / name
-        cache.mkdir()
-        (cache / "xla").symlink_to(Path(os.environ["JAX_MLM_CACHE"]) / "xla")
-        return [*OPTIONS, "--data", text, "--cache", cache, *more]
+        return [*OPTIONS, "--data", text, "--cache", fresh_cache(tmp_path / name), *more]
 
     return options
 
 
 def test_five_kills_change_nothing(server: Server, whole: Path, fresh: Fresh, tmp_path: Path) -> None:
-    phases = ("start-up", "tokenizer", "preparation", "save", "steps")
+    phases = ("start-up", "tokenizer", "preparation", "compilation", "save")
     kills = list(killed(server, fresh(), tmp_path / "run", phases, np.random.default_rng(5)))
     assert len(kills) == 5
     assert [kill.aimed for kill in kills] == [*phases]
@@ -93,10 +93,7 @@ def test_two_hundred_kills_change_nothing(server: Server, text: Path, fresh: Fre
     assert min(result["by_phase"].get(phase, 0) for phase in ("tokenizer", "preparation", "evaluation", "save")) >= 5
 
 
-@pytest.mark.parametrize("slow", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
-def test_a_killed_conversion_or_export_leaves_nothing_in_its_place(
-    server: Server, whole: Path, tmp_path: Path, slow: float
-) -> None:
+def test_a_killed_conversion_or_export_leaves_nothing_in_its_place(server: Server, whole: Path, tmp_path: Path) -> None:
     bundle, exported, imported = tmp_path / "bundle", tmp_path / "exported", tmp_path / "imported"
     commands = (
         ("mlm_onnx.__main__", ("convert", whole, bundle, "--dtype", "fp32"), bundle, ("conversion", "sealing")),
@@ -105,7 +102,7 @@ def test_a_killed_conversion_or_export_leaves_nothing_in_its_place(
     )
     for module, line, target, phases in commands:
         for phase in phases:
-            child = server.start(module, *line, slow={phase: 1.0 + slow})
+            child = server.start(module, *line, slow={phase: 1.0})
             assert child.wait_for(f"+{phase}")
             child.signal(signal.SIGKILL)
             assert child.wait() == -signal.SIGKILL
@@ -132,10 +129,14 @@ def test_a_run_that_has_nothing_yet_begins_anew(server: Server, fresh: Fresh, tm
     child.wait()
     assert [path.name for path in run.iterdir()] == [".lock"]
     (run / ".run.json.0123456789abcdef").write_text("{")
-    assert train_line(*options, "--out", tmp_path / "new", "--steps", 2, "--resume") == 0
-    assert train_line(*options, "--out", run, "--steps", 2, "--resume") == 0
-    assert (run / "run.json").is_file()
-    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+    (run / "tokenizer.json").write_text("{")
+    config = TrainConfig(data=("made.txt",), out=str(run), resume=True)
+    with claimed(config) as (begun, found, _):
+        assert (begun.resume, found) == (False, run)
+        assert [path.name for path in run.iterdir()] == [".lock"]
+    run.mkdir()
+    with claimed(replace(config, out=str(tmp_path / "new"))) as (begun, found, _):
+        assert (begun.resume, found) == (False, tmp_path / "new")
     assert train_line("--resume", "--out", tmp_path / "misspelt") == 2
     assert not (tmp_path / "misspelt").exists()
     (precious := tmp_path / "precious").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,15 @@ EARLY = ("start-up", "tokenizer", "preparation", "compilation")
 LATE = ("steps", "evaluation", "save", "drawing", "finishing", "compilation", "start-up")
 TIMES = {"seconds", "tokens_per_second", "steps_per_second", "mfu", "flops_per_second"}
 """Fields of metrics.jsonl that are times, or rates."""
+
+
+def fresh_cache(cache: Path) -> Path:
+    """Make a cache in which no token is prepared, and the compiled programs of the whole session are."""
+    programs = Path(os.environ["JAX_MLM_CACHE"]) / "xla"
+    programs.mkdir(parents=True, exist_ok=True)
+    cache.mkdir()
+    (cache / "xla").symlink_to(programs)
+    return cache
 
 
 class Kill(NamedTuple):

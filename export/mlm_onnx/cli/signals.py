@@ -48,7 +48,7 @@ def requests_to_stop() -> Iterator[None]:
             return
         asked.append(time.monotonic())
         if importing(frame):
-            again.append(threading.Timer(AGAIN, signal.raise_signal, (number,)))
+            again.append(threading.Timer(AGAIN, _send, (number,)))
             again[0].start()
             return
         raise Stopped(number)
@@ -69,3 +69,11 @@ def importing(frame: FrameType | None) -> bool:
     while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back
     return frame is not None
+
+
+def _send(number: int) -> None:
+    """Send a signal to the main thread, whose sleep it ends, where there is a call for that."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
