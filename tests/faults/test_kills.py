@@ -134,7 +134,6 @@ def test_a_run_that_has_nothing_yet_begins_anew(server: Server, fresh: Fresh, tm
     with claimed(config) as (begun, found, _):
         assert (begun.resume, found) == (False, run)
         assert [path.name for path in run.iterdir()] == [".lock"]
-    run.mkdir()
     with claimed(replace(config, out=str(tmp_path / "new"))) as (begun, found, _):
         assert (begun.resume, found) == (False, tmp_path / "new")
     assert train_line("--resume", "--out", tmp_path / "misspelt") == 2

@@ -16,7 +16,7 @@ import pytest
 from mlm_onnx.__main__ import main as mlm_onnx_main
 from mlm_onnx.convert import pipeline
 from support.forked import Server, children_of, running, serving_forks
-from support.kills import IMPORTS, TRAIN, newest_state
+from support.kills import IMPORTS, TRAIN, fresh_cache, newest_state
 from support.runs import TINY, train_line
 from support.texts import sentences
 
