@@ -25,6 +25,7 @@ from jax_mlm.parallel.stop import stop_request
 from jax_mlm.run.load import load
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PHASES = ("tokenizer", "compilation", "evaluation", "save", "drawing", "finishing")
 ALONE = """
 import hashlib, os, signal, sys, threading, time
 from jax_mlm import signals
@@ -230,9 +231,14 @@ def test_preparation_ends_with_its_workers_and_is_continued(server: Server, fres
     assert not list((tmp_path / "cache" / "tokens").glob("*.lock"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("phase", ["tokenizer", "compilation", "evaluation", "save", "drawing", "finishing"])
+@pytest.mark.parametrize(
+    ("phase", "number"),
+    [
+        pytest.param(phase, number, marks=pytest.mark.slow if at % 3 == turn else pytest.mark.campaign)
+        for at, phase in enumerate(PHASES)
+        for turn, number in enumerate(SIGNALS)
+    ],
+)
 def test_a_run_that_is_asked_to_stop_continues_as_if_it_had_not_been(
     server: Server, fresh: list[Any], whole: Path, tmp_path: Path, phase: str, number: signal.Signals
 ) -> None:

@@ -37,6 +37,9 @@ from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run
 from jax_mlm.train.start import read_initial
 
+BUNDLED = [pytest.param(name, marks=pytest.mark.slow if name == "albert-reactions" else ()) for name in REAL]
+"""Twelve layers of ALBERT become as many in a graph, and take three times as long as the others together."""
+
 
 @pytest.fixture(scope="module", params=REAL)
 def real(request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
@@ -134,6 +137,7 @@ def test_import_export_import_is_the_identity(real: Any, tmp_path: Path) -> None
         np.testing.assert_array_equal(array, theirs[name if name in theirs else old])
 
 
+@pytest.mark.parametrize("real", BUNDLED, indirect=True)
 def test_bundles_of_real_checkpoints_give_the_same_top5(real: Any, tmp_path: Path) -> None:
     name, folder, run = real
     recorded = json.loads((folder / "reference.json").read_text())
@@ -166,6 +170,7 @@ def test_bundles_of_real_checkpoints_give_the_same_top5(real: Any, tmp_path: Pat
             assert mask["candidates"][0]["token"] == recorded["published_fill"][row]
 
 
+@pytest.mark.parametrize("real", BUNDLED, indirect=True)
 def test_int8_bundles_of_real_checkpoints_keep_tokens_and_most_answers(real: Any, tmp_path: Path) -> None:
     name, folder, run = real
     parity = convert(run, tmp_path / "bundle")["parity"]

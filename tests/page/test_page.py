@@ -245,6 +245,7 @@ def run(environment: dict[str, str], *words: Any) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_real_checkpoint(
     shared_data: Path,
     environment: dict[str, str],

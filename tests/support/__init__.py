@@ -12,6 +12,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+import jaxlib.version
 import pytest
 
 from jax_mlm.parallel.cores import cores
@@ -19,7 +20,20 @@ from jax_mlm.parallel.cores import cores
 pytest.register_assert_rewrite("support.models", "support.runs", "support.servers")
 
 CACHE = "JAX_MLM_TESTS_CACHE"
-QUICK = "" if os.environ.get("JAX_MLM_GOLDEN_BITS") == "1" else "--xla_backend_optimization_level=0"
+
+
+def quick_flags(version: tuple[int, ...]) -> str:
+    """Return the flags with which this jaxlib compiles small models in half the time; an unknown flag ends a process.
+
+    Measured on a training step of one layer: 10.7 → 4.4 s of processor time a process with jaxlib 0.10.2.
+    """
+    flags = ["--xla_backend_optimization_level=0"]
+    if (0, 10) <= version < (0, 11):
+        flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+    return " ".join(flags)
+
+
+QUICK = "" if os.environ.get("JAX_MLM_GOLDEN_BITS") == "1" else quick_flags(jaxlib.version.__version_info__)
 
 
 def share_cache() -> None:
