@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jax_mlm.errors import UserError
-from jax_mlm.files import make_folder, publish
+from jax_mlm.files import make_folder
 from jax_mlm.signals import Stopped, number_of
 
 NAME = ".lock"
@@ -81,6 +81,7 @@ def locked(path: Path, option: str, what: Path, patient: str = "") -> Iterator[C
     make_folder(path.parent, option)
     try:
         owner = _acquire(path, option, what, patient)
+        _sweep(path, path.stat().st_mtime)
         with _beating(path, owner, what) as check:
             try:
                 yield check
@@ -137,16 +138,16 @@ def _try(path: Path, mine: Owner, option: str) -> tuple[Owner, float] | None:
     content = json.dumps(asdict(mine))
     try:
         candidate.write_text(content)
-        now = candidate.stat().st_mtime
         while True:
             if _create(path, candidate, content):
                 return None
             owner, beat = _owner(path)
-            if owner is None:
-                continue
-            if not _dead(owner, now - beat):
+            os.utime(candidate)
+            now = candidate.stat().st_mtime
+            if owner is not None and not _dead(owner, now - beat):
                 return owner, 0.0 if owner.machine == mine.machine else beat
-            _remove(path, owner)
+            if owner is not None:
+                _remove(path, owner, candidate, content)
     except OSError as error:
         raise UserError(f"{option} {path.parent}: cannot be written ({error.strerror})") from error
     finally:
@@ -168,15 +169,27 @@ def _create(path: Path, candidate: Path, content: str) -> bool:
     return True
 
 
-def _remove(path: Path, owner: Owner) -> None:
-    """Remove the lock of an owner who is dead, unless somebody else has just done so and taken it."""
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    with suppress(FileNotFoundError):
-        publish(path, aside)
-        if _owner(aside)[0] != owner:
-            with suppress(FileExistsError):
-                os.link(aside, path)
-        aside.unlink()
+def _remove(path: Path, dead: Owner, candidate: Path, content: str) -> None:
+    """Remove the lock of an owner who is dead; only one process at a time does, and looks again before it does."""
+    guard = path.with_name(f"{path.name}.dead")
+    if _create(guard, candidate, content):
+        try:
+            if _owner(path)[0] == dead:
+                path.unlink(missing_ok=True)
+        finally:
+            guard.unlink(missing_ok=True)
+        return
+    _sweep(path, candidate.stat().st_mtime)
+    time.sleep(POLL / 50)
+
+
+def _sweep(path: Path, now: float) -> None:
+    """Remove what processes that were killed while they took this lock have left beside it."""
+    for other in path.parent.iterdir():
+        if other.name.startswith(f"{path.name}."):
+            owner, beat = _owner(other)
+            if owner is not None and _dead(owner, now - beat):
+                other.unlink(missing_ok=True)
 
 
 def _owner(path: Path) -> tuple[Owner | None, float]:
