@@ -7,9 +7,12 @@ import errno
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from jax_mlm.signals import number_of, requests_to_stop, stop_of
 
 
 class UserError(ValueError):
@@ -71,29 +74,47 @@ def unknown_choice(option: str, word: str, choices: Iterable[str]) -> UserError:
 
 
 def exit_status(act: Callable[[], object]) -> int:
-    """Run a command; return 0, or 2 after one line on stderr about the user's mistake."""
+    """Run a command; return 0, 2 after one line on stderr about the user's mistake, or 128 + the signal that ended it.
+
+    SIGINT, SIGTERM and SIGHUP are answered in the same way: one line, after what was begun has been cleaned up.
+    """
     try:
-        act()
-        sys.stdout.flush()
+        with requests_to_stop():
+            act()
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:
-        print(f"stopped{': ' + str(stop) if str(stop) else ''}", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the pipe's reader is gone: there is nobody to report to
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        _discard_output()
         return 141
-    except OSError as error:
-        if error.errno is None:  # not from the operating system, so a defect: keep the traceback
-            raise
-        print(f"error: {described(error)}", file=sys.stderr)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = f" ({first})" if (first := first_line(error)) else ""
-        print(f"error: not enough memory{reason}: give a smaller --batch, or fewer --workers", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        if (stop := stop_of(error)) is not None:
+            number = number_of(stop)
+            by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+            _say_last(f"stopped{by}{': ' + str(stop) if str(stop) else ''}")
+            return 128 + number
+        if isinstance(error, OSError) and error.errno is not None:  # without a number it is a defect: a traceback
+            print(f"error: {described(error)}", file=sys.stderr)
+            return 2
+        if is_out_of_memory(error):
+            reason = f" ({first})" if (first := first_line(error)) else ""
+            print(f"error: not enough memory{reason}: give a smaller --batch, or fewer --workers", file=sys.stderr)
+            return 2
+        raise
     return 0
+
+
+def _say_last(line: str) -> None:
+    """Print a line on stderr, unless its reader is gone, as a terminal is after SIGHUP."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()
+
+
+def _discard_output() -> None:
+    """Let nothing fail that is printed from now on."""
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

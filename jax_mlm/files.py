@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -97,6 +98,11 @@ def discard(folder: Path) -> None:
 def beside(path: Path) -> Path:
     """Return a hidden name in the same folder that no other thread, process or host uses."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def is_partial(path: Path) -> bool:
+    """Return whether a name is one of `beside`: of something unfinished, or about to be deleted."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{16}", path.name) is not None
 
 
 def checksum(path: Path) -> int:

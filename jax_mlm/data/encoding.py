@@ -26,6 +26,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jax_mlm.data.tokenizer import as_text
+from jax_mlm.signals import SIGNALS
 
 BATCH = 1 << 18
 """Characters encoded in one call: it bounds the memory that the tokenizer's offsets take."""
@@ -202,7 +203,9 @@ class Worker:
     def __init__(self, tokenizer: str) -> None:
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", WORKER, json.dumps(sys.path)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0
+        )  # in a group of its own, where Ctrl-C does not reach it
         self._send(tokenizer)
 
     def _send(self, message: str | list[str]) -> None:
@@ -238,7 +241,8 @@ class Worker:
 
 def serve() -> None:
     """Serve as a worker: a tokenizer and lists of texts on stdin, arrays on stdout; end with the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the parent decides
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing else may write among the answers
     with suppress(EOFError, BrokenPipeError):

@@ -1,8 +1,7 @@
-"""The table of faults in docs/contract.md is the one whose protections are removed in turn, and can still be removed."""
-
-from support.paths import ROOT
+"""The table of faults in docs/contract.md is that of the protections, and each of them can still be removed."""
 
 from faults.protections import read_rows, table, without
+from support.paths import ROOT
 
 
 def test_the_contract_has_the_table() -> None:
