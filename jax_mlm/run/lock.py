@@ -197,7 +197,7 @@ def _owner(path: Path) -> tuple[Owner | None, float]:
     try:
         with path.open() as file:  # opened, since a network file system may answer a bare stat from memory
             beat, content = os.fstat(file.fileno()).st_mtime, file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None, 0.0
     try:
         return Owner(**json.loads(content)), beat
