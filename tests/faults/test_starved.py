@@ -128,6 +128,7 @@ def test_what_the_system_refuses_is_told_by_its_own_words() -> None:
     assert room.reason_of(ValueError("first\nsecond")) == "first"
 
 
+@pytest.mark.slow
 def test_a_run_on_a_full_disk_ends_with_one_line_and_keeps_its_last_good_checkpoint(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
