@@ -20,6 +20,7 @@ from support.kills import IMPORTS, TRAIN, fresh_cache, newest_state
 from support.runs import TINY, train_line
 from support.texts import sentences
 
+from jax_mlm import signals
 from jax_mlm.errors import UserError, exit_status
 from jax_mlm.parallel.stop import stop_request
 from jax_mlm.run.load import load
@@ -118,8 +119,10 @@ def test_a_request_is_held_back_while_work_is_finished_even_if_nobody_reads_the_
         assert process.stderr.read() == "saving\nstopped by SIGTERM: saved step 5\n"
 
 
-def test_signals_in_a_burst_are_one_request_and_the_number_stays(capsys: pytest.CaptureFixture[str]) -> None:
+def test_signals_in_a_burst_are_one_request_and_the_number_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """`timeout` sends two, and so do a terminal that closes and its shell."""
+    ended: list[int] = []
+    monkeypatch.setattr(signals, "_end", ended.append)
 
     def act() -> None:
         with stop_request() as asked:
@@ -128,6 +131,7 @@ def test_signals_in_a_burst_are_one_request_and_the_number_stays(capsys: pytest.
             assert asked() == signal.SIGTERM
 
     assert exit_status(act) == 0
+    assert not ended
 
 
 def test_what_was_ignored_stays_ignored_and_other_threads_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
