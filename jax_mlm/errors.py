@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
+import reprlib
 import sys
 from collections.abc import Callable, Iterable
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 80
 
 
 class UserError(ValueError):
     """A mistake the user can fix: one line that names the option or file and the remedy."""
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: long ones are cut, deep ones too, which `repr` cannot even walk."""
+    return _SHOWN.repr(value)
+
+
+def one_line(text: str) -> str:
+    """Return a message in one line: line ends and the like, which the name of a file may hold, are escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where the message is empty."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -26,11 +46,14 @@ def unknown_choice(option: str, word: str, choices: Iterable[str]) -> UserError:
 
 def exit_status(act: Callable[[], object]) -> int:
     """Run a command; return 0, or 2 after one line on stderr about the user's mistake."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold what the terminal's encoding does not
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         act()
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"stopped{': ' + str(stop) if str(stop) else ''}", file=sys.stderr)
@@ -39,4 +62,10 @@ def exit_status(act: Callable[[], object]) -> int:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 141
+    except OSError as error:
+        if error.errno is None or error.strerror is None:  # not from the operating system: a defect
+            raise
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        print(f"error: {one_line(where + error.strerror)}", file=sys.stderr)
+        return 2
     return 0

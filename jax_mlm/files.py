@@ -71,4 +71,4 @@ def beside(path: Path) -> Path:
 def cache_folder(config: TrainConfig) -> Path:
     """Return the folder that keeps prepared tokens and compiled programs between runs."""
     named = config.corpus.cache or os.environ.get("JAX_MLM_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "jax_mlm"
+    return Path(os.path.expanduser(named or "~/.cache/jax_mlm"))

@@ -25,7 +25,8 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from tokenizers import Tokenizer
 
-from jax_mlm.data.tokenizer import as_text
+from jax_mlm.data.tokenizer import as_text, rust
+from jax_mlm.errors import UserError
 
 BATCH = 1 << 18
 """Characters encoded in one call: it bounds the memory that the tokenizer's offsets take."""
@@ -88,7 +89,7 @@ def _batches(texts: list[str]) -> Iterator[list[str]]:
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
-    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    encodings = rust(tokenizer.encode_batch, texts, add_special_tokens=False)
     lengths = np.fromiter(map(len, encodings), np.int64, len(texts))
     total = int(lengths.sum())
     tokens = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.uint32, total)
@@ -220,6 +221,8 @@ class Worker:
             raise RuntimeError(
                 f"a tokenising process ended early (exit status {status}); if memory ran out, lower --workers"
             ) from error
+        if isinstance(answer, UserError):
+            raise answer
         if isinstance(answer, str):
             raise RuntimeError(f"a tokenising process failed:\n{answer}")
         tokens, begins, lengths = answer
@@ -246,7 +249,9 @@ def serve() -> None:
             try:
                 tokens, begins, lengths = encode_with(tokenizer, texts)
                 tokens = tokens.astype(np.uint16) if small and tokens.max(initial=0) < 1 << 16 else tokens
-                answer: tuple[np.ndarray, ...] | str = (tokens, np.packbits(begins), lengths)
+                answer: tuple[np.ndarray, ...] | UserError | str = (tokens, np.packbits(begins), lengths)
+            except UserError as error:
+                answer = error
             except Exception:  # nothing is lost: the parent raises what it reads here
                 answer = traceback.format_exc()
             pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)

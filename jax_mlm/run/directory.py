@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jax_mlm.config import Json, TrainConfig, from_json, to_json
-from jax_mlm.errors import UserError
+from jax_mlm.errors import UserError, first_line, shown
 from jax_mlm.files import write_atomically
 from jax_mlm.version import package_version
 
 RUN_FILE, TOKENIZER_FILE = "run.json", "tokenizer.json"
+FORMAT = 1
+"""Of run.json, from the first one on: a change that older versions cannot read makes it one more."""
 PACKAGES = ("jax-mlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy")
 
 
@@ -42,7 +44,7 @@ def choose_directory(config: TrainConfig) -> Path:
 def write_run(run: Path, config: TrainConfig, device: Mapping[str, object], data: Mapping[str, object]) -> None:
     """Write `run.json`: everything needed to know how these weights were made."""
     versions = {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}}
-    body = {"format": 1, "config": to_json(config), "versions": versions, "device": device, "data": data}
+    body = {"format": FORMAT, "config": to_json(config), "versions": versions, "device": device, "data": data}
     write_atomically(run / RUN_FILE, json.dumps(body, indent=2) + "\n")
 
 
@@ -52,9 +54,19 @@ def read_run_file(run: Path) -> Json:
     if not path.is_file():
         raise UserError(f"{run} is not a run directory: it has no {RUN_FILE}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {first_line(error)}") from None
+    if not isinstance(body, dict) or not isinstance(body.get("data", {}), dict):
+        raise UserError(f"{path} does not describe a run: restore it as training wrote it")
+    format = body.get("format", FORMAT)
+    if type(format) is not int or format < 1:
+        raise UserError(f"{path} has an unknown format: {shown(format)}")
+    if format > FORMAT:
+        raise UserError(
+            f"{path} has format {format}, but this jax-mlm reads only up to {FORMAT}: pip install -U jax-mlm"
+        )
+    return body
 
 
 def read_run(run: Path) -> TrainConfig:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, TextIO, runtime_checkable
 
 from jax_mlm.config import Json
+from jax_mlm.errors import UserError, first_line, shown
 from jax_mlm.files import write_atomically
 
 METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
+KINDS = ("train", "valid", "final")
+"""Lines of figures alone."""
+LARGEST = 1e30
+"""What a figure is at most, unless a loss is infinite; Python counts on where a float ends."""
+REMOVE = "remove that line, or restore the file"
 
 
 @runtime_checkable
@@ -70,25 +77,59 @@ class MetricsLog:
 def _key_of(line: str) -> tuple[str, float]:
     """Return the kind and step of a line; one cut short by a kill counts as after everything."""
     try:
-        read = json.loads(line)
-        return (read["kind"], read["step"]) if line.endswith("\n") else ("", float("inf"))
-    except (json.JSONDecodeError, KeyError):
+        read = _object(line)
+    except ValueError:
         return "", float("inf")
+    return (read["kind"], read["step"]) if line.endswith("\n") else ("", float("inf"))
 
 
 def read_metrics(run: Path) -> list[Json]:
-    """Return all lines of `metrics.jsonl`."""
-    return _read_lines(run / METRICS_FILE)
+    """Return all lines of `metrics.jsonl`; a UserError names one that does not hold figures."""
+    lines = _read_lines(run / METRICS_FILE)
+    for number, line in enumerate(lines, 1):
+        for name, value in line.items() if line["kind"] in KINDS else ():
+            if name != "kind" and (type(value) not in (int, float) or LARGEST < abs(value) < math.inf):
+                raise UserError(
+                    f"{run / METRICS_FILE}, line {number}: {name} is {shown(value)}, not a number: {REMOVE}"
+                )
+    return lines
 
 
 def read_samples(run: Path) -> list[Json]:
     """Return all evaluations of `samples.jsonl`; none if the run predates that file."""
-    return _read_lines(run / SAMPLES_FILE) if (run / SAMPLES_FILE).is_file() else []
+    if not (run / SAMPLES_FILE).is_file():
+        return []
+    lines = _read_lines(run / SAMPLES_FILE)
+    for number, line in enumerate(lines, 1):
+        samples = line.get("samples")
+        if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
+            raise UserError(f"{run / SAMPLES_FILE}, line {number}: it lists no samples: {REMOVE}")
+    return lines
 
 
 def _read_lines(path: Path) -> list[Json]:
     """Return every complete line; one that is being written, or was cut short by a kill, is left out."""
-    return [json.loads(line) for line in _lines(path) if line.endswith("\n")]
+    found = []
+    for number, line in enumerate(_lines(path), 1):
+        if line.endswith("\n"):
+            try:
+                found.append(_object(line))
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: {first_line(error)}: {REMOVE}") from None
+    return found
+
+
+def _object(line: str) -> Json:
+    """Return the object of a line; a ValueError where it is none, or has no kind or step."""
+    try:
+        read = json.loads(line)
+    except RecursionError:
+        raise ValueError("not JSON (it is nested too deep)") from None
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from None
+    if not isinstance(read, dict) or not isinstance(read.get("kind"), str) or type(read.get("step")) is not int:
+        raise ValueError("not an object with a kind and a step")
+    return read
 
 
 def _lines(path: Path) -> list[str]:
