@@ -9,6 +9,8 @@ import reprlib
 import sys
 from collections.abc import Callable, Iterable
 
+LONGEST = 2000
+"""Characters of a message."""
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 80
 
@@ -23,7 +25,8 @@ def shown(value: object) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a message in one line: line ends and the like, which the name of a file may hold, are escaped."""
+    """Return a message in one line that fits a screen; line ends and the like, as in a file's name, are escaped."""
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
