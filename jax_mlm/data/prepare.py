@@ -178,7 +178,7 @@ def _key(sources: Sequence[_Source], tokenizer: str, cfg: DataConfig, format: in
 @contextmanager
 def _lock(path: Path) -> Iterator[bool]:
     """Hold a lock that ends with this process; give False, at once, where the file system has none."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         try:
             import fcntl
 

@@ -23,7 +23,7 @@ from jax_mlm.hf.weights import WEIGHTS, Tensors, is_tied, open_tensors, read_par
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.params import at_offset
 from jax_mlm.run.checkpoint import load_params, open_checkpoints, save
-from jax_mlm.run.directory import TOKENIZER_FILE, read_run, write_run
+from jax_mlm.run.directory import TOKENIZER_FILE, check_name, read_run, write_run
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ def _compare_sizes(folder: Path, model: ModelConfig, tokens: int) -> list[str]:
 def import_hf(folder: Path, run: Path, family: str | None = None, tokenizer: Path | None = None) -> Imported:
     """Write a run directory with the model as its checkpoint of step 0."""
     _check_free(run)
+    check_name(run)
     imported = read_hf(folder, family, tokenizer)
     model = imported.model
     config = TrainConfig(preset=model.family, model=model, corpus=DataConfig(length=min(512, model.max_length)))

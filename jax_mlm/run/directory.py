@@ -18,8 +18,19 @@ FORMAT = 1
 PACKAGES = ("jax-mlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy")
 
 
+def check_name(run: Path, option: str = "") -> None:
+    """Raise a UserError for a path that is not UTF-8: checkpoints are not written below such a one, nor read."""
+    try:
+        str(run.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{option}{run}: the path is not UTF-8, which checkpoints need: choose another, or set LC_ALL=C.UTF-8"
+        ) from None
+
+
 def choose_directory(config: TrainConfig) -> Path:
     """Return the directory of a new run, which must not exist, or of the run to resume, which must."""
+    check_name(Path(config.out), "--out ")
     if config.resume:
         if not config.out:
             raise UserError("--resume needs --out DIR: the run directory to continue")
@@ -51,6 +62,7 @@ def write_run(run: Path, config: TrainConfig, device: Mapping[str, object], data
 def read_run_file(run: Path) -> Json:
     """Return the whole of `run.json`."""
     path = Path(run) / RUN_FILE
+    check_name(path)
     if not path.is_file():
         raise UserError(f"{run} is not a run directory: it has no {RUN_FILE}")
     try:
