@@ -101,9 +101,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     tokenizer = rust(Tokenizer.from_str, content, where=f"--tokenizer {path} is not a tokenizer.json")
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    complete_decoder(tokenizer)
     try:
-        check_ids(tokenizer)
+        check_ids(tokenizer)  # first: to write a tokenizer takes time that grows with its largest id
+        complete_decoder(tokenizer)
         mask_of(tokenizer)
     except UserError as error:
         raise UserError(f"--tokenizer {path}: {error}") from error

@@ -92,6 +92,10 @@ def _parsed(path: Path) -> Tokenizer:
         return load_tokenizer(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    try:
+        check_ids(tokenizer)
+    except UserError as error:
+        raise UserError(f"{path}: {error}: {REMEDY}") from None
     complete_decoder(tokenizer)
     return tokenizer
 
