@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import subprocess
@@ -14,12 +13,10 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from support.garbage import captured_line, scratch, strange
+from support.garbage import RESULT, captured_line, record, recorded, scratch, strange
 from support.kinds import SLOTS, TEXT, Kind, kinds  # noqa: F401  a fixture
 from support.paths import ROOT
 
-RESULT = ROOT / "benchmarks" / "results" / "inputs.json"
-COMMAND = "python -m pytest -n 0 -m campaign tests/faults/test_drawn.py"
 MEGABYTES = 2000
 SECONDS = 10
 NAMES = ("text", "JSON", "tables", "Parquet", "words", "names", "options", "tokenizers", "models", "runs", "questions")
@@ -92,7 +89,11 @@ def in_a_process(slot: str, number: int, folder: Path) -> dict[str, Any]:
     module = module or MODULES[slot.split()[0]]
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_CPU, (120, 120)); import sys; sys.argv[1:] = {argv!r}"
     code = f"{limit}; from {module} import main; sys.exit(main())"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'export'}", "JAX_MLM_CACHE": str(folder / "cache")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'export'}",
+        "JAX_MLM_CACHE": str(folder / "cache"),
+    }
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, timeout=300, check=False,
@@ -124,18 +125,3 @@ def test_sixty_real_processes(tmp_path: Path) -> None:
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
     assert peak < MEGABYTES
     assert len(recorded()["processes"]) >= 60
-
-
-# ---- what came of it -----------------------------------------------------------------------------
-
-
-def recorded() -> dict[str, Any]:
-    return json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"command": COMMAND}
-
-
-def record(part: str, name: str, entry: dict[str, Any]) -> None:
-    """Add an entry to the result, at once: a campaign that is stopped goes on where it was."""
-    result = recorded()
-    result.setdefault(part, {})[name] = entry
-    result["cases"] = sum(each["accepted"] + each["refused"] for each in result.get("in process", {}).values())
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -76,7 +76,9 @@ def test_a_value_out_of_range_is_refused_by_its_option(option, value, said, caps
 
 def test_what_no_machine_holds_is_refused_before_it_is_made() -> None:
     config = TrainConfig(model=ModelConfig(width=1 << 20, heads=4, layers=1000, ff_width=1 << 20))
-    with pytest.raises(UserError, match=r"--width 1048576, --layers 1000: .* need at least .* GB: choose a smaller model"):
+    with pytest.raises(
+        UserError, match=r"--width 1048576, --layers 1000: .* need at least .* GB: choose a smaller model"
+    ):
         check_memory(config, 1 << 40, 8)
     with pytest.raises(UserError, match=r"--batch 16777216 of --length 128: 2097152 rows at once .*raise --accumulate"):
         check_memory(replace(TrainConfig(), batch=1 << 24), 1 << 34, 8)
@@ -188,7 +190,9 @@ def test_ids_that_are_no_rows_of_a_table_are_refused(tmp_path: Path) -> None:
         ({"creates": 1 << 31}, "the id 2147483648 is too large for a vocabulary"),
         ({"creates": 1 << 40}, "is not a tokenizer.json"),
     ):
-        (tmp_path / "t.json").write_text(json.dumps({**content, "model": content["model"] | {"vocab": vocab | changed}}))
+        (tmp_path / "t.json").write_text(
+            json.dumps({**content, "model": content["model"] | {"vocab": vocab | changed}})
+        )
         with pytest.raises(UserError, match=reason):
             load_tokenizer(tmp_path / "t.json")
 

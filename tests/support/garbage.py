@@ -10,7 +10,6 @@ import pickle
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,10 @@ from typing import Any, NamedTuple, NoReturn
 
 from hypothesis import strategies as st
 
+from support.paths import ROOT
+
+RESULT = ROOT / "benchmarks" / "results" / "inputs.json"
+COMMAND = "python -m pytest -n 0 -m campaign tests/faults"
 SECONDS = 60
 """Of wall time, after which a case counts as hanging: a busy machine needs some of it."""
 
@@ -151,7 +154,19 @@ def _zip() -> bytes:
     return packed.getvalue()
 
 
-OTHER = (b"", b"\0", b"\0" * 4096, b"\xff" * 4096, PICKLE, _zip(), b"\x1f\x8b" + b"\0" * 40, b"{}", b"[]", b"null", b"3")
+OTHER = (
+    b"",
+    b"\0",
+    b"\0" * 4096,
+    b"\xff" * 4096,
+    PICKLE,
+    _zip(),
+    b"\x1f\x8b" + b"\0" * 40,
+    b"{}",
+    b"[]",
+    b"null",
+    b"3",
+)
 """What a file may hold instead of what it should."""
 RAW = (
     "null", "true", "false", "0", "-1", "1", "3", "2.5", "1e308", "1e400", "-1e400", "NaN", "4294967296",
@@ -164,7 +179,19 @@ ALIKE: Mapping[type, tuple[str, ...]] = {
     bool: ("true", "false"),
     int: ("0", "1", "2", "3", "7", "-1", "40", "65536", "4294967295", "1000000"),
     float: ("0.0", "-1.0", "1e-9", "1e9", "1e400", "2"),
-    str: ('""', '" "', '"x"', '"[MASK]"', '"[UNK]"', '"(("', '"line"', '"relu"', '"ByteLevel"', '"Metaspace"', '"\u00e9"'),
+    str: (
+        '""',
+        '" "',
+        '"x"',
+        '"[MASK]"',
+        '"[UNK]"',
+        '"(("',
+        '"line"',
+        '"relu"',
+        '"ByteLevel"',
+        '"Metaspace"',
+        '"\u00e9"',
+    ),
     dict: ("{}", "null"),
     list: ("[]", "[[]]", '["x"]'),
 }
@@ -240,7 +267,18 @@ def damaged(content: bytes) -> st.SearchStrategy[bytes]:
 
 # ---- what is not a file --------------------------------------------------------------------------
 
-NAMES = ("plain", "two  words", "line\nend", "-dash", "tab\t", "quo'te\"", "ünï", "[a]*?", "\udcff\udcfe", "~nobody-here/x")
+NAMES = (
+    "plain",
+    "two  words",
+    "line\nend",
+    "-dash",
+    "tab\t",
+    "quo'te\"",
+    "ünï",
+    "[a]*?",
+    "\udcff\udcfe",
+    "~nobody-here/x",
+)
 """Of files, odd ones."""
 LONG = "n" * 300
 """Longer than a name may be."""
@@ -286,8 +324,20 @@ def strange(folder: Path) -> dict[str, str]:
     }
 
 
-def stdin_of(content: bytes) -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BytesIO(content))
+# ---- what came of it -----------------------------------------------------------------------------
 
 
-assert sys.platform != "win32", "pipes and links"
+def recorded() -> dict[str, Any]:
+    return json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"command": COMMAND}
+
+
+def record(part: str, name: str, entry: dict[str, Any]) -> None:
+    """Add an entry to the result, at once: a campaign that is stopped goes on where it was."""
+    result = recorded()
+    result.setdefault(part, {})[name] = entry
+    result["cases"] = sum(
+        each["accepted"] + each["refused"]
+        for part in ("in process", "bundles")
+        for each in result.get(part, {}).values()
+    )
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import bz2
-import codecs
 import contextlib
-import csv
-import gzip
-import io
 import json
-import lzma
-import shutil
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,24 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import mlm_onnx.__main__ as onnx_cli
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from flax.serialization import msgpack_serialize
-from flax.traverse_util import unflatten_dict
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save
-from support.garbage import RAW, Enough, Outcome, attempt, byte_damage, damaged, strange
-from support.models import HF_BERT, randomised
-from support.paths import ROOT
 
 from jax_mlm import compare, evaluate
 from jax_mlm.cli.options import options_of
 from jax_mlm.config import TrainConfig
-from jax_mlm.data.sources import documents, find_sources
-from jax_mlm.data.tokenizer import VocabularyTooLarge, load_tokenizer, train_tokenizer, vocabulary_of
-from jax_mlm.errors import exit_status
+from jax_mlm.data.tokenizer import VocabularyTooLarge, train_tokenizer
 from jax_mlm.hf import __main__ as hf
 from jax_mlm.hf.config import hf_config
 from jax_mlm.hf.weights import write_params
@@ -43,7 +25,11 @@ from jax_mlm.presets import SENTENCE
 from jax_mlm.train import __main__ as train
 from jax_mlm.train import loop
 from jax_mlm.train.setup import set_up
-from jax_mlm.train.start import words_of
+from support.drawn_models import TOKENIZER_CONFIG, models, try_model
+from support.drawn_texts import jsons, parquets, read_texts, read_words, tables, texts, word_files
+from support.garbage import Enough, Outcome, attempt, damaged, strange
+from support.models import HF_BERT, randomised
+from support.paths import ROOT
 
 RUN, BUNDLE = ROOT / "tests" / "golden" / "run", ROOT / "tests" / "golden" / "bundle-fp32"
 TEXT = "\n".join(f"the {a} {b} finds a {c} near the {d}" for a in ("old", "new") for b in ("cat", "dog") for c in
@@ -84,139 +70,6 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
         "runs": Kind(runs(), try_run, 300),
         "questions": Kind(questions(), try_question, 300),
     }
-
-
-# ---- text ----------------------------------------------------------------------------------------
-
-LINE = st.text(st.characters(codec="utf-8", exclude_characters="\n\r\0\ufeff"), max_size=24)
-PACKERS: Mapping[str, Callable[[bytes], bytes]] = {
-    "": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
-}  # fmt: skip
-MARKS = {"utf-8": b"", "utf-8-sig": b"", "utf-16-le": codecs.BOM_UTF16_LE, "utf-32-be": codecs.BOM_UTF32_BE}
-
-
-class Written(NamedTuple):
-    """A file, and the documents in it; None if it need not be readable."""
-
-    name: str
-    content: bytes
-    holds: list[str] | None
-
-
-def kept(lines: list[str]) -> list[str]:
-    return [line.strip() for line in lines if line.strip()]
-
-
-@st.composite
-def packed(draw: st.DrawFn, suffix: str, content: bytes, holds: list[str]) -> Written:
-    """Return the content, compressed or not, and whole or damaged."""
-    packing = draw(st.sampled_from(list(PACKERS)))
-    content = PACKERS[packing](content)
-    if draw(st.booleans()):
-        return Written(f"a{suffix}{packing}", content, holds if content else None)
-    return Written(f"a{suffix}{packing}", draw(byte_damage(content)), None)
-
-
-@st.composite
-def texts(draw: st.DrawFn) -> Written:
-    lines = draw(st.lists(LINE, max_size=8))
-    how = draw(st.sampled_from(("whole", "whole", "whole", "bytes", "long", "surrogates", "nul")))
-    if how == "bytes":
-        return Written("a.txt", draw(st.binary(max_size=400)), None)
-    if how == "long":
-        piece = draw(st.sampled_from(("a", "a b ", "é", "字")))
-        return Written("a.txt", (piece * (10_000_000 // len(piece.encode()))).encode(), None)
-    if how in ("surrogates", "nul"):
-        lines = [*lines, "\ud83d" if how == "surrogates" else "a\0b", *lines]
-        return Written("a.txt", "\n".join(lines).encode("utf-8", "surrogatepass"), None)
-    encoding, end = draw(st.sampled_from(list(MARKS))), draw(st.sampled_from(("\n", "\r\n", "\r")))
-    text = end.join(lines) + draw(st.sampled_from(("", end)))
-    content = MARKS[encoding] + text.encode(encoding)
-    if not text.strip():
-        return Written("a.txt", content, None)
-    return draw(packed(draw(st.sampled_from((".txt", ".md", ".raw"))), content, kept(lines)))
-
-
-@st.composite
-def jsons(draw: st.DrawFn) -> Written:
-    lines = draw(st.lists(LINE, min_size=1, max_size=5))
-    records = [{"id": number, "text": line} for number, line in enumerate(lines)]
-    ascii_only, array = draw(st.booleans()), draw(st.booleans())
-    if draw(st.booleans()):
-        records[-1] = draw(st.sampled_from(({}, {"text": 3}, {"text": ["a"]}, {"Text": "a"}, [], "a", 3, None)))
-        content = "\n".join(map(json.dumps, records)).encode()
-        raw = draw(st.sampled_from(RAW)).encode()
-        field = b'{"text": ' + raw + b"}"
-        return Written("a.jsonl", draw(st.sampled_from((content, raw, field, b"[" + field + b"]"))), None)
-    if array:
-        text = json.dumps(records, ensure_ascii=ascii_only)
-    else:
-        text = draw(st.sampled_from(("\n", "\r\n"))).join(json.dumps(r, ensure_ascii=ascii_only) for r in records)
-    return draw(packed(".json" if array else ".jsonl", text.encode(), [line for line in lines if line.strip()]))
-
-
-@st.composite
-def tables(draw: st.DrawFn) -> Written:
-    lines = [line for line in draw(st.lists(LINE, min_size=1, max_size=5)) if line.strip()]
-    suffix, mark = draw(st.sampled_from(((".csv", ","), (".csv", ";"), (".tsv", "\t"))))
-    written = io.StringIO()
-    writer = csv.writer(written, delimiter=mark, lineterminator=draw(st.sampled_from(("\n", "\r\n"))))
-    writer.writerows([["id", "text"], *([number, line] for number, line in enumerate(lines))])
-    content = written.getvalue().encode()
-    if draw(st.booleans()):
-        more = st.sampled_from((b'"', b'a"b\n', b"1,2,3,4\n", b"1\n", b"\r", b"text\n", b'"x', b"," * 5000 + b"\n"))
-        at = draw(st.integers(0, len(content)))
-        return Written(f"a{suffix}", content[:at] + draw(more) + content[at:], None)
-    return draw(packed(suffix, content, lines))
-
-
-COLUMNS = (
-    pa.array(["a b", None, ""]), pa.array([1, 2, 3]), pa.array([1.0, None, float("nan")]), pa.array([b"a", b"\xff", b""]),
-    pa.array([["a"], [], None]), pa.array([{"text": "a"}] * 3), pa.array([None] * 3), pa.array([True, False, None]),
-    pa.array(["a b", "c", "a b"]).dictionary_encode(), pa.array(["a b", "c d", "e"], pa.large_string()),
-    pa.array([0, 1, 2], pa.timestamp("s")), pa.array(["a\0b", "c", "d"]),
-)  # fmt: skip
-
-
-@st.composite
-def parquets(draw: st.DrawFn) -> Written:
-    name = draw(st.sampled_from(("text", "text", "Text", "")))
-    written = io.BytesIO()
-    if draw(st.booleans()):
-        lines = draw(st.lists(LINE, min_size=1, max_size=5))
-        pq.write_table(pa.table({"text": lines}), written)
-        holds = [line for line in lines if line.strip()]
-        if draw(st.booleans()):
-            return Written("a.parquet", written.getvalue(), holds)
-    else:
-        pq.write_table(pa.table({name: draw(st.sampled_from(COLUMNS))}), written)
-        if draw(st.booleans()):
-            return Written("a.parquet", written.getvalue(), None)
-    return Written("a.parquet", draw(byte_damage(written.getvalue())), None)
-
-
-def read_texts(case: Written, folder: Path) -> Outcome:
-    (folder / case.name).write_bytes(case.content)
-    found: list[str] = []
-
-    def read() -> None:
-        found.extend(documents(find_sources([case.name]).files, "line", "text"))
-
-    outcome = attempt(lambda: exit_status(read), folder)
-    if case.holds is not None:
-        assert outcome.status == 0, outcome.said
-        assert found == case.holds
-    return outcome
-
-
-@st.composite
-def word_files(draw: st.DrawFn) -> bytes:
-    return draw(st.one_of(st.binary(max_size=200), st.text(max_size=80).map(str.encode), st.just(b"a\n" * 100_000)))
-
-
-def read_words(content: bytes, folder: Path) -> Outcome:
-    (folder / "w.txt").write_bytes(content)
-    return attempt(lambda: exit_status(lambda: words_of(["w.txt"])), folder)
 
 
 # ---- command lines -------------------------------------------------------------------------------
@@ -289,8 +142,10 @@ def enough(*_: object, **__: object) -> typing.NoReturn:
     raise Enough
 
 
-NUMBERS = ("0", "-1", "1", "2", "3", "7", "1000000000", "1000000000000", "9" * 30, "9" * 4400, "-9999999999", "2.5",
-           "0.5", "nan", "inf", "-inf", "1e400", "1e-400", "", " ", "x", "٣", "0x10", "1_000", "1e3", "-0.0")  # fmt: skip
+NUMBERS = (
+    "0", "-1", "1", "2", "3", "7", "1000000000", "1000000000000", "9" * 30, "9" * 4400, "-9999999999", "2.5", "0.5",
+    "nan", "inf", "-inf", "1e400", "1e-400", "", " ", "x", "٣", "0x10", "1_000", "1e3", "-0.0",
+)  # fmt: skip
 
 
 @st.composite
@@ -298,7 +153,7 @@ def options(draw: st.DrawFn) -> list[str]:
     """Return a command line of training with one to three values that few options take."""
     given = []
     for _ in range(draw(st.integers(1, 3))):
-        name, _, flag, settings = draw(st.sampled_from(OPTIONS))
+        _, _, flag, settings = draw(st.sampled_from(OPTIONS))
         if "choices" in settings:
             value = draw(st.sampled_from((*settings["choices"], "x", "")))
         elif settings.get("action") is not None:
@@ -344,112 +199,6 @@ def try_tokenizer(content: bytes, folder: Path) -> Outcome:
     (folder / "tokenizer.json").write_bytes(content)
     small = [word for word in SMALL if word not in ("--tokenizer-kind", "word")]
     return trained([*small, "--out", "run", "--data", "text.txt", "--tokenizer", "tokenizer.json"], folder)
-
-
-# ---- Hugging Face directories --------------------------------------------------------------------
-
-TOKENIZER_CONFIG = {
-    "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 32, "mask_token": "[MASK]",
-    "pad_token": {"content": "[PAD]", "special": True, "lstrip": False},
-    "added_tokens_decoder": {"0": {"content": "[PAD]", "special": True}},
-    "additional_special_tokens": [], "do_lower_case": False,
-}  # fmt: skip
-
-
-@st.composite
-def models(draw: st.DrawFn, model: Path) -> dict[str, bytes]:
-    """Return files to put into a model's directory in the place of its own; empty ones go."""
-    tensors = load_file(model / "model.safetensors")
-    match draw(st.sampled_from(("config", "config", "header", "header", "weights", "index", "msgpack", "tokenizer", "old"))):
-        case "config":
-            return {"config.json": draw(damaged((model / "config.json").read_bytes()))}
-        case "header":
-            return {"model.safetensors": draw(headers((model / "model.safetensors").read_bytes()))}
-        case "weights":
-            kind = draw(st.sampled_from((np.float16, np.float64, np.int8, np.int64, np.uint8, np.bool_)))
-            name = draw(st.sampled_from(sorted(tensors)))
-            turned = draw(st.sampled_from((lambda x: x.T, lambda x: x[:0], lambda x: x.astype(kind), lambda x: x * np.inf)))
-            changed = np.ascontiguousarray(turned(tensors[name]))
-            return {"model.safetensors": draw(st.one_of(st.just(save(tensors | {name: changed})), byte_damage(save(tensors))))}
-        case "index":
-            names = ["a.safetensors", "../a.safetensors", "/etc/passwd", "..", "", "config.json", "a\0b", 3, None, ["a"], {}]
-            index = {"metadata": {}, "weight_map": {name: draw(st.sampled_from(names)) for name in list(tensors)[:4]}}
-            content = draw(st.one_of(st.just(json.dumps(index).encode()), damaged(json.dumps(index).encode())))
-            return {"model.safetensors": b"", "model.safetensors.index.json": content}
-        case "msgpack":
-            tree = unflatten_dict({tuple(name.split(".")): array for name, array in tensors.items()})
-            content = draw(st.one_of(byte_damage(msgpack_serialize(tree)), st.sampled_from(MSGPACKS), st.just(nested(5000))))
-            return {"model.safetensors": b"", "flax_model.msgpack": content}
-        case "tokenizer":
-            name = draw(st.sampled_from(("tokenizer_config.json", "tokenizer.json")))
-            return {name: draw(damaged((model / name).read_bytes()))}
-        case _:
-            name, content = draw(st.sampled_from(OLD))
-            return {"tokenizer.json": b"", **BESIDE.get(name, {}), name: draw(byte_damage(content))}
-
-
-def nested(depth: int) -> bytes:
-    """Return a msgpack of dicts in dicts."""
-    return b"\x81\xa1a" * depth + b"\x01"
-
-
-MSGPACKS = (
-    b"\xdf\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x01", b"\xc0",
-    b"\x81\xa1a\xc7\x05\x01\x93\x91\x01\xa1O", b"\x81\xa1a\xc7\x09\x01\x93\x91\xce\xff\xff\xff\xff\xa2<f", b"\x81\x01\x02",
-    b"\x81\xa1a\xd4\x05x", b"\x81\xa1a\xa6object", b"\x81\xb5__msgpack_chunked_array__\xc3",
-)  # fmt: skip
-OLD = (
-    ("vocab.txt", "\n".join(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c", "the")).encode()),
-    ("vocab.json", json.dumps({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "a": 5, "b": 6, "ab": 7}).encode()),
-    ("merges.txt", b"#version: 0.2\na b\n"),
-    ("spiece.model", b"".join(
-        b"\x0a" + bytes([len(piece) + 9]) + b"\x0a" + bytes([len(piece)]) + piece + b"\x15\0\0\x80\xbf" + b"\x18" + bytes([type])
-        for piece, type in ((b"<unk>", 2), (b"[CLS]", 3), (b"[SEP]", 3), (b"<pad>", 3), (b"[MASK]", 3), (b"\xe2\x96\x81a", 1))
-    )),
-    ("spiece.model", b"\x0a\xff\xff\xff" * 3 + b"\xff" * 200_000),
-    ("added_tokens.json", json.dumps({"x": 16, "y": 17}).encode()),
-    ("special_tokens_map.json", json.dumps({"mask_token": "[MASK]", "cls_token": {"content": "[CLS]"}}).encode()),
-)  # fmt: skip
-BESIDE = {
-    "merges.txt": {"vocab.json": OLD[1][1]}, "vocab.json": {"merges.txt": OLD[2][1]},
-    "added_tokens.json": {"vocab.txt": OLD[0][1]}, "special_tokens_map.json": {"vocab.txt": OLD[0][1]},
-}  # fmt: skip
-
-
-@st.composite
-def headers(draw: st.DrawFn, content: bytes) -> bytes:
-    """Return a safetensors file whose header lies."""
-    size = int.from_bytes(content[:8], "little")
-    header, data = content[8 : 8 + size], content[8 + size :]
-    how = draw(st.sampled_from(("damage", "damage", "size", "offsets", "double")))
-    if how == "size":
-        number = draw(st.sampled_from((0, 1, size - 1, size + 1, len(content), 1 << 31, 1 << 40, (1 << 64) - 1)))
-        return number.to_bytes(8, "little") + header + data
-    if how == "damage":
-        header = draw(damaged(header))
-    elif how == "double":
-        header = header.replace(b"{", b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},', 1)
-    else:
-        facts = json.loads(header)
-        name = draw(st.sampled_from([name for name in facts if name != "__metadata__"]))
-        facts[name]["data_offsets"] = draw(
-            st.sampled_from(([0, 4], [4, 0], [0, len(data) * 2], [-4, 0], [0, 1 << 63], [1 << 40, 1 << 41], [0], [0.5, 4]))
-        )
-        facts[name]["dtype"] = draw(st.sampled_from(("F32", "F64", "BF16", "F16", "I8", "BOOL", "F8_E4M3", "X", "")))
-        facts[name]["shape"] = draw(st.sampled_from((facts[name]["shape"], [], [1 << 32, 1 << 32], [1 << 62], [-1], [0])))
-        header = json.dumps(facts).encode()
-    return len(header).to_bytes(8, "little") + header + data
-
-
-def try_model(case: tuple[Path, dict[str, bytes]], folder: Path) -> Outcome:
-    model, files = case
-    shutil.copytree(model, folder / "model")
-    for name, content in files.items():
-        (folder / "model" / name).write_bytes(content) if content else (folder / "model" / name).unlink(missing_ok=True)
-    outcome = attempt(lambda: hf.main(["import", "model", "run"]), folder)
-    if outcome.status == 0:  # what was taken for a model can be used
-        vocabulary_of(load_tokenizer(folder / "run" / "tokenizer.json"))
-    return outcome
 
 
 # ---- runs ----------------------------------------------------------------------------------------
@@ -498,19 +247,20 @@ def questions(draw: st.DrawFn) -> list[str]:
     around = st.text(max_size=20)
     text = draw(
         st.sampled_from((
-            draw(around) + "[MASK]" + draw(around), draw(around), "[MASK]" * 40, "[MASK] " * 1100, "a " * 30_000 + "[MASK]",
-            "", " ", "\0", "\udcff [MASK]", "a\r\n[MASK]", "<mask>", "[MASK", "[UNK] [MASK] [SEP] [PAD]", "x" * 1_000_001,
+            draw(around) + "[MASK]" + draw(around), draw(around), "[MASK]" * 40, "[MASK] " * 1100, "", " ", "\0",
+            "a " * 30_000 + "[MASK]", "\udcff [MASK]", "a\r\n[MASK]", "<mask>", "[MASK", "[UNK] [MASK] [SEP] [PAD]",
+            "x" * 1_000_001,
         ))
     )  # fmt: skip
     given = [f"--threads={draw(st.sampled_from(NUMBERS))}"] if draw(st.integers(0, 3)) == 0 else ["--threads=1"]
     if command == "fill":
         more = ("--top-k=", "--targets=", "--joint", "--first-piece", "--json")
         for option in draw(st.lists(st.sampled_from(more), max_size=2, unique=True)):
-            given.append(option + (draw(st.sampled_from((*NUMBERS, "a,b", '"', "the", ",,"))) if option[-1] == "=" else ""))
+            given.append(
+                option + (draw(st.sampled_from((*NUMBERS, "a,b", '"', "the", ",,"))) if option[-1] == "=" else "")
+            )
     return [command, str(BUNDLE), *given, "--", text]
 
 
 def try_question(argv: list[str], folder: Path) -> Outcome:
     return attempt(lambda: onnx_cli.main(argv), folder)
-
-
