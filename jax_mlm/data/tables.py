@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -50,7 +51,8 @@ def columns_of(line: str, separators: str) -> Iterator[tuple[str, list[str]]]:
     """Yield each of the separators that stands in a first line, and the names that it gives to the columns then."""
     for each in separators:
         if each in line:
-            yield each, next(csv.reader([line], delimiter=each), [])
+            with suppress(csv.Error):  # a broken line is named when it is read
+                yield each, next(csv.reader([line], delimiter=each), [])
 
 
 def _separator(line: str, text_field: str, separators: str) -> str:

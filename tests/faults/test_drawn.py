@@ -70,7 +70,7 @@ def test_three_thousand(name: str, kinds: dict[str, Kind], tmp_path: Path) -> No
 
 # ---- real processes ------------------------------------------------------------------------------
 
-MODULES = {"train": "jax_mlm.train", "evaluate": "jax_mlm.evaluate", "compare": "jax_mlm.compare"}
+MODULES = {"train": "jax_mlm.train.__main__", "evaluate": "jax_mlm.evaluate", "compare": "jax_mlm.compare"}
 
 
 def lines() -> Iterator[tuple[str, list[str]]]:
@@ -109,9 +109,9 @@ def in_a_process(slot: str, number: int, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_five_real_processes(tmp_path: Path) -> None:
-    for slot, (_, number) in list(lines())[::13][:5]:
+    for slot in ("train --data", "train --resume", "compare RUN", "import HF_DIR", "fill BUNDLE"):
         with scratch(tmp_path) as folder:
-            in_a_process(slot, int(number), folder)
+            assert in_a_process(slot, 0, folder)["status"] == 2  # a pipe that nobody writes to
 
 
 @pytest.mark.campaign

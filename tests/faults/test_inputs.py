@@ -163,6 +163,12 @@ def test_a_record_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch, n
     assert len(str(raised.value)) < 500
 
 
+def test_a_first_line_that_is_no_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"id,text\rmore\n1,a\n")
+    with pytest.raises(UserError, match="line 1: not a table as CSV has it"):
+        list(documents([tmp_path / "a.csv"], "line", "text"))
+
+
 def test_one_document_is_refused_before_a_tokenizer_is_trained(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(dataset, "train_tokenizer", pytest.fail)
     (tmp_path / "a.txt").write_text("one two three " * 1000)
@@ -232,7 +238,8 @@ def test_hostile_models_are_refused_and_leave_nothing(model: Path, tmp_path: Pat
         return line
 
     deep = config.replace('"hidden_size": 16', f'"hidden_size": {"[" * 900 + "]" * 900}')
-    assert "hidden_size is [[[" in said(config__json=deep)
+    assert "hidden_size is [[[" in (line := said(config__json=deep))
+    assert len(line) < 500
     assert "is not valid JSON" in said(config__json="[" * 100_000)
     assert "is truncated or no safetensors file" in said(model__safetensors=(1 << 62).to_bytes(8, "little") + weights)
     save_file(tensors | {name: np.full_like(tensors[name], np.inf)}, tmp_path / "model" / "inf")
@@ -240,10 +247,12 @@ def test_hostile_models_are_refused_and_leave_nothing(model: Path, tmp_path: Pat
     ids = json.dumps({"added_tokens_decoder": {"9" * 5000: {"content": "x"}}})
     assert "added_tokens_decoder is" in said(tokenizer_config__json=ids)
     (model / "tokenizer_config.json").unlink()
-    index = json.dumps({"weight_map": {name: "../model.safetensors"}})
+    index = json.dumps({"weight_map": {name: "../model/whole.safetensors"}})
     (model / "model.safetensors.index.json").write_text(index)
-    (model / "model.safetensors").unlink()
-    assert "names '../model.safetensors', which is not there" in refused(
+    (model / "model.safetensors").write_bytes(weights)
+    (model / "model.safetensors").rename(model / "whole.safetensors")
+    (model / "config.json").write_text(config)
+    assert "names '../model/whole.safetensors', which is not there" in refused(
         hf, ["import", str(model), str(tmp_path / "run")], capsys
     )
     (model / "model.safetensors.index.json").write_text("[" * 100_000)

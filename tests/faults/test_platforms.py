@@ -50,6 +50,7 @@ def elsewhere(platform: str, act: str, *arguments: str, **environment: str) -> s
 
 
 ANSWER = "from mlm_onnx.__main__ import main; sys.exit(main(sys.argv[1:]))"
+CORES = "from jax_mlm.parallel.cores import cores; assert cores() >= 1; "
 TRAIN = "from jax_mlm.train.__main__ import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -70,7 +71,7 @@ def test_a_text_is_utf8_whatever_the_locale() -> None:
 
 
 def test_training_starts_without_what_macos_lacks() -> None:
-    done = elsewhere(MACOS, TRAIN, "--help")
+    done = elsewhere(MACOS, CORES + TRAIN, "--help")
     assert done.returncode == 0, done.stderr
     assert "--data" in done.stdout
 

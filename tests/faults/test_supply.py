@@ -22,7 +22,19 @@ from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run
 
 GOLDEN = ROOT / "tests" / "golden"
-FORBIDDEN = {"eval", "exec", "compile", "__import__", "marshal", "shelve", "dill", "joblib", "yaml", "pickle", "cPickle"}
+FORBIDDEN = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "marshal",
+    "shelve",
+    "dill",
+    "joblib",
+    "yaml",
+    "pickle",
+    "cPickle",
+}
 BETWEEN_PROCESSES = "jax_mlm/data/encoding.py"
 """Sends work to processes that it has started, through pipes that nobody else has."""
 
