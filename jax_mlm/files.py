@@ -146,4 +146,4 @@ def patience(doing: str, every: float = 30.0) -> Iterator[None]:
 def cache_folder(config: TrainConfig) -> Path:
     """Return the folder that keeps prepared tokens and compiled programs between runs."""
     named = config.corpus.cache or os.environ.get("JAX_MLM_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "jax_mlm"
+    return Path(os.path.expanduser(named or "~/.cache/jax_mlm"))

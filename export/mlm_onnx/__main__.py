@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # An OSError that is not from the operating system is a defect: keep the traceback.
         if not isinstance(error, (MlmOnnxError, OSError)) or (isinstance(error, OSError) and error.errno is None):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        said = " ".join(str(error).split())
+        print(f"error: {said if len(said) <= 2000 else f'{said[:1000]} … {said[-1000:]}'}", file=sys.stderr)
         return 2
     return 0
 

@@ -25,7 +25,8 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from tokenizers import Tokenizer
 
-from jax_mlm.data.tokenizer import as_text
+from jax_mlm.data.tokenizer import as_text, rust
+from jax_mlm.errors import UserError
 from jax_mlm.signals import SIGNALS
 
 BATCH = 1 << 18
@@ -89,7 +90,7 @@ def _batches(texts: list[str]) -> Iterator[list[str]]:
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
-    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    encodings = rust(tokenizer.encode_batch, texts, add_special_tokens=False)
     lengths = np.fromiter(map(len, encodings), np.int64, len(texts))
     total = int(lengths.sum())
     tokens = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.uint32, total)
@@ -224,6 +225,8 @@ class Worker:
                 f"a tokenising process ended early (exit status {self.process.wait()}), as it does if memory "
                 "runs out; what was tokenised is kept"
             ) from error
+        if isinstance(answer, UserError):
+            raise answer
         if isinstance(answer, str) and "MemoryError" in answer:
             raise MemoryError("a tokenising process ran out of it")
         if isinstance(answer, str):
@@ -253,7 +256,9 @@ def serve() -> None:
             try:
                 tokens, begins, lengths = encode_with(tokenizer, texts)
                 tokens = tokens.astype(np.uint16) if small and tokens.max(initial=0) < 1 << 16 else tokens
-                answer: tuple[np.ndarray, ...] | str = (tokens, np.packbits(begins), lengths)
+                answer: tuple[np.ndarray, ...] | UserError | str = (tokens, np.packbits(begins), lengths)
+            except UserError as error:
+                answer = error
             except Exception:  # nothing is lost: the parent raises what it reads here
                 answer = traceback.format_exc()
             pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)

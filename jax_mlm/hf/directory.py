@@ -23,7 +23,7 @@ from jax_mlm.hf.weights import WEIGHTS, Tensors, is_tied, open_tensors, read_par
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.params import at_offset, leaves
 from jax_mlm.run.checkpoint import load_params, save_last, saving
-from jax_mlm.run.directory import TOKENIZER_FILE, read_run, write_run
+from jax_mlm.run.directory import TOKENIZER_FILE, check_name, read_run, write_run
 from jax_mlm.run.lock import NAME, refuse_if_locked, target_locked
 
 
@@ -102,6 +102,7 @@ def _compare_sizes(folder: Path, model: ModelConfig, tokens: int) -> list[str]:
 def import_hf(folder: Path, run: Path, family: str | None = None, tokenizer: Path | None = None) -> Imported:
     """Write a run directory with the model as its checkpoint of step 0."""
     _check_free(run)
+    check_name(run)
     with target_locked(run, "RUN"):
         refuse_if_locked(run / NAME, run)
         imported = read_hf(folder, family, tokenizer)

@@ -8,14 +8,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jax_mlm.config import Json, TrainConfig, from_json, to_json
-from jax_mlm.errors import UserError, described
+from jax_mlm.errors import UserError, described, first_line, shown
 from jax_mlm.files import discard, is_partial, write_atomically
 from jax_mlm.run.lock import is_lock
 from jax_mlm.version import package_version
 
 RUN_FILE, TOKENIZER_FILE, CHECKPOINTS = "run.json", "tokenizer.json", "checkpoints"
 FORMAT = 1
+"""Of run.json, from the first one on: a change that older versions cannot read makes it one more."""
 PACKAGES = ("jax-mlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy")
+
+
+def check_name(run: Path, option: str = "") -> None:
+    """Raise a UserError for a path that is not UTF-8: checkpoints are not written below such a one, nor read."""
+    try:
+        str(run.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{option}{run}: the path is not UTF-8, which checkpoints need: choose another, or set LC_ALL=C.UTF-8"
+        ) from None
 
 
 def choose_directory(config: TrainConfig) -> Path:
@@ -23,6 +34,7 @@ def choose_directory(config: TrainConfig) -> Path:
 
     A run that was killed before it wrote `run.json` has nothing to resume: the same command begins it anew.
     """
+    check_name(Path(config.out), "--out ")
     if config.resume:
         if not config.out:
             raise UserError("--resume needs --out DIR: the run directory to continue")
@@ -79,6 +91,7 @@ def write_run(run: Path, config: TrainConfig, device: Mapping[str, object], data
 def read_run_file(run: Path) -> Json:
     """Return the whole of `run.json`."""
     path = Path(run) / RUN_FILE
+    check_name(path)
     if not path.is_file():
         raise UserError(f"{run} is not a run directory: it has no {RUN_FILE}")
     try:
@@ -86,11 +99,17 @@ def read_run_file(run: Path) -> Json:
     except OSError as error:
         raise UserError(described(error, path)) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}; restore it from a copy") from None
+        raise UserError(f"{path} is not valid JSON: {first_line(error)}; restore it from a copy") from None
     if not isinstance(body, dict) or not isinstance(body.get("data", {}), dict):
-        raise UserError(f"{path} is not the {RUN_FILE} of a run: restore it from a copy")
-    if not isinstance(body.get("format", FORMAT), int) or body.get("format", FORMAT) > FORMAT:
-        raise UserError(f"{path} was written by a newer version of jax_mlm: use that version to read it")
+        raise UserError(f"{path} does not describe a run: restore it from a copy")
+    format = body.get("format", FORMAT)
+    if type(format) is not int or format < 1:
+        raise UserError(f"{path} has an unknown format: {shown(format)}")
+    if format > FORMAT:
+        raise UserError(
+            f"{path} was written by a newer version of jax_mlm: it has format {format}, and this jax-mlm reads only up to "
+            f"{FORMAT}: pip install -U jax-mlm"
+        )
     return body
 
 

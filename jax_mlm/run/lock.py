@@ -162,7 +162,7 @@ def _create(path: Path, candidate: Path, content: str) -> bool:
         return False
     except OSError:
         try:
-            with path.open("x") as file:
+            with path.open("x", encoding="utf-8") as file:
                 file.write(content)
         except FileExistsError:
             return False
@@ -195,7 +195,8 @@ def _sweep(path: Path, now: float) -> None:
 def _owner(path: Path) -> tuple[Owner | None, float]:
     """Return who holds a lock, None if nobody does, and the last heartbeat."""
     try:
-        with path.open() as file:  # opened, since a network file system may answer a bare stat from memory
+        # It is opened, since a network file system may answer a bare stat from memory.
+        with path.open(encoding="utf-8", errors="replace") as file:
             beat, content = os.fstat(file.fileno()).st_mtime, file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None, 0.0
@@ -217,7 +218,7 @@ def _dead(owner: Owner, silent: float) -> bool:
 
 def _machine() -> str:
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return f"{socket.gethostname()} {uuid.getnode()}"
@@ -226,7 +227,9 @@ def _machine() -> str:
 def _started(pid: int) -> str:
     """Return when a process of this machine started, in the system's terms; an empty string if it is gone."""
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *fields = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
         return "" if state in "ZX" else fields[18]
     except OSError:
         pass

@@ -16,11 +16,13 @@ from jax.sharding import Mesh
 from jax_mlm.config import TrainConfig
 from jax_mlm.data.dataset import Dataset, open_dataset
 from jax_mlm.errors import UserError
+from jax_mlm.files import cache_folder, make_folder
 from jax_mlm.parallel import hosts
 from jax_mlm.parallel.compile import compile_cache, compute_dtype
-from jax_mlm.parallel.devices import describe_devices, warn_of_unused_accelerator
+from jax_mlm.parallel.devices import describe_devices, memory_of_device, warn_of_unused_accelerator
 from jax_mlm.parallel.mesh import make_mesh
 from jax_mlm.parallel.rules import REPLICATED, Rules
+from jax_mlm.plan.memory import check_memory
 from jax_mlm.run.checkpoint import has_checkpoint
 from jax_mlm.run.directory import RUN_FILE, choose_directory, tidy
 from jax_mlm.run.lock import NAME, Check, beside, locked, refuse_if_locked
@@ -119,8 +121,10 @@ def set_up(config: TrainConfig, run: Path) -> Setup:
     if budget is None and config.steps < 1:
         raise UserError(f"--steps must be at least 1, not {config.steps}")
     mesh = make_mesh(config.batch, config.accumulate)
+    check_memory(config, memory_of_device(), jax.device_count())
     print(describe_devices(), file=sys.stderr)
     warn_of_unused_accelerator()
+    make_folder(cache_folder(config), "--cache")
     jax.config.update("jax_compilation_cache_dir", str(compile_cache(config)))
     if config.resume and (config.init or config.distil.distil) and not has_checkpoint(run):
         raise UserError(f"{run} has lost its checkpoints, and with them the weights it started from: start a new run")
