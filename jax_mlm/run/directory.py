@@ -107,8 +107,8 @@ def read_run_file(run: Path) -> Json:
         raise UserError(f"{path} has an unknown format: {shown(format)}")
     if format > FORMAT:
         raise UserError(
-            f"{path} was written by a newer version of jax_mlm: it has format {format}, and this jax-mlm reads only up to "
-            f"{FORMAT}: pip install -U jax-mlm"
+            f"{path} was written by a newer version of jax_mlm: it has format {format}, and this one reads only up "
+            f"to {FORMAT}: pip install -U jax-mlm"
         )
     return body
 
