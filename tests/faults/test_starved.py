@@ -324,9 +324,10 @@ def test_a_text_that_vanishes_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_stalls_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     def told() -> str:
         said, waited = "", threading.Event()
-        while not said:
+        for _ in range(5000):
             waited.wait(0.001)
-            said = capsys.readouterr().err
+            if said := capsys.readouterr().err:
+                break
         return said
 
     with patience("saving step 7 in there", every=0.001):
