@@ -33,7 +33,7 @@ MARKED = {
     "conversion": "mlm_onnx.convert.pipeline:_write_graphs",
     "sealing": "mlm_onnx.convert.pipeline:seal",
     "export": "jax_mlm.hf.directory:write_params",
-    "import": "jax_mlm.hf.directory:open_checkpoints",
+    "import": "jax_mlm.hf.directory:saving",
     "append": "jax_mlm.data.token_files:Writer.append",
     "publish": "jax_mlm.data.prepare:publish",
     "rename": "os:rename",
