@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -278,7 +277,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("format", "said"),
-    [(FORMAT + 1, f"has format {FORMAT + 1}, but this jax-mlm reads only up to {FORMAT}"), ("1", "unknown format"),
+    [(FORMAT + 1, f"has format {FORMAT + 1}, and this one reads only up to {FORMAT}"), ("1", "unknown format"),
      (True, "unknown format"), (0, "unknown format"), (None, "unknown format")],
 )  # fmt: skip
 def test_a_run_of_a_newer_or_unknown_format_is_refused_politely(run: Path, format, said: str) -> None:
@@ -327,15 +326,3 @@ def test_infinite_figures_are_compared(run: Path, capsys) -> None:
     out = run.parent / "c.html"
     assert compare.main([str(run), str(run), "--out", str(out)]) == 0
     assert out.is_file()
-
-
-# ---- removals ------------------------------------------------------------------------------------
-
-
-def test_every_protection_to_remove_is_there() -> None:
-    for row in tomllib.loads((REMOVALS / "inputs.toml").read_text(encoding="utf-8"))["row"]:
-        source = (ROOT / row["file"]).read_text(encoding="utf-8")
-        assert source.count(row["find"]) == 1, row["happens"]
-        assert row["replace"] != row["find"]
-        file, _, name = row["test"].partition("::")
-        assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text(encoding="utf-8"), row["test"]

@@ -192,7 +192,7 @@ def test_the_second_user_of_a_cache_entry_waits_and_says_for_whom(
         thread = threading.Thread(target=lambda: found.append(prepared()))
         thread.start()
         said = ""
-        while f"waiting for process {owner.pid} on" not in said:
+        while f"waiting for process {owner.pid} on" not in said and thread.is_alive():
             said += capsys.readouterr().err
         assert "which prepares the same text" in said
         (tmp_path / "entry").rename(entry)
