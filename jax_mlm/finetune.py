@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -11,15 +13,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() answers it: an import would end in a traceback
+
 from jax_mlm.cli.command import Command
 from jax_mlm.config import Json
 from jax_mlm.errors import UserError
+from jax_mlm.signals import Stopped, number_of
 from jax_mlm.train.finetune_options import EXAMPLES, GROUPS, SEEDS_FILE, FinetuneConfig, defaults
 
 if TYPE_CHECKING:
     from jax_mlm.train.finetuning import Plan
 
-Stopping = Callable[[], AbstractContextManager[Callable[[], bool]]]
+Stopping = Callable[[], AbstractContextManager[Callable[[], int]]]
 
 
 def run(config: FinetuneConfig) -> None:
@@ -128,9 +134,9 @@ def _best_of(config: FinetuneConfig, stopping: Stopping | None) -> tuple[Path, J
             print(f"seed {seed}", file=sys.stderr)
             try:
                 before = _trained(plan(one), stopping)[1]
-            except KeyboardInterrupt:
-                again = f"python -m jax_mlm.finetune --resume --out {out}"
-                raise KeyboardInterrupt(f"stopped at seed {seed}; continue with: {again}") from None
+            except KeyboardInterrupt as stop:
+                again = f"python -m jax_mlm.finetune --resume --out {shlex.quote(str(out))}"
+                raise Stopped(number_of(stop), f"stopped at seed {seed}; continue with: {again}") from None
         found.append({name: value for name, value in before.items() if name != "worst"})
     metric = found[0]["metric"]
     best = min(range(len(seeds)), key=lambda i: (best_first(found[i]["choosing"], metric), i))

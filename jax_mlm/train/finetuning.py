@@ -215,13 +215,13 @@ def _check_same(run: Path, task: TaskConfig, fingerprints: dict[str, str]) -> No
 # ---- the run -------------------------------------------------------------------------------------
 
 
-def set_up_plan(plan: Plan, config: TrainConfig) -> Setup:
+def set_up_plan(plan: Plan, config: TrainConfig, run: Path) -> Setup:
     """Return what the training loop needs of a plan; `config` is the plan's own.
 
     Raises:
         UserError: the options contradict the run, or its directory.
     """
-    run, budget, mesh = check_run(config)
+    budget, mesh = check_run(config, run)
     for line in plan.lines:
         print(line, file=sys.stderr, flush=True)
     task = labelled(config.model, plan.task, compute_dtype(config), plan.options.freeze)
@@ -240,7 +240,6 @@ def set_up_plan(plan: Plan, config: TrainConfig) -> Setup:
         measures=partial(_measures, plan),
         tuned={"task": _json(plan.task), "finetune": _json(replace(plan.options, resume=False, json=False))},
         patience=plan.options.patience,
-        command="python -m jax_mlm.finetune",
     )
 
 

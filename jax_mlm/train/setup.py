@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,19 @@ from jax_mlm.data.labelled import Labelled
 from jax_mlm.errors import UserError
 from jax_mlm.evals.heldout import Validates
 from jax_mlm.evals.samples import Answer
+from jax_mlm.files import cache_folder, make_folder
 from jax_mlm.model.encoder import Params
 from jax_mlm.parallel import hosts
 from jax_mlm.parallel.compile import compile_cache, compute_dtype
-from jax_mlm.parallel.devices import describe_devices, warn_of_unused_accelerator
+from jax_mlm.parallel.devices import describe_devices, memory_of_device, warn_of_unused_accelerator
 from jax_mlm.parallel.mesh import make_mesh
 from jax_mlm.parallel.rules import REPLICATED, Rules
+from jax_mlm.plan.memory import check_memory
 from jax_mlm.run.checkpoint import has_checkpoint
-from jax_mlm.run.directory import choose_directory, read_task
+from jax_mlm.run.directory import RUN_FILE, choose_directory, read_run_file, read_task, tidy
+from jax_mlm.run.lock import NAME, Check, beside, locked, refuse_if_locked
 from jax_mlm.run.trackers import check_tracker
+from jax_mlm.signals import Stopped, number_of
 from jax_mlm.tasks.distil import distilled
 from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.tasks.task import Task
@@ -63,7 +69,7 @@ class Setup:
     tuned: Json | None = None
     """What run.json keeps of a fine-tuned model besides."""
     patience: int = 0
-    command: str = "python -m jax_mlm.train"
+    """Validations without a better one that end the run; 0 for none."""
 
     @property
     def masked(self) -> Dataset:
@@ -77,16 +83,57 @@ class Setup:
         return jax.process_index(), jax.process_count()
 
 
-def check_run(config: TrainConfig) -> tuple[Path, float | None, Mesh]:
-    """Return the run directory, the budget in seconds and the mesh, once the options fit them, on all hosts alike.
+@contextmanager
+def claimed(config: TrainConfig) -> Iterator[tuple[TrainConfig, Path, Check]]:
+    """Give the run directory, which nobody else writes to in this context, and the config of the run in it.
+
+    `--resume` of a run that was killed before it wrote `run.json` begins it anew. The first host holds the lock for
+    all. A request to stop leaves this context with a line that tells how to continue.
 
     Raises:
-        UserError: a mistake in the options.
+        UserError: the options contradict the run, or the directory cannot be used.
     """
     hosts.join(config.multi_host)  # done already if the options came from a command line
     check_resumed(config)
     run = hosts.on_every_host(lambda: choose_directory(config))
+    config = replace(config, resume=config.resume and (run / RUN_FILE).is_file())
     hosts.agree("options", f"{run} {config}")
+    with ExitStack() as stack:
+
+        def lock() -> Check:
+            if not hosts.is_first():
+                return lambda: None
+            refuse_if_locked(beside(run), run)
+            check = stack.enter_context(locked(run / NAME, "--out", run))
+            tidy(run, config.resume)
+            return check
+
+        check = hosts.on_every_host(lock)
+        try:
+            yield config, run, check
+        except KeyboardInterrupt as stop:
+            raise Stopped(number_of(stop), str(stop) or _how_to_continue(run)) from None
+
+
+def _how_to_continue(run: Path) -> str:
+    if not (run / RUN_FILE).is_file():
+        return "no step was done yet; run the same command again"
+    saved = "the last checkpoint is kept" if has_checkpoint(run) else "no step was saved yet"
+    return f"{saved}; continue with: {resume_command(run)}"
+
+
+def resume_command(run: Path) -> str:
+    """Return the command line that continues a run."""
+    tuned = (run / RUN_FILE).is_file() and "finetune" in read_run_file(run)
+    return f"python -m jax_mlm.{'finetune' if tuned else 'train'} --resume --out {shlex.quote(str(run))}"
+
+
+def check_run(config: TrainConfig, run: Path) -> tuple[float | None, Mesh]:
+    """Return the budget in seconds and the mesh, once the options fit the run and the machine, on all hosts alike.
+
+    Raises:
+        UserError: a mistake in the options.
+    """
     if config.resume:
         hosts.on_every_host(lambda: check_unchanged(run, config))
     check_tracker(config.track)
@@ -94,23 +141,25 @@ def check_run(config: TrainConfig) -> tuple[Path, float | None, Mesh]:
     if budget is None and config.steps < 1:
         raise UserError(f"--steps must be at least 1, not {config.steps}")
     mesh = make_mesh(config.batch, config.accumulate)
+    check_memory(config, memory_of_device(), jax.device_count())
     print(describe_devices(), file=sys.stderr)
     warn_of_unused_accelerator()
+    make_folder(cache_folder(config), "--cache")
     jax.config.update("jax_compilation_cache_dir", str(compile_cache(config)))
     if config.resume and (config.init or config.distil.distil) and not has_checkpoint(run):
         raise UserError(f"{run} has lost its checkpoints, and with them the weights it started from: start a new run")
-    return run, budget, mesh
+    return budget, mesh
 
 
-def set_up(config: TrainConfig) -> Setup:
+def set_up(config: TrainConfig, run: Path) -> Setup:
     """Read and check what the options name, on all hosts alike.
 
     Raises:
         UserError: a mistake in the options or the data.
     """
-    run, budget, mesh = check_run(config)
     if config.resume and read_task(run) is not None:
-        raise UserError(f"{run} was fine-tuned: continue it with python -m jax_mlm.finetune --resume --out {run}")
+        raise UserError(f"{run} was fine-tuned: continue it with {resume_command(run)}")
+    budget, mesh = check_run(config, run)
     config, start, teacher, tokenizer = hosts.on_every_host(lambda: resolve_start(config, run))
     data = hosts.on_every_host(lambda: open_dataset(config, run, given=tokenizer))
     if config.add_tokens and not config.resume:

@@ -81,6 +81,7 @@ def test_an_edited_text_is_refused_with_its_name(
         (trained / name).write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_run_from_before_fingerprints_is_resumed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(run / "run.json", lambda body: [body["data"].pop(name) for name in ("train", "valid", "sources")])
     for checkpoint in (run / "checkpoints").iterdir():
@@ -100,11 +101,6 @@ def test_a_run_from_before_fingerprints_is_resumed(run: Path, capsys: pytest.Cap
 def test_a_damaged_run_json_is_one_line(content: bytes, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "run.json").write_bytes(content)
     assert str(run / "run.json") in refused(run, capsys)
-
-
-def test_a_run_of_a_newer_version_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    edit(run / "run.json", lambda body: body.update(format=2))
-    assert "was written by a newer version of jax_mlm" in refused(run, capsys)
 
 
 @pytest.mark.parametrize("hurt", [cut, flip, remove], ids=lambda hurt: hurt.__name__)
@@ -146,7 +142,7 @@ def test_a_damaged_line_of_the_log_is_left_out_and_kept_beside(
 ) -> None:
     content = line_of(1) + broken + line_of(2) + '{"kind": "tr'
     (tmp_path / METRICS_FILE).write_text(content)
-    with pytest.raises(UserError, match=rf"{METRICS_FILE}, line 2: not a line of a log"):
+    with pytest.raises(UserError, match=rf"{METRICS_FILE}, line 2: not .*resume leaves it out"):
         read_metrics(tmp_path)
     MetricsLog(tmp_path, resume_after=9).close()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]

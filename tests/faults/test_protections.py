@@ -1,4 +1,4 @@
-"""The table of faults in docs/contract.md is the one whose protections are removed in turn, and can still be removed."""
+"""The table of faults in docs/contract.md is that of the protections, and each of them can still be removed."""
 
 from faults.protections import read_rows, table, without
 from support.paths import ROOT

@@ -134,9 +134,9 @@ def test_what_shares_a_row_changes_no_answer(trained: Path) -> None:
 
 def stopped_after(steps: int) -> Callable[[], Any]:
     @contextmanager
-    def stopping() -> Iterator[Callable[[], bool]]:
+    def stopping() -> Iterator[Callable[[], int]]:
         calls = iter(range(10**6))
-        yield lambda: next(calls) >= steps
+        yield lambda: int(next(calls) >= steps)
 
     return stopping
 
