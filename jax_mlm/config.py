@@ -309,7 +309,7 @@ class TaskConfig:
     """Tokens that two windows of a long text have in common."""
     metric: str = "accuracy"
     """By which checkpoints are compared."""
-    columns: tuple[str, str, str] = ("text", "", "label")
+    columns: tuple[str, str, str] = ("", "", "")
     """The columns of the text, of its pair and of the label in the file that was learned."""
 
     @property

@@ -30,6 +30,12 @@ class EvaluateConfig:
     """Print one JSON object."""
     predictions: str = ""
     """Of a fine-tuned run: a file for its answers, a JSON line for each example with the fields of its row."""
+    text: str = ""
+    """Of a fine-tuned run: the column of the text, where it differs from that of the training file."""
+    pair: str = ""
+    """The same of the second text of a pair."""
+    label: str = ""
+    """The same of the label."""
     pll: bool = False
     """Print the pseudo-log-likelihood of each document instead (each token hidden in turn)."""
     all_mask: bool = False
@@ -82,7 +88,9 @@ def _evaluate_task(config: EvaluateConfig, trained: TrainConfig, task: TaskConfi
     from jax_mlm.evals.files import evaluate_file, write_predictions
     from jax_mlm.report.scores import print_scores, scores_json
 
-    found = evaluate_file(config.run, trained, task, Path(config.data[0]), config.checkpoint)
+    found = evaluate_file(
+        config.run, trained, task, Path(config.data[0]), config.checkpoint, (config.text, config.pair, config.label)
+    )
     for remark in found.remarks:
         print(remark, file=sys.stderr)
     if config.predictions:

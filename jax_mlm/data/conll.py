@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jax_mlm.data.decoding import line_blocks
-from jax_mlm.data.labels import Example, Record, Span, records
+from jax_mlm.data.labels import Example, Record, Span, records, sound
 from jax_mlm.data.sources import BLOCK
 from jax_mlm.errors import UserError, nearest
 
@@ -184,6 +184,8 @@ def _from_record(record: Record, unlabelled: bool, seen: Counter[str]) -> Exampl
     text = fields.get("text")
     if not isinstance(text, str):
         raise UserError(f"{where}: no field 'text' with a text{nearest('text', fields)} (it has: {', '.join(fields)})")
+    if sound(text, where) != text:
+        raise UserError(f"{where}: the text holds half of an escaped pair, so that offsets would shift: write it whole")
     if fields.get(ENTITIES) is None:
         if unlabelled:
             return Example(where, text, row=fields)
@@ -227,4 +229,4 @@ def _from_tokens(record: Record, unlabelled: bool, seen: Counter[str]) -> Exampl
     wrong = next((tag for tag in tags or () if not isinstance(tag, str) or not TAG.fullmatch(tag)), None)
     if wrong is not None:
         raise UserError(f"{where}: the tag {str(wrong)[:40]!r} is neither O nor like B-person or I-person")
-    return _example(where, words, tags, seen)
+    return _example(where, [sound(word, where) for word in words], tags, seen)

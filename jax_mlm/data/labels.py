@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from jax_mlm.data.decoding import line_blocks
+from jax_mlm.data.decoding import line_blocks, without_nul
 from jax_mlm.data.sources import BLOCK, kind_of
 from jax_mlm.data.tables import Read, table_rows
 from jax_mlm.errors import UserError, nearest
@@ -197,7 +197,12 @@ def _text(where: str, fields: Mapping[str, object], name: str) -> str:
     if not isinstance(value, str):
         kind = "nothing" if value is None else type(value).__name__
         raise UserError(f"{where}: the field {name!r} holds {kind}, not text")
-    return value
+    return sound(value, where)
+
+
+def sound(text: str, where: str) -> str:
+    """Return a text that can be encoded: half of an escaped pair of JSON is replaced; a UserError if it holds a NUL."""
+    return without_nul(text, where).encode("utf-8", "replace").decode()
 
 
 def _label(where: str, name: str, value: object) -> Label:
@@ -206,7 +211,7 @@ def _label(where: str, name: str, value: object) -> Label:
         case None:
             return None
         case str():
-            return value.strip() or None
+            return sound(value, where).strip() or None
         case bool():
             return "true" if value else "false"
         case int() | float():

@@ -37,16 +37,22 @@ class Evaluated(NamedTuple):
 
 
 def evaluate_file(
-    run: Path, config: TrainConfig, task: TaskConfig, path: Path, checkpoint: Literal["best", "latest"]
+    run: Path,
+    config: TrainConfig,
+    task: TaskConfig,
+    path: Path,
+    checkpoint: Literal["best", "latest"],
+    columns: tuple[str, str, str] = ("", "", ""),
 ) -> Evaluated:
     """Read a file as the run's training file was read, and answer for each example; labels may be missing.
+
+    `columns` names those of the text, the pair and the label where they differ from the training file's.
 
     Raises:
         UserError: the file is wrong, or has a label that the run did not learn.
     """
-    text, pair, label = task.columns
-    columns = Columns(text, pair, label)
-    examples, _, remarks = read_file(task.kind, path, columns, unlabelled=True)
+    named = Columns(*(given or learned for given, learned in zip(columns, task.columns, strict=True)))
+    examples, _, remarks = read_file(task.kind, path, named, unlabelled=True)
     if task.kind == "tag":
         check_types(examples, task.labels)
     else:

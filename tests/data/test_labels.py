@@ -72,6 +72,11 @@ def test_the_labels_tell_the_problem(tmp_path: Path, labels: list[object], probl
     assert problem_of(read_classified(written(tmp_path, "a.jsonl", rows), Columns())[0]) == problem
 
 
+def test_half_of_an_escaped_pair_can_be_encoded(tmp_path: Path) -> None:
+    (example,) = read_classified(written(tmp_path, "a.jsonl", '{"text": "x\\ud83d", "label": "\\ud83d"}'), Columns())[0]
+    assert (example.text, example.label) == ("x?", "?")
+
+
 def test_several_labels_stand_in_a_list_or_between_bars() -> None:
     assert several("b | a|b|") == several(("b", "a")) == ("b", "a")
 
@@ -88,6 +93,7 @@ REFUSED = {
     "a number for a text": ("a.jsonl", '{"text": 3, "label": "y"}\n', Columns(), "line 1: the field 'text' holds int"),
     "a label of a wrong kind": ("a.jsonl", '{"text": "x", "label": {}}\n', Columns(), "line 1: the field 'label'"),
     "empty": ("a.csv", "text,label\n", Columns(), "no example"),
+    "a NUL": ("a.jsonl", '{"text": "a\\u0000", "label": "y"}', Columns(), "line 1"),
     "no suffix": ("a.data", "text,label\n", Columns(), ".csv, .tsv, .jsonl and .parquet"),
     "missing label": ("a.csv", "text,label\na,b\nc,\n", Columns(), "line 3: the label is missing"),
     "one label only": ("a.csv", "text,label\na,b\nc,b\n", Columns(), "every example has the label 'b'"),

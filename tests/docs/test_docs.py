@@ -84,7 +84,7 @@ def read(module: str, argv: list[str]) -> None:
     """Reads the options as the command would, and runs nothing."""
     from mlm_onnx import __main__ as answers
 
-    from jax_mlm import compare, evaluate
+    from jax_mlm import compare, evaluate, finetune
     from jax_mlm.cli.options import build
     from jax_mlm.config import TrainConfig
     from jax_mlm.hf import __main__ as commands
@@ -98,6 +98,8 @@ def read(module: str, argv: list[str]) -> None:
             build(TrainConfig, given, replace(preset, steps=0) if "budget" in given else preset)
         case "jax_mlm.evaluate", _:
             evaluate.COMMAND.read(argv)
+        case "jax_mlm.finetune", _:
+            finetune.COMMAND.read(argv)
         case "jax_mlm.compare", _:
             compare.COMMAND.read(argv)
         case "jax_mlm.hf", ["import" | "export" as which, *rest]:
@@ -162,7 +164,7 @@ def shortened(command: str) -> str:
             head, tail = command.split(small, 1)
             command = head + small + re.sub(rf" {option} \S+", "", tail)
         command = re.sub(r"--steps (?!3\b)\d+", "--steps 3", command)
-    return command
+    return command.replace("jax_mlm.finetune", "jax_mlm.finetune --epochs 1 --length 32")
 
 
 @pytest.fixture
@@ -299,6 +301,22 @@ def test_the_recipes_run(runner: ModuleType, with_bert: Path, environment: dict[
     assert len(trained) >= 6
     for name in trained:
         assert list((with_bert / name / "checkpoints").iterdir()), name
+
+
+@pytest.mark.slow
+def test_the_commands_of_fine_tuning_run(runner: ModuleType, scratch: Path, environment: dict[str, str]) -> None:
+    train = f"python -m jax_mlm.train --data my-text/ {SMALL} --tokenizer-kind wordpiece --steps 1 --out runs/domain"
+    run(train, scratch, environment)
+    texts = (scratch / "held-out.txt").read_text().split("\n\n")
+    for name in ("reviews", "reviews-dev", "new-reviews"):
+        rows = "".join(f"{text},{'good' if i % 2 else 'bad'}\n" for i, text in enumerate(texts))
+        (scratch / f"{name}.csv").write_text("text,label\n" + rows)
+    for name in ("people", "people-dev"):
+        words = ["".join(f"{word}\t{'B-x' if word == 'with' else 'O'}\n" for word in text.split()) for text in texts]
+        (scratch / f"{name}.conll").write_text("\n".join(words))
+    run_page(ROOT / "docs" / "finetuning.md", runner, scratch, environment, slow=False)
+    assert len((scratch / "answers.jsonl").read_text().splitlines()) == len(texts)
+    assert (scratch / "reviews-hf" / "config.json").is_file()
 
 
 @pytest.fixture

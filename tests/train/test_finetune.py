@@ -251,8 +251,12 @@ def round_trip(run: Path, folder: Path) -> Path:
 def test_fine_tuned_runs_go_to_hugging_face_and_come_back(trained: Path, folder: Path, capsys: Any) -> None:
     back = round_trip(trained, folder)
     assert "pipeline_tag: text-classification" in (folder / "classify-hf" / "README.md").read_text()
-    assert evaluate.main([str(back), "--data", str(folder / "train.tsv"), "--json"]) == 2
-    assert "no column 'text'" in capsys.readouterr().err
+    line = [str(back), "--data", str(folder / "dev.tsv"), "--json"]
+    assert evaluate.main([*line, "--text", "sentnce"]) == 2
+    assert "did you mean sentence?" in capsys.readouterr().err
+    assert evaluate.main(line) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["accuracy"] == json.loads((trained / "scores.json").read_text())["accuracy"]
 
 
 @pytest.mark.slow
