@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,7 +98,7 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
                     raise UserError(why_diverged(setup, outcome, watch.good))
                 state, meta = roll_back(setup, tx, init_key, checkpoints, outcome.state, watch.good)
                 record.rolled_back(outcome.step, meta["step"], outcome.wrong)
-                meta = {**meta, "order": watch.order + 1, "elapsed": pace.elapsed()}
+                meta["order"], meta["elapsed"] = watch.order + 1, pace.elapsed()
         result = finish(program, outcome, pace, watch, record, checkpoints)
         saved = checkpoints.latest_step()
     if outcome.stopped:
@@ -124,7 +123,7 @@ def fit(
 ) -> Outcome:
     """Train to the horizon, until `stop`, or until the run has diverged: batch, step, log, validate, save."""
     done, result = pace.first, None
-    with prefetch(partial(program.batch_at, order=watch.order), itertools.count(done)) as batches:
+    with prefetch(lambda step: program.batch_at(step, watch.order), itertools.count(done)) as batches:
         while done < pace.horizon and not watch.diverged and not stop():
             batch, tokens = next(batches)
             state, metrics = program.step(state, batch, pace.horizon, watch.limit(done), watch.order)
