@@ -382,7 +382,9 @@ def test_a_run_that_diverges_again_stops_with_one_line_and_its_good_checkpoint(
 ) -> None:
     poison(monkeypatch, lambda step, order: NAN if step >= 25 else 0)
     assert train_line(*OPTIONS, "--data", text, "--out", tmp_path / "run") == 2
-    line = the_error(capsys)
+    said = capsys.readouterr().err
+    assert said.count("back to step 20") == 1
+    (line,) = [line for line in said.splitlines() if line.startswith("error:")]
     for word in ("the run diverged", "--lr", "--warmup", "--data", "last good checkpoint is step 20"):
         assert word in line
     assert_finite(tmp_path / "run", 20)
@@ -475,7 +477,7 @@ def test_a_stop_does_not_save_a_state_that_is_not_finite(
 def test_a_validation_does_not_save_a_state_that_is_not_finite(
     text: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    poison_state(monkeypatch, first=13)
+    poison_state(monkeypatch, first=2 * EVERY)  # the next step would show it
     assert train_line(*OPTIONS, "--data", text, "--out", tmp_path / "run") == 2
     assert "last good checkpoint is step 10" in the_error(capsys)
     assert_finite(tmp_path / "run", 10)
