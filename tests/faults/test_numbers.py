@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -277,8 +278,8 @@ def the_error(capsys: Any) -> str:
 def ask_to_stop(patch: pytest.MonkeyPatch, when: Callable[[], bool]) -> None:
     """Ask the runs that follow to stop, as a signal does; `when` is asked before each step."""
 
-    def stopping() -> AbstractContextManager[Callable[[], bool]]:
-        return nullcontext(when)
+    def stopping() -> AbstractContextManager[Callable[[], int]]:
+        return nullcontext(lambda: signal.SIGINT if when() else 0)
 
     patch.setattr("jax_mlm.parallel.stop.stop_request", stopping)
 
@@ -301,7 +302,7 @@ def rolled_back(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RolledB
 
     def killed(moment: str) -> None:
         kills[moment] = folder / moment
-        shutil.copytree(run, kills[moment])
+        shutil.copytree(run, kills[moment], ignore=shutil.ignore_patterns(".lock*"))  # this process lives on
 
     with pytest.MonkeyPatch.context() as patch:
         poison(patch, bad_once)
