@@ -48,7 +48,7 @@ SETTLE = 2.0
 """Seconds after which what was under way at a mark, a save or a drawing, has ended."""
 ARENAS = "MALLOC_ARENA_MAX"
 """A training is watched with one arena: each save has new threads, and the arenas that glibc gives them take 30 MB
-until all have been used, after about 80 saves. What still grows is kept by somebody."""
+until they have all been used, after about 80 saves. What still grows is kept by somebody."""
 TURNS = 400
 """Blocks into which a run is divided to be timed."""
 

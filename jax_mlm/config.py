@@ -10,13 +10,33 @@ import dataclasses
 import json
 import math
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
+
+from jax_mlm.errors import shown
 
 T = TypeVar("T")
 Json = dict[str, Any]  # an object as the json module has it; who reads it knows its fields
 Family = Literal["bert", "roberta", "albert", "distilbert", "modernbert", "esm", "xlm-roberta", "camembert"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+Range = tuple[float, float]
+POSITIVE = (math.ulp(0.0), 1e30)
+LARGEST = (1 << 31) - 1
+"""Steps are counted in 32 bits."""
+SHARE = (0.0, math.nextafter(1.0, 0.0))
+"""From 0 to less than 1."""
+SIZES: Mapping[str, tuple[int, int]] = {
+    "vocab_size": (0, 1 << 26),
+    **dict.fromkeys(("width", "heads", "ff_width", "global_every"), (1, 1 << 20)),
+    "layers": (1, 1_000),
+    "max_length": (1, 1 << 24),
+    **dict.fromkeys(
+        ("embedding_width", "layer_groups", "position_offset", "local_window", "token_types"), (0, 1 << 20)
+    ),
+    "mask_id": (-1, 1 << 26),
+}
+"""Field of a model → the smallest and the largest size; more is a slip, and no machine holds it."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +114,21 @@ class ModelConfig:
     """Standard deviation of the initial weights."""
 
     def __post_init__(self) -> None:
+        _check_ranges(
+            self,
+            {
+                **SIZES,
+                **dict.fromkeys(("dropout", "attention_dropout"), SHARE),
+                **dict.fromkeys(("rope_theta", "rope_theta_local"), POSITIVE),
+                **dict.fromkeys(("norm_eps", "init_std"), (0, 1e30)),
+            },
+        )
         if self.width % self.heads:
             raise ValueError(f"--width {self.width} is not a multiple of --heads {self.heads}")
         if self.positions == "rope" and self.head_width % 2:
             raise ValueError(f"rotary positions need an even head size, not {self.head_width} (--width / --heads)")
         if self.layer_groups and self.layers % self.layer_groups:
             raise ValueError(f"--layers {self.layers} is not a multiple of --layer-groups {self.layer_groups}")
-        for name in ("width", "layers", "heads", "ff_width", "max_length", "global_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
 
     @property
     def head_width(self) -> int:
@@ -156,6 +182,18 @@ class DataConfig:
     cache: str = ""
     """Folder of prepared tokens; empty means $JAX_MLM_CACHE, else ~/.cache/jax_mlm."""
 
+    def __post_init__(self) -> None:
+        _check_ranges(
+            self,
+            {
+                "length": (1, 1 << 24),
+                "tokenizer_size": (0, 1 << 24),
+                "tokenizer_limit": (1, 1 << 24),
+                "valid_fraction": (0, 1),
+                "workers": (0, 1024),
+            },
+        )
+
 
 @dataclass(frozen=True)
 class MaskConfig:
@@ -177,12 +215,11 @@ class MaskConfig:
     """Longest span in tokens."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.mask_rate <= 1 or self.mask_rate_end > 1:
+        if not 0 < self.mask_rate <= 1 or not self.mask_rate_end <= 1:
             raise ValueError("--mask-rate and --mask-rate-end must lie between 0 and 1")
-        if min(self.mask_token, self.mask_random) < 0 or self.mask_token + self.mask_random > 1 + 1e-9:
+        if not (self.mask_token >= 0 and self.mask_random >= 0 and self.mask_token + self.mask_random <= 1 + 1e-9):
             raise ValueError("--mask-token and --mask-random must not be negative, and at most 1 together")
-        if self.span_mean < 1 or self.span_max < 1:
-            raise ValueError("--span-mean and --span-max must be at least 1")
+        _check_ranges(self, {"span_mean": (1, 1 << 20), "span_max": (1, 1 << 20)})
 
     @property
     def largest_rate(self) -> float:
@@ -219,9 +256,15 @@ class OptimConfig:
     """Skip the update of a step whose loss is this many times the median of the last 128 or more; 0 skips none."""
 
     def __post_init__(self) -> None:
-        if not (0 < self.lr < math.inf and 0 < self.muon_lr < math.inf):
-            raise ValueError("--lr and --muon-lr must be above 0, and finite")
-        if self.skip_spikes and not 1 < self.skip_spikes < math.inf:
+        _check_ranges(
+            self,
+            {
+                **dict.fromkeys(("lr", "muon_lr", "adam_eps"), POSITIVE),
+                **dict.fromkeys(("beta1", "beta2"), SHARE),
+                **dict.fromkeys(("weight_decay", "clip", "skip_spikes"), (0, 1e30)),
+            },
+        )
+        if 0 < self.skip_spikes <= 1:
             raise ValueError(f"--skip-spikes must be above 1, or 0 for none, not {self.skip_spikes}")
         if not 0 <= self.warmup <= 1 or not 0 <= self.decay <= 1 or self.warmup + self.decay > 1:
             raise ValueError("--warmup and --decay must lie between 0 and 1, and be at most 1 together")
@@ -243,11 +286,10 @@ class DistilConfig:
     """What both models' logits are divided by before their probabilities are compared."""
 
     def __post_init__(self) -> None:
-        weights = (self.distil_soft, self.distil_mlm, self.distil_cosine)
-        if min(weights) < 0 or not sum(weights):
-            raise ValueError("--distil-soft, --distil-mlm and --distil-cosine must not be negative, nor all be 0")
-        if self.distil_temperature <= 0:
-            raise ValueError(f"--distil-temperature must be above 0, not {self.distil_temperature}")
+        weights = ("distil_soft", "distil_mlm", "distil_cosine")
+        _check_ranges(self, {**dict.fromkeys(weights, (0, 1e30)), "distil_temperature": POSITIVE})
+        if not any(getattr(self, name) for name in weights):
+            raise ValueError("--distil-soft, --distil-mlm and --distil-cosine must not all be 0")
 
 
 @dataclass(frozen=True)
@@ -302,16 +344,35 @@ class TrainConfig:
     distil: DistilConfig = field(default_factory=DistilConfig)
 
     def __post_init__(self) -> None:
-        if self.accumulate < 1 or self.batch < 1 or self.batch % self.accumulate:
+        _check_ranges(
+            self,
+            {
+                **dict.fromkeys(("steps", "eval_every", "eval_rows"), (0, LARGEST)),
+                "log_every": (1, LARGEST),
+                "seed": (0, (1 << 32) - 1),
+                **dict.fromkeys(("batch", "accumulate"), (1, 1 << 24)),
+            },
+        )
+        if self.batch % self.accumulate:
             raise ValueError(f"--batch {self.batch} is not a multiple of --accumulate {self.accumulate}")
         if self.add_tokens and (self.tokenizer or not self.init):
             raise ValueError("--add-tokens adds to the tokenizer of --init: give --init, and no --tokenizer")
         if self.steps and self.budget:
             raise ValueError("--steps and --budget exclude each other: give one of them")
-        if self.log_every < 1:
-            raise ValueError(f"--log-every must be at least 1, not {self.log_every}")
         if self.corpus.length > self.model.max_length:
             raise ValueError(f"--length {self.corpus.length} exceeds --max-length {self.model.max_length}")
+
+
+def _check_ranges(config: object, ranges: Mapping[str, Range]) -> None:
+    """Raise a ValueError for a field outside its range; what is not a number is in none."""
+    for name, (least, most) in ranges.items():
+        option, value = f"--{name.replace('_', '-')}", getattr(config, name)
+        if value < least:
+            bound = "above 0" if least == POSITIVE[0] else f"at least {least:g}"
+            raise ValueError(f"{option} must be {bound}, not {value}")
+        if not value <= most:
+            bound = "less than 1" if most == SHARE[1] else f"at most {most:g}" if most == 1e30 else f"at most {most}"
+            raise ValueError(f"{option} must be {bound}, not {value}")
 
 
 def to_json(config: TrainConfig) -> Json:
@@ -320,8 +381,14 @@ def to_json(config: TrainConfig) -> Json:
 
 
 def from_json(kind: type[T], values: Json) -> T:
-    """Build a config of class `kind`; an unknown field is a ValueError, a missing one takes its default."""
+    """Build a config of class `kind`; a missing field takes its default.
+
+    Raises:
+        ValueError: an unknown field, or a value of another type or outside its range.
+    """
     hints = typing.get_type_hints(kind)
+    if not isinstance(values, dict):
+        raise ValueError(f"{shown(values)} where the fields of a {kind.__name__} were expected")
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r} in a {kind.__name__}")
@@ -332,4 +399,18 @@ def from_json(kind: type[T], values: Json) -> T:
             made[name] = from_json(typing.cast(type, hint), value)
         else:
             made[name] = tuple(value) if isinstance(value, list) else value
+            if not _fits(made[name], hint):
+                raise ValueError(f"{name} is {shown(value)}")
     return kind(**made)
+
+
+def _fits(value: object, hint: Any) -> bool:  # Any: a type annotation
+    """Return whether a value has the type of a field."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(each, arguments[0]) for each in value)
+    if arguments:
+        return value in arguments
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, int | float) if hint is float else isinstance(value, hint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -99,6 +100,11 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
+def is_partial(path: Path) -> bool:
+    """Return whether a name is one of `beside`: of something unfinished, or about to be deleted."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{16}", path.name) is not None
+
+
 def checksum(path: Path) -> int:
     """Return the CRC-32 of a file: it finds what disks and copies do to it, at the speed of reading."""
     block, crc = bytearray(1 << 20), 0
@@ -140,4 +146,4 @@ def patience(doing: str, every: float = 30.0) -> Iterator[None]:
 def cache_folder(config: TrainConfig) -> Path:
     """Return the folder that keeps prepared tokens and compiled programs between runs."""
     named = config.corpus.cache or os.environ.get("JAX_MLM_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "jax_mlm"
+    return Path(os.path.expanduser(named or "~/.cache/jax_mlm"))

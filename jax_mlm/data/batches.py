@@ -101,6 +101,16 @@ def pack_rows(
 
 def split_documents(n_documents: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the ids of the documents to train on and of those held out, each in order; at least one of each."""
+    check_split(n_documents, fraction)
+    count = min(max(1, round(n_documents * fraction)), n_documents - 1)
+    valid = np.sort(permuted(np.arange(count), n_documents, seed, 0))
+    train = np.ones(n_documents, bool)
+    train[valid] = False
+    return np.flatnonzero(train), valid
+
+
+def check_split(n_documents: int, fraction: float) -> None:
+    """Raise a UserError where no documents can be held out."""
     if n_documents < 2:
         raise UserError(
             "the data are a single document, of which none can be held out: give --valid, or a smaller --document "
@@ -108,11 +118,6 @@ def split_documents(n_documents: int, fraction: float, seed: int) -> tuple[np.nd
         )
     if not 0 < fraction < 1:
         raise UserError(f"--valid-fraction {fraction} must lie between 0 and 1")
-    count = min(max(1, round(n_documents * fraction)), n_documents - 1)
-    valid = np.sort(permuted(np.arange(count), n_documents, seed, 0))
-    train = np.ones(n_documents, bool)
-    train[valid] = False
-    return np.flatnonzero(train), valid
 
 
 def token_counts(rows: Rows, size: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer
 
 from jax_mlm.config import DataConfig, Json, TrainConfig
 from jax_mlm.data.alphabet import alphabet_tokenizer
-from jax_mlm.data.batches import Rows, pack_rows, split_documents
+from jax_mlm.data.batches import Rows, check_split, pack_rows, split_documents
 from jax_mlm.data.choice import choose_kind, misfit
 from jax_mlm.data.copies import copies, without_copies
 from jax_mlm.data.prepare import LINE_EVERY, Progress, TokenFiles, awaited, display, prepare
@@ -90,11 +91,11 @@ def _sentence_file(cache: Path) -> Path:
 
 
 def _new_tokenizer(
-    files: Sequence[Path], corpus: DataConfig, say: Callable[[str], None]
+    files: Sequence[Path], corpus: DataConfig, held_out: bool, say: Callable[[str], None]
 ) -> tuple[Tokenizer, DataConfig, str]:
     """Train one on the text: of the kind and size asked for, else of those that fit; return the reason for the kind.
 
-    The text is read once.
+    The text is read once; one of which no part can be `held_out` is refused then, before the long work.
     """
     if corpus.tokenizer_kind == "protein":
         for name in ("tokenizer_size", "lowercase", "strip_accents", "special_tokens"):
@@ -105,7 +106,10 @@ def _new_tokenizer(
         return alphabet_tokenizer(), corpus, "given"
     total = sum(path.stat().st_size for path in files)
     with display("reading text for the tokenizer", total) as report:
-        sample = evenly(map(without_unknown, _reported(files, corpus, report)), SAMPLE)
+        counted = Counter[str]()
+        sample = evenly(map(without_unknown, _reported(files, corpus, report, counted)), SAMPLE)
+    if held_out and any(text.strip() for text in sample):
+        check_split(counted["documents"], corpus.valid_fraction)
     choice, reason, why = choose_kind(sample), "given", ""
     if corpus.tokenizer_kind == "auto":
         corpus, reason, why = replace(corpus, tokenizer_kind=choice.kind), choice.reason, f", chosen: {choice.reason}"
@@ -145,12 +149,13 @@ def _new_tokenizer(
         return tokenizer, corpus, reason
 
 
-def _reported(files: Sequence[Path], corpus: DataConfig, report: Progress) -> Iterator[str]:
-    """Yield all documents, and report how many bytes of the files they took."""
+def _reported(files: Sequence[Path], corpus: DataConfig, report: Progress, counted: Counter[str]) -> Iterator[str]:
+    """Yield all documents, count them, and report how many bytes of the files they took."""
     total, before = sum(path.stat().st_size for path in files), 0
     for path in files:
         for block in awaited(path, blocks(path, corpus.document, corpus.text_field)):
             report(before + block.consumed, total)
+            counted["documents"] += sum(block.starts)
             yield from block.texts
         before += path.stat().st_size
 
@@ -188,7 +193,9 @@ def open_dataset(
     elif config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer)
     else:
-        tokenizer, corpus, reason = _new_tokenizer(sources.files, corpus, say)
+        tokenizer, corpus, reason = _new_tokenizer(
+            sources.files, corpus, bool(config.data) and not valid_sources.files, say
+        )
         kind, config = corpus.tokenizer_kind, replace(config, corpus=corpus)
     vocabulary = vocabulary_of(tokenizer)
     if not config.model.vocab_size:

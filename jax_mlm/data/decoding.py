@@ -25,6 +25,8 @@ MARKS = {
 """The encodings that a mark at the beginning of a file tells."""
 MAGIC = {b"%PDF": "a PDF", b"PK\x03\x04": "a ZIP archive, as .docx, .xlsx, .odt and .epub are", b"\x1f\x8b": "gzip"}
 """What the first bytes tell of a file whose suffix hides it."""
+LONGEST_RECORD = 1 << 27
+"""Bytes without a line end where lines are not cut: more is no record, and would fill the memory."""
 CONTROLS = (*range(9), *range(14, 32))
 """Bytes that text does not hold, but UTF-16 does: the upper halves of its letters."""
 
@@ -33,6 +35,8 @@ CONTROLS = (*range(9), *range(14, 32))
 def opened(path: Path, block: int) -> Iterator[tuple[io.BufferedIOBase, io.BufferedIOBase]]:
     """Return the decompressed stream, and the raw file beneath it, whose position gives the progress."""
     try:
+        if not path.is_file():  # to open a pipe would wait for whoever writes to it
+            raise UserError(f"{path}: is not a file that can be read twice: pipe it in, and name it - instead")
         raw = path.open("rb")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
@@ -130,8 +134,8 @@ def line_blocks(path: Path, block: int, longest_line: float) -> Iterator[tuple[s
         UserError: the file cannot be read, is damaged or is not text.
     """
     with opened(path, block) as (stream, raw):
-        rest, offset = b"", 0
-        for data, at in _recoded(path, stream, block):
+        rest, offset = bytearray(), 0
+        for data, at in _with_newlines(_recoded(path, stream, block)):
             offset = at - len(rest)
             end = data.rfind(b"\n") + 1
             if end:
@@ -140,13 +144,28 @@ def line_blocks(path: Path, block: int, longest_line: float) -> Iterator[tuple[s
             if not end and len(rest) >= longest_line:
                 end = max(rest.rfind(b" "), 0) or _last_character(rest)
             if end:
-                yield _decoded(path, rest[:end], offset), raw.tell()
-                rest, offset = rest[end:], offset + end
+                yield _decoded(path, bytes(rest[:end]), offset), raw.tell()
+                del rest[:end]
+                offset += end
+            if len(rest) > LONGEST_RECORD:
+                raise UserError(
+                    f"{path}: a record of more than {LONGEST_RECORD >> 20} MB begins at byte {offset}: split it, or "
+                    "look for a line end or a quote that is missing"
+                )
         if rest:
-            yield _decoded(path, rest, offset), raw.tell()
+            yield _decoded(path, bytes(rest), offset), raw.tell()
 
 
-def _last_character(data: bytes) -> int:
+def _with_newlines(blocks: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes, int]]:
+    """Yield the blocks; carriage returns become newlines where only they end lines, as on Macs of old."""
+    old: bool | None = None
+    for data, at in blocks:
+        if old is None:
+            old = b"\r" in data[:-1] and b"\n" not in data
+        yield (data.replace(b"\r", b"\n") if old else data), at
+
+
+def _last_character(data: bytearray) -> int:
     """Return where the last UTF-8 character begins: data may end within it."""
     at = len(data) - 1
     while at > len(data) - 4 and data[at] & 0xC0 == 0x80:

@@ -25,7 +25,9 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from tokenizers import Tokenizer
 
-from jax_mlm.data.tokenizer import as_text
+from jax_mlm.data.tokenizer import as_text, rust
+from jax_mlm.errors import UserError
+from jax_mlm.signals import SIGNALS
 
 BATCH = 1 << 18
 """Characters encoded in one call: it bounds the memory that the tokenizer's offsets take."""
@@ -88,7 +90,7 @@ def _batches(texts: list[str]) -> Iterator[list[str]]:
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
-    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    encodings = rust(tokenizer.encode_batch, texts, add_special_tokens=False)
     lengths = np.fromiter(map(len, encodings), np.int64, len(texts))
     total = int(lengths.sum())
     tokens = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.uint32, total)
@@ -202,7 +204,9 @@ class Worker:
     def __init__(self, tokenizer: str) -> None:
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", WORKER, json.dumps(sys.path)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0
+        )  # in a group of its own, where Ctrl-C does not reach it
         self._send(tokenizer)
 
     def _send(self, message: str | list[str]) -> None:
@@ -221,6 +225,8 @@ class Worker:
                 f"a tokenising process ended early (exit status {self.process.wait()}), as it does if memory "
                 "runs out; what was tokenised is kept"
             ) from error
+        if isinstance(answer, UserError):
+            raise answer
         if isinstance(answer, str) and "MemoryError" in answer:
             raise MemoryError("a tokenising process ran out of it")
         if isinstance(answer, str):
@@ -238,7 +244,8 @@ class Worker:
 
 def serve() -> None:
     """Serve as a worker: a tokenizer and lists of texts on stdin, arrays on stdout; end with the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the parent decides
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing else may write among the answers
     with suppress(EOFError, BrokenPipeError):
@@ -249,7 +256,9 @@ def serve() -> None:
             try:
                 tokens, begins, lengths = encode_with(tokenizer, texts)
                 tokens = tokens.astype(np.uint16) if small and tokens.max(initial=0) < 1 << 16 else tokens
-                answer: tuple[np.ndarray, ...] | str = (tokens, np.packbits(begins), lengths)
+                answer: tuple[np.ndarray, ...] | UserError | str = (tokens, np.packbits(begins), lengths)
+            except UserError as error:
+                answer = error
             except Exception:  # nothing is lost: the parent raises what it reads here
                 answer = traceback.format_exc()
             pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)

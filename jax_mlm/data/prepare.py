@@ -24,8 +24,9 @@ from jax_mlm.data.sources import blocks, kind_of
 from jax_mlm.data.token_files import JOURNAL, Chunk, Damaged, TokenFiles, Writer, open_files
 from jax_mlm.data.tokenizer import Vocabulary, as_text
 from jax_mlm.errors import UserError, warn
-from jax_mlm.files import beside, discard, make_folder, naming, patience, publish, write_atomically
+from jax_mlm.files import discard, make_folder, naming, patience, publish, write_atomically
 from jax_mlm.parallel.cores import cores
+from jax_mlm.run.lock import locked
 
 FORMATS = (1, 2)
 """Part of the cache's key, the newest last: one more when the same text gives other files. A resumed run keeps its own.
@@ -85,10 +86,11 @@ def prepare(
     folder = cache / key[:32]
     if (files := _kept(folder, key)) is not None:
         return replace(files, sources=named)
-    with _lock(cache / f"{key[:32]}.lock") as alone:
+    lock = cache / f"{key[:32]}.lock"
+    with locked(lock, "--cache", folder, patient="prepares the same text"):
         if (files := _kept(folder, key, lambda damage: warn(f"{folder} is damaged ({damage}): made anew"))) is not None:
             return replace(files, sources=named)
-        partial = folder.with_suffix(".partial") if alone else beside(folder)
+        partial = folder.with_suffix(".partial")
         dtype = np.dtype(np.uint16 if vocabulary.size <= 1 << 16 else np.uint32)
         try:
             with naming(folder), Writer(partial, dtype) as writer:
@@ -103,10 +105,7 @@ def prepare(
             shutil.rmtree(partial, ignore_errors=True)
             raise
         discard(folder)  # it would have been opened if it were whole
-        try:
-            publish(partial, folder)
-        except OSError:  # where files cannot be locked, another process may have been first
-            shutil.rmtree(partial, ignore_errors=True)
+        publish(partial, folder)
         (folder / JOURNAL).unlink(missing_ok=True)
     files = open_files(folder, key, check=False)
     if files is None:
@@ -210,24 +209,6 @@ def _key(sources: Sequence[_Source], tokenizer: str, cfg: DataConfig, format: in
         "text_field": cfg.text_field if kinds - {"text"} else None,
     }
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[bool]:
-    """Hold a lock that ends with this process; give False, at once, where the file system has none."""
-    with path.open("w") as file:
-        try:
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print("another process prepares the same text: waiting for it", file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            yield False
-        else:
-            yield True
 
 
 # What is being prepared

@@ -5,8 +5,8 @@ from __future__ import annotations
 import glob
 import hashlib
 import itertools
-import json
 import math
+import os
 import re
 import sys
 from collections import Counter
@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from jax_mlm.data.decoding import COMPRESSED, MARKS, line_blocks, without_nul
+from jax_mlm.data.decoding import COMPRESSED, MARKS, line_blocks
+from jax_mlm.data.records import json_texts, parquet_texts
 from jax_mlm.data.tables import columns_of, table_texts
 from jax_mlm.errors import UserError
 from jax_mlm.files import beside, make_folder, naming, publish
@@ -94,9 +95,9 @@ def find_sources(patterns: Sequence[str], option: str = "--data") -> Sources:
     for pattern in patterns:
         if not pattern.strip():
             raise UserError(f"{option} {pattern!r}: give a file, a folder or a glob of text")
-        path = Path(pattern).expanduser()
+        path = Path(os.path.expanduser(pattern))
         if path.is_dir():
-            inside = [file for file in sorted(path.rglob("*")) if _is_visible(file, path)]
+            inside = _inside(path, option)
             files = [file for file in inside if _suffix(file) in KNOWN]
             globs = Counter(_glob(path, file) for file in inside if _suffix(file) not in KNOWN)
             left_out.update(globs)
@@ -108,11 +109,18 @@ def find_sources(patterns: Sequence[str], option: str = "--data") -> Sources:
                 known = " ".join(KNOWN)
                 raise UserError(f"{option} {pattern}: no text in this folder (looked for {known}, not empty){other}")
         elif path.exists():
-            if path.stat().st_size == 0 and path.is_file():
+            if not path.is_file():  # to open a pipe would wait for whoever writes to it, and it can be read once only
+                raise UserError(
+                    f"{option} {pattern} is a pipe or a device: give a file, or pipe the text in with {option} -"
+                )
+            if path.stat().st_size == 0:
                 raise UserError(f"{option} {pattern}: the file is empty")
             files = [path]
         else:
+            _refuse_circles(path, option)
             matches = [Path(name) for name in glob.glob(str(path), recursive=True)]
+            for file in matches:
+                _refuse_broken(file, option)
             files = [file for file in matches if file.is_file() and file.stat().st_size]
             if not files:
                 raise UserError(f"{option} {pattern}: no such file or folder" + (", or all empty" if matches else ""))
@@ -201,9 +209,9 @@ def blocks(path: Path, document: DocumentKind, text_field: str) -> Iterator[Bloc
     """
     match kind_of(path):
         case "parquet":
-            yield from _whole(_parquet_texts(path, text_field))
+            yield from _whole(parquet_texts(path, text_field))
         case "json":
-            yield from _whole(_json_texts(path, text_field))
+            yield from _whole(json_texts(path, text_field, lambda: _line_blocks(path, cut_lines=False)))
         case "csv" | "tsv" as kind:
             separators = "\t" if kind == "tsv" else ",;\t|"
             yield from _whole(table_texts(path, text_field, separators, lambda: _line_blocks(path, cut_lines=False)))
@@ -238,14 +246,38 @@ def _suffix(path: Path) -> str:
     return Path(name).suffix
 
 
-def _is_visible(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return not hidden and file.is_file() and file.stat().st_size > 0
+def _inside(folder: Path, option: str) -> list[Path]:
+    """Return the files in a folder, sorted, but for hidden and empty ones; a UserError names a broken link to text."""
+    found = []
+    for file in sorted(folder.rglob("*")):
+        if any(part.startswith(".") for part in file.relative_to(folder).parts):
+            continue
+        if _suffix(file) in KNOWN:
+            _refuse_broken(file, option)
+        if file.is_file() and file.stat().st_size:
+            found.append(file)
+    return found
+
+
+def _refuse_broken(file: Path, option: str) -> None:
+    if file.is_symlink() and not file.exists():
+        raise UserError(f"{option}: {file} is a link to {os.readlink(file)}, which is not there: mend or remove it")
+
+
+def _refuse_circles(pattern: Path, option: str) -> None:
+    """Raise a UserError where `**` would follow a link to a folder around it: each further link doubles the way."""
+    if "**" not in pattern.parts:
+        return
+    for folder, inside, _ in os.walk(_root(str(pattern)), followlinks=True):
+        for name in inside:
+            link = Path(folder, name)
+            if link.is_symlink() and link.resolve() in (*(where := Path(folder).resolve()).parents, where):
+                raise UserError(f"{option} {pattern}: {link} is a link to a folder around it: remove it, or name files")
 
 
 def _root(pattern: str) -> Path:
     """Return the folder that a glob searches: what stands before its first wildcard."""
-    parts = Path(pattern).expanduser().parts
+    parts = Path(os.path.expanduser(pattern)).parts
     return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts))
 
 
@@ -341,100 +373,3 @@ def _whole(texts: Iterable[tuple[str, int]]) -> Iterator[Block]:
             batch, size = [], 0
     if batch:
         yield _bounded(batch, [True] * len(batch), consumed)
-
-
-def _field(record: object, text_field: str, where: str) -> str:
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: a record must be an object with the field {text_field!r}, see --text-field")
-    if text_field not in record:
-        fields = ", ".join(map(str, record)) or "none at all"
-        raise UserError(f"{where}: no field {text_field!r} (it has: {fields}); name the text's with --text-field")
-    value = record[text_field]
-    if value is not None and not isinstance(value, str):
-        kind = type(value).__name__
-        raise UserError(f"{where}: the field {text_field!r} holds {kind}, not text; name another with --text-field")
-    text = without_nul(value or "", where)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of an escaped pair: "\\ud83d"
-        return text.encode("utf-8", "replace").decode()
-    return text
-
-
-def _json_texts(path: Path, text_field: str) -> Iterator[tuple[str, int]]:
-    """Yield the text of each JSON line, or of each element of one JSON array."""
-    number, array = 0, False
-    for text, consumed in (stream := _line_blocks(path, cut_lines=False)):
-        if number == 0 and text.lstrip().startswith("["):
-            array = True
-            yield from _array_texts(path, text_field, text, consumed, stream)
-        elif not array:
-            for line in text.split("\n")[: None if not text.endswith("\n") else -1]:
-                number += 1
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(
-                        f"{path}, line {number}: not JSON ({error.msg}, column {error.colno}); "
-                        "expected one object a line, or one array of objects"
-                    ) from error
-                yield _field(record, text_field, f"{path}, line {number}"), consumed
-
-
-def _array_texts(
-    path: Path, text_field: str, text: str, consumed: int, stream: Iterator[tuple[str, int]]
-) -> Iterator[tuple[str, int]]:
-    """Yield the texts of one JSON array, an element at a time."""
-    decoder, solid = json.JSONDecoder(), re.compile(r"[^\s,]")
-    text, number, at = text.lstrip(), 0, 1
-    while True:
-        found = solid.search(text, at)
-        at = found.start() if found else len(text)
-        if text.startswith("]", at):
-            if text[at + 1 :].strip() or any(more.strip() for more, _ in stream):
-                raise UserError(
-                    f"{path}: text after the end of the JSON array; expected one array, or one object a line"
-                )
-            return
-        try:
-            record, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            more = list(itertools.islice(stream, 1 + len(text) // BLOCK))  # doubling: linear in the element's size
-            if not more:
-                raise UserError(f"{path}, element {number}: not JSON ({error.msg})") from error
-            text, at, consumed = text[at:] + "".join(part for part, _ in more), 0, more[-1][1]
-            continue
-        yield _field(record, text_field, f"{path}, element {number}"), consumed
-        number += 1
-
-
-def _parquet_texts(path: Path, text_field: str) -> Iterator[tuple[str, int]]:
-    """Yield the column's values, row group by row group."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise UserError(f"{path}: reading .parquet needs pyarrow: pip install 'jax-mlm[data]'") from error
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if text_field not in names:
-                raise UserError(
-                    f"{path}: no column {text_field!r} (it has: {', '.join(names)}); name the text's with --text-field"
-                )
-            kind = file.schema_arrow.field(text_field).type
-            value = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not any(test(value) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
-                raise UserError(f"{path}: the column {text_field!r} holds {kind}, not text; name another: --text-field")
-            size, done, total = path.stat().st_size, 0, max(1, file.metadata.num_rows)
-            for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
-                done += batch.num_rows
-                for text in batch.column(0).to_pylist():
-                    yield (
-                        without_nul(text or "", f"{path}, row {done - batch.num_rows} and following"),
-                        size * done // total,
-                    )
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error

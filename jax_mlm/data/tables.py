@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -41,11 +42,17 @@ def table_texts(path: Path, text_field: str, separators: str, read: Read) -> Ite
     yield from _column(path, text_field, _rows(path, text_field, separators, quoting, read))
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return the names of columns or fields, as far as a message has room for them."""
+    return ", ".join(name[:40] for name in names[:20]) + (", …" if len(names) > 20 else "")
+
+
 def columns_of(line: str, separators: str) -> Iterator[tuple[str, list[str]]]:
     """Yield each of the separators that stands in a first line, and the names that it gives to the columns then."""
     for each in separators:
         if each in line:
-            yield each, next(csv.reader([line], delimiter=each), [])
+            with suppress(csv.Error):  # a broken line is named when it is read
+                yield each, next(csv.reader([line], delimiter=each), [])
 
 
 def _separator(line: str, text_field: str, separators: str) -> str:
@@ -74,9 +81,8 @@ def _column(path: Path, text_field: str, rows: Iterator[Row]) -> Iterator[tuple[
         if not names:
             names = [name.strip() for name in row]
             if text_field not in names:
-                shown = ", ".join(name[:40] for name in names[:20]) + (", …" if len(names) > 20 else "")
                 raise UserError(
-                    f"{path}: no column {text_field!r} (it has: {shown}); name the text's with --text-field"
+                    f"{path}: no column {text_field!r} (it has: {listed(names)}); name the text's with --text-field"
                 )
             at = names.index(text_field)
         elif any(row[len(names) :]):

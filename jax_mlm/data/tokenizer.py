@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from tokenizers import Tokenizer, decoders
 
-from jax_mlm.config import Json
+from jax_mlm.config import SIZES, Json
 from jax_mlm.data.learning import LEARNERS, LITERAL_UNKNOWN, NAMES, Learn
-from jax_mlm.errors import UserError
+from jax_mlm.errors import UserError, first_line, shown
 
+Result = TypeVar("Result")
 Kind = Literal["wordpiece", "bpe", "unigram", "word", "protein"]
 SpecialNames = Literal["bert", "roberta"]
 SPECIAL: Mapping[str, tuple[str, ...]] = {
@@ -70,11 +71,23 @@ class VocabularyTooLarge(UserError):
         )
 
 
+def rust(
+    function: Callable[..., Result], *arguments: object, where: str = "the tokenizer fails", **options: object
+) -> Result:
+    """Call the tokenizers library, whose errors and panics share no base class narrower than BaseException."""
+    try:
+        return function(*arguments, **options)
+    except (KeyboardInterrupt, SystemExit, MemoryError, UserError):
+        raise
+    except BaseException as error:
+        raise UserError(f"{where} ({first_line(error)})") from None
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Return the tokenizer of a tokenizer.json, with no truncation or padding of its own.
 
     Raises:
-        UserError: the file is missing, is not a tokenizer, or has no mask token.
+        UserError: the file is missing, is not a tokenizer, has no mask token or ids that cannot be used.
     """
     path = Path(path)
     if path.is_dir():
@@ -82,18 +95,33 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if not path.is_file():
         raise UserError(f"--tokenizer {path}: no such file")
     try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the Rust library raises nothing narrower
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"--tokenizer {path} is not a tokenizer.json ({reason})") from error
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--tokenizer {path} is not a tokenizer.json ({error})") from error
+    tokenizer = rust(Tokenizer.from_str, content, where=f"--tokenizer {path} is not a tokenizer.json")
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    complete_decoder(tokenizer)
     try:
+        check_ids(tokenizer)  # first: to write a tokenizer takes time that grows with its largest id
+        complete_decoder(tokenizer)
         mask_of(tokenizer)
     except UserError as error:
         raise UserError(f"--tokenizer {path}: {error}") from error
     return tokenizer
+
+
+def check_ids(tokenizer: Tokenizer) -> None:
+    """Raise a UserError where ids are no rows of a table: one for two tokens, or more than a table has."""
+    by_id: dict[int, str] = {}
+    for token, id in tokenizer.get_vocab(with_added_tokens=True).items():
+        if id in by_id:
+            raise UserError(f"the tokens {shown(by_id[id])} and {shown(token)} have one id, {id}: give each its own")
+        by_id[id] = token
+    frame = rust(tokenizer.encode, "").ids
+    if (largest := max((*by_id, *frame), default=0)) >= SIZES["vocab_size"][1]:
+        raise UserError(f"the id {largest} is too large for a vocabulary: number the tokens from 0")
+    if unknown := sorted({*frame} - by_id.keys()):
+        raise UserError(f"its frame around a text has the id {unknown[0]}, which is none of its tokens'")
 
 
 def complete_decoder(tokenizer: Tokenizer) -> None:
@@ -139,6 +167,11 @@ def mask_of(tokenizer: Tokenizer) -> int:
     return mask
 
 
+def has_mask(tokenizer: Tokenizer) -> bool:
+    """Return whether a special token has the name of a mask."""
+    return _find_special("mask", _special(tokenizer)) is not None
+
+
 def _special(tokenizer: Tokenizer) -> dict[str, int]:
     return {token.content: id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
@@ -160,7 +193,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     It encodes a text to see that: call it once, and pass the result on.
     """
     special, mask = _special(tokenizer), mask_of(tokenizer)
-    frame = tokenizer.encode("").ids
+    frame = rust(tokenizer.encode, "").ids
     cls, sep = (id if id in frame else None for id in (_find_special("cls", special), _find_special("sep", special)))
     if len(frame) == 2 and {*frame} <= {*special.values()}:  # whatever their names
         cls, sep = frame
@@ -188,7 +221,23 @@ def as_text(tokenizer: Tokenizer) -> Tokenizer:
     if model["type"] == "Unigram" and model["unk_id"] is not None:
         unknown.add(model["vocab"][model["unk_id"]][0])
     names = {token["content"] for token in content["added_tokens"] if token["special"]} - unknown
-    new = {name: f"\uffff{name}" for name in names}
+    return _renamed(content, {name: f"\uffff{name}" for name in names})
+
+
+def with_mask(tokenizer: Tokenizer, name: str) -> Tokenizer:
+    """Return a copy in which the special token `name` has a mask's usual name, by which it is found, and its old id."""
+    known = tokenizer.get_vocab(with_added_tokens=True)
+    free = [usual for usual in NAMES["mask"] if usual not in known]
+    if not free:
+        raise UserError(f"its mask {shown(name)} needs one of the names {', '.join(NAMES['mask'])}, but all are taken")
+    angles = any(each in known for role in ("cls", "sep", "pad") for each in NAMES[role] if each[0] == "<")
+    free.sort(key=lambda usual: (usual[0] == "<") != angles)
+    return _renamed(json.loads(tokenizer.to_str()), {name: free[0]})
+
+
+def _renamed(content: Json, new: Mapping[str, str]) -> Tokenizer:
+    """Return a tokenizer in which tokens have other names; no merge makes them any more."""
+    model = content["model"]
     for token in content["added_tokens"]:
         token["content"] = new.get(token["content"], token["content"])
     if isinstance(model["vocab"], dict):
@@ -197,7 +246,7 @@ def as_text(tokenizer: Tokenizer) -> Tokenizer:
         model["vocab"] = [[new.get(piece, piece), score] for piece, score in model["vocab"]]
     if "merges" in model:
         pairs = (merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"])
-        model["merges"] = [pair for pair in pairs if names.isdisjoint((*pair, "".join(pair)))]
+        model["merges"] = [pair for pair in pairs if new.keys().isdisjoint((*pair, "".join(pair)))]
     return Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
 
 

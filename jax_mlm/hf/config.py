@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from jax_mlm.config import Family, Json, ModelConfig
-from jax_mlm.errors import UserError
+from jax_mlm.config import SIZES, Family, Json, ModelConfig
+from jax_mlm.errors import UserError, shown
 
 FAMILIES: tuple[Family, ...] = typing.get_args(Family)
 AFTER_PADDING: tuple[Family, ...] = ("roberta", "xlm-roberta", "camembert")
@@ -181,10 +181,8 @@ LAYOUTS: Mapping[Family, Layout] = {
         },
     ),
 }
-LARGEST: Mapping[str, int] = {"layers": 1_000, "vocab_size": 1 << 26, "max_length": 1 << 24}
-"""Our field → the largest value that a config.json may ask for; 2²⁰ for the others."""
-SMALLEST: Mapping[str, int] = {"token_types": 0, "local_window": 0, "mask_id": 0}
-"""The smallest; 1 for the others."""
+MAY_BE_ZERO = ("token_types", "local_window", "mask_id")
+"""Our fields for which a config.json may give 0."""
 
 
 def known_family(name: object) -> Family:
@@ -193,7 +191,7 @@ def known_family(name: object) -> Family:
         if family == name:
             return family
     raise UserError(
-        f"the model_type {name!r} is not supported: choose from {', '.join(FAMILIES)} "
+        f"the model_type {shown(name)} is not supported: choose from {', '.join(FAMILIES)} "
         "(python -m jax_mlm.hf import --family NAME reads it as one of them)"
     )
 
@@ -211,7 +209,7 @@ def _typed(values: Json, name: str, default: Any) -> Any:  # of the type of the 
     value = values.get(name)
     value = default if value is None else value
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise UserError(f"{name} is {value!r}, where {wanted} was expected")
+        raise UserError(f"{name} is {shown(value)}, where {wanted} was expected")
     return value
 
 
@@ -224,16 +222,16 @@ def _read(values: Json, name: str, ours: str, default: Any) -> Any:  # as above
         activations = typing.get_args(typing.get_type_hints(ModelConfig)["activation"])
         known = {**{name: name for name in activations if name not in THEIR_NAMES}, **SYNONYMS}
         if value not in known:
-            raise UserError(f"{name} is {value!r}, which is not supported: {', '.join(known)} are")
+            raise UserError(f"{name} is {shown(value)}, which is not supported: {', '.join(known)} are")
         return known[value]
     if isinstance(default, int):
-        least, most = SMALLEST.get(ours, 1), LARGEST.get(ours, 1 << 20)
+        least, most = int(ours not in MAY_BE_ZERO), SIZES[ours][1]
         if not least <= value <= most:
-            raise UserError(f"{name} is {value}, where an integer from {least} to {most} was expected")
+            raise UserError(f"{name} is {shown(value)}, where an integer from {least} to {most} was expected")
         return value
     most = 1.0 if ours in ("dropout", "attention_dropout") else 1e30
     if not (0 <= value < most) or (ours.startswith("rope") and not value):  # NaN is not in the range either
-        raise UserError(f"{name} is {value}, where a number from 0 to less than {most:g} was expected")
+        raise UserError(f"{name} is {shown(value)}, where a number from 0 to less than {most:g} was expected")
     return float(value)
 
 
@@ -279,14 +277,14 @@ def _check_usual(values: Json, family: Family) -> None:
     if family == "esm":
         if values.get("position_embedding_type", "absolute") != "rotary":
             raise UserError(
-                f"position_embedding_type is {values.get('position_embedding_type', 'absolute')!r}: "
+                f"position_embedding_type is {shown(values.get('position_embedding_type', 'absolute'))}: "
                 "of the ESM models only those with 'rotary' positions, ESM-2, are supported"
             )
         usual |= {"position_embedding_type": "rotary", "emb_layer_norm_before": False, "is_folding_model": False}
     for name, value in usual.items():
         given = values.get(name)
         if given is not None and (type(given) is not type(value) or given != value):
-            raise UserError(f"{name} is {given!r}: only {value!r} is supported")
+            raise UserError(f"{name} is {shown(given)}: only {value!r} is supported")
 
 
 def _attention(values: Json, found: Json) -> Json:
@@ -301,7 +299,7 @@ def _attention(values: Json, found: Json) -> Json:
         try:
             given: Json = _typed(parameters, kind, {})
             if given.get("rope_type", "default") != "default":
-                raise UserError(f"rope_type is {given['rope_type']!r}: only 'default' is supported")
+                raise UserError(f"rope_type is {shown(given['rope_type'])}: only 'default' is supported")
             thetas[kind] = _read(given, "rope_theta", "rope_theta", thetas[kind])
         except UserError as error:
             raise UserError(f"rope_parameters, {kind}: {error}") from None
@@ -320,9 +318,7 @@ def _global_every(kinds: list[object], layers: int) -> int:
     for n in range(1, layers + 1):
         if kinds == layer_types(layers, n):
             return n
-    raise UserError(
-        f"layer_types is {str(kinds)[:80]}: only layers 0, n, 2n, … can be 'full_attention', the others local"
-    )
+    raise UserError(f"layer_types is {shown(kinds)}: only layers 0, n, 2n, … can be 'full_attention', the others local")
 
 
 def _written(c: ModelConfig, ours: str | Callable[[ModelConfig], object]) -> object:

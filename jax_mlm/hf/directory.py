@@ -23,7 +23,8 @@ from jax_mlm.hf.weights import WEIGHTS, Tensors, is_tied, open_tensors, read_par
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.params import at_offset, leaves
 from jax_mlm.run.checkpoint import load_params, save_last, saving
-from jax_mlm.run.directory import TOKENIZER_FILE, read_run, write_run
+from jax_mlm.run.directory import TOKENIZER_FILE, check_name, read_run, write_run
+from jax_mlm.run.lock import NAME, refuse_if_locked, target_locked
 
 
 @dataclass(frozen=True)
@@ -101,21 +102,29 @@ def _compare_sizes(folder: Path, model: ModelConfig, tokens: int) -> list[str]:
 def import_hf(folder: Path, run: Path, family: str | None = None, tokenizer: Path | None = None) -> Imported:
     """Write a run directory with the model as its checkpoint of step 0."""
     _check_free(run)
-    imported = read_hf(folder, family, tokenizer)
-    model = imported.model
-    config = TrainConfig(preset=model.family, model=model, corpus=DataConfig(length=min(512, model.max_length)))
-    with new_folder(run) as partial:
-        imported.tokenizer.save(str(partial / TOKENIZER_FILE))
-        write_run(partial, config, {}, {"files": [], "imported_from": str(folder.resolve())})
-        with saving(partial) as manager:
-            state = {"params": imported.params, "step": jnp.int32(0)}
-            save_last(manager, state, {"step": 0, "elapsed": 0.0, "horizon": 0}, None)
+    check_name(run)
+    with target_locked(run, "RUN"):
+        refuse_if_locked(run / NAME, run)
+        imported = read_hf(folder, family, tokenizer)
+        model = imported.model
+        config = TrainConfig(preset=model.family, model=model, corpus=DataConfig(length=min(512, model.max_length)))
+        with new_folder(run) as partial:
+            imported.tokenizer.save(str(partial / TOKENIZER_FILE))
+            write_run(partial, config, {}, {"files": [], "imported_from": str(folder.resolve())})
+            with saving(partial) as manager:
+                state = {"params": imported.params, "step": jnp.int32(0)}
+                save_last(manager, state, {"step": 0, "elapsed": 0.0, "horizon": 0}, None)
     return imported
 
 
 def export_hf(run: Path, folder: Path, checkpoint: Literal["best", "latest"] = "best") -> int:
     """Write a directory that transformers loads, and return the step of the checkpoint in it."""
     _check_free(folder)
+    with target_locked(folder, "HF_DIR"):
+        return _export(run, folder, checkpoint)
+
+
+def _export(run: Path, folder: Path, checkpoint: Literal["best", "latest"]) -> int:
     config = read_run(run)
     tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     vocabulary = vocabulary_of(tokenizer)

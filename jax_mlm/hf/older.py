@@ -14,8 +14,8 @@ from typing import NamedTuple
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from jax_mlm.data.alphabet import alphabet_tokenizer
-from jax_mlm.data.tokenizer import NAMES, RESERVED
-from jax_mlm.errors import UserError
+from jax_mlm.data.tokenizer import NAMES, RESERVED, rust
+from jax_mlm.errors import UserError, shown
 from jax_mlm.hf.sentencepiece import read_unigram
 from jax_mlm.hf.tokenizer_files import CONFIG, REMEDY, Source, read_json, read_lines, read_text
 
@@ -61,7 +61,8 @@ def rebuilt(source: Source) -> Tokenizer:
     """
     kind = _kind_of(source)
     names = _names(source, kind)
-    tokenizer = _model(source, kind, names)
+    files = f"{source.folder}: {' and '.join(kind.files)} make no tokenizer"
+    tokenizer = rust(_model, source, kind, names, where=files)
     add_tokens(tokenizer, source)
     _frame(tokenizer, source, kind, names)
     strips = kind.name not in ("wordpiece", "esm")
@@ -98,7 +99,7 @@ def _kind_of(source: Source) -> Kind:
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     named = source.options.get("tokenizer_class") or config.get("tokenizer_class")
     if named is not None and not isinstance(named, str):
-        raise UserError(f"{folder}: tokenizer_class is {str(named)[:80]!r}, where a name was expected")
+        raise UserError(f"{folder}: tokenizer_class is {shown(named)}, where a name was expected")
     known = named.removesuffix("Fast") if named else None
     if known == "BertJapaneseTokenizer" and _is_plain_japanese(source):
         known = "BertTokenizer"
@@ -219,7 +220,7 @@ def _wordpiece(source: Source, names: Mapping[str, str]) -> Tokenizer:
     for name in ("never_split", "do_basic_tokenize"):
         if source.options.get(name) not in (None, [], True):
             raise UserError(
-                f"{source.folder}: {name} is {str(source.options[name])[:80]}, which is not supported: {REMEDY}"
+                f"{source.folder}: {name} is {shown(source.options[name])}, which is not supported: {REMEDY}"
             )
     entries = read_lines(source.folder / "vocab.txt")
     for theirs, wrote in ((SENTENCEPIECE, "SentencePiece"), (COUNTED, "fairseq, with counts")):
@@ -283,7 +284,7 @@ def _byte_level(source: Source, names: Mapping[str, str]) -> Tokenizer:
     if wrong := next((merge for merge in merges if len(merge) != 2), None):
         raise UserError(f"{folder}/merges.txt: {' '.join(wrong)[:80]!r} is not a pair of pieces: fetch it again")
     if wrong := next((piece for piece, id in vocab.items() if type(id) is not int or id < 0), None):
-        raise UserError(f"{folder}/vocab.json: the id of {wrong[:80]!r} is {str(vocab[wrong])[:80]!r}, not an integer")
+        raise UserError(f"{folder}/vocab.json: the id of {shown(wrong)} is {shown(vocab[wrong])}, not an integer")
     try:
         pairs = [(left, right) for left, right in merges]
         tokenizer = Tokenizer(models.BPE(vocab, pairs, unk_token=names.get("unk")))

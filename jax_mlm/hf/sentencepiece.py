@@ -68,6 +68,8 @@ def _message(data: bytes) -> Iterator[tuple[int, Any]]:  # an integer or bytes: 
             at, shift = at + 1, shift + 7
             if byte < 128:
                 return value
+            if shift > 63:  # a number has ten bytes at most: more would take time that grows with their square
+                raise ValueError("a number that does not end")
 
     while at < len(data):
         key = varint()

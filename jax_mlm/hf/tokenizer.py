@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, normalizers
 
 from jax_mlm.config import Json
-from jax_mlm.data.tokenizer import complete_decoder, load_tokenizer, mask_of
+from jax_mlm.data.tokenizer import check_ids, complete_decoder, has_mask, load_tokenizer, mask_of, rust, with_mask
 from jax_mlm.errors import UserError
 from jax_mlm.hf.older import KINDS, add_tokens, rebuilt
 from jax_mlm.hf.tokenizer_files import CONFIG, REMEDY, ROLES, SPECIAL_TOKENS, Source, read_json, read_text
@@ -42,8 +42,7 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, list[str]]:
         add_tokens(tokenizer, source)
     else:
         tokenizer = rebuilt(source)
-    _mark_specials(tokenizer, source)
-    return tokenizer, source.remarks
+    return _with_specials(tokenizer, source), source.remarks
 
 
 def hf_tokenizer_config(special: Mapping[str, str | None], max_length: int, token_types: int | None = None) -> Json:
@@ -54,11 +53,13 @@ def hf_tokenizer_config(special: Mapping[str, str | None], max_length: int, toke
     return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, **named}
 
 
-def _mark_specials(tokenizer: Tokenizer, source: Source) -> None:
+def _with_specials(tokenizer: Tokenizer, source: Source) -> Tokenizer:
     """Mark the special tokens that only the other files name; a mask that is not in the vocabulary yet follows it.
 
+    A tokenizer.json keeps no roles, so a mask of another name gets a usual one.
+
     Raises:
-        UserError: the mask would not be taken for one: a tokenizer.json keeps no roles, so the name has to tell.
+        UserError: there is no mask, or another token has a mask's name; or ids that cannot be used.
     """
     marked = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     mask = source.token("mask")
@@ -68,24 +69,33 @@ def _mark_specials(tokenizer: Tokenizer, source: Source) -> None:
         if tokenizer.token_to_id(token.content) is not None or (mask and token.content == mask.content):
             tokenizer.add_special_tokens([token])
     try:
+        check_ids(tokenizer)
+        if mask is not None and not has_mask(tokenizer):
+            tokenizer = with_mask(tokenizer, mask.content)
+            written = tokenizer.id_to_token(mask_of(tokenizer))
+            source.remarks.append(f"its mask {mask.content} is written {written} from here on")
+            return tokenizer
         found = tokenizer.id_to_token(mask_of(tokenizer))
     except UserError as error:
-        wrong = f"mask_token is {mask.content!r}, and a mask's name is [MASK] or <mask>" if mask else error
-        raise UserError(f"the tokenizer of {source.folder}: {wrong}: {REMEDY}") from None
+        raise UserError(f"the tokenizer of {source.folder}: {error}: {REMEDY}") from None
     if mask is not None and mask.content != found:
         raise UserError(f"{source.folder}: mask_token is {mask.content!r}, but {found!r} has the name of one: {REMEDY}")
+    return tokenizer
 
 
 def _parsed(path: Path) -> Tokenizer:
     """Parse a tokenizer.json that may still lack the marks of its special tokens."""
+    text = read_text(path)
     try:
-        tokenizer = Tokenizer.from_str(read_text(path))
-    except UserError:
-        raise
-    except Exception:  # the Rust library raises nothing narrower; load_tokenizer has the words for it
+        tokenizer = rust(Tokenizer.from_str, text)
+    except UserError:  # load_tokenizer has the words for it
         return load_tokenizer(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    try:
+        check_ids(tokenizer)
+    except UserError as error:
+        raise UserError(f"{path}: {error}: {REMEDY}") from None
     complete_decoder(tokenizer)
     return tokenizer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import AddedToken
 
 from jax_mlm.config import Json
-from jax_mlm.errors import UserError
+from jax_mlm.errors import UserError, shown
 
 ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
 REMEDY = "give a tokenizer.json with --tokenizer FILE to python -m jax_mlm.hf import"
@@ -27,10 +27,8 @@ class Source:
     remarks: list[str] = field(default_factory=list)
 
     def wrong(self, name: str, wanted: str) -> UserError:
-        value = str(self.options[name])[:80]
-        return UserError(
-            f"{self.folder}, {CONFIG} or {SPECIAL_TOKENS}: {name} is {value!r}, where {wanted} was expected"
-        )
+        value = shown(self.options[name])
+        return UserError(f"{self.folder}, {CONFIG} or {SPECIAL_TOKENS}: {name} is {value}, where {wanted} was expected")
 
     def flag(self, name: str, default: bool | None) -> bool | None:
         """Return a switch; null stands for the default."""
@@ -66,13 +64,13 @@ class Source:
         if (self.folder / ADDED).is_file():
             for text, id in read_json(self.folder / ADDED).items():
                 if type(id) is not int or id < 0:
-                    raise UserError(f"{self.folder / ADDED}: the id of {text!r} is {str(id)[:80]!r}, not an integer")
+                    raise UserError(f"{self.folder / ADDED}: the id of {shown(text)} is {shown(id)}, not an integer")
                 found[id] = AddedToken(text, normalized=text not in special, special=text in special)
         entries = self.options.get("added_tokens_decoder")
         if entries is not None and not isinstance(entries, dict):
             raise self.wrong("added_tokens_decoder", "an object")
         for id, marks in (entries or {}).items():
-            if not id.isdecimal() or not isinstance(marks, dict):
+            if not (id.isascii() and id.isdecimal() and len(id) < 20 and isinstance(marks, dict)):
                 raise self.wrong("added_tokens_decoder", "tokens with their marks by id")
             found[int(id)] = self._token("added_tokens_decoder", {"special": False, **marks})
         return sorted(found.items(), key=lambda entry: entry[0])

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.errors import UserError
+from jax_mlm.errors import UserError, first_line, shown
 from jax_mlm.hf.names import NAMES, Names, entries
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.params import expected_shapes, leaves
@@ -124,8 +124,7 @@ def _load(path: Path, name: str) -> np.ndarray:
 
 
 def _broken(path: Path, error: Exception, kind: str = "safetensors") -> str:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"{path} is truncated or no {kind} file ({reason[:200]}): fetch it again"
+    return f"{path} is truncated or no {kind} file ({first_line(error)[:200]}): fetch it again"
 
 
 def _half(path: Path, name: str) -> np.ndarray:
@@ -150,7 +149,7 @@ def _in_msgpack(path: Path) -> Iterator[Stored]:
     outer = "params." if all(name.startswith("params.") for name in arrays) else ""
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
-            where = f" in {name[:80]!r}" if name else ""
+            where = f" in {shown(name)}" if name else ""
             raise UserError(f"{path} does not hold Flax weights: expected arrays, found {type(array).__name__}{where}")
         yield Stored(path, name.removeprefix(outer), lambda array=array: array)
 
@@ -166,11 +165,11 @@ def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:  # a msgpac
 def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is not an index of weights: {type(error).__name__} {error}") from None
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{index} is not an index of weights: {type(error).__name__} {first_line(error)}") from None
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
-            raise UserError(f"{index} names {name}, which is not there")
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or not (index.parent / name).is_file():
+            raise UserError(f"{index} names {shown(name)}, which is not there")
     return [index.parent / name for name in names]
 
 
@@ -244,6 +243,9 @@ def _checked(tensors: Tensors, n: Names, name: str, others: tuple[str, ...], sha
         turned = array.shape[::-1] if stored.name.endswith(".kernel") else array.shape
         asked = shape[::-1] if stored.name.endswith(".kernel") else shape
         raise UserError(f"{stored.path}: {stored.name} has shape {turned}, where config.json asks for {asked}")
+    if not np.isfinite(array).all():
+        stored = tensors.files[known]
+        raise UserError(f"{stored.path}: {stored.name} holds numbers that are not finite in float32: fetch it again")
     return array
 
 

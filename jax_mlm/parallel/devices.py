@@ -24,6 +24,12 @@ def describe_machine() -> dict[str, str | int]:
     return {"backend": jax.default_backend(), "kind": device.device_kind, **counts}
 
 
+def memory_of_device() -> int:
+    """Return the bytes of one device's memory: this machine's, where it computes on the CPU."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def warn_of_unused_accelerator() -> None:
     """Warn on stderr when the machine has an NVIDIA or TPU device that this JAX cannot use."""
     if jax.default_backend() != "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", ""):

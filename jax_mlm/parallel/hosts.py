@@ -60,7 +60,7 @@ def only_first_prints() -> Iterator[None]:
     """Discard what the other hosts print in this context; exceptions propagate."""
     with contextlib.ExitStack() as stack:
         if not is_first():
-            nowhere = stack.enter_context(open(os.devnull, "w"))
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         yield

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jax_mlm.signals import current_requests
 
 
 class Vote:
@@ -38,18 +38,11 @@ class Vote:
 
 
 @contextmanager
-def stop_request() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a flag: the step in flight ends and is saved; a second Ctrl-C exits at once."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def stop_request() -> Iterator[Callable[[], int]]:
+    """Hold back the requests to stop that a command gets: the function returns the signal's number, or 0 before."""
+    requests = current_requests()
+    if requests is None:
+        yield lambda: 0
+        return
+    with requests.held():
+        yield lambda: requests.number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,12 @@ from jax_mlm.run.directory import config_of, read_run_file
 from jax_mlm.run.log import METRICS_FILE, ROLLBACK, read_metrics, read_samples
 
 Axis = Literal["step", "tokens", "seconds"]
+REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "train": ("loss", "seconds", "tokens_per_second"),
+    "valid": ("loss",),
+    "final": ("loss", "seconds"),
+}
+"""What a line of figures has held from the first version on, by its kind."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,11 @@ def summarise(run: Path) -> Summary:
     if not (run / METRICS_FILE).is_file():
         raise UserError(f"{run} has no {METRICS_FILE}: nothing was trained there")
     lines = read_metrics(run)
+    for line in lines:
+        if missing := [name for name in REQUIRED.get(line["kind"], ()) if name not in line and "skipped" not in line]:
+            raise UserError(
+                f"{run / METRICS_FILE}: the {line['kind']} line of step {line['step']} has no {missing[0]}: remove it"
+            )
     of = {kind: [line for line in lines if line["kind"] == kind] for kind in ("train", "valid", "final", ROLLBACK)}
     config = to_json(config_of(run_file, run))
     return Summary(

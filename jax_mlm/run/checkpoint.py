@@ -18,10 +18,10 @@ from orbax.checkpoint import checkpoint_managers as policies
 from jax_mlm.errors import UserError, is_out_of_memory, warn
 from jax_mlm.files import patience, set_aside
 from jax_mlm.model.encoder import Params
+from jax_mlm.run.directory import CHECKPOINTS as FOLDER
 from jax_mlm.run.room import FAILED, lacking, not_saved, quiet, reason_of
 from jax_mlm.run.sums import FORMAT, SEALED, SUMS, UNFINISHED, damage, seal
 
-FOLDER = "checkpoints"
 LATEST = 3
 """Newest checkpoints that are kept besides the best: it may be among them, and two more must be left."""
 SMALL = 1 << 16

@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from jax_mlm.config import Json
-from jax_mlm.errors import UserError, described, warn
+from jax_mlm.errors import UserError, described, first_line, shown, warn
 from jax_mlm.files import aside, write_atomically
 
 METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
+KINDS = ("train", "valid", "final")
+"""Lines of figures alone."""
 ROLLBACK = "rollback"
 """The kind of the line {"kind", "step", "from"}: the run diverged at step `from`, and went on from `step`."""
+LARGEST = 1e30
+"""What a figure is at most, unless a loss is infinite; Python counts on where a float ends."""
+REMOVE = "remove that line, or restore the file"
 
 
 @runtime_checkable
@@ -142,37 +147,62 @@ BROKEN = ("", float("inf"))
 
 def _key_of(line: str) -> tuple[str, float]:
     """Return the kind and step of a line; one that is damaged or cut short by a kill counts as after everything."""
-    read = _object(line)
-    kind, step = (read.get("kind"), read.get("step")) if read is not None else (None, None)
-    return (kind, step) if isinstance(kind, str) and isinstance(step, int) else BROKEN
-
-
-def _object(line: str) -> Json | None:
-    """Return the object that a whole line holds, or None."""
     try:
-        read = json.loads(line) if line.endswith("\n") else None
+        read = _object(line)
     except ValueError:
-        return None
-    return read if isinstance(read, dict) else None
+        return BROKEN
+    return (read["kind"], read["step"]) if line.endswith("\n") else BROKEN
 
 
 def read_metrics(run: Path) -> list[Json]:
-    """Return all lines of `metrics.jsonl`."""
-    return _read_lines(run / METRICS_FILE)
+    """Return all lines of `metrics.jsonl`; a UserError names one that does not hold figures."""
+    lines = _read_lines(run / METRICS_FILE)
+    for number, line in enumerate(lines, 1):
+        for name, value in line.items() if line["kind"] in KINDS else ():
+            if name != "kind" and (type(value) not in (int, float) or LARGEST < abs(value) < math.inf):
+                raise UserError(
+                    f"{run / METRICS_FILE}, line {number}: {name} is {shown(value)}, not a number: {REMOVE}"
+                )
+    return lines
 
 
 def read_samples(run: Path) -> list[Json]:
     """Return all evaluations of `samples.jsonl`; none if the run predates that file."""
-    return _read_lines(run / SAMPLES_FILE) if (run / SAMPLES_FILE).is_file() else []
+    if not (run / SAMPLES_FILE).is_file():
+        return []
+    lines = _read_lines(run / SAMPLES_FILE)
+    for number, line in enumerate(lines, 1):
+        samples = line.get("samples")
+        if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
+            raise UserError(f"{run / SAMPLES_FILE}, line {number}: it lists no samples: {REMOVE}")
+    return lines
 
 
 def _read_lines(path: Path) -> list[Json]:
     """Return every complete line; one that is being written, or was cut short by a kill, is left out."""
-    lines = [line for line in _lines(path) if line.endswith("\n")]
-    for number, line in enumerate(lines, 1):
-        if _key_of(line) == BROKEN:
-            raise UserError(f"{path}, line {number}: not a line of a log; --resume leaves such lines out")
-    return [json.loads(line) for line in lines]
+    found = []
+    for number, line in enumerate(_lines(path), 1):
+        if line.endswith("\n"):
+            try:
+                found.append(_object(line))
+            except ValueError as error:
+                raise UserError(
+                    f"{path}, line {number}: {first_line(error)}: {REMOVE} (--resume leaves it out)"
+                ) from None
+    return found
+
+
+def _object(line: str) -> Json:
+    """Return the object of a line; a ValueError where it is none, or has no kind or step."""
+    try:
+        read = json.loads(line)
+    except RecursionError:
+        raise ValueError("not JSON (it is nested too deep)") from None
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from None
+    if not isinstance(read, dict) or not isinstance(read.get("kind"), str) or type(read.get("step")) is not int:
+        raise ValueError("not an object with a kind and a step")
+    return read
 
 
 def _lines(path: Path) -> list[str]:

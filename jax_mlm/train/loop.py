@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,21 +29,22 @@ from jax_mlm.plan.flops import peak_flops
 from jax_mlm.presets import SENTENCE
 from jax_mlm.report.live import Progress
 from jax_mlm.report.outcome import print_result, print_sentence
-from jax_mlm.run.checkpoint import save, save_last, saving
+from jax_mlm.run.checkpoint import Meta, save, save_last, saving
+from jax_mlm.signals import Stopped
 from jax_mlm.train.memory import memory_advice
 from jax_mlm.train.meter import Meter
 from jax_mlm.train.optim import make_optimizer, make_schedule
 from jax_mlm.train.pace import Pace
 from jax_mlm.train.program import Program, compile_program, flops_per_step
 from jax_mlm.train.record import Recorder, open_recorder, write_run_files
-from jax_mlm.train.setup import Setup, set_up
+from jax_mlm.train.setup import Setup, claimed, resume_command, set_up
 from jax_mlm.train.state import init_or_restore, roll_back
 from jax_mlm.train.step import TrainState
 from jax_mlm.train.unchanged import identity
 from jax_mlm.train.watch import Watch
 
-Stopping = Callable[[], AbstractContextManager[Callable[[], bool]]]
-"""A context manager of a function that returns whether somebody has asked to stop."""
+Stopping = Callable[[], AbstractContextManager[Callable[[], int]]]
+"""A context manager of a function that returns the signal by which somebody has asked to stop, 0 before."""
 
 
 class Outcome(NamedTuple):
@@ -57,7 +60,7 @@ class Outcome(NamedTuple):
     """Why the state is of no use; empty if it is sound."""
 
 
-def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: False)) -> Path:
+def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 0)) -> Path:
     """Train from the first step or the newest checkpoint to the end, and return the run directory.
 
     It installs no signal handlers and may run in any thread; `stopping` supplies the requests to stop.
@@ -69,7 +72,8 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
         stack.enter_context(mending_cache(compile_cache(config)))
-        setup = set_up(config)
+        config, run, still_mine = stack.enter_context(claimed(config))
+        setup = set_up(config, run)
         config = setup.config
         tx, schedule = make_optimizer(config.optim), make_schedule(config.optim)
         init_key, step_key = jax.random.split(jax.random.key(config.seed))
@@ -82,32 +86,51 @@ def train(config: TrainConfig, stopping: Stopping = lambda: nullcontext(lambda: 
         program = compile_program(setup, state, tx, schedule, step_key, meta["step"])
         progress.say(described(setup, state, program))
         record = stack.enter_context(open_recorder(setup, schedule, progress, meta["step"]))
-        peak = peak_flops(jax.devices()[0].device_kind)
         vote = Vote(setup.mesh)
+
+        def stop() -> bool:
+            still_mine()
+            return vote(bool(asked()))
+
+        alone = jax.process_count() == 1
         with stopping() as asked:
-            while True:
-                pace = Pace(config.steps, setup.budget, config.eval_every, meta, program.validate.final_over_periodic())
-                watch = Watch(config.optim.skip_spikes, meta)
-                meter = Meter(flops_per_step(setup), peak * jax.device_count() if peak else None, watch.took)
-                outcome = fit(
-                    program, state, pace, meter, watch, record, checkpoints, lambda: vote(asked()), config.log_every
-                )
-                if not outcome.wrong:
-                    break
-                if watch.order:
-                    raise UserError(why_diverged(setup, outcome, watch.good))
-                state, meta = roll_back(setup, tx, init_key, checkpoints, outcome.state, watch.good)
-                record.rolled_back(outcome.step, meta["step"], outcome.wrong)
-                meta["order"], meta["elapsed"] = watch.order + 1, pace.elapsed()
-        result = finish(program, outcome, pace, watch, record, checkpoints)
-        saved = checkpoints.latest_step()
-    if outcome.stopped:
-        again = f"python -m jax_mlm.train --resume --out {setup.run}"
-        unsaved = "" if saved == outcome.step else f"step {outcome.step} is not finite, and was not saved: "
-        kept = "nothing is saved" if saved is None else f"saved step {saved}"
-        raise KeyboardInterrupt(f"{unsaved}{kept}; continue with: {again}")
+            go_back = partial(roll_back, setup, tx, init_key, checkpoints)
+            outcome, pace, watch = fit_or_go_back(setup, program, state, meta, record, checkpoints, stop, go_back)
+            result = keep_last(program, outcome, pace, watch, record, checkpoints)
+            if not alone:  # one host cannot leave the others in the middle of a measurement
+                result = finish(program, outcome, pace, record, result)
+        if outcome.stopped or (alone and asked()):
+            raise Stopped(asked() or signal.SIGTERM, what_is_saved(run, outcome.step, checkpoints.latest_step()))
+        if alone:
+            result = finish(program, outcome, pace, record, result)
     print_outcome(setup, outcome.state, result)
     return setup.run
+
+
+def fit_or_go_back(
+    setup: Setup,
+    program: Program,
+    state: TrainState,
+    meta: Meta,
+    record: Recorder,
+    checkpoints: ocp.CheckpointManager,
+    stop: Callable[[], bool],
+    go_back: Callable[[TrainState, int], tuple[TrainState, Meta]],
+) -> tuple[Outcome, Pace, Watch]:
+    """Train; if the run diverges, go back to its last good checkpoint once, with the data in another order."""
+    config, peak = setup.config, peak_flops(jax.devices()[0].device_kind)
+    while True:
+        pace = Pace(config.steps, setup.budget, config.eval_every, meta, program.validate.final_over_periodic())
+        watch = Watch(config.optim.skip_spikes, meta)
+        meter = Meter(flops_per_step(setup), peak * jax.device_count() if peak else None, watch.took)
+        outcome = fit(program, state, pace, meter, watch, record, checkpoints, stop, config.log_every)
+        if not outcome.wrong:
+            return outcome, pace, watch
+        if watch.order:
+            raise UserError(why_diverged(setup, outcome, watch.good))
+        state, meta = go_back(outcome.state, watch.good)
+        record.rolled_back(outcome.step, meta["step"], outcome.wrong)
+        meta = {**meta, "order": watch.order + 1, "elapsed": pace.elapsed()}
 
 
 def fit(
@@ -159,10 +182,10 @@ def validate(program: Program, state: TrainState, step: int, pace: Pace, record:
     return result
 
 
-def finish(
+def keep_last(
     program: Program, outcome: Outcome, pace: Pace, watch: Watch, record: Recorder, checkpoints: ocp.CheckpointManager
 ) -> Result | None:
-    """Save the state of a run that was stopped; return the figures over all validation rows of one that has ended."""
+    """Save the last state; return its periodic validation, None for a run that was stopped."""
     state, step, stopped, result, _ = outcome
     if stopped:
         if program.finite(state):
@@ -170,12 +193,20 @@ def finish(
         return None
     if result is None:  # a run that had ended already is measured once more
         result = validate(program, state, step, pace, record)
-    if result is not None:
-        save_last(checkpoints, state, watch.meta(pace.meta(step)), result.loss)
-        result += program.validate.rest(state.params)
-    if result is None or not math.isfinite(result.loss):
-        raise UserError(f"the loss over all validation rows is not finite at step {step}: look for what is odd in them")
-    record.finished(step, pace, result)
+    if result is None:
+        raise UserError(f"the validation loss is not finite at step {step}: look for what is odd in the rows")
+    save_last(checkpoints, state, watch.meta(pace.meta(step)), result.loss)
+    return result
+
+
+def finish(program: Program, outcome: Outcome, pace: Pace, record: Recorder, result: Result | None) -> Result | None:
+    """Add the validation rows that `result` leaves out, and record the figures; None for a run that was stopped."""
+    if result is None:
+        return None
+    result += program.validate.rest(outcome.state.params)
+    if not math.isfinite(result.loss):
+        raise UserError(f"the loss over all validation rows is not finite at step {outcome.step}: one of them is odd")
+    record.finished(outcome.step, pace, result)
     return result
 
 
@@ -187,6 +218,13 @@ def described(setup: Setup, state: TrainState, program: Program) -> str:
         f"{parameters:,} parameters, {len(data.train):,} rows of {length} tokens to train on, "
         f"{len(data.valid):,} to validate; compiled in {program.seconds:.1f} s; run directory {setup.run}"
     )
+
+
+def what_is_saved(run: Path, step: int, saved: int | None) -> str:
+    """Return what a stopped run has saved, and how to continue it."""
+    unsaved = "" if saved == step else f"step {step} is not finite, and was not saved: "
+    kept = "nothing is saved" if saved is None else f"saved step {saved}"
+    return f"{unsaved}{kept}; continue with: {resume_command(run)}"
 
 
 def why_diverged(setup: Setup, outcome: Outcome, good: int) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +16,18 @@ from jax.sharding import Mesh
 from jax_mlm.config import TrainConfig
 from jax_mlm.data.dataset import Dataset, open_dataset
 from jax_mlm.errors import UserError
+from jax_mlm.files import cache_folder, make_folder
 from jax_mlm.parallel import hosts
 from jax_mlm.parallel.compile import compile_cache, compute_dtype
-from jax_mlm.parallel.devices import describe_devices, warn_of_unused_accelerator
+from jax_mlm.parallel.devices import describe_devices, memory_of_device, warn_of_unused_accelerator
 from jax_mlm.parallel.mesh import make_mesh
 from jax_mlm.parallel.rules import REPLICATED, Rules
+from jax_mlm.plan.memory import check_memory
 from jax_mlm.run.checkpoint import has_checkpoint
-from jax_mlm.run.directory import choose_directory
+from jax_mlm.run.directory import RUN_FILE, choose_directory, tidy
+from jax_mlm.run.lock import NAME, Check, beside, locked, refuse_if_locked
 from jax_mlm.run.trackers import check_tracker
+from jax_mlm.signals import Stopped, number_of
 from jax_mlm.tasks.distil import distilled
 from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.tasks.task import Task
@@ -57,16 +64,56 @@ class Setup:
         return jax.process_index(), jax.process_count()
 
 
-def set_up(config: TrainConfig) -> Setup:
+@contextmanager
+def claimed(config: TrainConfig) -> Iterator[tuple[TrainConfig, Path, Check]]:
+    """Give the run directory, which nobody else writes to in this context, and the config of the run in it.
+
+    `--resume` of a run that was killed before it wrote `run.json` begins it anew. The first host holds the lock for
+    all. A request to stop leaves this context with a line that tells how to continue.
+
+    Raises:
+        UserError: the options contradict the run, or the directory cannot be used.
+    """
+    hosts.join(config.multi_host)  # done already if the options came from a command line
+    check_resumed(config)
+    run = hosts.on_every_host(lambda: choose_directory(config))
+    config = replace(config, resume=config.resume and (run / RUN_FILE).is_file())
+    hosts.agree("options", f"{run} {config}")
+    with ExitStack() as stack:
+
+        def lock() -> Check:
+            if not hosts.is_first():
+                return lambda: None
+            refuse_if_locked(beside(run), run)
+            check = stack.enter_context(locked(run / NAME, "--out", run))
+            tidy(run, config.resume)
+            return check
+
+        check = hosts.on_every_host(lock)
+        try:
+            yield config, run, check
+        except KeyboardInterrupt as stop:
+            raise Stopped(number_of(stop), str(stop) or _how_to_continue(run)) from None
+
+
+def _how_to_continue(run: Path) -> str:
+    if not (run / RUN_FILE).is_file():
+        return "no step was done yet; run the same command again"
+    saved = "the last checkpoint is kept" if has_checkpoint(run) else "no step was saved yet"
+    return f"{saved}; continue with: {resume_command(run)}"
+
+
+def resume_command(run: Path) -> str:
+    """Return the command line that continues a run."""
+    return f"python -m jax_mlm.train --resume --out {shlex.quote(str(run))}"
+
+
+def set_up(config: TrainConfig, run: Path) -> Setup:
     """Read and check what the options name, on all hosts alike.
 
     Raises:
         UserError: a mistake in the options or the data.
     """
-    hosts.join(config.multi_host)  # done already if the options came from a command line
-    check_resumed(config)
-    run = hosts.on_every_host(lambda: choose_directory(config))
-    hosts.agree("options", f"{run} {config}")
     if config.resume:
         hosts.on_every_host(lambda: check_unchanged(run, config))
     check_tracker(config.track)
@@ -74,8 +121,10 @@ def set_up(config: TrainConfig) -> Setup:
     if budget is None and config.steps < 1:
         raise UserError(f"--steps must be at least 1, not {config.steps}")
     mesh = make_mesh(config.batch, config.accumulate)
+    check_memory(config, memory_of_device(), jax.device_count())
     print(describe_devices(), file=sys.stderr)
     warn_of_unused_accelerator()
+    make_folder(cache_folder(config), "--cache")
     jax.config.update("jax_compilation_cache_dir", str(compile_cache(config)))
     if config.resume and (config.init or config.distil.distil) and not has_checkpoint(run):
         raise UserError(f"{run} has lost its checkpoints, and with them the weights it started from: start a new run")

@@ -18,7 +18,7 @@ from support.states import meta, saved, state
 
 from jax_mlm.errors import UserError
 from jax_mlm.run.checkpoint import load_params, open_checkpoints, restore, save
-from jax_mlm.run.sums import COMMITTED, SUMS, damage
+from jax_mlm.run.sums import COMMITTED, SUMS, damage, identity_of
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +154,18 @@ def test_a_checkpoint_of_a_newer_version_is_refused(run: Path) -> None:
     for read in (lambda: load_params(run), lambda: open_checkpoints(run)):
         with pytest.raises(UserError, match="newer version of jax_mlm"):
             read()
+
+
+def test_damaged_sums_are_not_believed(run: Path) -> None:
+    """One changed digit may look like a later version, or like another run."""
+    path = run / "checkpoints" / "5" / SUMS
+    content = path.read_text()
+    for before, after in (('"format": 1', '"format": 9'), ('"run": {}', '"run": {"config": 1}')):
+        assert before in content
+        path.write_text(content.replace(before, after))
+        assert damage(path.parent) == f"{SUMS} has changed since it was written"
+        assert load_params(run)[0] == 4
+        assert identity_of(path.parent) == {}
 
 
 def test_sums_are_there_before_the_checkpoint_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

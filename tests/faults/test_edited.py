@@ -81,6 +81,7 @@ def test_an_edited_text_is_refused_with_its_name(
         (trained / name).write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_run_from_before_fingerprints_is_resumed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(run / "run.json", lambda body: [body["data"].pop(name) for name in ("train", "valid", "sources")])
     for checkpoint in (run / "checkpoints").iterdir():

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -275,10 +276,10 @@ def the_error(capsys: Any) -> str:
 
 
 def ask_to_stop(patch: pytest.MonkeyPatch, when: Callable[[], bool]) -> None:
-    """Ask the runs that follow to stop, as a signal does; `when` is asked before each step."""
+    """Ask the runs that follow to stop, as Ctrl-C does; `when` is asked before each step."""
 
-    def stopping() -> AbstractContextManager[Callable[[], bool]]:
-        return nullcontext(when)
+    def stopping() -> AbstractContextManager[Callable[[], int]]:
+        return nullcontext(lambda: signal.SIGINT if when() else 0)
 
     patch.setattr("jax_mlm.parallel.stop.stop_request", stopping)
 

@@ -396,7 +396,7 @@ def test_shards(make_folder: Any) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert_trees_equal(read_hf(folder).params, randomised(HF_BERT))
     (folder / "b.safetensors").unlink()
-    with pytest.raises(UserError, match=r"index\.json names b\.safetensors, which is not there"):
+    with pytest.raises(UserError, match=r"index\.json names 'b\.safetensors', which is not there"):
         read_hf(folder)
 
 

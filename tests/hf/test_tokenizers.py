@@ -13,7 +13,7 @@ from support.models import HF_BERT, MODELS, randomised
 from tokenizers import Tokenizer
 
 from jax_mlm.data.alphabet import ESM, alphabet_tokenizer
-from jax_mlm.data.tokenizer import train_tokenizer, vocabulary_of
+from jax_mlm.data.tokenizer import mask_of, train_tokenizer, vocabulary_of
 from jax_mlm.errors import UserError
 from jax_mlm.hf.__main__ import main
 from jax_mlm.hf.config import hf_config
@@ -159,11 +159,18 @@ def test_missing_frames_are_said_and_missing_names_refused(tmp_path: Path) -> No
         hf_tokenizer(tmp_path)
 
 
-def test_a_mask_that_its_name_does_not_tell_is_refused(tmp_path: Path) -> None:
-    vocab_txt(tmp_path, *BERT, "a", "☺", "<mask>")
+def test_a_mask_of_any_name_is_written_as_usual_and_keeps_its_id(tmp_path: Path) -> None:
+    vocab_txt(tmp_path, *BERT[:-1], "a", "☺", "[MASK]x")
     write_config(tmp_path, mask_token="☺")
-    with pytest.raises(UserError, match=r"mask_token is '☺', and a mask's name is \[MASK\] or <mask>"):
-        hf_tokenizer(tmp_path)
+    tokenizer, remarks = read_tokenizer(tmp_path)
+    assert "its mask ☺ is written [MASK] from here on" in remarks
+    assert tokenizer.token_to_id("[MASK]") == mask_of(tokenizer) == len(BERT)
+    assert "[MASK]" in tokens(tmp_path, "a [MASK]")
+    assert mask_of(Tokenizer.from_str(tokenizer.to_str())) == len(BERT)
+
+
+def test_two_masks_are_refused(tmp_path: Path) -> None:
+    vocab_txt(tmp_path, *BERT, "a", "☺", "<mask>")
     write_config(tmp_path, mask_token="<mask>", additional_special_tokens=["[MASK]"])
     with pytest.raises(UserError, match=r"mask_token is '<mask>', but '\[MASK\]' has the name of one"):
         hf_tokenizer(tmp_path)
@@ -225,7 +232,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "xlnet": (plain, {"tokenizer_class": "XLNetTokenizer"}, "tokenizer_class XLNetTokenizer"),
     "other files": (plain, {"tokenizer_class": "RobertaTokenizer"}, "reads vocab.json and merges.txt"),
     "gpt2": (chem, {"tokenizer_class": "GPT2Tokenizer"}, "tokenizer_class GPT2Tokenizer"),
-    "class": (plain, {"tokenizer_class": 3}, "tokenizer_class is '3'"),
+    "class": (plain, {"tokenizer_class": 3}, "tokenizer_class is 3"),
     "kobert without a class": (lambda folder: vocab_txt(folder, *BERT, "▁한", "▁국", "어"), {}, "of SentencePiece"),
     "phobert without codes": (
         lambda folder: vocab_txt(folder, *BERT, "tôi 31", "là 20"),
@@ -244,14 +251,14 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     ),
     "text": (lambda folder: (folder / "vocab.txt").write_bytes(b"\xff\xfe"), {}, "vocab.txt is not UTF-8"),
     "casing": (plain, {"do_lower_case": "yes"}, "do_lower_case is 'yes', where true or false"),
-    "accents": (plain, {"do_lower_case": True, "strip_accents": 1}, "strip_accents is '1'"),
+    "accents": (plain, {"do_lower_case": True, "strip_accents": 1}, "strip_accents is 1"),
     "chinese": (plain, {"tokenize_chinese_chars": "no"}, "tokenize_chinese_chars is 'no'"),
-    "prefix": (plain, {"wordpieces_prefix": 3}, "wordpieces_prefix is '3'"),
+    "prefix": (plain, {"wordpieces_prefix": 3}, "wordpieces_prefix is 3"),
     "space": (chem, {"add_prefix_space": "x"}, "add_prefix_space is 'x'"),
-    "mask": (plain, {"mask_token": 7}, "mask_token is '7', where a token"),
+    "mask": (plain, {"mask_token": 7}, "mask_token is 7, where a token"),
     "marks": (plain, {"cls_token": {"content": "[CLS]", "lstrip": 2}}, "cls_token is"),
     "further": (plain, {"additional_special_tokens": "[E]"}, "additional_special_tokens is '[E]'"),
-    "decoder": (plain, {"added_tokens_decoder": [1]}, "added_tokens_decoder is '[1]'"),
+    "decoder": (plain, {"added_tokens_decoder": [1]}, "added_tokens_decoder is [1]"),
     "entry": (plain, {"added_tokens_decoder": {"x": {"content": "a"}}}, "added_tokens_decoder is"),
 }
 
@@ -322,7 +329,7 @@ def test_what_is_wrong_in_a_vocabulary_or_its_merges_is_named_in_one_line(tmp_pa
     chem(tmp_path)
     for id in ("x", -1, True):
         (tmp_path / "vocab.json").write_text(json.dumps({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "C": id}))
-        with pytest.raises(UserError, match=r"vocab\.json: the id of 'C' is '.+', not an integer"):
+        with pytest.raises(UserError, match=r"vocab\.json: the id of 'C' is .+, not an integer"):
             hf_tokenizer(tmp_path)
 
 

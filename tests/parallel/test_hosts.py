@@ -102,7 +102,7 @@ def test_two_hosts_train_as_one_does_and_stop_together(environment, text, tmp_pa
             time.sleep(0.005)
         processes[1].send_signal(signal.SIGTERM)
         first, second = finish(processes)
-        assert (first.returncode, second.returncode) == (130, 130), (first.stderr, second.stderr)
+        assert (first.returncode, second.returncode) == (143, 143), (first.stderr, second.stderr)
         assert f"--resume --out {two}" in first.stderr
         assert not second.stdout
         assert 5 <= load_params(two)[0] < 20

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
+
 from jax_mlm.presets import SENTENCE
 
 WORDS = SENTENCE.split()
@@ -31,3 +33,12 @@ def slips(word: str) -> list[str]:
         word[:-2] + word[-1:],
         word[:middle] + word[middle : middle + 1] + word[middle:],
     ]
+
+
+def sentences(lines: int, seed: int = 0) -> str:
+    """Made-up sentences with some structure."""
+    rng = np.random.default_rng(seed)
+    subjects, verbs = ["the red fox", "a tall man", "my old dog", "this bird"], ["sees", "hears", "follows", "likes"]
+    things = ["apples", "rivers", "stones", "the moon", "green hills"]
+    pick = lambda words: words[rng.integers(len(words))]  # noqa: E731
+    return "".join(f"{pick(subjects)} {pick(verbs)} {pick(things)} and {pick(things)}.\n" for _ in range(lines))

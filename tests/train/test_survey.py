@@ -24,7 +24,7 @@ from jax_mlm.tasks.masking import make_mask, row_keys
 from jax_mlm.train import loop
 from jax_mlm.train import survey as looking
 from jax_mlm.train.record import write_run_files
-from jax_mlm.train.setup import set_up
+from jax_mlm.train.setup import claimed, set_up
 from jax_mlm.train.survey import expected_targets
 
 SHORT = [
@@ -45,10 +45,9 @@ def up_to_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """A run goes as far as its run.json: nothing is compiled."""
 
     def begun(config: TrainConfig, stopping: object) -> Path:
-        setup = set_up(config)
-        setup.run.mkdir(parents=True, exist_ok=True)
-        write_run_files(setup)
-        return setup.run
+        with claimed(config) as (config, run, _):
+            write_run_files(set_up(config, run))
+        return run
 
     monkeypatch.setenv("JAX_MLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(loop, "train", begun)

@@ -1,15 +1,12 @@
 """The command: the founding sentence, real text, an exact resume, and bad input."""
 
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 from support.runs import TINY, one_line, train_line
+from support.texts import sentences
 
 from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
 from jax_mlm.evals.scoring import predict_each
@@ -23,12 +20,8 @@ from jax_mlm.run.log import read_metrics, read_samples
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> Path:
     """Made-up sentences with some structure: 400 lines."""
-    rng = np.random.default_rng(0)
-    subjects, verbs = ["the red fox", "a tall man", "my old dog", "this bird"], ["sees", "hears", "follows", "likes"]
-    things = ["apples", "rivers", "stones", "the moon", "green hills"]
-    pick = lambda words: words[rng.integers(len(words))]  # noqa: E731
     path = tmp_path_factory.mktemp("text") / "made.txt"
-    path.write_text("".join(f"{pick(subjects)} {pick(verbs)} {pick(things)} and {pick(things)}.\n" for _ in range(400)))
+    path.write_text(sentences(400))
     return path
 
 
@@ -85,46 +78,6 @@ def test_own_text_learns_beyond_the_unigram_baseline(text, tmp_path, capsys):
     assert asked == [asked[0]] * len(asked), "the same sentences at every evaluation"
     sure = [sum(s["probability"] for s in evaluation["samples"]) for evaluation in evaluations]
     assert sure[-1] > sure[0], "it learns them, and one sees it"
-
-
-def same_params(a: Path, b: Path) -> bool:
-    (step_a, params_a), (step_b, params_b) = load_params(a), load_params(b)
-    leaves = zip(jax.tree.leaves(params_a), jax.tree.leaves(params_b), strict=True)
-    return step_a == step_b and all((x == y).all() for x, y in leaves)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(text, tmp_path_factory) -> tuple[list, Path]:
-    """The options of a run that others are cut off in, and the run."""
-    options = [*TINY, "--data", text, "--steps", 120, "--eval-every", 20, "--dropout", 0.1]
-    run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    assert train_line(*options, "--out", run) == 0
-    return options, run
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_killed_and_resumed_is_bitwise_the_same(environment, uninterrupted, tmp_path, how):
-    (options, whole), parts = uninterrupted, tmp_path / "parts"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jax_mlm.train", *map(str, options), "--out", str(parts)],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    began = time.monotonic()
-    while not list(parts.glob("checkpoints/[2468]0*")) and time.monotonic() - began < 120:
-        time.sleep(0.002)  # a save is under way, or has just ended
-    process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
-    if how == signal.SIGTERM:
-        assert process.returncode == 130
-        assert f"--resume --out {parts}" in errors
-    again = command(environment, "--resume", "--out", parts)  # from the start, where no save had ended
-    assert again.returncode == 0, again.stderr
-    assert same_params(whole, parts)
-    steps = [(line["kind"], line["step"]) for line in read_metrics(parts)]
-    assert len(steps) == len(set(steps)), "no line twice"
-    finals = [[line for line in read_metrics(run) if line["kind"] == "final"] for run in (whole, parts)]
-    assert finals[0][0]["loss"] == finals[1][0]["loss"]
-    assert read_samples(parts) == read_samples(whole)
 
 
 @pytest.mark.slow

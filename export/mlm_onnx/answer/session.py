@@ -24,7 +24,7 @@ EXACT_SUMS = frozenset(("avx512_vnni", "avx_vnni", "amx_int8"))
 def sums_saturate(processor: Path = PROCESSOR) -> bool:
     """Return whether this x86 processor saturates sums of 8-bit products at 16 bits; always False except on Linux."""
     try:
-        with processor.open() as lines:
+        with processor.open(encoding="utf-8", errors="replace") as lines:
             flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), None)
     except OSError:
         return False

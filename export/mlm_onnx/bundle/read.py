@@ -70,6 +70,10 @@ def open_bundle(path: str | os.PathLike[str], full: bool = True, ahead: bool = F
         BundleError: one line that names the file and what is wrong with it.
     """
     path = Path(path)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise BundleError(f"{path}: the path is not UTF-8: move the bundle, or set LC_ALL=C.UTF-8") from None
     manifest = read_manifest(path)
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):

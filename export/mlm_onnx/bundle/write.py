@@ -72,8 +72,8 @@ def new_bundle(path: Path) -> Iterator[Path]:
             path.rename(old / path.name)
         try:
             beside.rename(path)
-        except OSError:
-            if old is not None:
+        except BaseException:  # a request to stop, too
+            if old is not None and not path.exists():
                 (old / path.name).rename(path)
             raise
         if old is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlm_onnx.bundle.layout import Json
-from mlm_onnx.cli.parser import PROG, Command, at_least_one, comma_separated, one_line, print_json
+from mlm_onnx.cli.parser import PROG, Command, at_least_one, comma_separated, in_utf8, one_line, print_json
 
 if TYPE_CHECKING:
     from mlm_onnx.answer.predictor import FillMask
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def _declare_query(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `convert` wrote")
-    parser.add_argument("text", metavar="TEXT", help=text)
+    parser.add_argument("text", metavar="TEXT", type=in_utf8, help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--threads", type=at_least_one, metavar="N", help="threads to compute with (default: one per core, up to 4)"
@@ -84,7 +84,7 @@ def _pieces_of(answer: Json) -> str:
 
 def declare_explain(parser: argparse.ArgumentParser) -> None:
     _declare_query(parser, "a text with the model's mask token where a word is missing")
-    parser.add_argument("--target", metavar="WORD", help="explain this word (default: the likeliest)")
+    parser.add_argument("--target", type=in_utf8, metavar="WORD", help="explain this word (default: the likeliest)")
     _declare_first_piece(parser)
 
 

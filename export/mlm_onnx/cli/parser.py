@@ -6,6 +6,7 @@ import argparse
 import csv
 import difflib
 import json
+import os
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,10 +92,16 @@ def at_least_one(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text}: expected an integer of at least 1")
 
 
+def in_utf8(text: str) -> str:
+    """Return an argument read as UTF-8, whatever the locale: in some, Python reads only ASCII."""
+    return os.fsencode(text).decode("utf-8", "surrogateescape")
+
+
 def comma_separated(text: str) -> list[str]:
     """Parse words separated by commas, as a line of CSV: a word with a comma in it stands in double quotes."""
     try:
-        return [word for word in next(csv.reader([text], skipinitialspace=True, strict=True), []) if word.strip()]
+        words = next(csv.reader([in_utf8(text)], skipinitialspace=True, strict=True), [])
+        return [word for word in words if word.strip()]
     except csv.Error:
         raise argparse.ArgumentTypeError(
             f'{text}: a double quote begins a word that is not closed; the quote itself is written """"'

@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.data.tokenizer import Vocabulary
+from jax_mlm.data.tokenizer import Vocabulary, as_text
 from jax_mlm.model.encoder import Params
 from mlm_onnx.bundle.layout import BundleError, Json
 from mlm_onnx.convert.onnx_file import Graph
@@ -39,9 +39,15 @@ def queries(file: Path, tokenizer: Tokenizer, vocabulary: Vocabulary, max_length
     if not file.is_file():
         raise BundleError(f"--calibrate {file}: no such file")
     rng, asked, hidden = np.random.default_rng(0), [], 0
+    reader = as_text(tokenizer)  # as in training: what looks like a special token in a text is not one
+    before, after = ([] if id is None else [id] for id in (vocabulary.cls, vocabulary.sep))
+
+    def frame(ids: list[int]) -> list[int]:
+        return [*before, *ids[: min(LONGEST, max_length) - len(before) - len(after)], *after]
+
     with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            ids = np.array(tokenizer.encode(line.strip()).ids[: min(LONGEST, max_length)], np.int64)
+            ids = np.array(frame(reader.encode(line.strip(), add_special_tokens=False).ids), np.int64)
             eligible = np.flatnonzero(~np.isin(ids, vocabulary.special))
             if len(eligible) < 2:
                 continue

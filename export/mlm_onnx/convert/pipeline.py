@@ -25,6 +25,7 @@ from jax_mlm.model.params import leaves
 from jax_mlm.presets import SENTENCE
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run, read_run_file
+from jax_mlm.run.lock import target_locked
 from mlm_onnx.bundle.layout import CONFIG, LARGEST, TOKENIZER, TOKENIZER_CONFIG, BundleError, Json, Limits
 from mlm_onnx.bundle.read import read_manifest
 from mlm_onnx.bundle.write import check_target, new_bundle, seal, write_json
@@ -48,11 +49,16 @@ def convert(run: Path, out: Path, request: Request = DEFAULT) -> Json:
     """Write the bundle of a run's best checkpoint and return its manifest.
 
     Raises:
-        UserError: `run` is not a run directory, or has no checkpoint.
+        UserError: `run` is not a run directory, or has no checkpoint; or another process is writing to `out`.
         BundleError: `out` may not be overwritten, or a graph failed its comparison.
     """
     folder = check_space(out) if request.layout == "space" else out
     check_target(folder)
+    with target_locked(out, "BUNDLE"):
+        return _convert(run, out, folder, request)
+
+
+def _convert(run: Path, out: Path, folder: Path, request: Request) -> Json:
     config = read_run(run)
     tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     vocabulary = vocabulary_of(tokenizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -258,7 +259,16 @@ def serve(path: Path, host: str, port: int, threads: int | None = None) -> None:
         app = gr.mount_gradio_app(FastAPI(), build(demo), path="/", ssr_mode=False, footer_links=[], **_look())
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         print(f"http://{host if host != '0.0.0.0' else socket.gethostname()}:{port}  (Ctrl-C to stop)", flush=True)
-        uvicorn.Server(config).run(sockets=[listening])
+        server = uvicorn.Server(config)
+        # In the main thread it would take the signals for itself, those that were ignored before included.
+        thread = threading.Thread(target=server.run, args=([listening],), name="server", daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(timeout=1)  # where a lock without a timeout could not be interrupted
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 class AddressError(MlmOnnxError):
