@@ -34,6 +34,7 @@ from jax_mlm.evals.heldout import Result, Validator
 from jax_mlm.model.heads import init_params
 from jax_mlm.run.checkpoint import load_params, open_checkpoints, restore
 from jax_mlm.run.directory import read_run
+from jax_mlm.run.lock import NAME as LOCK
 from jax_mlm.tasks.metrics import Metrics
 from jax_mlm.tasks.task import Task
 from jax_mlm.train import loop
@@ -276,7 +277,7 @@ def the_error(capsys: Any) -> str:
 
 
 def ask_to_stop(patch: pytest.MonkeyPatch, when: Callable[[], bool]) -> None:
-    """Ask the runs that follow to stop, as a signal does; `when` is asked before each step."""
+    """Ask the runs that follow to stop, as Ctrl-C does; `when` is asked before each step."""
 
     def stopping() -> AbstractContextManager[Callable[[], int]]:
         return nullcontext(lambda: signal.SIGINT if when() else 0)
@@ -302,7 +303,9 @@ def rolled_back(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RolledB
 
     def killed(moment: str) -> None:
         kills[moment] = folder / moment
-        shutil.copytree(run, kills[moment], ignore=shutil.ignore_patterns(".lock*"))  # this process lives on
+        shutil.copytree(
+            run, kills[moment], ignore=shutil.ignore_patterns(LOCK)
+        )  # its owner is alive, unlike a killed one
 
     with pytest.MonkeyPatch.context() as patch:
         poison(patch, bad_once)
@@ -395,7 +398,7 @@ def test_a_run_that_diverges_again_stops_with_one_line_and_its_good_checkpoint(
 @pytest.mark.slow
 def test_a_learning_rate_that_overflows_ends_in_one_line(text: Path, tmp_path: Path, capsys: Any) -> None:
     run = tmp_path / "run"
-    overflowing = ["--lr", 1e38, "--muon-lr", 1e38, "--warmup", 0]
+    overflowing = ["--lr", 1e30, "--muon-lr", 1e30, "--warmup", 0]
     assert train_line(*OPTIONS, "--data", text, "--out", run, *overflowing) == 2
     line = the_error(capsys)
     assert "try a lower --lr" in line
