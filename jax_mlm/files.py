@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jax_mlm.config import TrainConfig
-from jax_mlm.errors import UserError, errno_of, megabytes
+from jax_mlm.errors import UserError, described, errno_of, megabytes
 
 
 def make_folder(folder: Path, option: str) -> None:
@@ -24,7 +24,7 @@ def make_folder(folder: Path, option: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{option} {folder}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{option} {described(error, folder)}") from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -18,6 +18,8 @@ from jax_mlm.report.summary import checkpoints, summarise
 PLOTS_FOLDER = "plots"
 PLOTS = ("loss", "accuracy", "learning_rate")
 """The curves that also get files of their own."""
+SHARE = 0.01
+"""Largest part of the time that drawing may take: a drawing reads the whole log, which grows with the run."""
 
 
 def draw(run: Path) -> None:
@@ -41,13 +43,13 @@ class Drawer:
         self._run, self._every, self._clock = run, every, clock
         self._began: float | None = None
         self._thread: threading.Thread | None = None
-        self._failed = False
+        self._failed, self._seconds = False, 0.0
 
     def due(self) -> bool:
         """Return whether it is time for a drawing; it never is while one is under way."""
         if self._thread is not None and self._thread.is_alive():
             return False
-        return self._began is None or self._clock() - self._began >= self._every
+        return self._began is None or self._clock() - self._began >= max(self._every, self._seconds / SHARE)
 
     def maybe(self) -> None:
         """Begin a drawing in the background if one is due."""
@@ -71,6 +73,7 @@ class Drawer:
         self.close()
 
     def _draw(self) -> None:
+        began = time.thread_time()
         try:
             draw(self._run)
             self._failed = False
@@ -79,3 +82,4 @@ class Drawer:
                 reason = described(error) if isinstance(error, OSError) else " ".join(str(error).split())
                 warn(f"{self._run} was not drawn ({type(error).__name__}: {reason or 'no message'})")
             self._failed = True
+        self._seconds = time.thread_time() - began

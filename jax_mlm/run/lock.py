@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jax_mlm.errors import UserError
+from jax_mlm.errors import UserError, described
 from jax_mlm.files import make_folder
 from jax_mlm.signals import Stopped, number_of
 
@@ -149,7 +149,7 @@ def _try(path: Path, mine: Owner, option: str) -> tuple[Owner, float] | None:
             if owner is not None:
                 _remove(path, owner, candidate, content)
     except OSError as error:
-        raise UserError(f"{option} {path.parent}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{option} {described(error, path.parent)}") from error
     finally:
         candidate.unlink(missing_ok=True)
 

@@ -25,10 +25,10 @@ def init_or_restore(
     """
     state = _first_state(setup, tx, init_key)
     if setup.config.resume:
-        return restore(checkpoints, state) or (state, START)
+        return restore(checkpoints, state) or (state, START.copy())
     if _given_weights(setup):
         save_last(checkpoints, state, START, None)
-    return state, START
+    return state, START.copy()
 
 
 def roll_back(
@@ -50,7 +50,7 @@ def roll_back(
     found = None
     if good or _given_weights(setup):  # what a stop left was not validated: it is the last resort
         found = restore(checkpoints, like, good) or restore(checkpoints, like)
-    back, meta = found or (_first_state(setup, tx, init_key), START)
+    back, meta = found or (_first_state(setup, tx, init_key), START.copy())
     for step in checkpoints.all_steps():
         if found is None or step > meta["step"]:
             checkpoints.delete(step)

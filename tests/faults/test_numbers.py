@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from jax_mlm.evals.heldout import Result, Validator
 from jax_mlm.model.heads import init_params
 from jax_mlm.run.checkpoint import load_params, open_checkpoints, restore
 from jax_mlm.run.directory import read_run
+from jax_mlm.run.lock import NAME as LOCK
 from jax_mlm.tasks.metrics import Metrics
 from jax_mlm.tasks.task import Task
 from jax_mlm.train import loop
@@ -275,10 +277,10 @@ def the_error(capsys: Any) -> str:
 
 
 def ask_to_stop(patch: pytest.MonkeyPatch, when: Callable[[], bool]) -> None:
-    """Ask the runs that follow to stop, as a signal does; `when` is asked before each step."""
+    """Ask the runs that follow to stop, as Ctrl-C does; `when` is asked before each step."""
 
-    def stopping() -> AbstractContextManager[Callable[[], bool]]:
-        return nullcontext(when)
+    def stopping() -> AbstractContextManager[Callable[[], int]]:
+        return nullcontext(lambda: signal.SIGINT if when() else 0)
 
     patch.setattr("jax_mlm.parallel.stop.stop_request", stopping)
 
@@ -301,7 +303,9 @@ def rolled_back(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RolledB
 
     def killed(moment: str) -> None:
         kills[moment] = folder / moment
-        shutil.copytree(run, kills[moment])
+        shutil.copytree(
+            run, kills[moment], ignore=shutil.ignore_patterns(LOCK)
+        )  # its owner is alive, unlike a killed one
 
     with pytest.MonkeyPatch.context() as patch:
         poison(patch, bad_once)
@@ -382,7 +386,9 @@ def test_a_run_that_diverges_again_stops_with_one_line_and_its_good_checkpoint(
 ) -> None:
     poison(monkeypatch, lambda step, order: NAN if step >= 25 else 0)
     assert train_line(*OPTIONS, "--data", text, "--out", tmp_path / "run") == 2
-    line = the_error(capsys)
+    said = capsys.readouterr().err
+    assert said.count("back to step 20") == 1
+    (line,) = [line for line in said.splitlines() if line.startswith("error:")]
     for word in ("the run diverged", "--lr", "--warmup", "--data", "last good checkpoint is step 20"):
         assert word in line
     assert_finite(tmp_path / "run", 20)
@@ -392,7 +398,7 @@ def test_a_run_that_diverges_again_stops_with_one_line_and_its_good_checkpoint(
 @pytest.mark.slow
 def test_a_learning_rate_that_overflows_ends_in_one_line(text: Path, tmp_path: Path, capsys: Any) -> None:
     run = tmp_path / "run"
-    overflowing = ["--lr", 1e38, "--muon-lr", 1e38, "--warmup", 0]
+    overflowing = ["--lr", 1e30, "--muon-lr", 1e30, "--warmup", 0]
     assert train_line(*OPTIONS, "--data", text, "--out", run, *overflowing) == 2
     line = the_error(capsys)
     assert "try a lower --lr" in line
@@ -475,7 +481,7 @@ def test_a_stop_does_not_save_a_state_that_is_not_finite(
 def test_a_validation_does_not_save_a_state_that_is_not_finite(
     text: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    poison_state(monkeypatch, first=13)
+    poison_state(monkeypatch, first=2 * EVERY)  # the next step would show it
     assert train_line(*OPTIONS, "--data", text, "--out", tmp_path / "run") == 2
     assert "last good checkpoint is step 10" in the_error(capsys)
     assert_finite(tmp_path / "run", 10)

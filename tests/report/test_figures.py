@@ -74,6 +74,20 @@ def test_the_first_drawing_comes_at_once_and_the_next_a_minute_after_it_began(dr
     assert threading.current_thread() not in drawings.threads
 
 
+def test_drawing_a_long_log_takes_a_hundredth_of_the_time(monkeypatch):
+    clock, processor = Clock(), Clock()
+    monkeypatch.setattr(figures, "draw", lambda run: setattr(processor, "now", processor.now + 3.0))
+    monkeypatch.setattr(figures.time, "thread_time", processor)
+    with Drawer(RUN, clock=clock) as drawer:
+        drawer.maybe()
+        assert drawer._thread is not None
+        drawer._thread.join()
+        clock.now += 299
+        assert not drawer.due()
+        clock.now += 1
+        assert drawer.due()
+
+
 def test_a_slow_drawing_is_not_joined_by_another_and_holds_nobody_up(drawings):
     clock = Clock()
     drawer = Drawer(RUN, every=1.0, clock=clock)
