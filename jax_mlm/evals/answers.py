@@ -139,6 +139,6 @@ def _short(task: TaskConfig, example: Example, answer: Json) -> Json:
     )
     said = answer.get("entities", answer.get("predictions", answer.get("prediction")))
     if task.kind == "tag":
-        said = [{"label": each["label"], "text": each["text"]} for each in said]
+        said = [{"label": each["label"], "text": each["text"]} for each in answer["entities"]]
     text = example.text if example.pair is None else f"{example.text} ∥ {example.pair}"
     return {"where": example.where, "text": text[:300], "right": right, "predicted": said}
