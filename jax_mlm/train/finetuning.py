@@ -44,6 +44,8 @@ DROPOUT = 0.1
 EXAMPLES_A_STEP = 32
 LONGEST = 512
 """Tokens of the longest row that is taken without --length."""
+LOOKED_AT = 256
+"""Texts of the most characters, among which is the one of the most tokens, or one that is about as long."""
 AT_ONCE = 16
 """Rows that validation computes at once, at least."""
 METRICS = {"single": "accuracy", "multi": "micro_f1", "regression": "pearson"}
@@ -166,12 +168,11 @@ def _length(
                 f"--length {options.length} exceeds the {model.max_length} positions of --init {options.init}"
             )
         return options.length
-    frame = frame_of(tokenizer, task.pair).size
-    sizes = [len(each.ids) for each in encoded(tokenizer, [example.text for example in examples.train])]
-    if task.pair:
-        pairs = encoded(tokenizer, [example.pair or "" for example in examples.train])
-        sizes = [size + len(each.ids) for size, each in zip(sizes, pairs, strict=True)]
-    return min(max(128, -(-(max(sizes) + frame) // 64) * 64), LONGEST, model.max_length)
+    texts = sorted(((e.text, e.pair or "") for e in examples.train), key=lambda pair: -len(pair[0]) - len(pair[1]))
+    firsts, seconds = (encoded(tokenizer, side) for side in zip(*texts[:LOOKED_AT], strict=True))
+    longest = max(len(one.ids) + len(two.ids) for one, two in zip(firsts, seconds, strict=True))
+    longest += frame_of(tokenizer, task.pair).size
+    return min(max(128, -(-longest // 64) * 64), LONGEST, model.max_length)
 
 
 def _recipe(options: FinetuneConfig, model: ModelConfig, length: int, rows: LabelledRows, examples: int) -> TrainConfig:
