@@ -303,9 +303,8 @@ def rolled_back(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RolledB
 
     def killed(moment: str) -> None:
         kills[moment] = folder / moment
-        shutil.copytree(
-            run, kills[moment], ignore=shutil.ignore_patterns(LOCK)
-        )  # its owner is alive, unlike a killed one
+        without_lock = shutil.ignore_patterns(LOCK)  # whose owner is alive here
+        shutil.copytree(run, kills[moment], ignore=without_lock)
 
     with pytest.MonkeyPatch.context() as patch:
         poison(patch, bad_once)
