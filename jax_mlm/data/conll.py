@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jax_mlm.data.decoding import line_blocks
-from jax_mlm.data.labels import Example, Record, Span, records, sound
+from jax_mlm.data.labels import Example, Record, Span, checked_kind, records, sound
 from jax_mlm.data.sources import BLOCK
 from jax_mlm.errors import UserError, nearest
 
 OUTSIDE = "O"
 TAG = re.compile(r"O|[BIESLU]-\S.*")
 """A tag: its letter, and after the first hyphen the type, which may hold further ones."""
-TABLES = (".jsonl", ".ndjson", ".json", ".parquet")
 ENTITIES, TOKENS, TAGS = "entities", "tokens", ("tags", "ner_tags")
 """Fields of JSON lines: a text with entities by their offsets, or words with tags."""
 
@@ -43,9 +42,10 @@ def read_tagged(path: Path, unlabelled: bool = False) -> Tagged:
     Raises:
         UserError: no such file, a line without a tag, a tag that is none, a span outside its text; names the line.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.suffix.lower() in TABLES:
+    kind = checked_kind(path)
+    if kind == "csv":
+        raise UserError(f"{path}: entities are read from CoNLL columns (.conll, .tsv, .txt), JSON lines or Parquet")
+    if kind in ("json", "parquet"):
         return _from_records(path, unlabelled)
     sentences = list(_sentences(path, unlabelled))
     if not sentences:

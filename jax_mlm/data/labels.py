@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from jax_mlm.data.decoding import line_blocks, without_nul
-from jax_mlm.data.sources import BLOCK, kind_of
+from jax_mlm.data.sources import BLOCK, FileKind, kind_of
 from jax_mlm.data.tables import Read, table_rows
 from jax_mlm.errors import UserError, nearest
 
@@ -93,9 +93,7 @@ def records(path: Path, wanted: str) -> Iterator[Record]:
     def read() -> Iterator[tuple[str, int]]:
         return line_blocks(path, BLOCK, math.inf)
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    match kind_of(path):
+    match checked_kind(path):
         case "csv" | "tsv" as kind:
             yield from _table(path, wanted, "\t" if kind == "tsv" else ",;\t|", read)
         case "json":
@@ -104,6 +102,13 @@ def records(path: Path, wanted: str) -> Iterator[Record]:
             yield from _parquet(path)
         case "text":
             raise UserError(f"{path}: examples are read from .csv, .tsv, .jsonl and .parquet: give it such a suffix")
+
+
+def checked_kind(path: Path) -> FileKind:
+    """Return how a file is read; a UserError if there is none, or if it is not text."""
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder: give a file' if path.is_dir() else 'no such file'}")
+    return kind_of(path)
 
 
 def _table(path: Path, wanted: str, separators: str, read: Read) -> Iterator[Record]:
@@ -170,6 +175,9 @@ def _found(path: Path, columns: Columns, names: Sequence[str], unlabelled: bool)
     for option, name in (("text", columns.text), ("pair", columns.pair), ("label", columns.label)):
         if name and name not in names and not (option == "label" and unlabelled):
             raise UserError(_missing(path, option, name, names))
+    named = [name for name in (columns.text, columns.pair, columns.label) if name]
+    if len(set(named)) < len(named):
+        raise UserError(f"--text, --pair and --label must name different columns, not {', '.join(named)}")
     label = columns.label or LABEL
     if label not in names:
         if not unlabelled:
@@ -287,12 +295,16 @@ def one_label(example: Example) -> str:
     return example.label
 
 
-def check_labels(examples: Sequence[Example], labels: Sequence[str], problem: Problem) -> None:
-    """Refuse a label that the model does not have, by its line; unknown labels (None) are allowed."""
+def check_labels(
+    examples: Sequence[Example], labels: Sequence[str], problem: Problem, unlabelled: bool = False
+) -> None:
+    """Refuse a label that the model does not have, by its line, or one that is missing unless `unlabelled`."""
     known = set(labels)
     for example in examples:
         if example.label is None:
-            continue
+            if unlabelled or problem == "multi":
+                continue
+            raise UserError(f"{example.where}: the label is missing")
         if problem == "regression":
             number_of(example)
             continue

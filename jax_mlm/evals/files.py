@@ -56,7 +56,7 @@ def evaluate_file(
     if task.kind == "tag":
         check_types(examples, task.labels)
     else:
-        check_labels(examples, task.labels, task.problem)
+        check_labels(examples, task.labels, task.problem, unlabelled=True)
     labelled = sum(_is_labelled(example, task) for example in examples)
     step, params = load_params(run, checkpoint)
     laid, logits = predicted(config, task, load_tokenizer(run / TOKENIZER_FILE), params, examples)

@@ -112,18 +112,21 @@ def plan(options: FinetuneConfig) -> Plan:
 def _task(options: FinetuneConfig, examples: Examples) -> tuple[TaskConfig, tuple[str, ...]]:
     """Return what is to be learned, and what there is to say about it; all labels are checked."""
     every = [*examples.train, *examples.choose]
+    learned = examples.train if options.test else every  # without --test, both are of the training file
     named = tuple(dict.fromkeys(part for each in options.labels.split(",") if (part := each.strip())))
     columns = (examples.columns.text, examples.columns.pair, examples.columns.label)
     if options.task == "tag":
-        types = named or types_of(examples.train)
+        types = named or types_of(learned)
         task = TaskConfig(
             "tag", tags_for(types), metric=_metric(options, "f1", ("f1", "macro_f1", "conlleval_f1", "loss"))
         )
         for each in (every, examples.report):
             check_types(each, task.labels)
         return task, (f"entities: {', '.join(types)}",)
-    problem = problem_of(examples.train) if options.problem == "auto" else options.problem
-    found = labels_of(examples.train, problem)
+    problem = problem_of(learned) if options.problem == "auto" else options.problem
+    found = labels_of(learned, problem)
+    if named and problem == "regression":
+        raise UserError("--labels is for texts with labels, not for the numbers of --problem regression")
     labels = () if problem == "regression" else named or found
     for each in (every, examples.report):
         check_labels(each, labels, problem)

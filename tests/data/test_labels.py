@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -116,6 +117,10 @@ def test_a_label_that_was_not_learned_is_named_with_its_line(tmp_path: Path) -> 
         check_labels(examples, ("neg", "pos"), "single")
     with pytest.raises(UserError, match="line 2: the label 'pos' is not a number"):
         check_labels(examples, (), "regression")
+    examples, _ = read_classified(written(tmp_path, "dev.csv", "text,label\na,pos\nb,\n"), Columns())
+    check_labels(examples, ("pos",), "single", unlabelled=True)
+    with pytest.raises(UserError, match="line 3: the label is missing"):
+        check_labels(examples, ("pos",), "single")
 
 
 def test_a_file_without_labels_can_be_read_for_predictions(tmp_path: Path) -> None:
@@ -170,6 +175,7 @@ TAGGED = {
     "not a tag": ("a.conll", "a\tO\nb\tME\n", "line 2: the tag 'ME'"),
     "no word": ("a.conll", "\tO\n", "line 1: the word is missing"),
     "empty": ("a.conll", "\t\n\n", "no sentence"),
+    "a table": ("a.csv", "text,label\nx,y\n", "entities are read from CoNLL columns"),
     "outside": ("a.jsonl", '{"text": "ab", "entities": [{"start": 1, "end": 3, "label": "x"}]}', "line 1: an entity"),
     "overlap": (
         "a.jsonl",
@@ -193,6 +199,14 @@ def test_what_is_wrong_with_entities_is_named_with_its_line(tmp_path: Path, name
         read_tagged(written(tmp_path, file, text))
     assert message in str(error.value)
     assert file in str(error.value)
+
+
+def test_compressed_files_are_read_by_the_suffix_before(tmp_path: Path) -> None:
+    rows = '{"tokens": ["in", "Rome"], "tags": ["O", "B-x"]}\n'
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    (tmp_path / "a.conll.gz").write_bytes(gzip.compress(b"in\tO\nRome\tB-x\n"))
+    first, second = (read_tagged(tmp_path / f"a.{name}.gz").examples for name in ("jsonl", "conll"))
+    assert [(e.text, e.spans) for e in first] == [(e.text, e.spans) for e in second]
 
 
 def test_json_lines_hold_words_or_offsets(tmp_path: Path) -> None:

@@ -352,6 +352,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "more layers than there are": (["--freeze", "3"], "--freeze 3: the model has 2 layers"),
     "too long": (["--length", "65"], "--length 65 exceeds the 64 positions"),
     "too much overlap": (["--overlap", "40"], "--overlap 40 must be less than half"),
+    "a folder": (["--data", "."], ".: is a folder"),
+    "a missing label to report on": (["--valid", "missing.tsv"], "missing.tsv, line 3: the label is missing"),
+    "a column for two things": (["--text", "label", "--label", "label"], "must name different columns"),
+    "labels of numbers": (["--data", "numbers.tsv", "--labels", "a"], "--labels is for texts with labels"),
     "two lengths": (["--epochs", "1", "--budget", "1m"], "exclude each other"),
     "a test without a choice": (["--valid", "", "--test", "dev.tsv"], "--test needs --valid"),
     "an unknown task": (["--task", "clasify"], "did you mean classify?"),
@@ -366,6 +370,8 @@ def test_a_mistake_costs_one_line_and_nothing_is_written(
     monkeypatch.chdir(folder)
     (folder / "unseen.tsv").write_text("sentence\tlabel\na jar\tjar\na jra\tjra\n")
     (folder / "one.tsv").write_text("sentence\tlabel\nb\ta\nc\ta\n")
+    (folder / "missing.tsv").write_text("sentence\tlabel\na jar\tjar\na jar\t\n")
+    (folder / "numbers.tsv").write_text("sentence\tlabel\na jar\t1.5\na bread\t2\n")
     given, message = WRONG[name]
     usual = ["--init", "INIT", "--task", "classify", "--data", "train.tsv", "--valid", "dev.tsv", "--out", "new"]
     whole = given if name in ("no encoder", "no task", "no data") else [*usual, *given]
