@@ -21,11 +21,15 @@ def curves(summary: Summary) -> dict[str, Chart]:
         return [Series(name, summary.curve(summary.train, key), colour)]
 
     charts = {
-        "loss": Chart("loss (nats per masked token)", both("loss")),
-        "accuracy": Chart("masked accuracy", both("accuracy")),
+        "loss": Chart("loss" if summary.metric else "loss (nats per masked token)", both("loss")),
+        "accuracy": Chart("accuracy" if summary.metric else "masked accuracy", both("accuracy")),
         "learning_rate": Chart("learning rate", one("peak rate × schedule", "lr", 2), from_zero=True),
         "speed": Chart("tokens per second", one("speed", "tokens_per_second", 3), from_zero=True),
     }
+    if summary.metric not in ("", "loss", "accuracy"):
+        charts[summary.metric] = Chart(
+            summary.metric, [Series("valid", summary.curve(summary.valid, summary.metric), 1)]
+        )
     if any("soft" in line for line in summary.train):
         charts["soft"] = Chart("soft targets: divergence from the teacher (nats × T²)", trained("soft"))
     if any("cosine" in line for line in summary.train):

@@ -54,7 +54,9 @@ class Progress:
         """Show the state after `step` of `total`."""
         self._skipped += int(figures.get("skipped", 0))
         if "loss" in figures:  # an update was not skipped since the last line
-            smooth = {"loss": self._loss.add(figures["loss"]), "accuracy": self._accuracy.add(figures["accuracy"])}
+            smooth = {"loss": self._loss.add(figures["loss"])}
+            if "accuracy" in figures:
+                smooth["accuracy"] = self._accuracy.add(figures["accuracy"])
             self._figures = {**figures, **smooth}
             self._losses.append(figures["loss"])
         self._step, self._total, self._next = step, total, next_evaluation
@@ -104,7 +106,8 @@ class Progress:
         )
         figures = self._figures
         now = Text.assemble("loss ", (f"{figures.get('loss', float('nan')):.3f}", "bold cyan"))
-        now.append("  accuracy ").append(f"{figures.get('accuracy', float('nan')):.3f}", "bold cyan")
+        if "accuracy" in figures:
+            now.append("  accuracy ").append(f"{figures['accuracy']:.3f}", "bold cyan")
         now.append(f"  {figures.get('tokens_per_second', 0):,.0f} tokens/s")
         if "mfu" in figures:
             now.append(f"  mfu {figures['mfu']:.1%}")

@@ -55,11 +55,9 @@ def spark(values: Sequence[float], width: int) -> str:
 def describe(figures: Mapping[str, float]) -> str:
     """Return the figures of a progress line."""
     mfu = f"  mfu {figures['mfu']:.1%}" if "mfu" in figures else ""
+    accuracy = f"  accuracy {figures['accuracy']:.3f}" if "accuracy" in figures else ""
     more = "".join(f"  {name} {figures[name]:.3f}" for name in DISTILLED if name in figures)
-    return (
-        f"loss {figures['loss']:.3f}  accuracy {figures['accuracy']:.3f}{more}  "
-        f"{figures['tokens_per_second']:,.0f} tokens/s{mfu}"
-    )
+    return f"loss {figures['loss']:.3f}{accuracy}{more}  {figures['tokens_per_second']:,.0f} tokens/s{mfu}"
 
 
 def describe_answer(answer: Answer) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -72,6 +73,8 @@ class Meter:
             self.settle()
         seconds = max(time.perf_counter() - self._since, 1e-9)
         taken = {"loss": self._sums.loss, "accuracy": self._sums.accuracy} if self._skipped < self._steps else {}
+        if math.isnan(taken.get("accuracy", 0.0)):  # of a regression, where nothing is right or wrong
+            del taken["accuracy"]
         figures = {**taken, "tokens": self._tokens, "tokens_per_second": self._tokens / seconds}
         figures |= {name: value / max(self._sums.count, 1.0) for name, value in self._more.items()}
         if self._peak:

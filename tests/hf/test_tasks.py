@@ -36,7 +36,7 @@ def drawn(model: ModelConfig, task: TaskConfig) -> Any:
     return jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", [name for name in MODELS if name not in ("xlm-roberta", "camembert")])
 def test_every_array_of_a_head_has_a_name_and_comes_back(family: str, tmp_path: Path) -> None:
     model = MODELS[family]
     for kind in ("classify", "tag"):
