@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jax_mlm.data.conll import entities_of, read_tagged, to_iob2
+from jax_mlm.data.examples import read_examples
 from jax_mlm.data.labels import Columns, check_labels, labels_of, problem_of, read_classified, several
 from jax_mlm.errors import UserError
 
@@ -219,8 +220,15 @@ def test_json_lines_hold_words_or_offsets(tmp_path: Path) -> None:
 
 
 def test_the_real_files_are_read_whole(shared_data: Path) -> None:
-    examples, _ = read_classified(shared_data / "sst2" / "train.tsv", Columns())
-    assert (len(examples), labels_of(examples, "single")) == (67_349, ("0", "1"))
+    sst2 = [str(shared_data / "sst2" / name) for name in ("train.tsv", "dev.tsv")]
+    read = read_examples("classify", *sst2, "", Columns())
+    assert (len(read.train) + len(read.choose), len(read.report)) == (67_349, 872)
+    assert labels_of(read.train, "single") == ("0", "1")
+    assert not {e.text.strip() for e in read.train} & {e.text.strip() for e in read.choose}
+    assert [remark.split(" (")[0] for remark in read.remarks] == [
+        "371 texts have occurred before",
+        "5 texts have another label than before",
+    ]
     dev = read_tagged(shared_data / "wnut17" / "emerging.dev.conll")
     assert (len(dev.examples), sum(len(e.spans or ()) for e in dev.examples), dev.remarks) == (1009, 836, ())
     assert all(e.text[a:b] == w for e in dev.examples for (a, b), w in zip(e.words, e.text.split(" "), strict=True))
