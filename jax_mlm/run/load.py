@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from jax_mlm.config import TaskConfig, TrainConfig
+from jax_mlm.config import TrainConfig
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.heads import Forward, make_forward
 from jax_mlm.model.task_heads import make_task_forward
@@ -21,11 +21,12 @@ class Trained(NamedTuple):
     params: Params
     """Nested dicts of float32 numpy arrays."""
     forward: Forward
-    """`forward(params, Inputs(tokens, segments, positions), at)` → logits [B, P, V], computed in float32."""
+    """`forward(params, Inputs(tokens, segments, positions), at)` → logits [B, P, V], computed in float32.
+
+    V are the labels of a run that was fine-tuned, in the order of `read_task(run)`.
+    """
     step: int
     """The step of the checkpoint that the parameters come from."""
-    task: TaskConfig | None = None
-    """What the model was fine-tuned for, whose logits `forward` then returns; None for masked words."""
 
 
 def load(run: str | os.PathLike[str], checkpoint: Literal["best", "latest"] | int = "best") -> Trained:
@@ -38,4 +39,4 @@ def load(run: str | os.PathLike[str], checkpoint: Literal["best", "latest"] | in
     step, params = load_params(Path(run), checkpoint)
     task = read_task(Path(run))
     forward = make_forward(config.model) if task is None else make_task_forward(config.model, task)
-    return Trained(config, params, forward, step, task)
+    return Trained(config, params, forward, step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import orbax.checkpoint as ocp
 from jax_mlm.run.directory import read_run_file
 from jax_mlm.run.log import read_metrics, read_samples
 from support.forked import Child, Server
+from support.paths import ROOT
 
 TRAIN = "jax_mlm.train.__main__"
 IMPORTS = ("jax_mlm.train.loop", "jax_mlm.report.outcome", TRAIN)
@@ -132,6 +134,7 @@ def campaign(file: Path, kills: int, command: str, run_one: Callable[[int], Iter
         phases = {kill.phase for kill in every}
         result = {
             "command": command,
+            "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip(),
             "kills": len(every),
             "by_phase": {phase: sum(kill.phase == phase for kill in every) for phase in sorted(phases)},
             "runs_compared": len(done),
