@@ -24,7 +24,7 @@ from jax_mlm.hf.weights import write_params
 from jax_mlm.presets import SENTENCE
 from jax_mlm.train import __main__ as train
 from jax_mlm.train import loop
-from jax_mlm.train.setup import set_up
+from jax_mlm.train.setup import claimed, set_up
 from support.drawn_models import TOKENIZER_CONFIG, models, try_model
 from support.drawn_texts import jsons, parquets, read_texts, read_words, tables, texts, word_files
 from support.garbage import Enough, Outcome, attempt, damaged, strange
@@ -87,7 +87,8 @@ def rehearsed() -> Iterator[pytest.MonkeyPatch]:
 
 def rehearse(config: TrainConfig, **_: object) -> typing.NoReturn:
     """Do what training does before it writes anything."""
-    set_up(config)
+    with claimed(config) as (config, run, _):
+        set_up(config, run)
     raise Enough
 
 
