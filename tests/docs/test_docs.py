@@ -376,7 +376,7 @@ def test_what_extending_adds_works(extended: Path, runner: ModuleType, environme
     assert any("states" in text for command, text in printed.items() if " info " in command)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", ["how-masked-language-models-work"])
 def test_the_output_that_pages_show_is_what_comes_out(name: str, environment: dict[str, str]) -> None:
     line = [sys.executable, "docs/tools/run.py", "--check", f"docs/{name}.md"]
