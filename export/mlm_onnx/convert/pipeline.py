@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,12 @@ def convert(run: Path, out: Path, request: Request = DEFAULT) -> Json:
     folder = check_space(out) if request.layout == "space" else out
     check_target(folder)
     with target_locked(out, "BUNDLE"):
-        return _convert(run, out, folder, request)
+        try:
+            return _convert(run, out, folder, request)
+        except BaseException:
+            with suppress(OSError):  # a Space's folder without its bundle; any other is not there, or not empty
+                out.rmdir()
+            raise
 
 
 def _convert(run: Path, out: Path, folder: Path, request: Request) -> Json:
