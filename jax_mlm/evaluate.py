@@ -29,9 +29,9 @@ class EvaluateConfig:
     json: bool = False
     """Print one JSON object."""
     predictions: str = ""
-    """Of a fine-tuned run: a file for its answers, a JSON line for each example with the fields of its row."""
+    """Write the answers of a fine-tuned run to this file, a JSON line for each example with the fields of its row."""
     text: str = ""
-    """Of a fine-tuned run: the column of the text, where it differs from that of the training file."""
+    """The column of the text, for a fine-tuned run, where it differs from that of the training file."""
     pair: str = ""
     """The same of the second text of a pair."""
     label: str = ""

@@ -26,7 +26,7 @@ MARKS = {
 MAGIC = {b"%PDF": "a PDF", b"PK\x03\x04": "a ZIP archive, as .docx, .xlsx, .odt and .epub are", b"\x1f\x8b": "gzip"}
 """What the first bytes tell of a file whose suffix hides it."""
 LONGEST_RECORD = 1 << 27
-"""Bytes without a line end where lines are not cut: more is no record, and would fill the memory."""
+"""Most bytes without a line end where lines are not cut: more is not a record, and would fill the memory."""
 CONTROLS = (*range(9), *range(14, 32))
 """Bytes that text does not hold, but UTF-16 does: the upper halves of its letters."""
 

@@ -111,7 +111,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def check_ids(tokenizer: Tokenizer) -> None:
-    """Raise a UserError where ids are no rows of a table: one for two tokens, or more than a table has."""
+    """Raise a UserError where two tokens have one id, or an id is beyond the rows of a table."""
     by_id: dict[int, str] = {}
     for token, id in tokenizer.get_vocab(with_added_tokens=True).items():
         if id in by_id:

@@ -40,7 +40,7 @@ class Imported:
     remarks: tuple[str, ...]
     """What the user should know of: tensors not used, embeddings without a token."""
     task: TaskConfig | None = None
-    """What a fine-tuned model is for; None of one that predicts masked words."""
+    """What a fine-tuned model is for; None for one that predicts masked words."""
 
 
 def open_hf(folder: Path, family: str | None = None) -> tuple[Tensors, ModelConfig, list[str]]:

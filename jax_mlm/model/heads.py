@@ -75,7 +75,12 @@ def init_params(config: ModelConfig, key: Key[Array, ""]) -> Params:
 
 def make_forward(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Forward:
     """Return the masked language model as a pure function of its parameters, computed in `dtype`."""
-    logits = nn.apply(MaskedLM.__call__, MaskedLM(config, dtype))
+    return pure(MaskedLM(config, dtype))
+
+
+def pure(model: Encoder) -> Forward:
+    """Return a model with a head as a pure function of its parameters."""
+    logits = nn.apply(type(model).__call__, model)
 
     def forward(
         params: Params,
@@ -83,7 +88,7 @@ def make_forward(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Forward
         at: Int[np.ndarray | Array, "B P"],
         token_types: Int[np.ndarray | Array, "B S"] | None = None,
         row_keys: Key[Array, " B"] | None = None,
-    ) -> Float[Array, "B P V"]:
+    ) -> Float[Array, "B P K"]:
         inputs, at, token_types = jax.tree.map(jnp.asarray, (inputs, at, token_types))
         return logits({"params": params}, inputs, at, token_types, row_keys)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jax_mlm.config import ModelConfig, TaskConfig
 from jax_mlm.model.encoder import ACTIVATIONS, Dense, Encoder, Inputs, Norm, Params, drop_at, dropout
-from jax_mlm.model.heads import Forward
+from jax_mlm.model.heads import Forward, pure
 
 
 class TaskHead(Encoder):
@@ -83,19 +82,7 @@ def init_task_params(config: ModelConfig, task: TaskConfig, key: Key[Array, ""])
 
 def make_task_forward(config: ModelConfig, task: TaskConfig, dtype: DTypeLike = jnp.float32) -> Forward:
     """Return the model with the task's head as a pure function of its parameters, computed in `dtype`."""
-    logits = nn.apply(TaskHead.__call__, TaskHead(config, dtype, task=task))
-
-    def forward(
-        params: Params,
-        inputs: Inputs,
-        at: Int[np.ndarray | Array, "B P"],
-        token_types: Int[np.ndarray | Array, "B S"] | None = None,
-        row_keys: Key[Array, " B"] | None = None,
-    ) -> Float[Array, "B P K"]:
-        inputs, at, token_types = jax.tree.map(jnp.asarray, (inputs, at, token_types))
-        return logits({"params": params}, inputs, at, token_types, row_keys)
-
-    return forward
+    return pure(TaskHead(config, dtype, task=task))
 
 
 class Begun(NamedTuple):

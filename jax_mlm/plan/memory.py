@@ -7,7 +7,7 @@ from jax_mlm.errors import UserError
 
 FLOAT = 4
 COPIES = 3
-"""Of each weight: itself, its gradient and at least one moment."""
+"""Numbers kept for each weight: itself, its gradient and at least one moment."""
 
 
 def weights_of(c: ModelConfig) -> int:

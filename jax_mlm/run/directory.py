@@ -15,7 +15,7 @@ from jax_mlm.version import package_version
 
 RUN_FILE, TOKENIZER_FILE, CHECKPOINTS = "run.json", "tokenizer.json", "checkpoints"
 FORMAT = 1
-"""Of run.json, from the first one on: a change that older versions cannot read makes it one more."""
+"""The version of run.json, the same from the first on: a change that older versions cannot read adds one."""
 PACKAGES = ("jax-mlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy")
 
 

@@ -15,7 +15,6 @@ from support.forked import Server, serving_forks
 from support.kills import IMPORTS, TRAIN, Kill, assert_same_run, campaign, fresh_cache, killed, stratified
 from support.paths import ROOT
 from support.runs import TINY, train_line
-from support.texts import sentences
 
 from jax_mlm.config import TrainConfig
 from jax_mlm.train.setup import claimed
@@ -29,13 +28,6 @@ def server(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     imports = (*IMPORTS, "mlm_onnx.convert.pipeline", "jax_mlm.hf.directory", "jax_mlm.hf.__main__")
     with serving_forks(environment, tmp_path_factory.mktemp("forks"), *imports) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "made.txt"
-    path.write_text(sentences(400))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -66,13 +66,6 @@ def server(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
         yield server
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "made.txt"
-    path.write_text(sentences(400))
-    return path
-
-
 @pytest.fixture
 def fresh(text: Path, tmp_path: Path) -> list[Any]:
     """Options of a run for which no token is prepared yet."""

@@ -24,7 +24,7 @@ from support.paths import ROOT
 RESULT = ROOT / "benchmarks" / "results" / "inputs.json"
 COMMAND = "python -m pytest -n 0 -m campaign tests/faults"
 SECONDS = 60
-"""Of wall time, after which a case counts as hanging: a busy machine needs some of it."""
+"""Seconds of wall time after which a case counts as hanging: a busy machine needs some of them."""
 
 
 class Outcome(NamedTuple):
@@ -279,7 +279,7 @@ NAMES = (
     "\udcff\udcfe",
     "~nobody-here/x",
 )
-"""Of files, odd ones."""
+"""Odd names of files."""
 LONG = "n" * 300
 """Longer than a name may be."""
 

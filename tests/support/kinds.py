@@ -44,9 +44,9 @@ class Kind(NamedTuple):
 
     cases: st.SearchStrategy[Any]
     perform: Callable[[Any, Path], Outcome]
-    """Tries one case in an empty folder."""
+    """Try one case in an empty folder."""
     share: int
-    """Of the campaign."""
+    """Cases of this kind in the campaign."""
 
 
 @pytest.fixture(scope="session")
