@@ -36,6 +36,7 @@ transformers = pytest.importorskip(
 )
 
 LOGITS, GRADIENTS = 1e-4, 1e-3
+"""Bounds of a difference: see `allowed`, and the norm relative to the gradient's."""
 LENGTH, LENGTHS = 24, (24, 17, 5, 1)
 BASE = {"vocab_size": 61, "width": 48, "layers": 2, "heads": 4, "ff_width": 72, "max_length": 40}
 BERT = replace(PRESETS["bert-base"].model, **BASE)
@@ -147,6 +148,11 @@ def answer(loaded: Any, name: str) -> Any:
     return loaded(input_ids=ids, attention_mask=mask, **kinds).logits
 
 
+def allowed(logits: np.ndarray) -> float:
+    """Largest difference of a logit that may come from rounding: 1e-4, or 1e-5 of the largest where those are large."""
+    return max(LOGITS, 1e-5 * float(np.abs(logits).max()))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("reference")
@@ -180,7 +186,7 @@ def test_logits_and_gradients_are_theirs(name: str, folder: Path, record_propert
     assert expected[text(name)[1].astype(bool)].std() >= 1
     worst = difference(logits, expected, name)
     record_property("logits", worst)
-    assert worst <= LOGITS
+    assert worst <= allowed(expected)
 
     tensors = dict(loaded.named_parameters(remove_duplicate=False))
     largest = 0.0
@@ -235,7 +241,7 @@ def test_a_wrong_switch_is_noticed(mistake: str, folder: Path) -> None:
     with torch.no_grad():
         expected = answer(loaded, name).numpy()
     wrong = jax.jit(lambda params: ours(replace(MODELS[name], **change), params, name))(randomised(MODELS[name]))
-    assert difference(wrong, expected, name) > LOGITS
+    assert difference(wrong, expected, name) > allowed(expected)
 
 
 # ---- real checkpoints and our presets ------------------------------------------------------------
@@ -267,7 +273,7 @@ def test_exported_real_checkpoints_load_and_answer_alike(name: str, shared_data:
     seen = mask.astype(bool)
     worst = np.abs(got[seen] - wanted[seen]).max()
     print(f"{name}: logits {worst:.1e} of {wanted[seen].std():.1f}")
-    assert worst <= LOGITS
+    assert worst <= allowed(wanted[seen])
 
 
 @pytest.mark.parametrize("preset", ["sentence", "tiny", "small"])
@@ -285,7 +291,7 @@ def test_our_presets_load_as_modernbert(preset: str, tmp_path: Path) -> None:
     at = np.arange(tokens.shape[1], dtype=np.int32)[None]
     got = np.asarray(make_forward(model)(params, Inputs(tokens, np.ones_like(tokens), at), at))
     assert wanted.std() >= 1
-    assert np.abs(got - wanted).max() <= LOGITS
+    assert np.abs(got - wanted).max() <= allowed(wanted)
     filled = transformers.pipeline("fill-mask", model=str(tmp_path / "hf"))("This [MASK] creates", targets=["words"])
     assert [(answer["token_str"], answer["sequence"]) for answer in filled] == [("words", "This words creates")]
 
@@ -304,7 +310,7 @@ def test_the_special_tokens_of_roberta_load_as_theirs(shared_data: Path, tmp_pat
     tokens, seen = batch["input_ids"].numpy().astype(np.int32), batch["attention_mask"].numpy().astype(np.int32)
     at = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     got = np.asarray(make_forward(model)(randomised(model), Inputs(tokens, seen, at), at))
-    assert np.abs(got - wanted)[seen.astype(bool)].max() <= LOGITS
+    assert np.abs(got - wanted)[seen.astype(bool)].max() <= allowed(wanted)
     answers = transformers.pipeline("fill-mask", model=str(tmp_path / "hf"))("a <mask> film")
     assert all(answer["sequence"].startswith("a") and answer["sequence"].endswith(" film") for answer in answers)
 
@@ -358,7 +364,7 @@ def test_the_hub_graph_answers_padded_texts_as_they_do(family: str, tmp_path: Pa
         with torch.no_grad():
             wanted = loaded(input_ids=torch.asarray(padded), attention_mask=torch.asarray(mask)).logits.numpy()
         got = session.run(None, {"input_ids": padded, "attention_mask": mask})[0]
-        assert np.abs(got - wanted)[:, before : before + 12].max() <= LOGITS, (before, after)
+        assert np.abs(got - wanted)[:, before : before + 12].max() <= allowed(wanted), (before, after)
 
 
 @pytest.mark.parametrize("family", ["xlm-roberta", "camembert"])
