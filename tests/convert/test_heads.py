@@ -30,7 +30,8 @@ TASKS = {
 }
 FAMILIES = ("modernbert", "bert", "roberta", "albert", "distilbert", "esm")
 CASES = [(family, "classify") for family in FAMILIES] + [
-    ("modernbert", "mean"), ("bert", "mean"), ("bert", "pair"), ("modernbert", "number"), ("bert", "tag"), ("modernbert", "tag"),
+    ("modernbert", "mean"), ("bert", "mean"), ("bert", "pair"), ("modernbert", "number"), ("bert", "tag"),
+    ("modernbert", "tag"),
 ]  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def test_graphs_are_the_jax_model(family: str, name: str, tmp_path: Path) -> Non
     assert differs(hub_graph, PADDED_TASK, FP32_HUB).max_difference <= 1e-4
     for graph, comparison, precision in ((fast_graph, fast.comparison, INT8), (hub_graph, PADDED_TASK, INT8_HUB)):
         parity = differs(graph, comparison, precision)
-        assert 1e-4 < parity.max_difference
+        assert parity.max_difference > 1e-4
         assert parity.rms_difference < 0.25 * parity.logit_rms
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class Choices:
         return [] if self.wanted is None else self.wanted[id]
 
 
-def listed(text: Item | Iterable[Item], limits: Limits, kinds: tuple[type, ...] = (str,)) -> list[Item]:
+def listed(text: Any, limits: Limits, kinds: tuple[type, ...] = (str,)) -> list[Any]:  # Any: whatever a user gives
     """Return the text or texts of a query as a list, each of one of these types.
 
     Raises:

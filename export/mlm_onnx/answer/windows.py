@@ -9,6 +9,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from mlm_onnx.answer.engine import Row
+from mlm_onnx.answer.literal import as_text
 from mlm_onnx.answer.reader import Reader, check_utf8
 from mlm_onnx.bundle.layout import BundleError, Head, QueryError
 from mlm_onnx.bundle.read import Bundle
@@ -67,7 +68,9 @@ class WindowReader:
     def __init__(self, bundle: Bundle, head: Head, pair: bool) -> None:
         reader = Reader(bundle)
         self._rust, self._tokenizer, self._limits = reader.rust, reader.tokenizer, bundle.limits
-        self._special = frozenset(bundle.special.excluded)
+        unknown = bundle.manifest["tokens"].get("unk", {})
+        self._named_unknown = unknown.get("text")
+        self._framing = frozenset(bundle.special.excluded) - {unknown.get("id")}
         self._literal: Tokenizer | None = None
         self._head = head
         self.frame = _frame_of(self._tokenizer, pair)
@@ -91,12 +94,10 @@ class WindowReader:
             raise QueryError(f"the text has {len(text)} characters; the limit is {self._limits.max_characters}")
         check_utf8(text)
         found = self._rust(self._tokenizer.encode, text, None, False, False)
-        unknown = self._unknown and self._tokenizer.token_to_id(self._unknown)
-        if self._special.isdisjoint(set(found.ids) - {unknown}):
+        if self._framing.isdisjoint(found.ids):
             return found
         if self._literal is None:
-            self._literal = Tokenizer.from_str(self._tokenizer.to_str())
-            self._literal.encode_special_tokens = True
+            self._literal = self._rust(as_text, self._tokenizer, self._named_unknown)
         return self._rust(self._literal.encode, text, None, False, False)
 
     def texts(self, text: str, pair: str | None = None) -> Texts:
@@ -150,7 +151,8 @@ class WindowReader:
     def _words_of(self, text: str, found: Encoding) -> tuple[list[int], list[Span]]:
         """Return the first token of each word, and where the words stand.
 
-        WordPiece marks what goes on with a word; with other tokenizers a word is what stands between spaces.
+        WordPiece marks what goes on with a word; with other tokenizers a word is what stands between spaces. Tokens of
+        white space alone are none.
         """
         opens: list[int] = []
         spans: list[Span] = []
@@ -164,7 +166,9 @@ class WindowReader:
             else:
                 opens.append(at)
                 spans.append(Span(start, end))
-        return opens, [_trimmed(text, span) for span in spans]
+        words = [(at, _trimmed(text, span)) for at, span in zip(opens, spans, strict=True)]
+        words = [(at, word) for at, word in words if word.start < word.end]
+        return [at for at, _ in words], [word for _, word in words]
 
 
 def spread(tokens: int, room: int, overlap: int) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlm_onnx.bundle.layout import FORMAT, KIND, MANIFEST, BundleError, Json
+from mlm_onnx.bundle.layout import FILL, FORMAT, KIND, MANIFEST, BundleError, Json
 from mlm_onnx.bundle.read import read_manifest, sha256
 
 
@@ -82,14 +82,17 @@ def new_bundle(path: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def seal(folder: Path, task: str, fields: Json) -> None:
-    """Write the manifest: the task, these fields, and the size and SHA-256 of every file in the folder."""
+def seal(folder: Path, fields: Json) -> None:
+    """Write the manifest: these fields, and the size and SHA-256 of every file in the folder.
+
+    The task is to answer masked queries, unless the fields name another.
+    """
     files = {
         file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)}
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != MANIFEST
     }
-    manifest = {"kind": KIND, "format": FORMAT, "task": task, **fields, "files": files}
+    manifest = {"kind": KIND, "format": FORMAT, "task": FILL, **fields, "files": files}
     write_json(folder / MANIFEST, manifest)
 
 

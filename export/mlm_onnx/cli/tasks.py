@@ -12,7 +12,7 @@ from mlm_onnx.cli.files import answer_file, wants_file
 from mlm_onnx.cli.parser import PROG, Command, UsageError, at_least_one, in_utf8, one_line, print_json
 
 if TYPE_CHECKING:
-    from mlm_onnx.answer.tasks import Classified, Classify, Tag
+    from mlm_onnx.answer.tasks import Classified, Classify, Tag, Text
 
 
 def declare_classify(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def classify(options: argparse.Namespace) -> None:
         columns = [("--text", options.text), *([("--pair", options.pair)] if predictor.head.pair else ())]
 
         def answer(rows: list[tuple[str, ...]]) -> list[Json]:
-            texts = [(row[0], row[1]) if len(row) > 1 else row[0] for row in rows]
+            texts: list[Text] = [text for (text,) in rows] if len(columns) == 1 else [(a, b) for a, b in rows]
             return [_without(found, "text", "pair") for found in predictor(texts, options.top_k)]
 
         answer_file(options, columns, answer)
@@ -104,7 +104,7 @@ COMMANDS: Mapping[str, Command] = {
         "print the label that a fine-tuned model gives a text",
         (
             f'{PROG} classify bundle "A fine film."',
-            f"{PROG} classify bundle --file reviews.csv --text review --out labelled.jsonl",
+            f"{PROG} classify bundle --file in.csv --text review --out out.jsonl",
         ),
         declare_classify,
         classify,
@@ -113,7 +113,7 @@ COMMANDS: Mapping[str, Command] = {
         "print the entities that a fine-tuned model finds in a text",
         (
             f'{PROG} tag bundle "Angela Merkel visited Paris."',
-            f"{PROG} tag bundle --file posts.jsonl --out tagged.jsonl",
+            f"{PROG} tag bundle --file posts.jsonl --out out.jsonl",
         ),
         declare_tag,
         tag,

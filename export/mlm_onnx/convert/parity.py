@@ -51,8 +51,8 @@ def onnx_side(session: ort.InferenceSession) -> Side:
     names = [port.name for port in session.get_inputs()]
 
     def side(**query: np.ndarray) -> np.ndarray:
-        outputs = session.run(None, {name: query[name] for name in names})
-        return np.asarray(outputs[0]) if len(outputs) == 1 else np.stack(outputs, axis=-1)
+        outputs = [np.asarray(each) for each in session.run(None, {name: query[name] for name in names})]
+        return outputs[0] if len(outputs) == 1 else np.stack(outputs, axis=-1)
 
     return side
 

@@ -28,7 +28,7 @@ from jax_mlm.presets import SENTENCE
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run, read_run_file, read_task
 from jax_mlm.run.lock import target_locked
-from mlm_onnx.bundle.layout import CONFIG, FILL, LARGEST, TOKENIZER, TOKENIZER_CONFIG, BundleError, Json, Limits
+from mlm_onnx.bundle.layout import CONFIG, LARGEST, TOKENIZER, TOKENIZER_CONFIG, BundleError, Json, Limits
 from mlm_onnx.bundle.read import read_manifest
 from mlm_onnx.bundle.write import check_target, new_bundle, seal, write_json
 from mlm_onnx.convert.asked import Tuned, labelled_examples, masked_words
@@ -141,7 +141,7 @@ def write_bundle(
             "examples": list(request.examples),
             "origin": dict(origin),
         }
-        seal(folder, FILL if task is None else KINDS[task.kind], manifest)
+        seal(folder, manifest)
     return read_manifest(out)
 
 
@@ -179,13 +179,15 @@ def limits(length: int, vocabulary: Vocabulary) -> dict[str, int]:
 
 def head_fields(task: TaskConfig) -> Json:
     """Return what the manifest of a fine-tuned model has besides."""
-    fields: dict[str, Any] = {"labels": list(task.labels), "windows": {"overlap": task.overlap}}
+    fields: dict[str, Any] = {
+        "task": KINDS[task.kind],
+        "labels": list(task.labels),
+        "windows": {"overlap": task.overlap},
+    }
     if task.kind == "classify":
         fields |= {"problem": task.problem, "pair": task.pair}
-    elif task.kind == "tag":
-        fields["tagging"] = {"scheme": "IOB2", "pieces": "first"}
     else:
-        fields["answers"] = {"max_tokens": task.max_answer, "no_answer": task.no_answer}
+        fields["tagging"] = {"scheme": "IOB2", "pieces": "first"}
     return fields
 
 

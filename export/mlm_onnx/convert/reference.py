@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,7 +98,8 @@ class Reference:
 def _masked(
     config: ModelConfig, params: Params, inputs: Inputs, at: jax.Array, types: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    return MaskedLM(config).apply({"params": params}, inputs, at, types, method=_read)
+    read = nn.apply(_read, MaskedLM(config))
+    return read({"params": params}, inputs, at, types)
 
 
 def _tuned(
