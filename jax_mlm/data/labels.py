@@ -46,6 +46,8 @@ class Example:
     """Its entities, in order and without overlap; None where they are not known."""
     words: tuple[tuple[int, int], ...] = ()
     """Where each word of a CoNLL file stands in the text."""
+    answers: tuple[tuple[int, int], ...] | None = None
+    """Where the answers to the question `pair` stand in the text; empty if it has none, None if they are not known."""
     row: Mapping[str, object] | None = None
     """The fields of the file, for predictions to echo."""
 
@@ -78,8 +80,8 @@ def read_classified(path: Path, columns: Columns, unlabelled: bool = False) -> t
     for where, fields in records(path, columns.text or columns.label or TEXT):
         if not examples:
             columns = _found(path, columns, list(fields), unlabelled)
-        text = _text(where, fields, columns.text)
-        pair = _text(where, fields, columns.pair) if columns.pair else None
+        text = text_field(where, fields, columns.text)
+        pair = text_field(where, fields, columns.pair) if columns.pair else None
         label = _label(where, columns.label, fields.get(columns.label)) if columns.label else None
         examples.append(Example(where, text, pair, label, row=fields))
     if not examples:
@@ -129,13 +131,9 @@ def _table(path: Path, wanted: str, separators: str, read: Read) -> Iterator[Rec
 
 
 def _json(path: Path, text: str) -> Iterator[Record]:
-    """Yield the objects of JSON lines, or of one array."""
-    whole = text.lstrip().startswith("[")
-    try:
-        rows = json.loads(text) if whole else []
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON array ({error})") from None
-    lines = () if whole else enumerate(text.split("\n"), 1)
+    """Yield the objects of JSON lines, of one array, or the only one, which may take several lines."""
+    given = _whole(path, text)
+    lines = enumerate(text.split("\n"), 1) if given is None else ()
     for number, line in lines:
         if line.strip():
             try:
@@ -143,8 +141,30 @@ def _json(path: Path, text: str) -> Iterator[Record]:
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}: not JSON ({error}); expected one object a line") from None
             yield _object(f"{path}, line {number}", row)
-    for number, row in enumerate(rows):
+    for number, row in enumerate(given or ()):
         yield _object(f"{path}, element {number}", row)
+
+
+def _whole(path: Path, text: str) -> list[object] | None:
+    """Return the elements of an array, or an object of several lines; None if each line is to be read on its own."""
+    begin = text.lstrip()
+    if not begin.startswith(("[", "{")) or (begin.startswith("{") and _is_json(begin.partition("\n")[0])):
+        return None
+    try:
+        given = json.loads(begin)
+    except (ValueError, RecursionError) as error:
+        if begin.startswith("{") and getattr(error, "lineno", 1) <= 2:  # a first line that is cut off ends there
+            return None
+        raise UserError(f"{path}: not a JSON array or object ({error})") from None
+    return given if isinstance(given, list) else [given]
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _object(where: str, row: object) -> Record:
@@ -174,31 +194,33 @@ def _found(path: Path, columns: Columns, names: Sequence[str], unlabelled: bool)
     """Return the columns by their names in the file; a UserError names the nearest one where there is none."""
     for option, name in (("text", columns.text), ("pair", columns.pair), ("label", columns.label)):
         if name and name not in names and not (option == "label" and unlabelled):
-            raise UserError(_missing(path, option, name, names))
+            raise UserError(missing_column(path, option, name, names))
     named = [name for name in (columns.text, columns.pair, columns.label) if name]
     if len(set(named)) < len(named):
         raise UserError(f"--text, --pair and --label must name different columns, not {', '.join(named)}")
     label = columns.label or LABEL
     if label not in names:
         if not unlabelled:
-            raise UserError(_missing(path, "label", label, names))
+            raise UserError(missing_column(path, "label", label, names))
         label = ""
     others = [name for name in names if name not in (label, columns.pair)]
     text = columns.text or (TEXT if TEXT in names else others[0] if len(others) == 1 else "")
     if not text:
-        raise UserError(_missing(path, "text", TEXT, names))
+        raise UserError(missing_column(path, "text", TEXT, names))
     return Columns(text, columns.pair, label)
 
 
-def _missing(path: Path, option: str, name: str, names: Sequence[str]) -> str:
+def missing_column(path: Path, option: str, name: str, names: Sequence[str], what: str = "") -> str:
+    """Return that a file lacks a column, which holds `what`, and which option names another one."""
     shown = ", ".join(str(each)[:40] for each in names[:20]) + (", …" if len(names) > 20 else "")
     return (
-        f"{path}: no column {name!r} (it has: {shown}){nearest(name, names)}; name the column of the {option} with "
-        f"--{option}"
+        f"{path}: no column {name!r} (it has: {shown}){nearest(name, names)}; name the column of the "
+        f"{what or option} with --{option}"
     )
 
 
-def _text(where: str, fields: Mapping[str, object], name: str) -> str:
+def text_field(where: str, fields: Mapping[str, object], name: str) -> str:
+    """Return the text in a field; a UserError where there is none."""
     if name not in fields:
         raise UserError(f"{where}: no field {name!r}")
     value = fields[name]

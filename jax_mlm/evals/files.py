@@ -55,7 +55,7 @@ def evaluate_file(
     examples, _, remarks = read_file(task.kind, path, named, unlabelled=True)
     if task.kind == "tag":
         check_types(examples, task.labels)
-    else:
+    elif task.kind == "classify":
         check_labels(examples, task.labels, task.problem, unlabelled=True)
     labelled = sum(_is_labelled(example, task) for example in examples)
     step, params = load_params(run, checkpoint)
@@ -65,7 +65,8 @@ def evaluate_file(
 
 
 def _is_labelled(example: Example, task: TaskConfig) -> bool:
-    return (example.spans if task.kind == "tag" else example.label) is not None
+    known = {"classify": example.label, "tag": example.spans, "answer": example.answers}
+    return known[task.kind] is not None
 
 
 def write_predictions(path: Path, task: TaskConfig, found: Evaluated) -> None:
