@@ -102,7 +102,9 @@ def test_parquet_and_columns_of_other_names_are_read(tmp_path: Path) -> None:
 
 
 def test_files_without_answers_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
-    for number, rows in enumerate(([{**flat(0), "answer": "", "answer_start": ""}], [{"question": "?", "context": "x"}])):
+    for number, rows in enumerate(
+        ([{**flat(0), "answer": "", "answer_start": ""}], [{"question": "?", "context": "x"}])
+    ):
         (path := tmp_path / f"{number}.jsonl").write_text(lines(rows))
         assert [e.answers for e in read_questions(path, Columns(), unlabelled=True)] == [None]
     both = tmp_path / "both.jsonl"
