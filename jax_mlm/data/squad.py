@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from jax_mlm.data.labels import Columns, Example, missing_column, records, sound, text_field
+from jax_mlm.data.labels import Columns, Example
+from jax_mlm.data.rows import missing_column, records, sound, text_field
 from jax_mlm.errors import UserError
 
 CONTEXT, QUESTION, ANSWERS, START = "context", "question", ("answer", "answers"), "answer_start"
@@ -147,9 +148,8 @@ def _given(where: str, label: str, value: object, starts: object) -> Iterator[tu
             yield value, starts
         case {"text": texts}:
             yield from _given(where, label, texts, value.get(START))
-        case list() if all(isinstance(each, dict) for each in value):
-            for each in value:
-                yield each.get("text"), each.get(START)
+        case list() if all(isinstance(each, Mapping) for each in value):
+            yield from ((each.get("text"), each.get(START)) for each in value if isinstance(each, Mapping))
         case list() if all(isinstance(each, str) for each in value):
             yield from itertools.zip_longest(value, starts if isinstance(starts, list) else [])
         case float() if value != value:  # NaN stands for what is missing

@@ -32,7 +32,10 @@ MOST = 100_000
 def check_family(family: Family, kind: str, what: str) -> None:
     """Refuse a task for which transformers has no class of the family."""
     if family == "esm" and kind == "answer":
-        raise UserError(f"{what} is ESM-2, a model of proteins: there is none of it that answers questions")
+        raise UserError(
+            f"{what} is ESM-2, a model of proteins, for which transformers has no head that answers questions: "
+            "take another encoder"
+        )
 
 
 def with_task(values: Json, task: TaskConfig) -> Json:

@@ -121,7 +121,7 @@ def test_questions_without_known_answers_get_answers_but_no_scores(trained: Path
     assert second["prediction"] is None
 
 
-def test_what_shares_a_row_and_how_many_windows_there_are_changes_no_answer(trained: Path) -> None:
+def test_what_shares_a_row_changes_no_answer_of_one_window_or_several(trained: Path) -> None:
     task, run = read_task(trained), read_run(trained)
     assert task is not None
     tokenizer, (_, params) = load_tokenizer(trained / "tokenizer.json"), load_params(trained, "best")
@@ -130,7 +130,7 @@ def test_what_shares_a_row_and_how_many_windows_there_are_changes_no_answer(trai
     laid, together = predicted(run, task, tokenizer, params, examples)
     assert laid.asked is not None
     first = laid.asked.windows.first
-    assert (np.bincount(laid.asked.owners)[-2:] == (3, 1)).all() or np.bincount(laid.asked.owners)[-2] > 1
+    assert (np.bincount(laid.asked.owners) > 1).tolist() == [*[False] * 12, True, False]
     for number in (0, 7, 12, 13):
         alone, logits = predicted(run, task, tokenizer, params, examples[number : number + 1])
         windows = np.flatnonzero(laid.asked.owners == number)
