@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jax_mlm.data.labels import Columns, Example
-from jax_mlm.data.rows import missing_column, records, sound, text_field
+from jax_mlm.data.rows import missing_column, records, text_field
 from jax_mlm.errors import UserError
 
 CONTEXT, QUESTION, ANSWERS, START = "context", "question", ("answer", "answers"), "answer_start"
@@ -40,30 +40,37 @@ def read_questions(path: Path, columns: Columns, unlabelled: bool = False) -> li
         UserError: the file is not readable, or an answer is not where `answer_start` puts it; names line or question.
     """
     examples: list[Example] = []
-    known = False
     found: Columns | None = None
     for where, fields, nested in _questions(path, columns.text or CONTEXT):
-        found = NESTED if nested else found or _found(path, columns, list(fields), unlabelled)
-        context, question = text_field(where, fields, found.text), text_field(where, fields, found.pair)
-        if sound(fields[found.text], where) != fields[found.text]:  # pyright: ignore[reportArgumentType]
-            raise UserError(f"{where}: the context holds half of an escaped pair, so that offsets would shift")
-        impossible = _is_impossible(where, fields.get("is_impossible"))
-        answers = _answers(where, context, fields, found.label) if found.label in fields else None
-        if answers is None and not unlabelled:
-            raise UserError(f"{where}: no field {found.label!r} with the answers")
-        if impossible and answers:
-            raise UserError(f"{where}: is_impossible, though it has an answer: remove one of the two")
-        if impossible is False and not answers:
-            if not unlabelled:
-                raise UserError(f"{where}: is_impossible is false, though there is no answer: remove one of the two")
-            answers = None
-        known |= bool(impossible or answers)
-        examples.append(Example(where, context, question, answers=answers, row=fields))
+        if not nested and found is None:
+            found = _found(path, columns, list(fields), unlabelled)
+        examples.append(_example(where, fields, found if found and not nested else NESTED, unlabelled))
     if not examples:
         raise UserError(f"{path}: there is no question in this file")
-    if unlabelled and not known:
+    if unlabelled and not any(
+        e.answers or _is_impossible(e.where, (e.row or {}).get("is_impossible")) for e in examples
+    ):
         examples = [replace(example, answers=None) for example in examples]
     return examples
+
+
+def _example(where: str, fields: Mapping[str, object], columns: Columns, unlabelled: bool) -> Example:
+    context, question = text_field(where, fields, columns.text), text_field(where, fields, columns.pair)
+    if context != fields[columns.text]:
+        raise UserError(f"{where}: the context holds half of an escaped pair, so that offsets would shift")
+    impossible = _is_impossible(where, fields.get("is_impossible"))
+    there = [name for name in (columns.label, *ANSWERS) if name in fields]
+    label = next((name for name in there if fields[name] is not None), next(iter(there), ""))
+    answers = _answers(where, context, fields, label) if label else () if impossible else None
+    if answers is None and not unlabelled:
+        raise UserError(f"{where}: no field {columns.label or ANSWERS[0]!r} with the answers")
+    if impossible and answers:
+        raise UserError(f"{where}: is_impossible, though it has an answer: remove one of the two")
+    if impossible is False and not answers:
+        if not unlabelled:
+            raise UserError(f"{where}: is_impossible is false, though there is no answer: remove one of the two")
+        answers = None
+    return Example(where, context, question, answers=answers, row=fields)
 
 
 # ---- files to rows -------------------------------------------------------------------------------
@@ -146,10 +153,10 @@ def _given(where: str, label: str, value: object, starts: object) -> Iterator[tu
             return
         case str():
             yield value, starts
-        case {"text": texts}:
-            yield from _given(where, label, texts, value.get(START))
-        case list() if all(isinstance(each, Mapping) for each in value):
-            yield from ((each.get("text"), each.get(START)) for each in value if isinstance(each, Mapping))
+        case {"text": texts, **others}:
+            yield from _given(where, label, texts, others.get(START))
+        case list() if all(isinstance(each, dict) for each in value):
+            yield from ((each.get("text"), each.get(START)) for each in value)
         case list() if all(isinstance(each, str) for each in value):
             yield from itertools.zip_longest(value, starts if isinstance(starts, list) else [])
         case float() if value != value:  # NaN stands for what is missing

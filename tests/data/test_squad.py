@@ -108,8 +108,11 @@ def test_files_without_answers_are_read_where_they_are_asked_for(tmp_path: Path)
         (path := tmp_path / f"{number}.jsonl").write_text(lines(rows))
         assert [e.answers for e in read_questions(path, Columns(), unlabelled=True)] == [None]
     both = tmp_path / "both.jsonl"
-    both.write_text(lines([flat(1), flat(2)]))
-    assert [e.answers for e in read_questions(both, Columns(), unlabelled=True)] == [((29, 37),), ()]
+    both.write_text(lines([{"question": "?", "context": "x"}, flat(1), flat(2)]))
+    assert [e.answers for e in read_questions(both, Columns(), unlabelled=True)] == [None, ((29, 37),), ()]
+    said = [{"question": "?", "context": "x", "answer": "", "is_impossible": value} for value in ("False", "True")]
+    both.write_text(lines(said))
+    assert [e.answers for e in read_questions(both, Columns(), unlabelled=True)] == [None, ()]
 
 
 AT = {"answers": [{"text": "Merkel", "answer_start": 6}]}
