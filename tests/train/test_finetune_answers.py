@@ -185,6 +185,26 @@ def test_seeds_frozen_layers_and_a_file_that_chooses_work_as_for_other_tasks(fol
     assert not np.array_equal(after["layer_1"]["mlp"]["up"]["kernel"], before["layer_1"]["mlp"]["up"]["kernel"])
 
 
+@pytest.mark.slow
+def test_transformers_gives_our_logits_of_a_question_and_its_context(trained: Path, folder: Path) -> None:
+    torch = pytest.importorskip("torch", reason="compares with torch: pip install 'jax-mlm[reference]'")
+    transformers = pytest.importorskip("transformers", reason="compares with transformers")
+    there = folder / "hf-torch"
+    assert hf(["export", str(trained), str(there)]) == 0
+    theirs = transformers.AutoModelForQuestionAnswering.from_pretrained(there)
+    read = transformers.AutoTokenizer.from_pretrained(there)
+    task = read_task(trained)
+    assert task is not None
+    tokenizer, (_, params) = load_tokenizer(trained / "tokenizer.json"), load_params(trained, "best")
+    for row in questions(4, 7):
+        example = Example("f", row["context"], row["question"])
+        _, ours = predicted(read_run(trained), task, tokenizer, params, [example])
+        with torch.no_grad():
+            found = theirs(**read(row["question"], row["context"], return_tensors="pt", return_token_type_ids=False))
+        np.testing.assert_allclose(ours[:, 0], found.start_logits[0].numpy(), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(ours[:, 1], found.end_logits[0].numpy(), rtol=1e-5, atol=1e-4)
+
+
 # ---- what is refused, or said --------------------------------------------------------------------
 
 
