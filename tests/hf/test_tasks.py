@@ -16,6 +16,7 @@ from jax_mlm.errors import UserError
 from jax_mlm.hf.config import AFTER_PADDING, hf_config
 from jax_mlm.hf.names import entries
 from jax_mlm.hf.tasks import CLASSES, check_family, task_of, with_task
+from jax_mlm.hf.tokenizer import hf_tokenizer_config
 from jax_mlm.hf.weights import open_tensors, read_body, read_params, write_params
 from jax_mlm.model.encoder import Inputs
 from jax_mlm.model.params import expected_shapes
@@ -157,6 +158,12 @@ def test_logits_are_those_of_transformers(family: str, name: str, tmp_path: Path
         return
     ours = ours[:, 0] if task.kind == "classify" else ours
     np.testing.assert_allclose(ours, expected.logits.numpy(), rtol=1e-5, atol=1e-4)
+
+
+def test_a_tokenizer_gives_token_types_to_models_that_read_two_of_them() -> None:
+    for model in MODELS.values():
+        named = hf_tokenizer_config({}, 32, model.token_types)["model_input_names"]
+        assert ("token_type_ids" in named) == (model.token_types > 1)
 
 
 def test_a_family_without_a_class_for_the_task_is_refused_by_name() -> None:

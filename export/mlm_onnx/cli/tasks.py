@@ -142,8 +142,8 @@ COMMANDS: Mapping[str, Command] = {
     "answer": Command(
         "print the answer that a fine-tuned model finds to a question",
         (
-            f'{PROG} answer bundle "Paris lies on the Seine." --question "Where is Paris?"',
-            f"{PROG} answer bundle --file questions.jsonl --out out.jsonl",
+            f'{PROG} answer bundle "Paris is in France." --question "Where?"',
+            f"{PROG} answer bundle --file asked.jsonl --out out.jsonl",
         ),
         declare_answer,
         answer,
