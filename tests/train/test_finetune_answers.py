@@ -131,7 +131,7 @@ def test_what_shares_a_row_changes_no_answer_of_one_window_or_several(trained: P
     assert laid.asked is not None
     first = laid.asked.windows.first
     assert (np.bincount(laid.asked.owners) > 1).tolist() == [*[False] * 12, True, False]
-    for number in (0, 7, 12, 13):
+    for number in (7, 12):
         alone, logits = predicted(run, task, tokenizer, params, examples[number : number + 1])
         windows = np.flatnonzero(laid.asked.owners == number)
         np.testing.assert_allclose(together[first[windows[0]] : first[windows[-1] + 1]], logits, atol=1e-5)
