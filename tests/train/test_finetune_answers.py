@@ -27,7 +27,7 @@ from jax_mlm.train.finetune_options import FinetuneConfig
 
 INIT = ROOT / "tests" / "golden" / "run"
 PLACES = ("market", "barn", "bridge")
-SETTINGS: dict[str, Any] = {"lr": 2e-2, "batch": 8, "length": 64, "epochs": 6.0}
+SETTINGS: dict[str, Any] = {"lr": 2e-2, "batch": 8, "length": 64, "epochs": 4.0}
 
 
 def questions(count: int, seed: int) -> list[dict[str, Any]]:
