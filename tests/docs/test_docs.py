@@ -318,7 +318,7 @@ def test_the_commands_of_fine_tuning_run(runner: ModuleType, scratch: Path, envi
     for name in ("asked", "asked-dev"):
         (scratch / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in asked))
     run_page(ROOT / "docs" / "finetuning.md", runner, scratch, environment, slow=False)
-    for name in ("answers", "found", "labelled"):
+    for name in ("answers", "labelled", "found"):
         assert len((scratch / f"{name}.jsonl").read_text().splitlines()) == len(texts)
     assert (scratch / "reviews-hf" / "config.json").is_file()
 

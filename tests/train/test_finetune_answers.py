@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlm_onnx.__main__ import main as onnx
+from mlm_onnx.bundle.read import read_manifest
 from support.models import assert_trees_equal
 from support.paths import ROOT
 
@@ -243,11 +245,23 @@ def test_a_mistake_costs_one_line_and_nothing_is_written(
     assert not (folder / "new").exists()
 
 
-def test_a_bundle_is_not_made_and_other_commands_name_what_fits(trained: Path, folder: Path, capsys: Any) -> None:
-    from mlm_onnx.__main__ import main as onnx
+def test_a_bundle_answers_a_file_as_evaluate_does(trained: Path, folder: Path) -> None:
+    asked, found, out = folder / "asked.jsonl", folder / "asked-found.jsonl", folder / "asked-out.jsonl"
+    rows = [{name: row[name] for name in ("question", "context")} for row in questions(24, 5)]
+    asked.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert evaluate.main([str(trained), "--data", str(asked), "--predictions", str(found)]) == 0
+    bundle = str(folder / "bundle")
+    assert onnx(["convert", str(trained), bundle, "--calibrate", str(folder / "dev.json"), "--dtype", "int8"]) == 0
+    calibration = read_manifest(folder / "bundle")["parity"]["calibration"]
+    assert (calibration["metric"], calibration["as_jax"]["fp32"]) == ("f1", 1)
+    assert calibration["drop"] <= 0.005
+    assert onnx(["convert", str(trained), bundle, "--dtype", "fp32"]) == 0
+    assert onnx(["answer", bundle, "--file", str(asked), "--out", str(out)]) == 0
+    for ours, theirs in zip(map(json.loads, out.open()), map(json.loads, found.open()), strict=True):
+        assert (ours["answer"], ours["start"], ours["end"]) == (theirs["prediction"], theirs["start"], theirs["end"])
 
-    assert onnx(["convert", str(trained), str(folder / "bundle")]) == 2
-    assert "was fine-tuned to answer" in refusal(capsys)
+
+def test_other_commands_name_what_fits(trained: Path, folder: Path, capsys: Any) -> None:
     assert evaluate.main([str(trained), "--data", str(folder / "dev.json"), "--pll"]) == 2
     assert "was fine-tuned to answer" in refusal(capsys)
 
