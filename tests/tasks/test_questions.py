@@ -50,7 +50,7 @@ def test_the_loss_of_a_window_is_that_of_its_own_positions() -> None:
 def test_a_window_gives_its_neighbours_no_gradient() -> None:
     batch, logits = rows(np.random.default_rng(1))
     batch.weights = np.where(np.arange(3) == 1, batch.weights, 0)
-    gradient = jax.grad(lambda values: span_metrics(values, batch).loss_sum)(logits)
+    gradient = jax.jit(jax.grad(lambda values: span_metrics(values, batch).loss_sum))(logits)
     assert np.isfinite(gradient).all()
     np.testing.assert_array_equal(np.abs(gradient).sum(-1) > 0, batch.segments == 2)
 
@@ -160,7 +160,7 @@ def test_scores_are_those_of_squads_script() -> None:
     def text() -> str:
         return str(rng.choice(["", " "])).join(rng.choice(PARTS, rng.integers(0, 7)))
 
-    every = [([text() for _ in range(rng.integers(0, 4))], text()) for _ in range(3000)]
+    every = [([text() for _ in range(rng.integers(0, 4))], text()) for _ in range(1200)]
     every += [(["the"], ""), (["the", "York"], "the"), ([], "a"), (["A."], ""), (["x y"], "y x"), (["x x y"], "x z")]
     for references, predicted in every:
         assert agreement(references, predicted) == pytest.approx(scored(references, predicted))

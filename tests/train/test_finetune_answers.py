@@ -29,7 +29,7 @@ from jax_mlm.train.finetune_options import FinetuneConfig
 
 INIT = ROOT / "tests" / "golden" / "run"
 PLACES = ("market", "barn", "bridge")
-SETTINGS: dict[str, Any] = {"lr": 2e-2, "batch": 8, "length": 64, "epochs": 6.0}
+SETTINGS: dict[str, Any] = {"lr": 2e-2, "batch": 8, "length": 64, "epochs": 4.0}
 
 
 def questions(count: int, seed: int) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def test_what_shares_a_row_changes_no_answer_of_one_window_or_several(trained: P
     assert laid.asked is not None
     first = laid.asked.windows.first
     assert (np.bincount(laid.asked.owners) > 1).tolist() == [*[False] * 12, True, False]
-    for number in (0, 7, 12, 13):
+    for number in (7, 12):
         alone, logits = predicted(run, task, tokenizer, params, examples[number : number + 1])
         windows = np.flatnonzero(laid.asked.owners == number)
         np.testing.assert_allclose(together[first[windows[0]] : first[windows[-1] + 1]], logits, atol=1e-5)
