@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, pipeline
 MODELS = {
     "text-classification": (ORTModelForSequenceClassification, {"top_k": None}),
     "token-classification": (ORTModelForTokenClassification, {"aggregation_strategy": "first"}),
-    "question-answering": (ORTModelForQuestionAnswering, {}),
+    "question-answering": (ORTModelForQuestionAnswering, {"align_to_words": False}),
 }
 task, bundle, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 kind, options = MODELS[task]
