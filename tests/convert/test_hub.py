@@ -28,6 +28,7 @@ from mlm_onnx.convert.request import Dtype, Request
 from mlm_onnx.convert.targets import TARGETS, masked_lm_graph
 from support.bundles import ORIGIN
 from support.models import CONFIGS, MODERN, USUAL, randomised, reference
+from support.runs import run_json
 from tokenizers import Tokenizer
 
 from jax_mlm.data.tokenizer import train_tokenizer
@@ -221,12 +222,6 @@ def check_answers(found: Any, bundle: Path) -> None:
         near = mine[0][1] - mine[1][1] < 0.05  # rounding may swap those two
         if not near and mine[0][0] not in fill.bundle.special.excluded:  # theirs may answer with a special token
             assert theirs[0][0] == answer["masks"][0]["candidates"][0]["id"] == mine[0][0]
-
-
-def run_json(command: list[str]) -> Any:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_optimum_loads_it_unchanged(bundle: Path) -> None:

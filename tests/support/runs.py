@@ -38,6 +38,13 @@ def one_line(done: subprocess.CompletedProcess) -> str:
     return errors[0]
 
 
+def run_json(command: list[str]) -> Any:
+    """Run a command and return the JSON in its last line."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def save_run(path: Path, model: ModelConfig, params: Any, tokenizer: Tokenizer) -> Path:
     """Write a run that has trained for 7 steps on a.txt."""
     path.mkdir()

@@ -1,0 +1,111 @@
+"""optimum and transformers.js answer from the bundles of fine-tuned runs as they are, and as our predictors do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from mlm_onnx import Answer, Classify, Tag
+from mlm_onnx.convert.asked import Tuned
+from mlm_onnx.convert.pipeline import write_bundle
+from mlm_onnx.convert.request import Request
+from support.bundles import ORIGIN, TEXTS, piecewise
+from support.models import MODELS
+from support.runs import run_json
+
+from jax_mlm.config import TaskConfig
+from jax_mlm.model.task_heads import init_task_params
+
+HERE = Path(__file__).parent
+TASKS = {
+    "text-classification": TaskConfig("classify", ("no", "perhaps", "yes")),
+    "token-classification": TaskConfig("tag", ("O", "B-x", "I-x", "B-y", "I-y")),
+    "question-answering": TaskConfig("answer", pair=True, max_answer=15),
+}
+FAMILIES = {"modernbert": "bpe", "bert": "wordpiece", "roberta": "bpe", "albert": "unigram", "distilbert": "wordpiece"}
+LINES = [text.lower() for text in TEXTS[:4]]
+
+
+@pytest.fixture(scope="module", params=[(task, family) for task in TASKS for family in FAMILIES], ids="-".join)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
+    """Return a task, a family and a bundle of them for the hub."""
+    task, family = request.param
+    tokenizer = piecewise(FAMILIES[family])
+    model = replace(MODELS[family], vocab_size=tokenizer.get_vocab_size())
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init_task_params(model, TASKS[task], jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
+    folder = tmp_path_factory.mktemp("hub") / family
+    tuned = Tuned(TASKS[task], model.max_length)
+    write_bundle(folder, model, params, tokenizer, Request("fp32", layout="hub"), ORIGIN, ((1, 7, 2),), tuned)
+    return task, family, folder
+
+
+def asked(task: str) -> list[Any]:
+    short = [" ".join(text.split()[:5]) for text in LINES]
+    return [("the cat", text) for text in short] if task == "question-answering" else short
+
+
+def test_optimum_answers_alike(made: tuple[str, str, Path]) -> None:
+    python = os.environ.get("JAX_MLM_PEERS_PYTHON")
+    if not python or subprocess.run([python, "-c", "import optimum.onnxruntime"], capture_output=True).returncode:
+        pytest.skip("set JAX_MLM_PEERS_PYTHON to a Python that has jax-mlm's extra `peers` (optimum-onnx)")
+    task, _, folder = made
+    found = run_json([python, str(HERE / "hub_tasks.py"), task, str(folder), json.dumps(asked(task))])
+    if task == "text-classification":
+        check_labels(found, folder)
+    elif task == "token-classification":
+        for theirs, ours in zip(found, Tag(folder)(asked(task)), strict=True):
+            assert [(e["entity_group"], *trimmed(ours["text"], e)) for e in theirs] == [
+                (e["label"], e["start"], e["end"]) for e in ours["entities"]
+            ]
+            np.testing.assert_allclose(
+                [e["score"] for e in theirs], [e["probability"] for e in ours["entities"]], atol=1e-3
+            )
+    else:
+        for theirs, (question, context) in zip(found, asked(task), strict=True):
+            ours = Answer(folder)(question, context)
+            assert trimmed(context, theirs) == (ours["start"], ours["end"])
+            assert theirs["answer"].strip() == ours["answer"]
+
+
+def test_transformers_js_answers_alike(made: tuple[str, str, Path]) -> None:
+    modules = os.environ.get("JAX_MLM_NODE_MODULES")
+    if not modules or not shutil.which("node") or not (Path(modules) / "@huggingface" / "transformers").is_dir():
+        pytest.skip("needs node, and JAX_MLM_NODE_MODULES: a node_modules folder with @huggingface/transformers")
+    task, family, folder = made
+    if (task, family) in (("question-answering", "modernbert"), ("token-classification", "albert")):
+        pytest.skip("transformers.js has no such class")
+    line = ["node", str(HERE / "hub_tasks.mjs"), modules, task, str(folder), json.dumps(asked(task))]
+    found = run_json(line)
+    if task == "text-classification":
+        check_labels(found, folder)
+    elif task == "token-classification":  # without an aggregation: the tags of pieces that are not O
+        for theirs, ours in zip(found, Tag(folder)(asked(task)), strict=True):
+            tags = {each["entity"].partition("-")[2] for each in theirs}
+            assert {each["label"] for each in ours["entities"]} <= tags
+    else:
+        for theirs, (question, context) in zip(found, asked(task), strict=True):
+            assert theirs["answer"].replace(" ", "") in context.replace(" ", ""), question
+
+
+def trimmed(text: str, found: Any) -> tuple[int, int]:
+    """Return their span without the white space that their tokens begin with."""
+    inside = text[found["start"] : found["end"]]
+    return found["end"] - len(inside.lstrip()), found["end"]
+
+
+def check_labels(found: Any, folder: Path) -> None:
+    for theirs, ours in zip(found, Classify(folder)(asked("text-classification")), strict=True):
+        assert [each["label"] for each in theirs] == [each["label"] for each in ours["labels"]]
+        np.testing.assert_allclose(
+            [each["score"] for each in theirs], [each["probability"] for each in ours["labels"]], atol=1e-3
+        )
