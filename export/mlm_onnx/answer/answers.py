@@ -95,6 +95,8 @@ class Score(TypedDict):
     text: str
     score: float
     perplexity: float
+    unknown: int
+    """Number of unknown tokens among those that count."""
     tokens: list[ScoredToken]
 
 
@@ -189,7 +191,8 @@ class Answers:
         ]
         total = float(logprobs.sum())
         perplexity = math.exp(min(-total / len(counted), 700))  # e^700 is near the largest float
-        return {"text": read.text, "score": total, "perplexity": perplexity, "tokens": tokens}
+        unknown = int((read.ids[counted] == self._reader.bundle.special.unk_id).sum())
+        return {"text": read.text, "score": total, "perplexity": perplexity, "unknown": unknown, "tokens": tokens}
 
     def _located(self, query: Text, mask: int) -> Located:
         start, end = query.spans[mask]

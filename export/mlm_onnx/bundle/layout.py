@@ -69,3 +69,5 @@ class Special:
     pad_id: int
     excluded: tuple[int, ...]
     """Ids that are never an answer: special tokens, and table rows without a token."""
+    unk_id: int | None = None
+    """The unknown token, if there is one."""

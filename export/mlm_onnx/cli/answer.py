@@ -103,14 +103,20 @@ def explain(options: argparse.Namespace) -> None:
 
 def declare_score(parser: argparse.ArgumentParser) -> None:
     _declare_query(parser, "a sentence without a mask")
+    parser.add_argument(
+        "--within-word",
+        action="store_true",
+        help="hide the later tokens of the same word with each token, since they give it away (PLL-word-l2r)",
+    )
 
 
 def score(options: argparse.Namespace) -> None:
-    answer = _load(options).score(options.text)
+    answer = _load(options).score(options.text, within_word=options.within_word)
     if options.json:
         print_json(answer)
         return
-    print(f"pseudo-log-likelihood {answer['score']:.3f}, perplexity {answer['perplexity']:.2f}")
+    unknown = f", {answer['unknown']} of {len(answer['tokens'])} tokens unknown" if answer["unknown"] else ""
+    print(f"pseudo-log-likelihood {answer['score']:.3f}, perplexity {answer['perplexity']:.2f}{unknown}")
     width = max(len(one_line(token["token"])) for token in answer["tokens"])
     for token in answer["tokens"]:
         print(f"  {one_line(token['token']):<{width}}  {token['logprob']:8.3f}")
@@ -149,7 +155,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "score": Command(
         "print how likely a sentence is (pseudo-log-likelihood)",
-        (f'{PROG} score bundle "This model creates a super"', f'{PROG} score bundle "a good day" --json'),
+        (f'{PROG} score bundle "This model creates a super"', f'{PROG} score bundle "a good day" --within-word --json'),
         declare_score,
         score,
     ),
