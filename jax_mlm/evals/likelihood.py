@@ -20,6 +20,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Literal, NamedTuple, TypeVar
 
@@ -33,7 +34,7 @@ from jax_mlm.config import ModelConfig
 from jax_mlm.data.encoding import word_starts
 from jax_mlm.data.tokenizer import Vocabulary, as_text, rust, vocabulary_of
 from jax_mlm.model.encoder import Inputs, Params
-from jax_mlm.model.heads import Forward, make_forward
+from jax_mlm.model.heads import make_forward
 from jax_mlm.model.ops.dense import cross_entropy
 
 Method = Literal["original", "word-l2r"]
@@ -73,10 +74,6 @@ class Read(NamedTuple):
     """Where each text begins and ends without its frame."""
 
 
-LogProbs = Callable[
-    [Params, Int[np.ndarray, "B S"], Int[np.ndarray, " B"], Int[np.ndarray, " B"], Int[np.ndarray, " B"]],
-    Float[Array, " B"],
-]
 Scorer = Callable[[Sequence[str]], list[Score]]
 
 
@@ -92,7 +89,6 @@ def make_scorer(
     vocabulary, reader = vocabulary_of(tokenizer), as_text(tokenizer)
     unknown = -1 if vocabulary.unk is None else vocabulary.unk
     special = np.setdiff1d(vocabulary.special, unknown)
-    log_probs = make_log_probs(make_forward(config))
     params = jax.device_put(params)
 
     def score(texts: Sequence[str]) -> list[Score]:
@@ -104,8 +100,7 @@ def make_scorer(
         size = len(read.tokens) + 1
         asked = np.concatenate([at * size + until[method] for method in methods])
         distinct, of_asked = np.unique(asked, return_inverse=True)
-        copies = Copies(read, *np.divmod(distinct, size), config.max_length)
-        found = copies.scored(log_probs, params, vocabulary, config.vocab_size, at_once)
+        found = Copies(read, *np.divmod(distinct, size)).scored(config, params, vocabulary, at_once)
         by_method = found[of_asked].reshape(len(methods), len(at)).astype(np.float64)
         bounds = np.searchsorted(at, read.first)
 
@@ -119,26 +114,23 @@ def make_scorer(
     return score
 
 
-def make_log_probs(forward: Forward) -> LogProbs:
-    """Return `log_probs(params, tokens, sizes, at, targets)`: ln p(target) [B] at one position of each row.
+@partial(jax.jit, static_argnums=0)
+def log_probs(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B S"],
+    sizes: Int[Array, " B"],
+    at: Int[Array, " B"],
+    targets: Int[Array, " B"],
+) -> Float[Array, " B"]:
+    """Return ln p(target) at one position of each row, of which the first `size` tokens are a text.
 
-    A row's first `size` tokens are a text, and the rest is padding. The logits never leave the device.
+    The logits never leave the device.
     """
-
-    @jax.jit
-    def log_probs(
-        params: Params,
-        tokens: Int[Array, "B S"],
-        sizes: Int[Array, " B"],
-        at: Int[Array, " B"],
-        targets: Int[Array, " B"],
-    ) -> Float[Array, " B"]:
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-        inputs = Inputs(tokens, (positions < sizes[:, None]).astype(jnp.int32), positions)
-        with jax.default_matmul_precision("float32"):  # accelerators round to fewer bits otherwise, and make ties
-            return -cross_entropy(forward(params, inputs, at[:, None])[:, 0], targets)
-
-    return log_probs
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    inputs = Inputs(tokens, (positions < sizes[:, None]).astype(jnp.int32), positions)
+    with jax.default_matmul_precision("float32"):  # accelerators round to fewer bits otherwise, and make ties
+        return -cross_entropy(make_forward(config)(params, inputs, at[:, None])[:, 0], targets)
 
 
 def tokens_at_once(batch: int) -> int:
@@ -222,16 +214,14 @@ class Copies:
     at: Int[np.ndarray, " N"]
     until: Int[np.ndarray, " N"]
     """Where the hidden tokens end."""
-    longest: int
-    """Most tokens that the model reads at once."""
 
     def scored(
-        self, log_probs: LogProbs, params: Params, vocabulary: Vocabulary, table: int, at_once: int
+        self, config: ModelConfig, params: Params, vocabulary: Vocabulary, at_once: int
     ) -> Float[np.ndarray, " N"]:
         """Return ln p of the token at the position of each copy, computed in batches of copies of similar length."""
         first = self.read.first
         text = np.searchsorted(first, self.at, "right") - 1
-        widths = np.minimum(width_of(first[text + 1] - first[text]), self.longest)
+        widths = np.minimum(width_of(first[text + 1] - first[text]), config.max_length)
         found = np.zeros(len(self.at), np.float32)
         under_way: deque[tuple[np.ndarray, Array]] = deque()
 
@@ -241,11 +231,11 @@ class Copies:
 
         for width in np.unique(widths):
             members = np.flatnonzero(widths == width)
-            rows = max(1, min(at_once // int(width), LOGITS_AT_ONCE // table))
+            rows = max(1, min(at_once // int(width), LOGITS_AT_ONCE // config.vocab_size))
             for start in range(0, len(members), rows):
                 chosen = members[start : start + rows]
-                batch = self.batch(np.resize(chosen, rows), text, int(width), vocabulary)
-                under_way.append((chosen, log_probs(params, *batch)))
+                batch = self.batch(np.resize(chosen, rows), text, int(width), config.max_length, vocabulary)
+                under_way.append((chosen, log_probs(config, params, *batch)))
                 if len(under_way) > UNDER_WAY:
                     take()
         while under_way:
@@ -253,7 +243,7 @@ class Copies:
         return found
 
     def batch(
-        self, chosen: np.ndarray, text: np.ndarray, width: int, vocabulary: Vocabulary
+        self, chosen: np.ndarray, text: np.ndarray, width: int, longest: int, vocabulary: Vocabulary
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return the rows of some copies: tokens, sizes, the positions asked about and the tokens hidden there.
 
@@ -264,7 +254,7 @@ class Copies:
         begin, end = read.first[text[chosen], None], read.first[text[chosen] + 1, None]
         first, last = read.inner[text[chosen], :1], read.inner[text[chosen], 1:]
         before, after = first - begin, end - last
-        room = self.longest - before - after
+        room = longest - before - after
         seen = np.minimum(room, last - first)
         window = np.minimum(np.maximum(first, at - room // 2), last - seen)
         column, size = np.arange(width), before + seen + after
