@@ -26,7 +26,13 @@ from jax_mlm.run.directory import read_run
 
 MODEL = ModelConfig(vocab_size=400, width=16, layers=2, heads=2, ff_width=24, max_length=48)
 METHODS = ("original", "word-l2r")
-TEXTS = ("the cats sat here,and def(today)", "The cat", "xyz q_2 cat's sat. Then", "a-b the  the", "ünïmet 我爱 Ω today")
+TEXTS = (
+    "the cats sat here,and def(today)",
+    "The cat",
+    "xyz q_2 cat's sat. Then",
+    "a-b the  the",
+    "ünïmet 我爱 Ω today",
+)
 GOLDEN = ROOT / "tests" / "golden"
 
 
@@ -87,7 +93,9 @@ def test_a_method_alone_gives_what_both_give():
     both = make_scorer(tokenizer, MODEL, params(), METHODS, 256)(TEXTS)
     for method in METHODS:
         alone = make_scorer(tokenizer, MODEL, params(), (method,), 256)(TEXTS)
-        assert [score.pll for score in alone] == [{method: pytest.approx(score.pll[method], abs=1e-5)} for score in both]
+        assert [score.pll for score in alone] == [
+            {method: pytest.approx(score.pll[method], abs=1e-5)} for score in both
+        ]
     assert any(abs(score.pll["original"] - score.pll["word-l2r"]) > 0.1 for score in both)
 
 
@@ -173,7 +181,14 @@ def make_score(pll, tokens, unknown):
 
 # ---- the same in both packages --------------------------------------------------------------------
 
-MANY = ("abcdefghij" * 5, "x" * 41 + " the", f"the {'ab' * 30}, cat", *TEXTS, "_a_ b__c 3.14 1,000", "\u200c می\u200cخواهم")
+MANY = (
+    "abcdefghij" * 5,
+    "x" * 41 + " the",
+    f"the {'ab' * 30}, cat",
+    *TEXTS,
+    "_a_ b__c 3.14 1,000",
+    "\u200c می\u200cخواهم",
+)
 
 
 @pytest.mark.parametrize("kind", list(MADE))
@@ -193,7 +208,11 @@ def test_a_bundle_scores_as_its_run_does():
     run = GOLDEN / "run"
     score = make_scorer(load_tokenizer(run / "tokenizer.json"), read_run(run).model, load_params(run)[1], METHODS, 512)
     fill = FillMask(GOLDEN / "bundle-fp32", threads=1)
-    texts = ["the baker sells some warm bread in the market.", "my sister mends clayjars, unheard-of ones 我", "Ω Ω the"]
+    texts = [
+        "the baker sells some warm bread in the market.",
+        "my sister mends clayjars, unheard-of ones 我",
+        "Ω Ω the",
+    ]
     texts.append(" ".join([*texts, "the sisters of the bakers"] * 6))
     for text, theirs in zip(texts, score(texts), strict=True):
         for method, within_word in zip(METHODS, (False, True), strict=True):
