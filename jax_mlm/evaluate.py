@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Evaluate a run on text it has not seen: loss, accuracy and perplexity under fixed masks."""
+    """Evaluate a run on text it has not seen: loss, accuracy and perplexity under fixed masks, or minimal pairs."""
 
     run: Path = field(metadata={"positional": "RUN"})
     """The run directory."""

@@ -106,7 +106,9 @@ def make_scorer(
 
         def of(text: int) -> Score:
             mine = slice(bounds[text], bounds[text + 1])
-            pll = {method: math.fsum(each[mine]) for method, each in zip(methods, by_method, strict=True)}
+            pll: dict[Method, float] = {
+                method: math.fsum(each[mine]) for method, each in zip(methods, by_method, strict=True)
+            }
             return Score(pll, len(at[mine]), int((read.tokens[at[mine]] == unknown).sum()))
 
         return [of(text) for text in same_as]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -34,7 +35,8 @@ def predict_each(
     tokens = np.tile(ids, (len(at), 1))
     tokens[np.arange(len(at)), at] = vocabulary.mask
     positions = np.broadcast_to(np.arange(len(ids), dtype=np.int32), tokens.shape)
-    logits = jax.jit(forward)(params, Inputs(tokens, np.ones_like(tokens), positions), at[:, None])[:, 0]
+    inputs = Inputs(*map(jnp.asarray, (tokens, np.ones_like(tokens), positions)))
+    logits = jax.jit(forward)(params, inputs, at[:, None])[:, 0]
     probabilities = np.asarray(jax.nn.softmax(logits, axis=-1))[:, : vocabulary.size]
 
     def named(id: int) -> str:
