@@ -57,7 +57,7 @@ def run(config: EvaluateConfig) -> None:
     """Print the figures of one run on one text."""
     if bool(config.data) == bool(config.pairs):
         wrong = "give either --data or --pairs, not both" if config.data else "the run or --data is missing"
-        raise UserError(f"{wrong}: python -m jax_mlm.evaluate RUN --data FILE")
+        raise UserError(f"{wrong}: python -m jax_mlm.evaluate RUN --data FILE, or RUN --pairs FILE")
     trained, task = read_run(config.run), read_task(config.run)
     if task is not None:
         _evaluate_task(config, trained, task)

@@ -47,13 +47,12 @@ def print_pairs(figures: Json) -> None:
     methods, unknown = figures["methods"], figures["unknown"]
     print(
         f"{figures['pairs']:,} pairs, {unknown['pairs']:,} of them with unknown tokens ({unknown['tokens']:,}); "
-        "ties count as wrong"
+        "share whose good sentence is the likelier one, ties not among them:"
     )
     first = next(iter(methods.values()))
     console = Console(width=None if Console().is_terminal else 110, highlight=False, markup=False)
     grid = Table(box=None, pad_edge=False)
-    columns = [f"{method} {figure}" for method in methods for figure in ("accuracy", "ties")]
-    for number, name in enumerate(("", "pairs", "unknown", *columns)):
+    for number, name in enumerate(("", "pairs", "unknown", *(name for method in methods for name in (method, "ties")))):
         grid.add_column(name, justify="right" if number else "left")
 
     def row(name: str, groups: list[Json]) -> None:

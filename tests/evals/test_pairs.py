@@ -9,6 +9,7 @@ from jax_mlm.data.tokenizer import load_tokenizer
 from jax_mlm.errors import UserError
 from jax_mlm.evals.likelihood import Score, make_scorer
 from jax_mlm.evals.pairs import judge, read_pairs
+from jax_mlm.report.likelihood import counting
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run
 
@@ -136,6 +137,14 @@ def test_a_bad_line_is_refused_with_its_number_and_the_nearest_key(run, capsys, 
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"error: {file}")
     assert said in err
+
+
+def test_progress_is_drawn_for_whoever_is_watching_and_changes_nothing(monkeypatch, capsys):
+    assert list(counting(iter("abc"), 3, "pairs")) == ["a", "b", "c"]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("jax_mlm.report.likelihood.at_terminal", lambda: True)
+    assert list(counting(iter("abc"), 3, "pairs")) == ["a", "b", "c"]
+    assert "pairs" in capsys.readouterr().err
 
 
 def test_a_sentence_without_any_token_is_not_the_likelier_one(pairs):
