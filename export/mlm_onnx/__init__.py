@@ -1,4 +1,4 @@
-"""Answer masked queries from an ONNX bundle: `FillMask("BUNDLE")("text with [MASK]")`."""
+"""Answer from an ONNX bundle: `FillMask("BUNDLE")("text with [MASK]")`; `Classify` and `Tag` for fine-tuned models."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlm_onnx.answer.predictor import FillMask
+    from mlm_onnx.answer.tasks import Classify, Tag
     from mlm_onnx.bundle.layout import BundleError, QueryError
 
 # Since 1.29, onnxruntime's Linux wheels report each session to Microsoft unless this is set before the import; the
 # thread that reports also keeps forked children from exiting. Set the variable to 0 to turn reporting back on.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["BundleError", "FillMask", "QueryError"]
-_HOME = {"BundleError": "bundle.layout", "FillMask": "answer.predictor", "QueryError": "bundle.layout"}
+__all__ = ["BundleError", "Classify", "FillMask", "QueryError", "Tag"]
+_HOME = {
+    **dict.fromkeys(("BundleError", "QueryError"), "bundle.layout"),
+    **dict.fromkeys(("Classify", "Tag"), "answer.tasks"),
+    "FillMask": "answer.predictor",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -12,12 +12,18 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() answers it: an import would end in a traceback
 
 from mlm_onnx.bundle.layout import MlmOnnxError
-from mlm_onnx.cli import answer, convert, demo, inspect
+from mlm_onnx.cli import answer, convert, demo, inspect, tasks
 from mlm_onnx.cli.parser import Command, command_map, read
 from mlm_onnx.cli.signals import requests_to_stop, stop_of
 from mlm_onnx.version import versions
 
-COMMANDS: Mapping[str, Command] = {**convert.COMMANDS, **answer.COMMANDS, **demo.COMMANDS, **inspect.COMMANDS}
+COMMANDS: Mapping[str, Command] = {
+    **convert.COMMANDS,
+    **answer.COMMANDS,
+    **tasks.COMMANDS,
+    **demo.COMMANDS,
+    **inspect.COMMANDS,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -256,7 +256,8 @@ def _distance(at: int, parts: Sequence[tuple[int, int]], i: int) -> float:
 def units_of(tokenizer: Tokenizer, text: str, encoding: Encoding) -> tuple[list[int], tuple[Unit, ...]]:
     """Return the first token of each word, and where the words stand, told apart as transformers' pipelines do.
 
-    WordPiece marks what goes on with a word; with other tokenizers a word is what stands between spaces.
+    WordPiece marks what goes on with a word; with other tokenizers a word is what stands between spaces. Tokens of
+    white space alone are none.
     """
     unknown = getattr(tokenizer.model, "unk_token", None)
     marks = bool(getattr(tokenizer.model, "continuing_subword_prefix", None))
@@ -272,7 +273,9 @@ def units_of(tokenizer: Tokenizer, text: str, encoding: Encoding) -> tuple[list[
         else:
             opens.append(at)
             bounds.append((start, end))
-    return opens, tuple(_trimmed(text, start, end) for start, end in bounds)
+    words = [(at, _trimmed(text, start, end)) for at, (start, end) in zip(opens, bounds, strict=True)]
+    words = [(at, word) for at, word in words if word.start < word.end]
+    return [at for at, _ in words], tuple(word for _, word in words)
 
 
 def _trimmed(text: str, start: int, end: int) -> Unit:

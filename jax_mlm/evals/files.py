@@ -53,18 +53,24 @@ def evaluate_file(
     """
     named = Columns(*(given or learned for given, learned in zip(columns, task.columns, strict=True)))
     examples, _, remarks = read_file(task.kind, path, named, unlabelled=True)
-    if task.kind == "tag":
-        check_types(examples, task.labels)
-    else:
-        check_labels(examples, task.labels, task.problem, unlabelled=True)
-    labelled = sum(_is_labelled(example, task) for example in examples)
+    check_examples(examples, task)
+    labelled = sum(is_labelled(example, task) for example in examples)
     step, params = load_params(run, checkpoint)
     laid, logits = predicted(config, task, load_tokenizer(run / TOKENIZER_FILE), params, examples)
     measured = laid.measured(task, logits) if labelled else None
     return Evaluated(step, laid, logits, measured, labelled, (*remarks, *laid.remarks))
 
 
-def _is_labelled(example: Example, task: TaskConfig) -> bool:
+def check_examples(examples: Sequence[Example], task: TaskConfig) -> None:
+    """Refuse a label that was not learned, by its line."""
+    if task.kind == "tag":
+        check_types(examples, task.labels)
+    else:
+        check_labels(examples, task.labels, task.problem, unlabelled=True)
+
+
+def is_labelled(example: Example, task: TaskConfig) -> bool:
+    """Return whether it is known what is right for the example."""
     return (example.spans if task.kind == "tag" else example.label) is not None
 
 

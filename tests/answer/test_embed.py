@@ -16,7 +16,7 @@ import pytest
 from mlm_onnx import FillMask, QueryError
 from mlm_onnx.__main__ import main
 from mlm_onnx.bundle.layout import EMBED_GRAPH, FAST_DATA, FAST_GRAPH, BundleError
-from mlm_onnx.convert import pipeline
+from mlm_onnx.convert import heads, pipeline
 from mlm_onnx.convert.parity import EMBEDDINGS, ParityError, onnx_side, open_session
 from mlm_onnx.convert.precision import FP32
 from mlm_onnx.convert.quantize import INT8
@@ -118,7 +118,7 @@ def test_an_embedding_that_differs_is_not_written(tmp_path: Path, monkeypatch: p
     def wrong(model: Any, params: Any, precision: Any) -> Any:
         return embed_graph(replace(model, rope_theta=100.0), params, precision)
 
-    monkeypatch.setattr(pipeline, "TARGETS", (FILL_MASK, replace(EMBED, build=wrong)))
+    monkeypatch.setattr(heads, "TARGETS", (FILL_MASK, replace(EMBED, build=wrong)))
     tokenizer = train_tokenizer([SENTENCE], "word", 16)
     params, request = randomised(SENTENCE_MODEL), Request("fp32")
     with pytest.raises(ParityError, match="embedding"):

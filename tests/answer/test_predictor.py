@@ -337,8 +337,9 @@ def test_score_and_info_print(words: Path, capsys: pytest.CaptureFixture[str]) -
     ("argv", "said"),
     [
         (["fil"], "did you mean fill?"),
-        (["xyzzy"], "choose convert, fill, explain, score, embed, demo, info"),
+        (["xyzzy"], "choose convert, fill, explain, score, embed, classify, tag, demo, info"),
         (["fill"], "required"),
+        (["fill", "BUNDLE"], "give a TEXT, or --file IN --out OUT"),
         (["fill", "BUNDLE", "a [MASK]", "--top_k", "3"], "did you mean --top-k?"),
         (["fill", "BUNDLE", "a [MASK]", "--top-k", "0"], "--top-k 0: expected an integer of at least 1"),
         (["fill", "BUNDLE", "a [MASK]", "--top-k", "x"], "--top-k x: expected an integer of at least 1"),

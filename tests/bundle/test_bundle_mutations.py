@@ -23,7 +23,7 @@ from typing import Any
 import onnx
 import pytest
 from mlm_onnx import FillMask
-from mlm_onnx.bundle.layout import EMBED_GRAPH, FAST_DATA, FAST_GRAPH, REQUIRED, TOKENIZER, BundleError
+from mlm_onnx.bundle.layout import EMBED_GRAPH, FAST_DATA, FAST_GRAPH, FILL, TASKS, TOKENIZER, BundleError
 from mlm_onnx.bundle.read import open_bundle
 
 Files = dict[str, bytes]
@@ -32,7 +32,7 @@ SECONDS = 20
 MEGABYTES = 1500
 """The process may grow to, over all of them."""
 TEXT = "This [MASK] creates a super [MASK]"
-LISTED = (*REQUIRED, EMBED_GRAPH)
+LISTED = (*TASKS[FILL].required, EMBED_GRAPH)
 OPENED = {TOKENIZER, FAST_GRAPH, FAST_DATA}
 """Files that FillMask reads before it answers; the embedding graph is read only when used."""
 

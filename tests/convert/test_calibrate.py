@@ -13,10 +13,10 @@ from mlm_onnx.__main__ import main
 from mlm_onnx.bundle.layout import BundleError
 from mlm_onnx.bundle.read import open_bundle
 from mlm_onnx.convert import calibrate
-from mlm_onnx.convert.calibrate import against, queries
+from mlm_onnx.convert.asked import ALLOWED, Asked, against, queries
 from mlm_onnx.convert.precision import FP32
 from mlm_onnx.convert.quantize import INT8, REDUCED, adjusted
-from mlm_onnx.convert.targets import fill_mask_graph
+from mlm_onnx.convert.targets import FILL_MASK, fill_mask_graph
 from onnx import numpy_helper
 from support.bundles import fast_side
 from support.models import MODERN, randomised
@@ -56,8 +56,7 @@ def test_too_little_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_costs_by_hand() -> None:
-    asked = [(np.zeros((1, 4)), np.zeros((1, 4)), np.array([1, 2, 3, 4]))]
-    facts = against(np.array([1, 2, 3, 9]), np.array([1, 2, 8, 9]), asked)
+    facts = against(np.array([1, 2, 3, 9]), np.array([1, 2, 8, 9]), np.array([1, 2, 3, 4]))
     assert facts == {"tokens": 4, "top1_agreement": 0.75, "accuracy": {"fp32": 0.75, "int8": 0.5}, "drop": 0.25}
 
 
@@ -67,15 +66,27 @@ def test_the_matrix_that_costs_too_much_stays_in_float32(
     params = randomised(CONFIG)
     fill_mask_graph(CONFIG, params).write(tmp_path / "g.onnx")
     exact = fast_side(tmp_path / "g.onnx")
-    asked = [(i, at, exact(i, at)[0].argmax(-1)) for i, at, _ in queries(text, TOKENIZER, VOCABULARY, 48)[:60]]
+    asked = [(i, at) for i, at, _ in queries(text, TOKENIZER, VOCABULARY, 48)[:60]]
+    truth = np.concatenate([exact(ids, at)[0].argmax(-1) for ids, at in asked])
 
     def broken(g: Any, x: str, name: str, kernel: Any, bias: Any, **rest: Any) -> str:
         """Int8 that loses one matrix; the others are exact."""
         return FP32.linear(g, x, name, kernel * 0 if name == "layer_1.mlp.down" else kernel, bias)
 
-    monkeypatch.setattr(calibrate, "queries", lambda *_: asked)
     monkeypatch.setattr(calibrate, "INT8", replace(FP32, name="int8", linear=broken))
-    keep, facts = calibrate.calibrate(CONFIG, params, TOKENIZER, VOCABULARY, text)
+    keep, facts = calibrate.calibrate(
+        Asked(
+            FILL_MASK,
+            CONFIG,
+            params,
+            [{"input_ids": ids, "positions": at} for ids, at in asked],
+            lambda logits: logits[0].argmax(-1),
+            lambda expected, int8: against(np.concatenate(expected), np.concatenate(int8), truth),
+            ALLOWED,
+            len(asked),
+        ),
+        text,
+    )
     assert keep == {"layer_1.mlp.down"}
     assert facts["kept_in_fp32"] == ["layer_1.mlp.down"]
     assert facts["before_keeping"]["drop"] > 0.01

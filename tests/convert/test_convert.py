@@ -15,8 +15,8 @@ from mlm_onnx import FillMask
 from mlm_onnx.__main__ import main
 from mlm_onnx.bundle.layout import BundleError
 from mlm_onnx.bundle.read import open_bundle
+from mlm_onnx.convert import heads, quantize
 from mlm_onnx.convert import pipeline as convert
-from mlm_onnx.convert import quantize
 from mlm_onnx.convert.parity import LOGITS, ParityError
 from mlm_onnx.convert.pipeline import write_bundle
 from mlm_onnx.convert.request import Request
@@ -72,7 +72,7 @@ def test_a_graph_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest
     def wrong(model: ModelConfig, *rest: Any) -> Any:
         return FILL_MASK.build(replace(model, activation="gelu_tanh"), *rest)
 
-    monkeypatch.setattr(convert, "TARGETS", (replace(FILL_MASK, build=wrong),))
+    monkeypatch.setattr(heads, "TARGETS", (replace(FILL_MASK, build=wrong),))
     tokenizer = train_tokenizer([SENTENCE], "word", 16)
     with pytest.raises(ParityError, match="nothing was written"):
         write_bundle(tmp_path / "b", CONFIG.model, randomised(CONFIG.model), tokenizer, Request("fp32"), ORIGIN)

@@ -318,7 +318,8 @@ def test_the_commands_of_fine_tuning_run(runner: ModuleType, scratch: Path, envi
         words = ["".join(f"{word}\t{'B-x' if word == 'with' else 'O'}\n" for word in text.split()) for text in texts]
         (scratch / f"{name}.conll").write_text("\n".join(words))
     run_page(ROOT / "docs" / "finetuning.md", runner, scratch, environment, slow=False)
-    assert len((scratch / "answers.jsonl").read_text().splitlines()) == len(texts)
+    for name in ("answers", "labelled"):
+        assert len((scratch / f"{name}.jsonl").read_text().splitlines()) == len(texts)
     assert (scratch / "reviews-hf" / "config.json").is_file()
 
 

@@ -74,7 +74,7 @@ class JointFilling(TypedDict):
     text: str
 
 
-class Answer(TypedDict):
+class Filled(TypedDict):
     """What `FillMask` returns for a text."""
 
     text: str

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlm_onnx.answer.session import FLOATS, INTEGERS, Session
 from mlm_onnx.bundle.background import BackgroundTask
-from mlm_onnx.bundle.layout import EMBED_GRAPH, FAST_DATA, FAST_GRAPH, BundleError
+from mlm_onnx.bundle.layout import CLASSIFY, EMBED_GRAPH, FILL, TAG, BundleError, QueryError
 from mlm_onnx.bundle.read import Bundle
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ LOGITS_A_RUN = 1 << 25
 """Rows also run together only up to this many logits (128 MB)."""
 FEWER_BYTES = 1 << 23
 """Below this many bytes of weights, one thread answers faster than several."""
-FILL_PORTS = {"input_ids": INTEGERS, "positions": INTEGERS, "logits": FLOATS}
 EMBED_PORTS = {"input_ids": INTEGERS, "embedding": FLOATS}
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,6 +36,8 @@ class Row:
     ids: np.ndarray
     at: np.ndarray
     """Token positions."""
+    types: np.ndarray | None = None
+    """Token types of ids, for a graph that reads them."""
 
 
 def default_threads() -> int:
@@ -46,6 +47,13 @@ def default_threads() -> int:
     except AttributeError:
         cores = os.cpu_count() or 1
     return max(1, min(4, cores))
+
+
+def checked(threads: int | None) -> int:
+    """Return how many threads to compute with; a QueryError if it is not a number of them."""
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise QueryError(f"threads must be at least 1, not {threads!r}")
+    return threads or default_threads()
 
 
 def side_by_side(run: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
@@ -85,14 +93,21 @@ def top(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 class Engine:
-    """Runs the fast graphs of a bundle, several runs at once in threads."""
+    """Runs the fast graphs of a bundle, several runs at once in threads.
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        self.bundle, self.threads = bundle, threads
-        a_run = 1 if bundle.manifest["files"][FAST_DATA]["size"] < FEWER_BYTES else threads
-        self._fill = Session(bundle, FAST_GRAPH, FILL_PORTS, a_run)
+    Args:
+        outputs: logits at one position: of each token of the table, of each label, or of an answer's two ends.
+        types: whether the graph reads token types.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int, outputs: int, types: bool = False) -> None:
+        self.bundle, self.threads, self.outputs = bundle, threads, outputs
+        a_run = 1 if bundle.manifest["files"][bundle.files.data]["size"] < FEWER_BYTES else threads
+        read = ("input_ids", *(("positions",) if bundle.task in (FILL, TAG) else ()), *(("token_type_ids",) * types))
+        self._read = read
+        self._fast = Session(bundle, bundle.files.graph, {**dict.fromkeys(read, INTEGERS), "logits": FLOATS}, a_run)
         self._embed = Session(bundle, EMBED_GRAPH, EMBED_PORTS, a_run)
-        self._opening = BackgroundTask(self._fill.opened)
+        self._opening = BackgroundTask(self._fast.opened)
 
     def wait(self) -> None:
         """Block until the session has opened in the background; after this, nothing reads the bundle's files.
@@ -107,19 +122,23 @@ class Engine:
 
     def positions_a_row(self) -> int:
         """Return how many positions of one row the model may predict in one run."""
-        return max(1, LOGITS_A_RUN // self.bundle.vocab_size)
+        return max(1, LOGITS_A_RUN // self.outputs)
 
     def map(self, rows: Sequence[Row], reduce: Callable[[int, np.ndarray], Result]) -> list[Result]:
-        """Return reduce(row index, logits [P, V]) for each row, in the order of the rows.
+        """Return reduce(row index, logits) for each row, in the order of the rows.
 
-        `reduce` runs in the thread that computed the logits, which are freed when it returns, so it may keep
-        copies of them but not views.
+        The logits of a row are [P, K] at its positions; of a classifier [K], and of an answer [S, 2] at every token.
+        `reduce` runs in the thread that computed the logits, which are freed when it returns, so it may keep copies of
+        them but not views.
         """
 
         def run(chosen: list[int]) -> list[Result]:
-            ids = np.stack([rows[index].ids for index in chosen])
-            at = np.stack([rows[index].at for index in chosen])
-            logits = self._fill.run((*at.shape, self.bundle.vocab_size), input_ids=ids, positions=at)
+            (b, s), p = (len(chosen), len(rows[chosen[0]].ids)), len(rows[chosen[0]].at)
+            each = {name: [_given(name, rows[index]) for index in chosen] for name in self._read}
+            inner = (p,) if self.bundle.task in (FILL, TAG) else () if self.bundle.task == CLASSIFY else (s,)
+            logits = self._fast.run(
+                (b, *inner, self.outputs), **{name: np.stack(parts) for name, parts in each.items()}
+            )
             return [reduce(index, row) for index, row in zip(chosen, logits, strict=True)]
 
         return self._in_order([(len(row.ids), len(row.at)) for row in rows], run)
@@ -155,8 +174,19 @@ class Engine:
         for index, shape in enumerate(shapes):
             alike.setdefault(shape, []).append(index)
         for (length, asked), members in alike.items():
-            together = max(1, min(TOKENS_A_RUN // length, LOGITS_A_RUN // max(1, asked * self.bundle.vocab_size)))
+            together = max(1, min(TOKENS_A_RUN // length, LOGITS_A_RUN // max(1, asked * self.outputs)))
             if self.bundle.manifest.get("dtype") == "int8":
                 together = 1  # int8 activations share scales across a run; alone, a text always gets the same answer
             for start in range(0, len(members), together):
                 yield members[start : start + together]
+
+
+def _given(port: str, row: Row) -> np.ndarray:
+    """Return what a graph's input takes from a row."""
+    match port:
+        case "positions":
+            return row.at
+        case "token_type_ids" if row.types is not None:
+            return row.types
+        case _:
+            return row.ids

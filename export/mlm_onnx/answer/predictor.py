@@ -9,8 +9,8 @@ from typing import TypeVar, overload
 
 import numpy as np
 
-from mlm_onnx.answer.answers import Answer, Answers, ExplainedMask, Explanation, Score
-from mlm_onnx.answer.engine import Engine, default_threads, log_softmax
+from mlm_onnx.answer.answers import Answers, ExplainedMask, Explanation, Filled, Score
+from mlm_onnx.answer.engine import Engine, checked, log_softmax
 from mlm_onnx.answer.pieces import Pieces
 from mlm_onnx.answer.queries import (
     Choices,
@@ -19,13 +19,14 @@ from mlm_onnx.answer.queries import (
     check_size,
     choices_of,
     how_many,
+    listed,
     read_all,
     scored_positions,
 )
 from mlm_onnx.answer.reader import Reader, Text
 from mlm_onnx.answer.words import words_among
-from mlm_onnx.bundle.layout import QueryError
-from mlm_onnx.bundle.read import Bundle, open_bundle
+from mlm_onnx.bundle.layout import FILL
+from mlm_onnx.bundle.read import Bundle, opened
 
 SCORED_AT_ONCE = 2048
 BEAM = 8
@@ -52,10 +53,8 @@ class FillMask:
     """
 
     def __init__(self, path: str | os.PathLike[str] | Bundle, threads: int | None = None) -> None:
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise QueryError(f"threads must be at least 1, not {threads!r}")
-        self.bundle = path if isinstance(path, Bundle) else open_bundle(path, full=False, ahead=True)
-        self._engine = Engine(self.bundle, threads or default_threads())
+        self.bundle = opened(path, FILL)
+        self._engine = Engine(self.bundle, checked(threads), self.bundle.vocab_size)
         try:
             self.reader = Reader(self.bundle)
         finally:
@@ -85,7 +84,7 @@ class FillMask:
         *,
         joint: bool = False,
         first_piece: bool = False,
-    ) -> Answer: ...
+    ) -> Filled: ...
     @overload
     def __call__(
         self,
@@ -95,7 +94,7 @@ class FillMask:
         *,
         joint: bool = False,
         first_piece: bool = False,
-    ) -> list[Answer]: ...
+    ) -> list[Filled]: ...
     def __call__(
         self,
         text: str | Sequence[str],
@@ -104,7 +103,7 @@ class FillMask:
         *,
         joint: bool = False,
         first_piece: bool = False,
-    ) -> Answer | list[Answer]:
+    ) -> Filled | list[Filled]:
         """Return the likeliest tokens at each mask of a text, or of each of several texts.
 
         Args:
@@ -123,7 +122,7 @@ class FillMask:
         """
         choices = self._choices(targets, first_piece)
         how_many(top_k, choices(" "), self.bundle.vocab_size, self.bundle.limits)
-        queries = read_all(text, self.bundle.limits, self.reader.masked)
+        queries = read_all(listed(text, self.bundle.limits), self.reader.masked)
         allowed = [[choices(query.before(mask)) for mask in range(len(query.at))] for query in queries]
         k = max(
             (
@@ -139,7 +138,7 @@ class FillMask:
         def ranked(text: int, mask: int, logprobs: np.ndarray) -> list[Ranked]:
             return allowed[text][mask].ranked(logprobs, k)
 
-        answers: list[Answer] = []
+        answers: list[Filled] = []
         asked = self._ask([(query, query.at) for query in queries], ranked)
         for query, per_mask, of_query in zip(queries, asked, allowed, strict=True):
             masks = [self._answers.mask(query, mask, each, of_query[mask]) for mask, each in enumerate(per_mask)]
@@ -174,7 +173,8 @@ class FillMask:
             Unknown ones do, with the probability of the unknown token, and "unknown" is how many there are.
         """
         special = self.bundle.special
-        read = read_all(text, self.bundle.limits, lambda each: check_scored(self.reader.encode(each), special))
+        texts = listed(text, self.bundle.limits)
+        read = read_all(texts, lambda each: check_scored(self.reader.encode(each), special))
         counted = [scored_positions(each, special) for each in read]
         logprobs = self._hidden(read, counted, within_word)
         answers = [self._answers.score(*each) for each in zip(read, counted, logprobs, strict=True)]
@@ -205,7 +205,7 @@ class FillMask:
         """
         choices = self._choices(None if target is None else [target], first_piece)
         choices(" ")
-        queries = read_all(text, self.bundle.limits, self.reader.masked)
+        queries = read_all(listed(text, self.bundle.limits), self.reader.masked)
         for query in queries:
             check_size(query, 1, joint=True)
         answers = [self._explain(query, choices) for query in queries]
@@ -221,7 +221,7 @@ class FillMask:
         Returns:
             [D] for one text, [N, D] for several, in float32.
         """
-        read = read_all(text, self.bundle.limits, self.reader.encode)
+        read = read_all(listed(text, self.bundle.limits), self.reader.encode)
         parts = [(which, ids) for which, each in enumerate(read) for ids in self.reader.parts(each)]
         sums = np.zeros((len(read), self._engine.embedding_width()), np.float32)
         tokens = np.zeros((len(read), 1), np.float32)

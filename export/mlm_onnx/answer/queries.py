@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from mlm_onnx.answer.pieces import Pieces
 from mlm_onnx.answer.reader import Text, check_utf8
 from mlm_onnx.bundle.layout import Limits, QueryError, Special
 
+Item = TypeVar("Item")
+Read = TypeVar("Read")
 TOP_K = 5
 ANSWER_CHARACTERS = 1 << 28
 """Most characters in all the filled-in sentences of one answer."""
@@ -61,20 +63,31 @@ class Choices:
         return [] if self.wanted is None else self.wanted[id]
 
 
-def read_all(text: str | Sequence[str], limits: Limits, read: Callable[[str], Text]) -> list[Text]:
-    """Read the text or texts of a query, all of them before any is answered.
+def listed(text: Any, limits: Limits, kinds: tuple[type, ...] = (str,)) -> list[Any]:  # Any: whatever a user gives
+    """Return the text or texts of a query as a list, each of one of these types.
 
     Raises:
-        QueryError: they are not texts, are too many, or one cannot be read; the error names which one.
+        QueryError: they are not texts, or are too many.
     """
+    if isinstance(text, kinds):
+        return [text]
     if not isinstance(text, Iterable):
         raise QueryError(f"a text must be a str or several of them, not {type(text).__name__}")
-    texts = [text] if isinstance(text, str) else list(text)
+    texts = list(text)
     if len(texts) > limits.max_texts:
         raise QueryError(f"{len(texts)} texts at once; the limit is {limits.max_texts}")
     for each in texts:
-        if not isinstance(each, str):
+        if not isinstance(each, kinds):
             raise QueryError(f"a text must be a str, not {type(each).__name__}")
+    return texts
+
+
+def read_all(texts: Sequence[Item], read: Callable[[Item], Read]) -> list[Read]:
+    """Read the texts of a query, all of them before any is answered.
+
+    Raises:
+        QueryError: one cannot be read; the error names which one.
+    """
     texts_read = []
     for index, each in enumerate(texts):
         try:

@@ -17,7 +17,7 @@ from mlm_onnx.bundle.wire import BYTES_FIELD, OnnxError, Wire
 COMPUTE = """
 Abs Add Attention Cast Concat Cos CumSum Div DynamicQuantizeLinear Equal Gather GatherND Gelu Gemm Greater
 LayerNormalization MatMul MatMulInteger Max Mul Or Pow RMSNormalization Range ReduceMax ReduceMean ReduceSum Relu
-Reshape RotaryEmbedding Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Transpose Unsqueeze Where
+Reshape RotaryEmbedding Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where
 """
 CONTRIB = "DynamicQuantizeMatMul GatherBlockQuantized MatMulNBits"
 OPERATORS: Mapping[str, frozenset[str]] = {

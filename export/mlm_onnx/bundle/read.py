@@ -13,18 +13,23 @@ from mlm_onnx.bundle.graph_check import OnnxError, check_onnx
 from mlm_onnx.bundle.layout import (
     EXAMPLE_CHARACTERS,
     EXAMPLES,
-    FAST_DATA,
     FORMAT,
     KIND,
+    LABEL_CHARACTERS,
     LARGEST,
     MANIFEST,
     MANIFEST_BYTES,
-    REQUIRED,
-    TASK,
+    MOST_LABELS,
+    MOST_PIECES,
+    PROBLEMS,
+    TAG,
+    TASKS,
     BundleError,
+    Head,
     Json,
     Limits,
     Special,
+    TaskFiles,
 )
 
 HASHED_AT_ONCE = 1 << 21
@@ -39,12 +44,40 @@ class Bundle:
     limits: Limits
     special: Special
     vocab_size: int
-    """Number of logits per position."""
+    """Number of tokens in the table."""
     digests: dict[str, BackgroundTask[str]] = field(default_factory=dict, compare=False, repr=False)
     """Hashes that `open_bundle` has begun to compute; the first `verify` of a file takes its SHA-256 from here."""
 
+    @property
+    def task(self) -> str:
+        """Return the task by Hugging Face's name, a key of TASKS."""
+        return self.manifest["task"]
+
+    @property
+    def files(self) -> TaskFiles:
+        """Return where the task's graph is."""
+        return TASKS[self.task]
+
     def file(self, name: str) -> Path:
         return self.path / name
+
+    def check_task(self, task: str) -> None:
+        """Raise BundleError, naming the command that fits, unless the bundle is for this task."""
+        if self.task != task:
+            raise BundleError(
+                f"{self.path} is a bundle for {self.task}, not for {task}: use python -m mlm_onnx {self.files.command}"
+            )
+
+    def head(self) -> Head:
+        """Return what the bundle of a fine-tuned model gives.
+
+        Raises:
+            BundleError: the manifest is incomplete or out of bounds.
+        """
+        try:
+            return _head(self.manifest, self.files.graph)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(f"{self.path / MANIFEST} is incomplete or out of bounds: {error}") from None
 
     def settle(self) -> None:
         """Block until no background task reads the files any more."""
@@ -78,7 +111,8 @@ def open_bundle(path: str | os.PathLike[str], full: bool = True, ahead: bool = F
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
         raise BundleError(f"{path / MANIFEST} lists no files")
-    for name in REQUIRED:
+    task = TASKS[manifest["task"]]
+    for name in task.required:
         if name not in files:
             raise BundleError(f"{path / MANIFEST} does not list {name}")
     try:
@@ -101,9 +135,24 @@ def open_bundle(path: str | os.PathLike[str], full: bool = True, ahead: bool = F
         raise BundleError(f"{path / MANIFEST} names no mask token")
     bundle = Bundle(path, manifest, limits, Special(mask, mask_id, pad_id, excluded, unk_id), vocab_size)
     if ahead:
-        bundle.digests[FAST_DATA] = BackgroundTask(lambda: sha256(located[FAST_DATA]))
+        bundle.digests[task.data] = BackgroundTask(lambda: sha256(located[task.data]))
     if full:
         verify(bundle, *files)
+    return bundle
+
+
+def opened(path: str | os.PathLike[str] | Bundle, task: str) -> Bundle:
+    """Return the bundle at a path, or one that is open already, to answer with: files are verified when first read.
+
+    Raises:
+        BundleError: it is not a sound bundle, or is for another task.
+    """
+    bundle = path if isinstance(path, Bundle) else open_bundle(path, full=False, ahead=True)
+    try:
+        bundle.check_task(task)
+    except BundleError:
+        bundle.settle()
+        raise
     return bundle
 
 
@@ -178,9 +227,37 @@ def read_manifest(path: Path) -> Json:
         )
     if isinstance(version, bool) or version != FORMAT:
         raise BundleError(f"{file} has an unknown bundle format: {version!r}")
-    if manifest.get("task") != TASK:
-        raise BundleError(f"{path} is a bundle for {manifest.get('task')!r}, not for {TASK}")
+    task = manifest.get("task")
+    if not isinstance(task, str) or task not in TASKS:
+        raise BundleError(
+            f"{path} is a bundle for {task!r}, which this mlm-onnx does not know: pip install -U mlm-onnx"
+        )
     return manifest
+
+
+def _head(manifest: Json, graph: str) -> Head:
+    """Read the fields of a fine-tuned model; ValueError and the like if one is missing or out of bounds."""
+    labels = manifest["labels"]
+    if not isinstance(labels, list) or len(labels) > MOST_LABELS or len(set(labels)) < len(labels):
+        raise ValueError(f"labels are not a list of up to {MOST_LABELS} different ones")
+    for label in labels:
+        if not isinstance(label, str) or not 0 < len(label) <= LABEL_CHARACTERS:
+            raise ValueError(f"label {str(label)[:80]!r} is not 1 to {LABEL_CHARACTERS} characters")
+        if manifest["task"] == TAG and label != "O" and label[:2] not in ("B-", "I-"):
+            raise ValueError(f"tag {label[:80]!r} is not one of IOB2: O, B-TYPE or I-TYPE")
+    problem, answers = manifest.get("problem", PROBLEMS[0]), manifest.get("answers", {})
+    if problem not in PROBLEMS:
+        raise ValueError(f"problem {str(problem)[:80]!r} is not one of {', '.join(PROBLEMS)}")
+    room = manifest["limits"]["max_length"]
+    return Head(
+        tuple(labels),
+        problem,
+        manifest.get("pair") is True,
+        integer(manifest["windows"]["overlap"], 0, min(room, MOST_PIECES)),
+        any(port["name"] == "token_type_ids" for port in manifest["graphs"][graph]["inputs"]),
+        integer(answers.get("max_tokens", 1), 1, MOST_PIECES),
+        answers.get("no_answer") is True,
+    )
 
 
 def integer(value: object, least: int, most: int) -> int:

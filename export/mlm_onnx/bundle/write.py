@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlm_onnx.bundle.layout import FORMAT, KIND, MANIFEST, TASK, BundleError, Json
+from mlm_onnx.bundle.layout import FILL, FORMAT, KIND, MANIFEST, BundleError, Json
 from mlm_onnx.bundle.read import read_manifest, sha256
 
 
@@ -83,13 +83,16 @@ def new_bundle(path: Path) -> Iterator[Path]:
 
 
 def seal(folder: Path, fields: Json) -> None:
-    """Write the manifest: these fields, and the size and SHA-256 of every file in the folder."""
+    """Write the manifest: these fields, and the size and SHA-256 of every file in the folder.
+
+    The task is to answer masked queries, unless the fields name another.
+    """
     files = {
         file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)}
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != MANIFEST
     }
-    manifest = {"kind": KIND, "format": FORMAT, "task": TASK, **fields, "files": files}
+    manifest = {"kind": KIND, "format": FORMAT, "task": FILL, **fields, "files": files}
     write_json(folder / MANIFEST, manifest)
 
 

@@ -8,15 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlm_onnx.bundle.layout import Json
+from mlm_onnx.cli.files import answer_file, declare_file, wants_file
 from mlm_onnx.cli.parser import PROG, Command, at_least_one, comma_separated, in_utf8, one_line, print_json
 
 if TYPE_CHECKING:
     from mlm_onnx.answer.predictor import FillMask
 
 
-def _declare_query(parser: argparse.ArgumentParser, text: str) -> None:
+def declare_query(parser: argparse.ArgumentParser, text: str, files: bool = True) -> None:
+    """Add the options of a query; `files` also those that answer for whole files."""
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `convert` wrote")
-    parser.add_argument("text", metavar="TEXT", type=in_utf8, help=text)
+    if files:
+        parser.add_argument("text_given", nargs="?", metavar="TEXT", type=in_utf8, help=text)
+        declare_file(parser)
+    else:
+        parser.add_argument("text", metavar="TEXT", type=in_utf8, help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--threads", type=at_least_one, metavar="N", help="threads to compute with (default: one per core, up to 4)"
@@ -24,7 +30,7 @@ def _declare_query(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def declare_fill(parser: argparse.ArgumentParser) -> None:
-    _declare_query(parser, "a text with the model's mask token where a word is missing")
+    declare_query(parser, "a text with the model's mask token where a word is missing")
     parser.add_argument("--top-k", type=at_least_one, metavar="N", help="candidates for each mask (default: 5)")
     parser.add_argument(
         "--targets",
@@ -59,9 +65,17 @@ def _load(options: argparse.Namespace) -> FillMask:
 
 
 def fill(options: argparse.Namespace) -> None:
-    answer = _load(options)(
-        options.text, top_k=options.top_k, targets=options.targets, joint=options.joint, first_piece=options.first_piece
-    )
+    how = {name: getattr(options, name) for name in ("top_k", "targets", "joint", "first_piece")}
+    if wants_file(options):
+        predictor = _load(options)
+
+        def answers(rows: list[tuple[str, ...]]) -> list[Json]:
+            found = predictor([text for (text,) in rows], **how)
+            return [{name: value for name, value in each.items() if name != "text"} for each in found]
+
+        answer_file(options, [("--text", options.text)], answers)
+        return
+    answer = _load(options)(options.text_given, **how)
     if options.json:
         print_json(answer)
         return
@@ -83,7 +97,7 @@ def _pieces_of(answer: Json) -> str:
 
 
 def declare_explain(parser: argparse.ArgumentParser) -> None:
-    _declare_query(parser, "a text with the model's mask token where a word is missing")
+    declare_query(parser, "a text with the model's mask token where a word is missing", files=False)
     parser.add_argument("--target", type=in_utf8, metavar="WORD", help="explain this word (default: the likeliest)")
     _declare_first_piece(parser)
 
@@ -102,7 +116,7 @@ def explain(options: argparse.Namespace) -> None:
 
 
 def declare_score(parser: argparse.ArgumentParser) -> None:
-    _declare_query(parser, "a sentence without a mask")
+    declare_query(parser, "a sentence without a mask", files=False)
     parser.add_argument(
         "--within-word",
         action="store_true",
@@ -123,7 +137,7 @@ def score(options: argparse.Namespace) -> None:
 
 
 def declare_embed(parser: argparse.ArgumentParser) -> None:
-    _declare_query(parser, "a text of any length")
+    declare_query(parser, "a text of any length", files=False)
 
 
 def embed(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlm_onnx.bundle.layout import LAYOUTS
+from mlm_onnx.bundle.layout import LAYOUTS, TASKS
 from mlm_onnx.cli.inspect import calibration_line, int8_line, saturation_line, size_text
 from mlm_onnx.cli.parser import PROG, Command, UsageError
 
@@ -77,7 +77,9 @@ def run(options: argparse.Namespace) -> None:
     elif options.layout == "web":
         print(f"next: python -m http.server --directory {options.bundle}, then open http://localhost:8000")
     else:
-        print(f'next: {PROG} fill {options.bundle} "text with {manifest["tokens"]["mask"]["text"]}"')
+        command = TASKS[manifest["task"]].command
+        text = f"text with {manifest['tokens']['mask']['text']}" if command == "fill" else "a text"
+        print(f'next: {PROG} {command} {options.bundle} "{text}"')
 
 
 COMMANDS: Mapping[str, Command] = {

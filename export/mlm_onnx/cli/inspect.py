@@ -38,6 +38,8 @@ def _print_info(path: Path, bundle: Bundle) -> None:
     origin, parity = manifest["origin"], manifest["parity"]
     print(f"{path}: {manifest['task']}, {manifest['dtype']}, format {manifest['format']}; all hashes match")
     print(f"from      preset {origin['preset']}, step {origin['step']}, run {origin['run']}")
+    if labels := manifest.get("labels"):
+        print(f"labels    {', '.join(labels[:20])}{', …' if len(labels) > 20 else ''}")
     print(f"mask      {bundle.special.mask}")
     print(f"limits    {bundle.limits.max_length} tokens, {bundle.limits.max_characters} characters a text")
     print(f"parity    largest difference from JAX {parity['fp32']['max_difference']:.1e} in float32 logits")
@@ -47,7 +49,7 @@ def _print_info(path: Path, bundle: Bundle) -> None:
             print(f"          {line}")
     if calibration := parity.get("calibration"):
         print(f"          {calibration_line(calibration)}")
-    if memory := _memory(path):
+    if memory := _memory(bundle):
         print(f"memory    {memory}")
     for name, graph in manifest["graphs"].items():
         print(f"graph     {name}: {_ports(graph['inputs'])} → {_ports(graph['outputs'])}")
@@ -55,12 +57,16 @@ def _print_info(path: Path, bundle: Bundle) -> None:
         print(f"file      {name}  {size_text(file['size'])}")
 
 
-def _memory(path: Path) -> str:
+def _memory(bundle: Bundle) -> str:
     """Return how much memory this process uses after an answer from the bundle; empty except on Linux."""
     from mlm_onnx.answer.predictor import FillMask
+    from mlm_onnx.answer.tasks import PREDICTORS
+    from mlm_onnx.bundle.layout import FILL
 
-    fill = FillMask(path)
-    fill(f"a {fill.mask_token}", top_k=1)
+    if bundle.task == FILL:
+        FillMask(bundle)(f"a {bundle.special.mask}", top_k=1)
+    else:
+        PREDICTORS[bundle.task](bundle).once()
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -71,9 +77,10 @@ def _memory(path: Path) -> str:
 
 
 def int8_line(parity: Mapping[str, float]) -> str:
-    share = parity["rms_difference"] / max(parity["logit_std"], 1e-9)
+    size = parity["logit_std"] if "logit_std" in parity else parity["logit_rms"]
+    share, what = parity["rms_difference"] / max(size, 1e-9), "spread" if "logit_std" in parity else "size"
     changed = 1 - parity["top1_agreement"]
-    return f"int8 changes logits by {share:.1%} of their spread, and {changed:.1%} of the first answers to random texts"
+    return f"int8 changes logits by {share:.1%} of their {what}, and {changed:.1%} of the first answers to random texts"
 
 
 def saturation_line(int8: Json) -> str:
@@ -89,7 +96,13 @@ def saturation_line(int8: Json) -> str:
 
 
 def calibration_line(calibration: Json) -> str:
-    accuracy, kept = calibration["accuracy"], calibration["kept_in_fp32"]
+    kept = calibration["kept_in_fp32"]
+    if "metric" in calibration:
+        score, same = calibration["score"], calibration["as_jax"]
+        line = f"on {calibration['examples']} examples of {calibration['file']}: {calibration['metric']} "
+        line += f"{score['int8']:.4f}, {score['fp32']:.4f} in float32; {same['int8']:.1%} of the answers are JAX's"
+        return f"{line}; kept in float32: {', '.join(kept)}" if kept else line
+    accuracy = calibration["accuracy"]
     line = f"on {calibration['tokens']} hidden tokens of {calibration['file']}: accuracy {accuracy['int8']:.1%}, "
     line += f"{accuracy['fp32']:.1%} in float32; {calibration['top1_agreement']:.1%} of the first answers are the same"
     return f"{line}; kept in float32: {', '.join(kept)}" if kept else line

@@ -44,9 +44,17 @@ def open_session(
 
 
 def onnx_side(session: ort.InferenceSession) -> Side:
-    """Return a function that answers queries with a graph, ignoring the parts of a query that are not its inputs."""
+    """Return a function that answers queries with a graph, ignoring the parts of a query that are not its inputs.
+
+    Several outputs are stacked along a last axis.
+    """
     names = [port.name for port in session.get_inputs()]
-    return lambda **query: np.asarray(session.run(None, {name: query[name] for name in names})[0])
+
+    def side(**query: np.ndarray) -> np.ndarray:
+        outputs = [np.asarray(each) for each in session.run(None, {name: query[name] for name in names})]
+        return outputs[0] if len(outputs) == 1 else np.stack(outputs, axis=-1)
+
+    return side
 
 
 # ---- figures -------------------------------------------------------------------------------------
@@ -70,6 +78,19 @@ class Parity:
 
     def check(self, dtype: str) -> None:
         _check("logit", dtype, self.max_difference, self.rms_difference, self.logit_std)
+
+
+@dataclass(frozen=True)
+class TaskParity:
+    """How far the logits of a fine-tuned model differ from JAX's."""
+
+    max_difference: float
+    rms_difference: float
+    logit_rms: float
+    top1_agreement: float
+
+    def check(self, dtype: str) -> None:
+        _check("logit", dtype, self.max_difference, self.rms_difference, self.logit_rms)
 
 
 @dataclass(frozen=True)
@@ -130,6 +151,15 @@ def logit_figures(pairs: Iterable[Pair]) -> Parity:
     return Parity(worst, (squares / rows) ** 0.5, deviation, agree / rows)
 
 
+def task_figures(pairs: Iterable[Pair]) -> TaskParity:
+    """Measure pairs of a task's logits [..., K], whose size says more than their spread: there may be one label."""
+    every = [(expected.reshape(-1, expected.shape[-1]), got.reshape(-1, got.shape[-1])) for expected, got in pairs]
+    expected, got = (np.concatenate(side) for side in zip(*every, strict=True))
+    difference = np.abs(expected - got)
+    error, size = (float(np.square(x, dtype=np.float64).mean() ** 0.5) for x in (difference, expected))
+    return TaskParity(_largest(difference), error, size, float((expected.argmax(-1) == got.argmax(-1)).mean()))
+
+
 def embedding_figures(pairs: Iterable[Pair]) -> EmbeddingParity:
     """Measure pairs of embeddings [B, D]."""
     expected, got = (np.concatenate(side).astype(np.float64) for side in zip(*pairs, strict=True))
@@ -178,8 +208,10 @@ class Comparison(Generic[F_co]):
 
         def pairs() -> Iterator[Pair]:
             for query in self.queries(vocab_size, token_types, shapes):
-                real = query["attention_mask"].astype(bool) if "attention_mask" in query else ...
-                yield expected(**query)[real], ours(**query)[real]
+                wanted, got = expected(**query), ours(**query)
+                everywhere = "attention_mask" in query and wanted.ndim == 3
+                real = query["attention_mask"].astype(bool) if everywhere else ...
+                yield wanted[real], got[real]
 
         return self.figures(pairs())
 
@@ -190,6 +222,13 @@ def _asked(vocab_size: int, token_types: int, shapes: Shapes) -> Iterator[Query]
     for batch, length, positions in shapes:
         ids = rng.integers(0, vocab_size, (batch, length))
         yield {"input_ids": ids, "positions": np.stack([rng.permutation(length)[:positions] for _ in range(batch)])}
+
+
+def _typed(vocab_size: int, token_types: int, shapes: Shapes) -> Iterator[Query]:
+    """Yield random tokens of random types."""
+    rng = np.random.default_rng(1)
+    for query in _read(vocab_size, token_types, shapes):
+        yield {**query, "token_type_ids": rng.integers(0, max(token_types, 1), query["input_ids"].shape)}
 
 
 def _padded(vocab_size: int, token_types: int, shapes: Shapes) -> Iterator[Query]:
@@ -231,3 +270,7 @@ READ = _fitting((1, 1, 1), (1, 18, 1), (2, 7, 1), (1, LONGEST, 1))
 ATTENTION_WEIGHTS = Comparison(Reference.attention, READ, _read, attention_figures, ort.SessionOptions)
 FILLED_UP = _fitting((1, 18, 18), (4, 128, 1), (1, 512, 300))
 PADDED_LOGITS = Comparison(Reference.everywhere, FILLED_UP, _padded, logit_figures, ort.SessionOptions)
+TEXTS = Comparison(Reference.of_texts, ASKED, _typed, task_figures)
+WORDS = Comparison(Reference.logits, ASKED, _asked, task_figures)
+EVERYWHERE = Comparison(Reference.of_tokens, ASKED, _typed, task_figures)
+PADDED_TASK = Comparison(Reference.of_padded, FILLED_UP, _padded, task_figures, ort.SessionOptions)

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from jax_mlm.config import ModelConfig
+from jax_mlm.config import ModelConfig, TaskConfig
 from jax_mlm.data.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
 from jax_mlm.hf.config import hf_config
 from jax_mlm.hf.directory import in_layout
+from jax_mlm.hf.tasks import with_task
 from jax_mlm.hf.tokenizer import hf_tokenizer_config
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.params import leaves
@@ -30,14 +31,16 @@ from jax_mlm.run.lock import target_locked
 from mlm_onnx.bundle.layout import CONFIG, LARGEST, TOKENIZER, TOKENIZER_CONFIG, BundleError, Json, Limits
 from mlm_onnx.bundle.read import read_manifest
 from mlm_onnx.bundle.write import check_target, new_bundle, seal, write_json
+from mlm_onnx.convert.asked import Tuned, labelled_examples, masked_words
 from mlm_onnx.convert.calibrate import calibrate
 from mlm_onnx.convert.examples import examples_for
+from mlm_onnx.convert.heads import KINDS, targets_of
 from mlm_onnx.convert.parity import Shapes
 from mlm_onnx.convert.quantize import adjusted
 from mlm_onnx.convert.reference import Reference
 from mlm_onnx.convert.request import Request
 from mlm_onnx.convert.space import check_space, write_space
-from mlm_onnx.convert.targets import TARGETS, types_of, write_target
+from mlm_onnx.convert.targets import types_of, write_target
 from mlm_onnx.convert.web import find_runtime, write_page
 from mlm_onnx.version import package_version
 
@@ -65,12 +68,9 @@ def convert(run: Path, out: Path, request: Request = DEFAULT) -> Json:
 
 
 def _convert(run: Path, out: Path, folder: Path, request: Request) -> Json:
-    config = read_run(run)
-    if (task := read_task(run)) is not None:
-        raise BundleError(
-            f"{run} was fine-tuned to {task.kind}: bundles answer masked words only; export it with "
-            "python -m jax_mlm.hf export"
-        )
+    config, task = read_run(run), read_task(run)
+    if task is not None:
+        request.check_task(task.kind)
     tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     vocabulary = vocabulary_of(tokenizer)
     if config.model.vocab_size < vocabulary.size:
@@ -83,7 +83,8 @@ def _convert(run: Path, out: Path, folder: Path, request: Request) -> Json:
     memorised = None if config.data or "imported_from" in read_run_file(run).get("data", {}) else SENTENCE
     origin |= {"memorised": memorised} if memorised else {}
     request = replace(request, examples=examples_for(tokenizer, vocabulary, request.examples, memorised))
-    manifest = write_bundle(folder, config.model, params, tokenizer, request, origin)
+    tuned = None if task is None else Tuned(task, config.corpus.length)
+    manifest = write_bundle(folder, config.model, params, tokenizer, request, origin, tuned=tuned)
     if request.layout == "space":
         write_space(out, manifest)
     return manifest
@@ -97,11 +98,13 @@ def write_bundle(
     request: Request,
     origin: Json,
     shapes: Shapes | None = None,
+    tuned: Tuned | None = None,
 ) -> Json:
     """Build the graphs, compare them and write a bundle; return its manifest.
 
     Args:
         shapes: shapes to compare the graphs on, instead of each comparison's own.
+        tuned: what the model was fine-tuned for, unless it answers masked queries.
     """
     if bad := next((path for path, array in leaves(params).items() if not np.isfinite(array).all()), None):
         raise BundleError(f"the checkpoint holds values that are not finite in {'.'.join(bad)}: the training diverged")
@@ -109,23 +112,30 @@ def write_bundle(
     vocabulary = vocabulary_of(tokenizer)
     params, model, pad = in_layout(params, model, tokenizer, vocabulary)
     keep, calibrated = frozenset[str](), {}
+    task = None if tuned is None else tuned.task
     if request.calibration is not None:
-        keep, calibration = calibrate(model, params, tokenizer, vocabulary, request.calibration, request.reduce_range)
+        if tuned is None:
+            asked = masked_words(model, params, tokenizer, vocabulary, request.calibration)
+        else:
+            asked = labelled_examples(model, params, tokenizer, tuned, request.calibration)
+        keep, calibration = calibrate(asked, request.calibration, request.reduce_range)
         calibrated = {"calibration": calibration}
     with new_bundle(out) as folder:
-        graphs, parity = _write_graphs(folder, Reference(model, params, vocabulary.size), request, keep, shapes)
+        graphs, parity = _write_graphs(folder, Reference(model, params, vocabulary.size, task), request, keep, shapes)
         if runtime:
             write_page(folder, runtime)
         texts = {role: _text(tokenizer, getattr(vocabulary, role)) for role in ROLES}
         (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
-        write_json(folder / CONFIG, hf_config(model, pad, vocabulary.cls, vocabulary.sep))
+        values = hf_config(model, pad, vocabulary.cls, vocabulary.sep)
+        write_json(folder / CONFIG, values if task is None else with_task(values, task))
         write_json(folder / TOKENIZER_CONFIG, hf_tokenizer_config(texts, model.max_length, types_of(model)))
         manifest = {
             "dtype": request.dtype,
             **({"int8": assumptions(request.reduce_range)} if request.dtype == "int8" else {}),
             "vocab_size": model.vocab_size,
             "tokens": _tokens(model, tokenizer, vocabulary, texts),
-            "limits": limits(model, vocabulary),
+            "limits": limits(model.max_length if tuned is None else tuned.length, vocabulary),
+            **({} if tuned is None else head_fields(tuned.task)),
             "graphs": graphs,
             "parity": {"reference": "jax_mlm.model, float32, CPU, random tokens", **parity, **calibrated},
             "examples": list(request.examples),
@@ -145,7 +155,7 @@ def _write_graphs(
     ports: dict[str, Json] = {}
     parity: dict[str, Any] = {}  # figures by dtype, in sections for some graphs
     with tempfile.TemporaryDirectory(prefix=".compared-", dir=folder) as compared:
-        for target in TARGETS:
+        for target in targets_of(reference.task):
             dtypes = target.dtypes(request)
             asked = shapes or target.comparison.shapes(reference.config.max_length)
             section = parity.setdefault(target.section, {}) if target.section and dtypes else parity
@@ -162,9 +172,23 @@ def _write_graphs(
 # ---- entries of the manifest ---------------------------------------------------------------------
 
 
-def limits(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
-    asked = Limits(max_length=model.max_length, max_top_k=vocabulary.size)
+def limits(length: int, vocabulary: Vocabulary) -> dict[str, int]:
+    asked = Limits(max_length=length, max_top_k=vocabulary.size)
     return {name: getattr(asked, name) for name in LARGEST}
+
+
+def head_fields(task: TaskConfig) -> Json:
+    """Return what the manifest of a fine-tuned model has besides."""
+    fields: dict[str, Any] = {
+        "task": KINDS[task.kind],
+        "labels": list(task.labels),
+        "windows": {"overlap": task.overlap},
+    }
+    if task.kind == "classify":
+        fields |= {"problem": task.problem, "pair": task.pair}
+    else:
+        fields["tagging"] = {"scheme": "IOB2", "pieces": "first"}
+    return fields
 
 
 def assumptions(reduce_range: bool) -> Json:

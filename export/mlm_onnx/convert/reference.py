@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_mlm.config import ModelConfig
+from jax_mlm.config import ModelConfig, TaskConfig
 from jax_mlm.model.encoder import Inputs, Params, make_attention
 from jax_mlm.model.heads import MaskedLM
+from jax_mlm.model.task_heads import make_task_forward
 
 LONGEST = 160
 """Tokens in a text whose attention is compared; more than a local window covers."""
@@ -21,14 +25,14 @@ class Reference:
     the padding changes no answer.
     """
 
-    def __init__(self, config: ModelConfig, params: Params, vocab_size: int) -> None:
-        self.config, self.params = config, params
+    def __init__(self, config: ModelConfig, params: Params, vocab_size: int, task: TaskConfig | None = None) -> None:
+        self.config, self.params, self.task = config, params, task
         self.vocab_size = vocab_size
         """Number of tokens in the tokenizer; the table may have more rows."""
         self._cpu = jax.local_devices(backend="cpu")[0]
         self._placed = jax.device_put(params, self._cpu)
-        read = lambda params, *given: MaskedLM(config).apply({"params": params}, *given, method=_read)  # noqa: E731
-        self._read, self._attend = jax.jit(read), jax.jit(make_attention(config))
+        self._read = jax.jit(partial(_masked, config) if task is None else partial(_tuned, config, task))
+        self._attend = jax.jit(make_attention(config))
 
     def logits(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Return the logits [B, P, V] at the positions [B, P] of rows [B, S]."""
@@ -47,6 +51,22 @@ class Reference:
         types = token_type_ids if self.config.token_types else None
         return self._answer(input_ids, attention_mask, types, positions, counted=True)[0]
 
+    def of_texts(self, input_ids: np.ndarray, token_type_ids: np.ndarray) -> np.ndarray:
+        """Return the logits [B, K] of whole texts."""
+        return self._answer(input_ids, np.ones_like(input_ids), self._types(token_type_ids), _first(input_ids))[0][:, 0]
+
+    def of_tokens(self, input_ids: np.ndarray, token_type_ids: np.ndarray) -> np.ndarray:
+        """Return the logits [B, S, K] at every position."""
+        positions = np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape)
+        return self._answer(input_ids, np.ones_like(input_ids), self._types(token_type_ids), positions)[0]
+
+    def of_padded(self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> np.ndarray:
+        """Return the logits of padded rows: [B, K] of texts, or [B, S, K]."""
+        if self.task is not None and self.task.kind == "classify":
+            types = token_type_ids if self.config.token_types else None
+            return self._answer(input_ids, attention_mask, types, _first(input_ids), counted=True)[0][:, 0]
+        return self.everywhere(input_ids, attention_mask, token_type_ids)
+
     def attention(self, input_ids: np.ndarray) -> np.ndarray:
         """Return what each token attends to, [layers, B, H, S, S]."""
         b, s = input_ids.shape
@@ -54,6 +74,10 @@ class Reference:
         with jax.default_device(self._cpu):
             inputs = _inputs(_grown(input_ids, rows, columns), _grown(np.ones_like(input_ids), rows, columns))
             return np.asarray(self._attend(self._placed, inputs))[:, :b, :, :s, :s]
+
+    def _types(self, types: np.ndarray) -> np.ndarray | None:
+        """Return the types that the fast graph of the task reads; None where it reads none."""
+        return types if self.task is not None and reads_types(self.config, self.task) else None
 
     def _answer(
         self, ids: np.ndarray, segments: np.ndarray, types: np.ndarray | None, at: np.ndarray, counted: bool = False
@@ -69,6 +93,30 @@ class Reference:
             real = ids != self.config.position_offset - 1 if counted and self.config.position_offset else None
             logits, embeddings = self._read(self._placed, _inputs(ids, segments, real), at.astype(np.int32), types)
             return np.asarray(logits)[:b, :p], np.asarray(embeddings)[:b]
+
+
+def _masked(
+    config: ModelConfig, params: Params, inputs: Inputs, at: jax.Array, types: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    read = nn.apply(_read, MaskedLM(config))
+    return read({"params": params}, inputs, at, types)
+
+
+def _tuned(
+    config: ModelConfig, task: TaskConfig, params: Params, inputs: Inputs, at: jax.Array, types: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Return the logits of a task at some positions, and no embeddings."""
+    logits = make_task_forward(config, task)(params, inputs, at, types)
+    return logits, logits[:, :0]
+
+
+def reads_types(config: ModelConfig, task: TaskConfig) -> bool:
+    """Return whether a task's fast graph reads token types: two texts in a row, which the model tells apart."""
+    return config.token_types > 1 and (task.pair or task.kind == "answer")
+
+
+def _first(ids: np.ndarray) -> np.ndarray:
+    return np.zeros((len(ids), 1), np.int64)
 
 
 def _read(encoder: MaskedLM, inputs: Inputs, at: jax.Array, types: jax.Array | None) -> tuple[jax.Array, jax.Array]:

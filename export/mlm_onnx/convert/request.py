@@ -44,3 +44,12 @@ class Request:
             raise BundleError(f"{option} applies only to int8: leave out --dtype fp32")
         if self.web_runtime is not None and self.layout != "web":
             raise BundleError("--web-runtime applies only to the page: add --for web")
+
+    def check_task(self, kind: str) -> None:
+        """Raise BundleError if something is asked for that a model fine-tuned for this task does not have."""
+        if self.layout in ("web", "space"):
+            raise BundleError(
+                f"--for {self.layout} shows masked words; this run was fine-tuned to {kind}: leave it out"
+            )
+        if self.with_attention:
+            raise BundleError(f"--with-attention is for masked words; this run was fine-tuned to {kind}: leave it out")

@@ -1,0 +1,155 @@
+"""`Classify` and `Tag` answer from a bundle as the fine-tuned JAX model does."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from mlm_onnx import Classify, FillMask, QueryError, Tag
+from mlm_onnx.bundle.layout import BundleError
+from mlm_onnx.convert.asked import Tuned
+from mlm_onnx.convert.pipeline import write_bundle
+from mlm_onnx.convert.request import Request
+from support.bundles import KINDS, ONE_SHAPE, ORIGIN, TEXTS, piecewise
+from support.models import MODELS
+
+from jax_mlm.config import DataConfig, ModelConfig, TaskConfig, TrainConfig
+from jax_mlm.data.labels import Example
+from jax_mlm.evals.answers import answers, predicted
+from jax_mlm.model.task_heads import init_task_params
+
+LENGTH = 24
+TASKS = {
+    "classify": TaskConfig("classify", ("no", "perhaps", "yes"), overlap=4),
+    "several": TaskConfig("classify", ("a", "b"), "multi", overlap=4),
+    "number": TaskConfig("classify", (), "regression", overlap=4),
+    "pair": TaskConfig("classify", ("no", "yes"), pair=True, overlap=4),
+    "tag": TaskConfig("tag", ("O", "B-x", "I-x", "B-y", "I-y"), overlap=4),
+}
+LINES = [
+    *TEXTS[:6],
+    " ".join(TEXTS[6:10]),
+    "",
+    "  spaces   around\tand\nwithin  ",
+    "a [MASK] and a [SEP] <mask> in the text, [UNK] too",
+    "ünïcödé 東京 😀😀 mixed",
+    "x",
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Callable[..., list[Any]]]]:
+    """(task, tokenizer, family) → its bundle in float32, and what JAX answers to texts."""
+    base = tmp_path_factory.mktemp("tasks")
+
+    def make(name: str, kind: str = "wordpiece", family: str = "modernbert") -> Any:
+        tokenizer, task = piecewise(kind), TASKS[name]
+        model: ModelConfig = replace(MODELS[family], vocab_size=tokenizer.get_vocab_size())
+        rng = np.random.default_rng(0)
+        shapes = jax.eval_shape(lambda: init_task_params(model, task, jax.random.key(0)))
+        params = jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
+        folder = base / f"{name}-{kind}-{family}"
+        if not folder.exists():
+            tuned = Tuned(task, LENGTH)
+            write_bundle(folder, model, params, tokenizer, Request("fp32"), ORIGIN, ONE_SHAPE, tuned)
+        config = TrainConfig(model=model, corpus=DataConfig(length=LENGTH))
+
+        def jaxs(texts: list[Any]) -> list[Any]:
+            pairs = [(each, None) if isinstance(each, str) else each for each in texts]
+            examples = [Example(f"line {i}", text, pair) for i, (text, pair) in enumerate(pairs)]
+            return list(answers(task, *predicted(config, task, tokenizer, params, examples)))
+
+        return folder, jaxs
+
+    return make
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_classifier_answers_as_jax_does(made: Any, kind: str) -> None:
+    folder, jaxs = made("classify", kind)
+    for found, expected in zip(Classify(folder)(LINES), jaxs(LINES), strict=True):
+        ours = {each["label"]: each["probability"] for each in found["labels"]}
+        assert ours == pytest.approx(expected["probabilities"], abs=2e-5)
+        assert found["label"] == expected["prediction"]
+        assert [each["probability"] for each in found["labels"]] == sorted(ours.values(), reverse=True)
+        assert sum(ours.values()) == pytest.approx(1)
+
+
+def test_several_labels_numbers_and_pairs_are_as_jax_has_them(made: Any) -> None:
+    folder, jaxs = made("several")
+    for found, expected in zip(Classify(folder)(LINES), jaxs(LINES), strict=True):
+        assert sorted(found["predicted"]) == sorted(expected["predictions"])
+        assert {each["label"]: each["probability"] for each in found["labels"]} == pytest.approx(
+            expected["probabilities"], abs=2e-5
+        )
+    folder, jaxs = made("number")
+    values = [each["value"] for each in Classify(folder)(LINES)]
+    assert values == pytest.approx([each["prediction"] for each in jaxs(LINES)], abs=1e-4)
+    pairs = [(a, b) for a in LINES[4:8] for b in LINES[4:8]]
+    for family in ("bert", "roberta"):
+        folder, jaxs = made("pair", family=family)
+        found = Classify(folder)(pairs)
+        assert [each["label"] for each in found] == [each["prediction"] for each in jaxs(pairs)]
+        ours = [each["probability"] for each in found]
+        assert ours == pytest.approx([each["probability"] for each in jaxs(pairs)], abs=2e-5)
+        assert [each for each in found if "left_out" in each], "a first text of several windows is cut, and said"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tagger_finds_what_jax_finds(made: Any, kind: str) -> None:
+    folder, jaxs = made("tag", kind)
+    entities = 0
+    for text, found, expected in zip(LINES, Tag(folder)(LINES), jaxs(LINES), strict=True):
+        for ours, theirs in zip(found["entities"], expected["entities"], strict=True):
+            assert ours == {**theirs, "probability": pytest.approx(theirs["probability"], abs=2e-5)}
+            assert text[ours["start"] : ours["end"]] == ours["text"]
+            assert ours["text"] == ours["text"].strip() != ""
+            entities += 1
+    assert entities > 20
+
+
+def test_what_is_asked_with_it_changes_no_answer(made: Any) -> None:
+    for name, kind in (("classify", Classify), ("tag", Tag)):
+        predictor = kind(made(name)[0], threads=2)
+        together = predictor(LINES)
+        assert predictor([]) == []
+        for each, alone in zip(together, map(predictor, LINES), strict=True):
+            assert str(each.keys()) == str(alone.keys())
+            assert each.get("label") == alone.get("label")
+            assert each.get("probability", 0) == pytest.approx(alone.get("probability", 0), abs=1e-5)
+        assert pickle.loads(pickle.dumps(predictor))(LINES[0]) == together[0]
+
+
+def test_wrong_questions_are_one_line(made: Any) -> None:
+    one, two, tagger = Classify(made("classify")[0]), Classify(made("pair", family="bert")[0]), Tag(made("tag")[0])
+    for ask, message in (
+        (lambda: one(("a", "b")), "judges one text"),
+        (lambda: two("a"), "pairs of texts"),
+        (lambda: two([("a", "b", "c")]), "tuple of two"),
+        (lambda: two([("a", 1)]), "tuple of two"),
+        (lambda: one([1]), "must be a str"),
+        (lambda: one(3), "must be a str or several"),
+        (lambda: one(["a", "\ud800"]), "text 1 .*not valid UTF-8"),
+        (lambda: one("a", top_k=0), "top_k"),
+        (lambda: tagger("x" * 1_000_001), "1000001 characters"),
+        (lambda: tagger(("a", 2)), "must be a str"),
+        (lambda: Classify(made("classify")[0], threads=0), "threads"),
+    ):
+        with pytest.raises(QueryError, match=message):
+            ask()
+
+
+def test_a_bundle_of_another_task_names_the_command_that_fits(made: Any, sentence_bundles: dict[str, Path]) -> None:
+    for kind, folder, command in (
+        (FillMask, made("classify")[0], "mlm_onnx classify"),
+        (Classify, made("tag")[0], "mlm_onnx tag"),
+        (Tag, sentence_bundles["fp32"], "mlm_onnx fill"),
+    ):
+        with pytest.raises(BundleError, match=f"use python -m {command}"):
+            kind(folder)

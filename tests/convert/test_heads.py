@@ -1,0 +1,74 @@
+"""Graphs of fine-tuned models compute what the JAX models do, for every family and every kind of head."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from mlm_onnx.bundle.graph_check import check_onnx
+from mlm_onnx.convert.heads import fast_graph, hub_graph, targets_of
+from mlm_onnx.convert.parity import PADDED_TASK, Shapes, onnx_side, open_session
+from mlm_onnx.convert.precision import FP32, FP32_HUB, Precision
+from mlm_onnx.convert.quantize import INT8, INT8_HUB
+from mlm_onnx.convert.reference import Reference
+from support.models import MODELS
+
+from jax_mlm.config import ModelConfig, TaskConfig
+from jax_mlm.model.task_heads import init_task_params
+
+SHAPES: Shapes = ((1, 1, 1), (3, 7, 2), (2, 32, 5))
+TASKS = {
+    "classify": TaskConfig("classify", ("a", "b", "c")),
+    "mean": TaskConfig("classify", ("a", "b"), pooling="mean"),
+    "pair": TaskConfig("classify", ("a", "b"), pair=True),
+    "number": TaskConfig("classify", problem="regression"),
+    "tag": TaskConfig("tag", ("O", "B-x", "I-x")),
+}
+FAMILIES = ("modernbert", "bert", "roberta", "albert", "distilbert", "esm")
+CASES = [(family, "classify") for family in FAMILIES] + [
+    ("modernbert", "mean"), ("bert", "mean"), ("bert", "pair"), ("modernbert", "number"), ("bert", "tag"),
+    ("modernbert", "tag"),
+]  # fmt: skip
+
+
+def drawn(model: ModelConfig, task: TaskConfig) -> Any:
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init_task_params(model, task, jax.random.key(0)))
+    return jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_graphs_are_the_jax_model(family: str, name: str, tmp_path: Path) -> None:
+    model, task = MODELS[family], TASKS[name]
+    params = drawn(model, task)
+    reference = Reference(model, params, model.vocab_size, task)
+    fast = targets_of(task)[0]
+
+    def differs(graph: Any, comparison: Any, precision: Precision) -> Any:
+        file = tmp_path / f"{precision.name}.onnx"
+        graph(task, model, params, precision).write(file)
+        check_onnx(file, {path.name: path.stat().st_size for path in tmp_path.iterdir()})
+        ours = onnx_side(open_session(file, comparison.options))
+        expected = lambda **query: comparison.answer(reference, **query)  # noqa: E731
+        return comparison.compare(expected, ours, model.vocab_size, SHAPES, model.token_types)
+
+    assert differs(fast_graph, fast.comparison, FP32).max_difference <= 1e-4
+    assert differs(hub_graph, PADDED_TASK, FP32_HUB).max_difference <= 1e-4
+    for graph, comparison, precision in ((fast_graph, fast.comparison, INT8), (hub_graph, PADDED_TASK, INT8_HUB)):
+        parity = differs(graph, comparison, precision)
+        assert parity.max_difference > 1e-4
+        assert parity.rms_difference < 0.25 * parity.logit_rms
+
+
+def test_a_wrong_head_is_noticed() -> None:
+    model, task = MODELS["bert"], TASKS["classify"]
+    params = drawn(model, task)
+    other = Reference(model, params, model.vocab_size, replace(task, pooling="mean"))
+    reference = Reference(model, params, model.vocab_size, task)
+    (query,) = list(targets_of(task)[0].comparison.queries(model.vocab_size, 2, SHAPES[1:2]))
+    answers = [targets_of(task)[0].comparison.answer(each, **query) for each in (reference, other)]
+    assert np.abs(answers[0] - answers[1]).max() > 1e-2
