@@ -152,7 +152,7 @@ def test_a_long_text_is_scored_in_windows_around_each_token():
             assert row[1:-1].tolist() == hidden.tolist()
         assert [row[0], row[-1]] == [vocabulary.cls, vocabulary.sep]
         assert (asked[position], targets[position]) == (position - begin + 1, ids[position])
-    (score,) = make_scorer(tokenizer, MODEL, params(), METHODS, 480)([text])
+    (score,) = make_scorer(tokenizer, MODEL, params(), METHODS, 256)([text])
     assert score.tokens == len(ids)
 
 
@@ -206,7 +206,7 @@ def test_both_packages_find_the_same_words(kind, tmp_path):
 
 def test_a_bundle_scores_as_its_run_does():
     run = GOLDEN / "run"
-    score = make_scorer(load_tokenizer(run / "tokenizer.json"), read_run(run).model, load_params(run)[1], METHODS, 512)
+    score = make_scorer(load_tokenizer(run / "tokenizer.json"), read_run(run).model, load_params(run)[1], METHODS, 2048)
     fill = FillMask(GOLDEN / "bundle-fp32", threads=1)
     texts = [
         "the baker sells some warm bread in the market.",
@@ -227,7 +227,7 @@ def test_a_bundle_scores_as_its_run_does():
 def test_garbage_of_unknown_words_does_not_win_because_it_is_skipped():
     run = GOLDEN / "run"
     tokenizer = load_tokenizer(run / "tokenizer.json")
-    score = make_scorer(tokenizer, read_run(run).model, load_params(run)[1], METHODS, 512)
+    score = make_scorer(tokenizer, read_run(run).model, load_params(run)[1], METHODS, 2048)
     sentence = "the baker sells some warm bread in the market"
     garbage = " ".join(["我", "Ω", "ж", "£"] * 2 + ["我"])
     good, bad = score([sentence, garbage])
