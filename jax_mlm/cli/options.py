@@ -19,7 +19,7 @@ from jax_mlm.errors import UserError
 T = TypeVar("T")
 Groups = Mapping[str, Sequence[str]]  # title → names of the fields under it, if one list would be too long
 Settings = dict[str, Any]  # what `add_argument` takes, which depends on the action
-FILES, PATHS = ("data", "valid", "tokenizer"), ("out", "init", "distil", "cache")
+FILES, PATHS = ("data", "pairs", "valid", "tokenizer"), ("out", "init", "distil", "cache")
 METAVARS = {
     **dict.fromkeys(FILES, "FILE"),
     **dict.fromkeys(PATHS, "PATH"),

@@ -58,7 +58,7 @@ class Score(NamedTuple):
     pll: dict[Method, float]
     tokens: int
     unknown: int
-    """How many of them are the unknown token."""
+    """How many of them are the unknown token, and how many words or parts of one have no token at all (`left_out`)."""
 
 
 class Read(NamedTuple):
@@ -72,6 +72,8 @@ class Read(NamedTuple):
     """Where each text begins, its frame included."""
     inner: Int[np.ndarray, "texts 2"]
     """Where each text begins and ends without its frame."""
+    left_out: Sequence[int]
+    """How many words or parts of one have no token, in each text."""
 
 
 Scorer = Callable[[Sequence[str]], list[Score]]
@@ -109,7 +111,7 @@ def make_scorer(
             pll: dict[Method, float] = {
                 method: math.fsum(each[mine]) for method, each in zip(methods, by_method, strict=True)
             }
-            return Score(pll, len(at[mine]), int((read.tokens[at[mine]] == unknown).sum()))
+            return Score(pll, len(at[mine]), int((read.tokens[at[mine]] == unknown).sum()) + read.left_out[text])
 
         return [of(text) for text in same_as]
 
@@ -173,7 +175,18 @@ def read_texts(reader: Tokenizer, texts: Sequence[str]) -> Read:
         framing,
         first,
         inner,
+        [left_out(text, each.offsets) for text, each in zip(texts, encodings, strict=True)],
     )
+
+
+def left_out(text: str, offsets: Iterable[tuple[int, int]]) -> int:
+    """Return how many words, or parts of one, no token covers: some tokenizers leave out what they do not know."""
+    count = covered = 0
+    for start, end in (*offsets, (len(text), len(text))):
+        if start > covered:
+            count += sum(any(map(str.isalnum, word)) for word in text[covered:start].split())
+        covered = max(covered, end)
+    return count
 
 
 def word_ends(texts: list[str], lengths: np.ndarray, offsets: np.ndarray) -> np.ndarray:

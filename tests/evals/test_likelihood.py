@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from mlm_onnx import FillMask
 from mlm_onnx.answer.predictor import FillMask as Predictor
+from mlm_onnx.answer.words import left_out
 from support.models import randomised
 from support.paths import ROOT
 from support.scripts import SCRIPTS, lines_of
 from support.tokenizers import MADE, reader_of
+from tokenizers import Regex, pre_tokenizers
 
 from jax_mlm.config import ModelConfig
 from jax_mlm.data.tokenizer import as_text, load_tokenizer, vocabulary_of
@@ -202,6 +204,7 @@ def test_both_packages_find_the_same_words(kind, tmp_path):
         mine = slice(*read.inner[number])
         ends = Predictor._ends(theirs, np.arange(theirs.frame[0], len(theirs.ids) - theirs.frame[1]), within_word=True)
         assert (read.ends[mine] - read.first[number]).tolist() == ends.tolist(), line
+        assert read.left_out[number] == left_out(line, theirs.offsets) == 0
 
 
 def test_a_bundle_scores_as_its_run_does():
@@ -222,6 +225,16 @@ def test_a_bundle_scores_as_its_run_does():
     assert [score["score"] for score in fill.score(texts, within_word=True)] == pytest.approx(
         [fill.score(text, within_word=True)["score"] for text in texts], abs=1e-4
     )
+
+
+def test_what_a_tokenizer_leaves_out_counts_as_unknown():
+    tokenizer = MADE["wordpiece"]()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[a-z]+"), "removed", invert=True)
+    score = make_scorer(tokenizer, MODEL, params(), METHODS, 256)
+    known, garbage = score(["the cat, sat", "the Ωж 我爱 ... 42ж sat"])
+    assert (known.tokens, known.unknown) == (3, 0)
+    assert (garbage.tokens, garbage.unknown) == (2, 3)
+    assert left_out("the Ωж 我爱 ... 42ж sat", [(0, 3), (16, 19)]) == 3
 
 
 def test_garbage_of_unknown_words_does_not_win_because_it_is_skipped():

@@ -170,7 +170,8 @@ class FillMask:
 
         Returns:
             {"text", "score", "perplexity", "unknown", "tokens": [{"token", "logprob"}]}; special tokens do not count.
-            Unknown ones do, with the probability of the unknown token, and "unknown" is how many there are.
+            Unknown ones do, with the probability of the unknown token, and "unknown" is how many there are. It also
+            counts words, or parts of one, for which the tokenizer has no token at all.
         """
         special = self.bundle.special
         texts = listed(text, self.bundle.limits)

@@ -129,7 +129,7 @@ def score(options: argparse.Namespace) -> None:
     if options.json:
         print_json(answer)
         return
-    unknown = f", {answer['unknown']} of {len(answer['tokens'])} tokens unknown" if answer["unknown"] else ""
+    unknown = f", {answer['unknown']} unknown" if answer["unknown"] else ""
     print(f"pseudo-log-likelihood {answer['score']:.3f}, perplexity {answer['perplexity']:.2f}{unknown}")
     width = max(len(one_line(token["token"])) for token in answer["tokens"])
     for token in answer["tokens"]:
