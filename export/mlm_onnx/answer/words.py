@@ -49,9 +49,10 @@ def left_out(text: str, offsets: Iterable[tuple[int, int]]) -> int:
     """Return how many words, or parts of one, no token covers: some tokenizers leave out what they do not know."""
     count = covered = 0
     for start, end in (*offsets, (len(text), len(text))):
-        if start > covered:
+        if start > covered and not text[covered:start].isspace():
             count += sum(any(map(str.isalnum, word)) for word in text[covered:start].split())
-        covered = max(covered, end)
+        if end > covered:
+            covered = end
     return count
 
 
