@@ -296,9 +296,9 @@ class DistilConfig:
 class TaskConfig:
     """What a model was fine-tuned for: what its head computes, and how texts are read for it."""
 
-    kind: Literal["classify", "tag"]
+    kind: Literal["classify", "tag", "answer"]
     labels: tuple[str, ...] = ()
-    """In the order of the logits: the classes, or the tags of IOB2; none of a regression."""
+    """In the order of the logits: the classes, or the tags of IOB2; none of a regression, nor of answers."""
     problem: Literal["single", "multi", "regression"] = "single"
     """One label for a text, any number of them, or a number."""
     pair: bool = False
@@ -311,11 +311,15 @@ class TaskConfig:
     """By which checkpoints are compared."""
     columns: tuple[str, str, str] = ("", "", "")
     """The columns of the text, of its pair and of the label in the file that was learned."""
+    max_answer: int = 0
+    """Tokens of the longest answer that is given to a question."""
+    no_answer: bool = False
+    """Whether a question may have no answer."""
 
     @property
     def outputs(self) -> int:
-        """Return the number of logits."""
-        return len(self.labels) or 1
+        """Return the number of logits: of an answer, those of its first and of its last token."""
+        return 2 if self.kind == "answer" else len(self.labels) or 1
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def _trained(plan: Plan, stopping: Stopping | None) -> tuple[Path, Json]:
     """Train one seed to its end, and write the scores of its best checkpoint."""
     from functools import partial
 
-    from jax_mlm.evals.answers import predicted, worst
+    from jax_mlm.evals.answers import always, predicted, worst
     from jax_mlm.evals.labelled import best_first
     from jax_mlm.report.figures import draw
     from jax_mlm.report.scores import scores_json, write_scores
@@ -100,8 +100,7 @@ def _trained(plan: Plan, stopping: Stopping | None) -> tuple[Path, Json]:
         "choosing": {"step": chosen["step"], task.metric: chosen[task.metric]},
         "seed": options.seed,
     }
-    if len(set(map(int, logits.argmax(-1)))) == 1 and task.problem == "single":
-        answer = task.labels[int(logits[0].argmax())]
+    if (answer := always(task, laid, logits)) is not None:
         print(f"warning: every prediction is {answer!r}: try another --lr, more --epochs or --seeds", file=sys.stderr)
     write_scores(directory, {**found, "worst": worst(task, laid, logits)})
     draw(directory)

@@ -1,4 +1,4 @@
-"""Answer from an ONNX bundle: `FillMask("BUNDLE")("text with [MASK]")`; `Classify` and `Tag` for fine-tuned models."""
+"""Answer from an ONNX bundle: `FillMask("BUNDLE")("text with [MASK]")`, `Classify`, `Tag` or `Answer`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlm_onnx.answer.predictor import FillMask
+    from mlm_onnx.answer.questions import Answer
     from mlm_onnx.answer.tasks import Classify, Tag
     from mlm_onnx.bundle.layout import BundleError, QueryError
 
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
 # thread that reports also keeps forked children from exiting. Set the variable to 0 to turn reporting back on.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["BundleError", "Classify", "FillMask", "QueryError", "Tag"]
+__all__ = ["Answer", "BundleError", "Classify", "FillMask", "QueryError", "Tag"]
 _HOME = {
     **dict.fromkeys(("BundleError", "QueryError"), "bundle.layout"),
     **dict.fromkeys(("Classify", "Tag"), "answer.tasks"),
+    "Answer": "answer.questions",
     "FillMask": "answer.predictor",
 }
 

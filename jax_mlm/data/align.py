@@ -80,7 +80,7 @@ def frame_of(tokenizer: Tokenizer, pair: bool) -> Frame:
     for word in ("a", "A", "1", "."):
         encoding = tokenizer.encode(word, word if pair else None)
         sides = encoding.sequence_ids
-        if {0, 1} if pair else {0} <= {*sides}:
+        if ({0, 1} if pair else {0}) <= {*sides}:
             break
     ids, types = encoding.ids, encoding.type_ids
     start = sides.index(0)
@@ -136,7 +136,7 @@ def lay_texts(tokenizer: Tokenizer, examples: Sequence[Example], pair: bool, len
             "one: start from a model with another tokenizer"
         )
     room = check_room(length, frame.size, overlap)
-    laying, long, cut = _Laying(frame), _Count(), _Count()
+    laying, long, cut = Laying(frame), Count(), Count()
     seconds = encoded(tokenizer, [(each.pair or "").strip() for each in examples] if pair else [])
     firsts = encoded(tokenizer, [each.text.strip() for each in examples])
     for number, (example, first) in enumerate(zip(examples, firsts, strict=True)):
@@ -160,22 +160,23 @@ def lay_texts(tokenizer: Tokenizer, examples: Sequence[Example], pair: bool, len
     remarks = (
         long.said(f"texts are longer than {room} tokens and are read in windows"),
         cut.said("first texts of a pair are too long and were cut (raise --length)"),
-        _Count([each.where for each in examples if not each.text.strip()]).said("texts are empty"),
+        Count([each.where for each in examples if not each.text.strip()]).said("texts are empty"),
     )
     return Laid(laying.windows(), tuple(filter(None, remarks)))
 
 
-class _Count(list[str]):
+class Count(list[str]):
     """Where something happened."""
 
     def add(self, where: str) -> None:
         self.append(where)
 
     def said(self, what: str) -> str:
+        """Return how often, and where first; empty if it never happened."""
         return f"{len(self)} {what} (the first: {self[0]})" if self else ""
 
 
-class _Laying:
+class Laying:
     """Windows as they are added."""
 
     def __init__(self, frame: Frame) -> None:
@@ -225,7 +226,7 @@ def lay_words(tokenizer: Tokenizer, examples: Sequence[Example], length: int, ov
     """
     frame = frame_of(tokenizer, False)
     room = check_room(length, frame.size, overlap)
-    laying, long = _Laying(frame), _Count()
+    laying, long = Laying(frame), Count()
     units: list[tuple[Unit, ...]] = []
     number = 0
     for example, encoding in zip(examples, encoded(tokenizer, [each.text for each in examples]), strict=True):
@@ -295,7 +296,7 @@ class Tags(NamedTuple):
 def tags_of(examples: Sequence[Example], units: Sequence[Sequence[Unit]]) -> Tags:
     """Lay each example's entities on its words: B- on the first word that an entity touches, I- on the others."""
     tags: list[list[str]] = []
-    inexact, dropped = _Count(), _Count()
+    inexact, dropped = Count(), Count()
     for example, words in zip(examples, units, strict=True):
         mine = [OUTSIDE] * len(words)
         for span in example.spans or ():

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jax_mlm.data.decoding import line_blocks
-from jax_mlm.data.labels import Example, Record, Span, checked_kind, records, sound
+from jax_mlm.data.labels import Example, Span
+from jax_mlm.data.rows import Record, checked_kind, records, sound
 from jax_mlm.data.sources import BLOCK
 from jax_mlm.errors import UserError, nearest
 

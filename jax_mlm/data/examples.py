@@ -11,8 +11,10 @@ from typing import Literal, NamedTuple
 from jax_mlm.data.batches import split_documents
 from jax_mlm.data.conll import read_tagged
 from jax_mlm.data.labels import Columns, Example, read_classified
+from jax_mlm.data.squad import read_questions
 from jax_mlm.errors import UserError
 
+Kind = Literal["classify", "tag", "answer"]
 CHOOSING = 0.05
 """Part of the training file that chooses among checkpoints, where no file is given for it."""
 
@@ -31,11 +33,11 @@ class Examples(NamedTuple):
     remarks: tuple[str, ...]
 
 
-def read_examples(kind: Literal["classify", "tag"], data: str, valid: str, test: str, columns: Columns) -> Examples:
+def read_examples(kind: Kind, data: str, valid: str, test: str, columns: Columns) -> Examples:
     """Read the files; without --test, a part of the training file chooses: texts that occur twice are on one side.
 
     Raises:
-        UserError: a file is missing or wrong; see `data/labels.py` and `data/conll.py`.
+        UserError: a file is missing or wrong; see `data/labels.py`, `data/conll.py` and `data/squad.py`.
     """
     train, columns, remarks = read_file(kind, Path(data), columns)
     others = {}
@@ -55,12 +57,14 @@ def read_examples(kind: Literal["classify", "tag"], data: str, valid: str, test:
 
 
 def read_file(
-    kind: Literal["classify", "tag"], path: Path, columns: Columns, unlabelled: bool = False
+    kind: Kind, path: Path, columns: Columns, unlabelled: bool = False
 ) -> tuple[list[Example], Columns, tuple[str, ...]]:
     """Return the examples of a file, the columns they stand in, and remarks."""
     if kind == "tag":
         examples, remarks = read_tagged(path, unlabelled)
         return examples, columns, remarks
+    if kind == "answer":
+        return read_questions(path, columns, unlabelled), columns, ()
     return *read_classified(path, columns, unlabelled), ()
 
 
@@ -68,7 +72,8 @@ def split_by_text(examples: Sequence[Example], fraction: float = CHOOSING) -> tu
     """Return the examples to learn and those that choose, about `fraction` of the texts, always the same."""
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for number, example in enumerate(examples):
-        groups[_text(example)].append(number)
+        text, pair = _text(example)
+        groups[(text, pair if example.answers is None else "")].append(number)  # all questions about one context
     if len(groups) < 2:
         raise UserError(f"{examples[0].where}: all texts are equal: some must be held out, so give at least two")
     members = list(groups.values())
@@ -97,7 +102,7 @@ def _repeated(examples: Sequence[Example]) -> tuple[str, ...]:
         before = first.setdefault(_text(example), example)
         if before is not example:
             twice.append(example.where)
-            if (before.label, before.spans) != (example.label, example.spans):
+            if (before.label, before.spans, before.answers) != (example.label, example.spans, example.answers):
                 differ.append(f"{example.where}, as {before.where.rsplit(', ', 1)[-1]}")
     found = []
     if twice:

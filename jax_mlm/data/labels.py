@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from jax_mlm.data.decoding import line_blocks, without_nul
-from jax_mlm.data.sources import BLOCK, FileKind, kind_of
-from jax_mlm.data.tables import Read, table_rows
+from jax_mlm.data.rows import missing_column, records, sound, text_field
 from jax_mlm.errors import UserError, nearest
 
 Problem = Literal["single", "multi", "regression"]
@@ -46,6 +42,8 @@ class Example:
     """Its entities, in order and without overlap; None where they are not known."""
     words: tuple[tuple[int, int], ...] = ()
     """Where each word of a CoNLL file stands in the text."""
+    answers: tuple[tuple[int, int], ...] | None = None
+    """Where the answers to the question `pair` stand in the text; empty if it has none, None if they are not known."""
     row: Mapping[str, object] | None = None
     """The fields of the file, for predictions to echo."""
 
@@ -57,13 +55,6 @@ class Columns:
     text: str = ""
     pair: str = ""
     label: str = ""
-
-
-class Record(NamedTuple):
-    """A row of a table or an object of a JSON file."""
-
-    where: str
-    fields: Mapping[str, object]
 
 
 def read_classified(path: Path, columns: Columns, unlabelled: bool = False) -> tuple[list[Example], Columns]:
@@ -78,8 +69,8 @@ def read_classified(path: Path, columns: Columns, unlabelled: bool = False) -> t
     for where, fields in records(path, columns.text or columns.label or TEXT):
         if not examples:
             columns = _found(path, columns, list(fields), unlabelled)
-        text = _text(where, fields, columns.text)
-        pair = _text(where, fields, columns.pair) if columns.pair else None
+        text = text_field(where, fields, columns.text)
+        pair = text_field(where, fields, columns.pair) if columns.pair else None
         label = _label(where, columns.label, fields.get(columns.label)) if columns.label else None
         examples.append(Example(where, text, pair, label, row=fields))
     if not examples:
@@ -87,130 +78,24 @@ def read_classified(path: Path, columns: Columns, unlabelled: bool = False) -> t
     return examples, columns
 
 
-def records(path: Path, wanted: str) -> Iterator[Record]:
-    """Yield the rows of a table, the objects of a JSON file or the rows of a Parquet file."""
-
-    def read() -> Iterator[tuple[str, int]]:
-        return line_blocks(path, BLOCK, math.inf)
-
-    match checked_kind(path):
-        case "csv" | "tsv" as kind:
-            yield from _table(path, wanted, "\t" if kind == "tsv" else ",;\t|", read)
-        case "json":
-            yield from _json(path, "".join(text for text, _ in read()))
-        case "parquet":
-            yield from _parquet(path)
-        case "text":
-            raise UserError(f"{path}: examples are read from .csv, .tsv, .jsonl and .parquet: give it such a suffix")
-
-
-def checked_kind(path: Path) -> FileKind:
-    """Return how a file is read; a UserError if there is none, or if it is not text."""
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder: give a file' if path.is_dir() else 'no such file'}")
-    return kind_of(path)
-
-
-def _table(path: Path, wanted: str, separators: str, read: Read) -> Iterator[Record]:
-    rows = table_rows(path, wanted, separators, read)
-    _, names, _ = next(rows, (1, [], 0))
-    names = [name.strip() for name in names]
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice is not None:
-        raise UserError(f"{path}, line 1: two columns are called {twice!r}: rename one of them")
-    for line, row, _ in rows:
-        if any(row[len(names) :]):
-            raise UserError(
-                f"{path}, line {line}: {len(row)} fields, but the first line names {len(names)}: "
-                'put a field that holds the separator in double quotes ("…")'
-            )
-        if row:
-            yield Record(f"{path}, line {line}", dict(itertools.zip_longest(names, row[: len(names)])))
-
-
-def _json(path: Path, text: str) -> Iterator[Record]:
-    """Yield the objects of JSON lines, or of one array."""
-    whole = text.lstrip().startswith("[")
-    try:
-        rows = json.loads(text) if whole else []
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON array ({error})") from None
-    lines = () if whole else enumerate(text.split("\n"), 1)
-    for number, line in lines:
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error}); expected one object a line") from None
-            yield _object(f"{path}, line {number}", row)
-    for number, row in enumerate(rows):
-        yield _object(f"{path}, element {number}", row)
-
-
-def _object(where: str, row: object) -> Record:
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: {type(row).__name__}, where an object with named fields was expected")
-    return Record(where, row)
-
-
-def _parquet(path: Path) -> Iterator[Record]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise UserError(f"{path}: reading .parquet needs pyarrow: pip install 'jax-mlm[data]'") from error
-    try:
-        with pq.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Record(f"{path}, row {number}", row)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
-
-
 def _found(path: Path, columns: Columns, names: Sequence[str], unlabelled: bool) -> Columns:
     """Return the columns by their names in the file; a UserError names the nearest one where there is none."""
     for option, name in (("text", columns.text), ("pair", columns.pair), ("label", columns.label)):
         if name and name not in names and not (option == "label" and unlabelled):
-            raise UserError(_missing(path, option, name, names))
+            raise UserError(missing_column(path, option, name, names))
     named = [name for name in (columns.text, columns.pair, columns.label) if name]
     if len(set(named)) < len(named):
         raise UserError(f"--text, --pair and --label must name different columns, not {', '.join(named)}")
     label = columns.label or LABEL
     if label not in names:
         if not unlabelled:
-            raise UserError(_missing(path, "label", label, names))
+            raise UserError(missing_column(path, "label", label, names))
         label = ""
     others = [name for name in names if name not in (label, columns.pair)]
     text = columns.text or (TEXT if TEXT in names else others[0] if len(others) == 1 else "")
     if not text:
-        raise UserError(_missing(path, "text", TEXT, names))
+        raise UserError(missing_column(path, "text", TEXT, names))
     return Columns(text, columns.pair, label)
-
-
-def _missing(path: Path, option: str, name: str, names: Sequence[str]) -> str:
-    shown = ", ".join(str(each)[:40] for each in names[:20]) + (", …" if len(names) > 20 else "")
-    return (
-        f"{path}: no column {name!r} (it has: {shown}){nearest(name, names)}; name the column of the {option} with "
-        f"--{option}"
-    )
-
-
-def _text(where: str, fields: Mapping[str, object], name: str) -> str:
-    if name not in fields:
-        raise UserError(f"{where}: no field {name!r}")
-    value = fields[name]
-    if not isinstance(value, str):
-        kind = "nothing" if value is None else type(value).__name__
-        raise UserError(f"{where}: the field {name!r} holds {kind}, not text")
-    return sound(value, where)
-
-
-def sound(text: str, where: str) -> str:
-    """Return a text that can be encoded: half of an escaped pair of JSON is replaced; a UserError if it holds a NUL."""
-    return without_nul(text, where).encode("utf-8", "replace").decode()
 
 
 def _label(where: str, name: str, value: object) -> Label:

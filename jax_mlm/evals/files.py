@@ -65,13 +65,14 @@ def check_examples(examples: Sequence[Example], task: TaskConfig) -> None:
     """Refuse a label that was not learned, by its line."""
     if task.kind == "tag":
         check_types(examples, task.labels)
-    else:
+    elif task.kind == "classify":
         check_labels(examples, task.labels, task.problem, unlabelled=True)
 
 
 def is_labelled(example: Example, task: TaskConfig) -> bool:
     """Return whether it is known what is right for the example."""
-    return (example.spans if task.kind == "tag" else example.label) is not None
+    known = {"classify": example.label, "tag": example.spans, "answer": example.answers}
+    return known[task.kind] is not None
 
 
 def write_predictions(path: Path, task: TaskConfig, found: Evaluated) -> None:

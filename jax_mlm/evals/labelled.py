@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from jax_mlm.config import TaskConfig
 from jax_mlm.data.batches import batch_of
 from jax_mlm.data.labelled import LabelledBatch, LabelledRows
+from jax_mlm.data.packing import ragged
 from jax_mlm.evals.heldout import Result
 from jax_mlm.model.encoder import Params
 from jax_mlm.tasks.scores import MODES, Scores
@@ -46,20 +48,26 @@ def best_first(figures: Mapping[str, float], metric: str) -> float:
 
 
 def item_logits(
-    logits: Logits, params: Params, rows: LabelledRows, outputs: int, batch: int, place: Callable[[Any], Any]
+    logits: Logits, params: Params, rows: LabelledRows, task: TaskConfig, batch: int, place: Callable[[Any], Any]
 ) -> np.ndarray:
     """Return the logits [items, K]: those of a text in several windows are their mean, weighted by tokens.
 
-    One batch is computed while the one before is added up.
+    To find answers they are those of each token of the windows. One batch is computed while the one before is added up.
     """
-    total = np.zeros((len(rows.targets), outputs), np.float32)
+    of_tokens, first = task.kind == "answer", rows.windows.first
+    total = np.zeros((first[-1] if of_tokens else len(rows.targets), task.outputs), np.float32)
     pending: tuple[LabelledBatch, jax.Array] | None = None
 
     def add(computed: tuple[LabelledBatch, jax.Array]) -> None:
         part, values = computed
         used = np.asarray(part.items) >= 0
+        items = np.asarray(part.items)[used]
+        if of_tokens:  # a row holds its windows in the order of their slots
+            sizes = np.diff(first)[items]
+            total[np.repeat(first[items], sizes) + ragged(sizes)] = np.asarray(values)[np.asarray(part.segments) > 0]
+            return
         shares = np.asarray(part.shares)[used][:, None]
-        np.add.at(total, np.asarray(part.items)[used], np.asarray(values)[used] * shares)
+        np.add.at(total, items, np.asarray(values)[used] * shares)
 
     for start in range(0, len(rows), batch):
         part = batch_of(rows, np.arange(start, start + batch))
@@ -78,17 +86,16 @@ class TaskValidator:
     logits: Logits
     """Compiled for `batch` rows."""
     rows: LabelledRows
-    outputs: int
+    task: TaskConfig
     batch: int
-    metric: str
     measure: Callable[[np.ndarray], tuple[Result, Scores]]
     """Logits of all items → their loss, and the scores."""
     place: Callable[[Any], Any]
 
     def __call__(self, params: Params) -> Scored:
-        logits = item_logits(self.logits, params, self.rows, self.outputs, self.batch, self.place)
+        logits = item_logits(self.logits, params, self.rows, self.task, self.batch, self.place)
         loss, scores = self.measure(logits)
-        return Scored(loss.loss_sum, loss.correct, loss.count, scores.figures, self.metric)
+        return Scored(loss.loss_sum, loss.correct, loss.count, scores.figures, self.task.metric)
 
     def rest(self, params: Params) -> Result:
         """Return nothing: every validation covers all rows."""

@@ -42,7 +42,16 @@ def model_card(
     name = folder.resolve().name
     pipeline = PIPELINES[task.kind] if task else "fill-mask"
     what, use = "A masked language model", f'fill = pipeline("fill-mask", model="{name}")\nprint(fill("… {mask} …"))'
-    if task is not None:
+    load = "pipeline"
+    if task is not None and task.kind == "answer":
+        what, load = f"A model for {pipeline}", "AutoModelForQuestionAnswering, AutoTokenizer"
+        use = f"""tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForQuestionAnswering.from_pretrained("{name}")
+read = tokenizer("a question", "the text that answers it", return_tensors="pt")
+found = model(**read)
+first, last = int(found.start_logits.argmax()), int(found.end_logits.argmax())
+print(tokenizer.decode(read["input_ids"][0][first : last + 1]))"""
+    elif task is not None:
         what = f"A model for {pipeline} ({', '.join(task.labels[:20]) or 'a number'})"
         more = ', aggregation_strategy="first"' if task.kind == "tag" else ""
         use = f'answer = pipeline("{pipeline}", model="{name}"{more})\nprint(answer("…"))'
@@ -66,7 +75,7 @@ tags:
 ## How to load it
 
 ```python
-from transformers import pipeline
+from transformers import {load}
 
 {use}
 ```

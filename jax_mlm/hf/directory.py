@@ -19,7 +19,7 @@ from jax_mlm.files import new_folder
 from jax_mlm.hf.card import model_card
 from jax_mlm.hf.config import AFTER_PADDING, check_expressible, from_hf, hf_config, known_family
 from jax_mlm.hf.names import family_of
-from jax_mlm.hf.tasks import task_of, with_task
+from jax_mlm.hf.tasks import check_family, task_of, with_task
 from jax_mlm.hf.tokenizer import hf_tokenizer_config, read_tokenizer
 from jax_mlm.hf.tokenizer_files import read_json
 from jax_mlm.hf.weights import WEIGHTS, Tensors, is_tied, open_tensors, read_body, read_params, write_params
@@ -157,6 +157,8 @@ def export_hf(run: Path, folder: Path, checkpoint: Literal["best", "latest"] = "
 
 def _export(run: Path, folder: Path, checkpoint: Literal["best", "latest"]) -> int:
     config, task = read_run(run), read_task(run)
+    if task is not None:
+        check_family(config.model.family, task.kind, str(run))
     tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     vocabulary = vocabulary_of(tokenizer)
     step, params = load_params(run, checkpoint)

@@ -162,7 +162,10 @@ def entries(c: ModelConfig, task: TaskConfig | None = None) -> Iterator[Entry]:
         elif task.kind == "classify":
             yield from _dense(("pooler",), (POOLERS[c.family],), True)
         inside = task.kind == "classify" and POOLERS.get(c.family) == "classifier.dense"
-        yield from _dense(("classifier",), ("classifier.out_proj" if inside else "classifier",), True)
+        theirs = "classifier.out_proj" if inside else "classifier"
+        if task.kind == "answer" and c.family != "modernbert":
+            theirs = "qa_outputs"
+        yield from _dense(("classifier",), (theirs,), True)
         return
     yield from _dense(("head",), (n.head,), c.head_bias)
     yield from _norm(c, ("head_norm",), n.head_norm)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-from jax_mlm.config import Json, TaskConfig
+from jax_mlm.config import Family, Json, TaskConfig
 from jax_mlm.errors import UserError
 
-CLASSES = {"classify": "ForSequenceClassification", "tag": "ForTokenClassification"}
+CLASSES = {
+    "classify": "ForSequenceClassification",
+    "tag": "ForTokenClassification",
+    "answer": "ForQuestionAnswering",
+}
 """Task → the ending of transformers' class."""
-PIPELINES = {"classify": "text-classification", "tag": "token-classification"}
+PIPELINES = {"classify": "text-classification", "tag": "token-classification", "answer": "question-answering"}
 """Task → transformers' name of it."""
+LONGEST, IMPOSSIBLE = "max_answer_len", "handle_impossible_answer"
+"""What transformers' pipeline calls the most tokens of an answer, and whether there may be none."""
+USUAL = 30
+"""Most tokens of an answer where config.json says nothing about it."""
 PROBLEMS: dict[str, Literal["single", "multi", "regression"]] = {
     "single_label_classification": "single",
     "multi_label_classification": "multi",
@@ -21,13 +29,26 @@ MOST = 100_000
 """Labels of the largest head that a config.json may ask for."""
 
 
+def check_family(family: Family, kind: str, what: str) -> None:
+    """Refuse a task for which transformers has no class of the family."""
+    if family == "esm" and kind == "answer":
+        raise UserError(
+            f"{what} is ESM-2, a model of proteins, for which transformers has no head that answers questions: "
+            "take another encoder"
+        )
+
+
 def with_task(values: Json, task: TaskConfig) -> Json:
     """Return the config.json of a masked language model as that of a model with the task's head."""
     labels = task.labels or ("LABEL_0",)
     (architecture,) = values["architectures"]
+    architectures = [architecture.removesuffix(MASKED) + CLASSES[task.kind]]
+    if task.kind == "answer":
+        limits = {LONGEST: task.max_answer, IMPOSSIBLE: task.no_answer}
+        return {**values, "architectures": architectures, "task_specific_params": {PIPELINES["answer"]: limits}}
     found: Json = {
         **values,
-        "architectures": [architecture.removesuffix(MASKED) + CLASSES[task.kind]],
+        "architectures": architectures,
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
     }
@@ -50,6 +71,8 @@ def task_of(values: Json) -> TaskConfig | None:
     if kind is None:
         return None
     labels = _labels(values)
+    if kind == "answer":
+        return _answering(values, labels)
     theirs = values.get("problem_type")
     if theirs is not None and theirs not in PROBLEMS:
         raise UserError(f"problem_type is {str(theirs)[:80]!r}, where one of {', '.join(PROBLEMS)} was expected")
@@ -65,6 +88,23 @@ def task_of(values: Json) -> TaskConfig | None:
     metric = {"single": "accuracy", "multi": "micro_f1", "regression": "pearson"}[problem]
     names = () if problem == "regression" else labels
     return TaskConfig("classify", names, problem, pooling="mean" if mean else "cls", metric=metric)
+
+
+def _answering(values: Json, labels: tuple[str, ...]) -> TaskConfig:
+    """Return the task of finding answers."""
+    if values.get("model_type") == "esm":
+        check_family("esm", "answer", "the model")
+    if len(labels) != 2:
+        raise UserError(f"{len(labels)} labels, where a model that answers questions has 2 logits for each token")
+    params = values.get("task_specific_params")
+    given = params.get(PIPELINES["answer"]) if isinstance(params, dict) else None
+    limits = given if isinstance(given, dict) else {}
+    longest, impossible = limits.get(LONGEST, USUAL), limits.get(IMPOSSIBLE, False)
+    if type(longest) is not int or not 1 <= longest <= MOST:
+        raise UserError(f"{LONGEST} is {str(longest)[:80]!r}, where a number of tokens was expected")
+    if not isinstance(impossible, bool):
+        raise UserError(f"{IMPOSSIBLE} is {str(impossible)[:80]!r}, where true or false was expected")
+    return TaskConfig("answer", pair=True, metric="f1", max_answer=longest, no_answer=impossible)
 
 
 def _labels(values: Json) -> tuple[str, ...]:

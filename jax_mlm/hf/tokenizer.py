@@ -48,8 +48,9 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, list[str]]:
 def hf_tokenizer_config(special: Mapping[str, str | None], max_length: int, token_types: int | None = None) -> Json:
     """tokenizer_config.json; `special` maps pad, mask, unk, cls, sep to the token's text."""
     named: Json = {f"{role}_token": text for role, text in special.items() if text is not None}
-    if token_types is not None and token_types < 2:  # a pair of texts would ask for a second type
-        named["model_input_names"] = ["input_ids", "attention_mask"]
+    if token_types is not None:  # transformers' default has changed: only a model with two of them reads token types
+        types = ["token_type_ids"] if token_types > 1 else []
+        named["model_input_names"] = ["input_ids", *types, "attention_mask"]
     return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, **named}
 
 

@@ -1,10 +1,11 @@
-"""Heads that answer for a whole text or for each word, each family's as Hugging Face has it.
+"""Heads that answer for a whole text, for each word or for each token, each family's as Hugging Face has it.
 
     ModernBERT                  the masked LM's own dense layer and norm, then a classifier
     BERT, ALBERT                a pooler with tanh, then a classifier
     RoBERTa, ESM-2              the same under other names
     DistilBERT                  a dense layer with ReLU, then a classifier
-Words are tagged by a classifier alone, but for ModernBERT, which keeps its dense layer and norm.
+Words are tagged, and the first and last tokens of answers found, by a classifier alone, but for ModernBERT, which keeps
+its dense layer and norm.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class TaskHead(Encoder):
         token_types: Int[Array, "B S"] | None = None,
         row_keys: Key[Array, " B"] | None = None,
     ) -> Float[Array, "B P K"]:
-        """Return logits in float32 for what begins at the positions `at`: texts, or words."""
+        """Return logits in float32 for what begins at the positions `at`: texts or words; tokens, to find answers."""
         c = self.config
         x = self.hidden(inputs, token_types, row_keys)
         B, P = at.shape

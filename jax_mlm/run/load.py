@@ -23,7 +23,8 @@ class Trained(NamedTuple):
     forward: Forward
     """`forward(params, Inputs(tokens, segments, positions), at)` → logits [B, P, V], computed in float32.
 
-    V are the labels of a run that was fine-tuned, in the order of `read_task(run)`.
+    V are the labels of a run that was fine-tuned, in the order of `read_task(run)`; of one that answers questions, the
+    logits of the first and the last token of an answer. Token types [B, S] of pairs are one more argument.
     """
     step: int
     """The step of the checkpoint that the parameters come from."""

@@ -1,4 +1,4 @@
-"""Learn labels: one of several for each text or word, any number of them, or a number. Losses are sums over items."""
+"""Learn from labelled batches: labels of texts or words, numbers, or answers. Losses are sums over items."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from jax_mlm.errors import UserError, nearest
 from jax_mlm.model.encoder import Inputs, Params
 from jax_mlm.model.task_heads import init_task_params, make_task_forward
 from jax_mlm.tasks.metrics import Metrics
+from jax_mlm.tasks.questions import span_metrics
 from jax_mlm.tasks.scores import Scores, of_numbers, of_one_label, of_several_labels
 from jax_mlm.tasks.task import Task
 
@@ -25,7 +26,10 @@ BALANCED = "balanced"
 
 
 def make_logits(model: ModelConfig, task: TaskConfig, dtype: DTypeLike) -> Callable[..., Float[Array, "B P K"]]:
-    """Return `logits(params, batch, dropout keys=None)`; token types are read by models that have two of them."""
+    """Return `logits(params, batch, dropout keys=None)`; token types are read by models that have two of them.
+
+    They are those of the slots; to find answers, those of every position.
+    """
     forward = make_task_forward(model, task, dtype)
 
     def logits(
@@ -33,7 +37,9 @@ def make_logits(model: ModelConfig, task: TaskConfig, dtype: DTypeLike) -> Calla
     ) -> Float[Array, "B P K"]:
         types = batch.types if task.pair and model.token_types > 1 else None
         inputs = Inputs(*map(jnp.asarray, (batch.tokens, batch.segments, batch.positions)))
-        return forward(params, inputs, jnp.asarray(batch.at), types, drop_keys)
+        B, S = inputs.tokens.shape
+        at = jnp.broadcast_to(jnp.arange(S), (B, S)) if task.kind == "answer" else jnp.asarray(batch.at)
+        return forward(params, inputs, at, types, drop_keys)
 
     return logits
 
@@ -77,6 +83,8 @@ def labelled(model: ModelConfig, task: TaskConfig, dtype: DTypeLike, freeze: int
     def metrics_of(params: Params, batch: LabelledBatch, drop_keys: Key[Array, " B"] | None) -> Metrics:
         if fixed is not None:
             params = jax.tree.map(lambda x, stays: jax.lax.stop_gradient(x) if stays else x, params, fixed(params))
+        if task.kind == "answer":
+            return span_metrics(logits(params, batch, drop_keys), batch)
         targets, weights = jnp.asarray(batch.targets), jnp.asarray(batch.weights)
         return label_metrics(task.problem, logits(params, batch, drop_keys), targets, weights)
 

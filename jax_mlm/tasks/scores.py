@@ -12,6 +12,7 @@ from jax_mlm.data.conll import entities_of, strict_entities_of
 
 MODES: Mapping[str, Literal["max", "min"]] = {
     **dict.fromkeys(("accuracy", "f1", "macro_f1", "micro_f1", "mcc", "pearson", "spearman", "conlleval_f1"), "max"),
+    "exact": "max",
     **dict.fromkeys(("loss", "rmse"), "min"),
 }
 """Metric → whether its largest or its smallest value is the best."""

@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   python -m jax_mlm.finetune --init runs/tiny --task classify --data train.tsv --valid dev.tsv
   python -m jax_mlm.finetune --init runs/tiny --task tag --data train.conll --valid dev.conll
   python -m jax_mlm.finetune --init bert-base/ --task classify --data pairs.csv --text question --pair answer
+  python -m jax_mlm.finetune --init runs/tiny --task answer --data squad-train.json --valid squad-dev.json
   python -m jax_mlm.finetune --resume --out runs/tiny-classify"""
 
 SEEDS_FILE = "seeds.json"
@@ -29,24 +30,26 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Fine-tune a pretrained encoder on labelled examples: to classify texts, or to tag the words in them."""
+    """Fine-tune a pretrained encoder on examples: to classify texts, tag the words in them, or find answers in them."""
 
     init: str = ""
     """The encoder: a run or a Hugging Face directory."""
-    task: Literal["", "classify", "tag"] = ""
-    """What to learn: a label for each text (or a number, or several labels), or the entities in a text."""
+    task: Literal["", "classify", "tag", "answer"] = ""
+    """What to learn: a label for each text (or a number, or several labels), the entities in a text, or where the
+    answer to a question stands in it."""
     data: str = ""
-    """Examples to learn: .csv, .tsv, .jsonl or .parquet; CoNLL columns to tag."""
+    """Examples to learn: .csv, .tsv, .jsonl or .parquet; CoNLL columns to tag; SQuAD's JSON to answer."""
     valid: str = ""
     """Examples for the figures that are reported. With --test they choose the checkpoint instead."""
     test: str = ""
     """Examples for the figures that are reported, where --valid chooses."""
     text: str = ""
-    """The column of the text; without it text, or the only column beside the label's."""
+    """The column of the text; without it text, or the only column beside the label's. To answer, context."""
     pair: str = ""
-    """The column of a second text that is judged together with the first."""
+    """The column of a second text that is judged together with the first. To answer, that of the question."""
     label: str = ""
-    """The column of the label; without it label. Several labels: a list in JSON, or a|b."""
+    """The column of the label; without it label. Several labels: a list in JSON, or a|b. To answer, that of the answer,
+    whose first character is counted in answer_start (or in NAME_start)."""
     labels: str = ""
     """The labels, or the types of entities, in their order: a,b,c; without it those of the data, sorted."""
     problem: Literal["auto", "single", "multi", "regression"] = "auto"
@@ -58,7 +61,8 @@ class FinetuneConfig:
     patience: int = 0
     """End after so many validations (of about ten) without a better one; 0 goes on to the end."""
     metric: str = ""
-    """By which the best checkpoint is chosen: accuracy, f1, macro_f1, micro_f1, mcc, pearson, spearman, rmse, loss."""
+    """By which the best checkpoint is chosen: accuracy, f1, macro_f1, micro_f1, mcc, pearson, spearman, rmse, exact,
+    loss."""
     seeds: int = 1
     """Train so many times with different seeds; report mean and deviation, and keep the best."""
     out: str = ""
@@ -96,12 +100,14 @@ class FinetuneConfig:
             raise ValueError(
                 "--task tag reads whole files of words or entities: leave out --text, --pair, --label, --problem"
             )
+        if self.task == "answer" and (self.labels or self.problem != "auto" or self.class_weights):
+            raise ValueError("--task answer finds texts: leave out --labels, --problem, --class-weights")
 
 
 def defaults(given: Given) -> FinetuneConfig | None:
     """Return the options of the run to resume, which those given override; None for a new run."""
     if not given.get("resume"):
-        for name, what in (("init", "the encoder"), ("task", "classify or tag"), ("data", "the examples")):
+        for name, what in (("init", "the encoder"), ("task", "classify, tag or answer"), ("data", "the examples")):
             if not given.get(name):
                 raise UserError(f"--{name} is missing: {what}")
         return None

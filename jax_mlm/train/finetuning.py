@@ -25,6 +25,7 @@ from jax_mlm.evals.answers import Laid, lay_out
 from jax_mlm.evals.labelled import TaskValidator
 from jax_mlm.evals.samples import Answer
 from jax_mlm.hf.directory import read_body_of
+from jax_mlm.hf.tasks import check_family
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.task_heads import begin_with
 from jax_mlm.parallel.compile import compile_step, compute_dtype
@@ -33,6 +34,7 @@ from jax_mlm.parallel.rules import REPLICATED
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run, read_run_file, read_task
 from jax_mlm.tasks.classify import class_weights, labelled, make_logits
+from jax_mlm.tasks.questions import longest_answer
 from jax_mlm.tasks.tagging import check_types, tags_for, types_of
 from jax_mlm.train.finetune_options import FinetuneConfig
 from jax_mlm.train.setup import Setup, check_run
@@ -61,6 +63,8 @@ class Plan(NamedTuple):
     choosing: Laid
     """The examples that choose among checkpoints, as `data.valid` has them."""
     report: Sequence[Example]
+    learned: int
+    """Number of examples to learn."""
     start: Initial | None
     lines: tuple[str, ...]
 
@@ -80,12 +84,16 @@ def plan(options: FinetuneConfig) -> Plan:
         model, tokenizer, params = before.model, load_tokenizer(Path(options.out) / TOKENIZER_FILE), None
     else:
         model, tokenizer, params = _given(Path(options.init), task)
+        check_family(model.family, task.kind, f"--init {options.init}")
         model = replace(model, dropout=max(model.dropout, DROPOUT))
     length = before.corpus.length if before else _length(options, model, tokenizer, examples, task)
     task = replace(task, overlap=length // 4 if options.overlap < 0 else options.overlap)
+    train, choosing = (lay_out(tokenizer, each, task, length) for each in (examples.train, examples.choose))
+    if train.asked is not None:
+        task = replace(task, max_answer=longest_answer(train.asked.sizes))
+        lines += (f"answers of up to {task.max_answer} tokens",)
     if options.resume:
         _check_same(Path(options.out), task, examples.fingerprints)
-    train, choosing = (lay_out(tokenizer, each, task, length) for each in (examples.train, examples.choose))
     if options.class_weights:
         weights = class_weights(options.class_weights, task, train.targets)
         train, choosing = (each.weighted(weights) for each in (train, choosing))
@@ -106,7 +114,7 @@ def plan(options: FinetuneConfig) -> Plan:
         + ("" if options.test else f", held out from {options.data}"),
     )
     data = Labelled(config, tokenizer, rows, valid, examples.fingerprints)
-    return Plan(options, config, task, data, choosing, examples.report, start, (*lines, *remarks))
+    return Plan(options, config, task, data, choosing, examples.report, len(examples.train), start, (*lines, *remarks))
 
 
 def _task(options: FinetuneConfig, examples: Examples) -> tuple[TaskConfig, tuple[str, ...]]:
@@ -123,6 +131,16 @@ def _task(options: FinetuneConfig, examples: Examples) -> tuple[TaskConfig, tupl
         for each in (every, examples.report):
             check_types(each, task.labels)
         return task, (f"entities: {', '.join(types)}",)
+    if options.task == "answer":
+        found, without = (sum(bool(e.answers) is has for e in learned) for has in (True, False))
+        if not found:
+            raise UserError(f"{options.data}: no question has an answer: there is nothing to find")
+        metric = _metric(options, "f1", ("f1", "exact", "loss"))
+        no_answer = bool(without)
+        task = TaskConfig("answer", pair=True, metric=metric, columns=columns, no_answer=no_answer)
+        contexts = len({example.text for example in learned})
+        none = f"; {without:,} have no answer, and the model may say so" if without else ", each with an answer"
+        return task, (f"{found + without:,} questions about {contexts:,} contexts{none}",)
     problem = problem_of(learned) if options.problem == "auto" else options.problem
     found = labels_of(learned, problem)
     if named and problem == "regression":
@@ -229,7 +247,7 @@ def set_up_plan(plan: Plan, config: TrainConfig, run: Path) -> Setup:
     for line in plan.lines:
         print(line, file=sys.stderr, flush=True)
     task = labelled(config.model, plan.task, compute_dtype(config), plan.options.freeze)
-    figures: Json = {"examples": len(plan.data.train.targets), "labels": list(plan.task.labels)}
+    figures: Json = {"examples": plan.learned, "labels": list(plan.task.labels)}
     return Setup(
         config,
         run,
@@ -262,5 +280,5 @@ def _measures(
     example = place(batch_of(rows, np.arange(batch)))
     compiled = compile_step(jax.jit(logits, out_shardings=replicated(setup.mesh)).lower(params, example))
     measure = partial(plan.choosing.measured, plan.task)
-    validator = TaskValidator(compiled, rows, plan.task.outputs, batch, plan.task.metric, measure, place)
+    validator = TaskValidator(compiled, rows, plan.task, batch, measure, place)
     return validator, lambda params: ()

@@ -337,7 +337,7 @@ def test_score_and_info_print(words: Path, capsys: pytest.CaptureFixture[str]) -
     ("argv", "said"),
     [
         (["fil"], "did you mean fill?"),
-        (["xyzzy"], "choose convert, fill, explain, score, embed, classify, tag, demo, info"),
+        (["xyzzy"], "choose convert, fill, explain, score, embed, classify, answer, tag, demo, info"),
         (["fill"], "required"),
         (["fill", "BUNDLE"], "give a TEXT, or --file IN --out OUT"),
         (["fill", "BUNDLE", "a [MASK]", "--top_k", "3"], "did you mean --top-k?"),

@@ -1,4 +1,4 @@
-"""`Classify` and `Tag` answer from a bundle as the fine-tuned JAX model does."""
+"""`Classify`, `Tag` and `Answer` answer from a bundle as the fine-tuned JAX model does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from mlm_onnx import Classify, FillMask, QueryError, Tag
+from mlm_onnx import Answer, Classify, FillMask, QueryError, Tag
 from mlm_onnx.bundle.layout import BundleError
 from mlm_onnx.convert.asked import Tuned
 from mlm_onnx.convert.pipeline import write_bundle
@@ -31,6 +31,8 @@ TASKS = {
     "number": TaskConfig("classify", (), "regression", overlap=4),
     "pair": TaskConfig("classify", ("no", "yes"), pair=True, overlap=4),
     "tag": TaskConfig("tag", ("O", "B-x", "I-x", "B-y", "I-y"), overlap=4),
+    "answer": TaskConfig("answer", pair=True, overlap=4, max_answer=6),
+    "perhaps": TaskConfig("answer", pair=True, overlap=4, max_answer=6, no_answer=True),
 }
 LINES = [
     *TEXTS[:6],
@@ -112,6 +114,27 @@ def test_a_tagger_finds_what_jax_finds(made: Any, kind: str) -> None:
             assert ours["text"] == ours["text"].strip() != ""
             entities += 1
     assert entities > 20
+
+
+@pytest.mark.parametrize(("name", "kind", "family"), [
+    ("answer", "wordpiece", "bert"), ("perhaps", "bpe", "roberta"), ("perhaps", "unigram", "modernbert"),
+])  # fmt: skip
+def test_answers_are_jaxs(made: Any, name: str, kind: str, family: str) -> None:
+    folder, jaxs = made(name, kind, family)
+    questions, contexts = LINES[4:8] * len(LINES), [each for each in LINES for _ in LINES[4:8]]
+    found = Answer(folder)(questions, contexts)
+    theirs = jaxs(list(zip(contexts, questions, strict=True)))
+    for context, ours, expected in zip(contexts, found, theirs, strict=True):
+        assert (ours["answer"], ours["start"], ours["end"]) == tuple(
+            expected[k] for k in ("prediction", "start", "end")
+        )
+        assert ours["probability"] == pytest.approx(expected["probability"], abs=2e-5)
+        assert ours["answer"] is None or context[ours["start"] : ours["end"]] == ours["answer"] != ""
+    assert sum(each["answer"] is not None for each in found) > 20
+    assert [each for each in found if "left_out" in each], "a question of several windows is cut, and said"
+    assert Answer(folder)("who?", LINES[0]) == Answer(folder)(["who?"], LINES[0])[0]
+    with pytest.raises(QueryError, match="2 questions about 1 contexts"):
+        Answer(folder)(["a", "b"], ["c"])
 
 
 def test_what_is_asked_with_it_changes_no_answer(made: Any) -> None:

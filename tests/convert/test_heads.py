@@ -27,11 +27,12 @@ TASKS = {
     "pair": TaskConfig("classify", ("a", "b"), pair=True),
     "number": TaskConfig("classify", problem="regression"),
     "tag": TaskConfig("tag", ("O", "B-x", "I-x")),
+    "answer": TaskConfig("answer", pair=True, max_answer=5),
 }
 FAMILIES = ("modernbert", "bert", "roberta", "albert", "distilbert", "esm")
 CASES = [(family, "classify") for family in FAMILIES] + [
     ("modernbert", "mean"), ("bert", "mean"), ("bert", "pair"), ("modernbert", "number"), ("bert", "tag"),
-    ("modernbert", "tag"),
+    ("modernbert", "tag"), ("bert", "answer"), ("modernbert", "answer"),
 ]  # fmt: skip
 
 

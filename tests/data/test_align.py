@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from jax_mlm.data.align import lay_texts, lay_words, spread, tags_of
+from jax_mlm.data.align import Frame, frame_of, lay_texts, lay_words, spread, tags_of
 from jax_mlm.data.conll import entities_of
 from jax_mlm.data.labelled import pack_windows
 from jax_mlm.data.labels import Example, Span
@@ -103,6 +103,17 @@ def test_windows_of_a_text_weigh_one_together_and_no_token_is_lost(tokenizer: To
         assert max(np.diff(w.first)) <= 32
         whole = tokenizer.encode(these[0].text, these[0].pair).ids
         assert set(w.tokens.tolist()) == set(whole)
+
+
+def test_the_frame_of_a_pair_is_found_by_a_word_that_the_tokenizer_knows() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"[CLS]": 0, "[SEP]": 1, "A": 2}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [("[CLS]", 0), ("[SEP]", 1)]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", special)
+    tokenizer.normalizer = normalizers.Replace("a", "")
+    assert frame_of(tokenizer, False) == Frame([0], [], [1], (0, 0, 0))
+    assert frame_of(tokenizer, True) == Frame([0], [1], [1], (0, 0, 1))
 
 
 @pytest.mark.parametrize(

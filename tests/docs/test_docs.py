@@ -317,8 +317,11 @@ def test_the_commands_of_fine_tuning_run(runner: ModuleType, scratch: Path, envi
     for name in ("people", "people-dev"):
         words = ["".join(f"{word}\t{'B-x' if word == 'with' else 'O'}\n" for word in text.split()) for text in texts]
         (scratch / f"{name}.conll").write_text("\n".join(words))
+    asked = [{"question": "What?", "context": text, "answer": text[:4], "answer_start": 0} for text in texts]
+    for name in ("asked", "asked-dev"):
+        (scratch / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in asked))
     run_page(ROOT / "docs" / "finetuning.md", runner, scratch, environment, slow=False)
-    for name in ("answers", "labelled"):
+    for name in ("answers", "labelled", "found"):
         assert len((scratch / f"{name}.jsonl").read_text().splitlines()) == len(texts)
     assert (scratch / "reviews-hf" / "config.json").is_file()
 

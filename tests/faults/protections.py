@@ -66,7 +66,7 @@ def passes(test: str, root: Path) -> tuple[bool, str]:
     """Run a test on the copy; return whether it passes, and the runner's last line."""
     path = os.pathsep.join([str(root), str(root / "export")])
     marks = ["-m", "not campaign"]
-    line = [sys.executable, "-m", "pytest", "-n", "0", "-x", "--timeout", "300", *marks, test]
+    line = [sys.executable, "-m", "pytest", "-n", "0", "-x", "--timeout", "100", *marks, test]
     done = subprocess.run(
         line, cwd=root, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mlm_onnx.bundle import BundleError, open_bundle
 from mlm_onnx.bundle.layout import FORMAT as BUNDLE_FORMAT
-from mlm_onnx.convert.calibrate import queries
+from mlm_onnx.convert.asked import queries
 from safetensors.numpy import load_file, save_file
 from support.garbage import strange, tree
 from support.models import HF_BERT, randomised

@@ -15,7 +15,8 @@ from jax_mlm.config import ModelConfig, TaskConfig
 from jax_mlm.errors import UserError
 from jax_mlm.hf.config import AFTER_PADDING, hf_config
 from jax_mlm.hf.names import entries
-from jax_mlm.hf.tasks import CLASSES, task_of, with_task
+from jax_mlm.hf.tasks import CLASSES, check_family, task_of, with_task
+from jax_mlm.hf.tokenizer import hf_tokenizer_config
 from jax_mlm.hf.weights import open_tensors, read_body, read_params, write_params
 from jax_mlm.model.encoder import Inputs
 from jax_mlm.model.params import expected_shapes
@@ -27,7 +28,13 @@ TASKS = {
     "several": replace(CLASSIFY, problem="multi"),
     "number": TaskConfig("classify", problem="regression"),
     "tag": TaskConfig("tag", ("O", "B-x", "I-x")),
+    "answer": TaskConfig("answer", pair=True, max_answer=7, no_answer=True),
 }
+
+
+def asking(limits: dict[str, object]) -> dict[str, object]:
+    """Return the config.json of a model that answers questions."""
+    return {"architectures": ["BertForQuestionAnswering"], "task_specific_params": {"question-answering": limits}}
 
 
 def drawn(model: ModelConfig, task: TaskConfig) -> Any:
@@ -39,7 +46,7 @@ def drawn(model: ModelConfig, task: TaskConfig) -> Any:
 @pytest.mark.parametrize("family", [name for name in MODELS if name not in ("xlm-roberta", "camembert")])
 def test_every_array_of_a_head_has_a_name_and_comes_back(family: str, tmp_path: Path) -> None:
     model = MODELS[family]
-    for kind in ("classify", "tag"):
+    for kind in ("classify", "tag", "answer"):
         task = TASKS[kind]
         assert {entry.path for entry in entries(model, task)} == set(expected_shapes(model, task))
         params = drawn(model, task)
@@ -55,8 +62,8 @@ def test_labels_and_problem_come_back_from_config_json(name: str) -> None:
         assert values["architectures"] == [f"ModernBert{CLASSES[task.kind]}"]
         back = task_of(values)
         assert back is not None
-        assert (back.kind, back.labels, back.problem, back.pooling) == (
-            task.kind, task.labels, task.problem, task.pooling,
+        assert (back.kind, back.labels, back.problem, back.pooling, back.max_answer, back.no_answer) == (
+            task.kind, task.labels, task.problem, task.pooling, task.max_answer, task.no_answer,
         )  # fmt: skip
     assert task_of(hf_config(MODELS["bert"], 0, 1, 2)) is None
 
@@ -69,11 +76,20 @@ def test_labels_and_problem_come_back_from_config_json(name: str) -> None:
         ({"id2label": ["a"]}, "an object"),
         ({"problem_type": "several"}, "problem_type is 'several'"),
         ({"classifier_pooling": "max"}, "classifier_pooling is 'max'"),
+        ({"architectures": ["BertForQuestionAnswering"], "num_labels": 3}, "3 labels, where a model that answers"),
+        (asking({"max_answer_len": "x"}), "max_answer_len is 'x'"),
+        (asking({"handle_impossible_answer": 1}), "handle_impossible_answer is '1'"),
     ],
 )
 def test_wrong_labels_are_refused(values: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         task_of({"architectures": ["BertForSequenceClassification"], "model_type": "bert", **values})
+
+
+def test_a_model_of_others_answers_with_the_usual_limits() -> None:
+    task = task_of({"architectures": ["BertForQuestionAnswering"], "model_type": "bert"})
+    assert task is not None
+    assert (task.kind, task.outputs, task.max_answer, task.no_answer, task.metric) == ("answer", 2, 30, False, "f1")
 
 
 def test_a_classifier_starts_fresh_and_what_is_there_is_kept(tmp_path: Path) -> None:
@@ -107,12 +123,14 @@ def test_neighbours_in_a_row_change_no_logit(name: str) -> None:
 
 
 @pytest.mark.parametrize("family", MODELS)
-@pytest.mark.parametrize("name", ["classify", "tag", "mean"])
+@pytest.mark.parametrize("name", ["classify", "tag", "mean", "answer"])
 def test_logits_are_those_of_transformers(family: str, name: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="compares with torch: pip install 'jax-mlm[reference]'")
     transformers = pytest.importorskip("transformers", reason="compares with transformers")
     if name == "mean" and family != "modernbert":
         pytest.skip("only ModernBERT has it")
+    if name == "answer" and family == "esm":
+        pytest.skip("transformers has none that answers questions")
     task = replace(CLASSIFY, pooling="mean") if name == "mean" else TASKS[name]
     model, params = MODELS[family], drawn(MODELS[family], task)
     pad = model.position_offset - 1 if family in AFTER_PADDING else 0
@@ -124,10 +142,34 @@ def test_logits_are_those_of_transformers(family: str, name: str, tmp_path: Path
     assert not facts["missing_keys"]
     assert not facts["unexpected_keys"]
     ids = np.random.default_rng(1).integers(5, 60, (2, 9))
+    types = (
+        np.broadcast_to(np.arange(9) > 3, ids.shape).astype(np.int32) if task.pair and model.token_types > 1 else None
+    )
+    more = {} if types is None else {"token_type_ids": torch.tensor(types, dtype=torch.long)}
     with torch.no_grad():
-        expected = theirs.eval()(input_ids=torch.tensor(ids), attention_mask=torch.ones(2, 9, dtype=torch.long))
+        read = {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(2, 9, dtype=torch.long)}
+        expected = theirs.eval()(**read, **more)
     positions = np.broadcast_to(np.arange(9), ids.shape)
-    at = positions if task.kind == "tag" else positions[:, :1]
-    ours = jax.jit(make_task_forward(model, task))(params, Inputs(ids, np.ones_like(ids), positions), at)
-    ours = ours if task.kind == "tag" else ours[:, 0]
+    at = positions[:, :1] if task.kind == "classify" else positions
+    ours = jax.jit(make_task_forward(model, task))(params, Inputs(ids, np.ones_like(ids), positions), at, types)
+    if task.kind == "answer":
+        np.testing.assert_allclose(ours[..., 0], expected.start_logits.numpy(), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(ours[..., 1], expected.end_logits.numpy(), rtol=1e-5, atol=1e-4)
+        return
+    ours = ours[:, 0] if task.kind == "classify" else ours
     np.testing.assert_allclose(ours, expected.logits.numpy(), rtol=1e-5, atol=1e-4)
+
+
+def test_a_tokenizer_gives_token_types_to_models_that_read_two_of_them() -> None:
+    for model in MODELS.values():
+        named = hf_tokenizer_config({}, 32, model.token_types)["model_input_names"]
+        assert ("token_type_ids" in named) == (model.token_types > 1)
+
+
+def test_a_family_without_a_class_for_the_task_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match="ESM-2, a model of proteins"):
+        check_family("esm", "answer", "--init x")
+    with pytest.raises(UserError, match="ESM-2, a model of proteins"):
+        task_of({"architectures": ["EsmForQuestionAnswering"], "model_type": "esm"})
+    for family in MODELS:
+        check_family(family, "tag", "--init x")  # pyright: ignore[reportArgumentType]

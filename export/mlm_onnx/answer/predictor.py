@@ -232,6 +232,10 @@ class FillMask:
         means = sums / tokens
         return means[0] if isinstance(text, str) else means
 
+    def once(self) -> None:
+        """Answer one short text."""
+        self(f"a {self.mask_token}", top_k=1)
+
     # ---- from queries to answers -----------------------------------------------------------------
 
     def _choices(self, targets: Sequence[str] | None, first_piece: bool) -> Callable[[str], Choices]:

@@ -11,7 +11,7 @@ import numpy as np
 from mlm_onnx.answer.engine import Engine, checked, log_softmax
 from mlm_onnx.answer.queries import listed, read_all
 from mlm_onnx.answer.windows import Span, Texts, WindowReader, Words
-from mlm_onnx.bundle.layout import CLASSIFY, TAG, QueryError
+from mlm_onnx.bundle.layout import ANSWER, CLASSIFY, TAG, QueryError
 from mlm_onnx.bundle.read import Bundle, opened
 
 OUTSIDE = "O"
@@ -64,10 +64,12 @@ class Tagged(TypedDict):
     entities: list[Entity]
 
 
-class _Predictor:
+class Predictor:
     """What all predictors of fine-tuned models have in common."""
 
     task: str
+    outputs: int | None = None
+    """Logits at a position, if they are not those of the labels."""
 
     def __init__(self, path: str | os.PathLike[str] | Bundle, threads: int | None = None) -> None:
         self.bundle = opened(path, self.task)
@@ -76,14 +78,14 @@ class _Predictor:
         except BaseException:
             self.bundle.settle()
             raise
-        outputs = len(self.head.labels) or 1
+        outputs = self.outputs or len(self.head.labels) or 1
         self._engine = Engine(self.bundle, checked(threads), outputs, self.head.types)
         try:
-            self.reader = WindowReader(self.bundle, self.head, self.head.pair)
+            self.reader = WindowReader(self.bundle, self.head, self.head.pair or self.task == ANSWER)
         finally:
             self._engine.wait()
 
-    def __reduce__(self) -> tuple[type[_Predictor], tuple[str, int]]:
+    def __reduce__(self) -> tuple[type[Predictor], tuple[str, int]]:
         """Pickle the path and the number of threads, so that a predictor can be passed to other processes."""
         return type(self), (str(self.bundle.path.absolute()), self._engine.threads)
 
@@ -96,7 +98,7 @@ class _Predictor:
 Text = str | tuple[str, str]
 
 
-class Classify(_Predictor):
+class Classify(Predictor):
     """`Classify("BUNDLE")("a text")` → {"text", "label", "probability", "labels": [{"label", "probability"}]}.
 
     A model of pairs takes tuples of two texts. A text that is longer than the model's window is read in windows, whose
@@ -171,7 +173,7 @@ class Classify(_Predictor):
         return answer
 
 
-class Tag(_Predictor):
+class Tag(Predictor):
     """`Tag("BUNDLE")("a text")` → {"text", "entities": [{"label", "start", "end", "text", "probability"}]}.
 
     `text[start:end]` of an entity is its "text"; offsets are code points. The tag of a word is that of its first token.
@@ -235,7 +237,3 @@ def entities_of(tags: Sequence[str]) -> list[tuple[int, int, str]]:
         else:
             found.append((at, at + 1, kind))
     return found
-
-
-PREDICTORS = {CLASSIFY: Classify, TAG: Tag}
-"""Task → what answers it."""

@@ -62,6 +62,16 @@ class Words(NamedTuple):
     spans: list[Span]
 
 
+class Asked(NamedTuple):
+    """The windows of a question about a context."""
+
+    rows: list[Row]
+    offsets: np.ndarray
+    """[tokens of all rows, 2] where each begins and ends in the context; both 0 outside of it."""
+    left_out: int
+    """Tokens at the end of the question that no window has room for."""
+
+
 class WindowReader:
     """Lays out texts for one bundle."""
 
@@ -136,6 +146,21 @@ class WindowReader:
                 rows.append(self.row(found.ids[a:b], [], [opens[k] - a + len(self.frame.before) for k in here]))
                 order += here
         return Words(rows, order, spans)
+
+    def question(self, question: str, context: str) -> Asked:
+        """Return the windows of a context, each after the question."""
+        one, found = self.encoded(question.strip()).ids, self.encoded(context)
+        two, whole = found.ids, len(one)
+        if len(one) + len(two) > self.room and len(one) > self.room // 2:
+            one = one[: max(self.room // 2, self.room - len(two))]
+        left = self.room - len(one)
+        parts = spread(len(two), left, min(self._head.overlap, (left - 1) // 2))
+        places = [_trimmed(context, Span(*offsets)) for offsets in found.offsets]
+        before = [Span(0, 0)] * (len(self.frame.before) + len(one) + len(self.frame.between))
+        after = [Span(0, 0)] * len(self.frame.after)
+        offsets = [place for a, b in parts for place in (*before, *places[a:b], *after)]
+        rows = [self.row(one, two[a:b], []) for a, b in parts]
+        return Asked(rows, np.array(offsets, np.int64).reshape(-1, 2), whole - len(one))
 
     def row(self, one: Sequence[int], two: Sequence[int], at: Sequence[int]) -> Row:
         """Return a framed row of one text, or of two."""

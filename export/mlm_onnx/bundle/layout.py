@@ -49,6 +49,8 @@ class TaskFiles:
     graph: str
     command: str
     """Of `python -m mlm_onnx`."""
+    predictor: str
+    """Its name in `mlm_onnx`."""
 
     @property
     def data(self) -> str:
@@ -62,10 +64,10 @@ class TaskFiles:
 
 
 TASKS: Mapping[str, TaskFiles] = {
-    FILL: TaskFiles(FAST_GRAPH, "fill"),
-    CLASSIFY: TaskFiles("fast/classify.onnx", "classify"),
-    TAG: TaskFiles("fast/tag.onnx", "tag"),
-    ANSWER: TaskFiles("fast/answer.onnx", "answer"),
+    FILL: TaskFiles(FAST_GRAPH, "fill", "FillMask"),
+    CLASSIFY: TaskFiles("fast/classify.onnx", "classify", "Classify"),
+    TAG: TaskFiles("fast/tag.onnx", "tag", "Tag"),
+    ANSWER: TaskFiles("fast/answer.onnx", "answer", "Answer"),
 }
 
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from mlm_onnx.answer.predictor import FillMask
 
 
-def declare_query(parser: argparse.ArgumentParser, text: str, files: bool = True) -> None:
+def declare_query(parser: argparse.ArgumentParser, text: str, files: bool = True, column: str = "text") -> None:
     """Add the options of a query; `files` also those that answer for whole files."""
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `convert` wrote")
     if files:
         parser.add_argument("text_given", nargs="?", metavar="TEXT", type=in_utf8, help=text)
-        declare_file(parser)
+        declare_file(parser, column)
     else:
         parser.add_argument("text", metavar="TEXT", type=in_utf8, help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -34,11 +34,12 @@ class Row(NamedTuple):
     fields: dict[str, object]
 
 
-def declare_file(parser: argparse.ArgumentParser) -> None:
-    """Add the options for whole files."""
+def declare_file(parser: argparse.ArgumentParser, column: str) -> None:
+    """Add the options for whole files, whose column of texts usually has this name."""
     group = parser.add_argument_group("whole files, instead of TEXT")
+    usual = "text, or the only one" if column == "text" else column
     group.add_argument("--file", type=Path, metavar="IN", help="answer for each row of a .csv, .tsv, .jsonl or .txt")
-    group.add_argument("--text", metavar="COLUMN", help="its column with the text (default: text, or the only one)")
+    group.add_argument("--text", metavar="COLUMN", help=f"its column with the text (default: {usual})")
     group.add_argument("--out", type=Path, metavar="OUT", help="JSON lines to write: each row, and its answer")
 
 

@@ -59,14 +59,9 @@ def _print_info(path: Path, bundle: Bundle) -> None:
 
 def _memory(bundle: Bundle) -> str:
     """Return how much memory this process uses after an answer from the bundle; empty except on Linux."""
-    from mlm_onnx.answer.predictor import FillMask
-    from mlm_onnx.answer.tasks import PREDICTORS
-    from mlm_onnx.bundle.layout import FILL
+    import mlm_onnx
 
-    if bundle.task == FILL:
-        FillMask(bundle)(f"a {bundle.special.mask}", top_k=1)
-    else:
-        PREDICTORS[bundle.task](bundle).once()
+    getattr(mlm_onnx, bundle.files.predictor)(bundle).once()
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The commands that answer with a fine-tuned model: classify, tag."""
+"""The commands that answer with a fine-tuned model: classify, tag, answer."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mlm_onnx.bundle.layout import CLASSIFY, TAG, Json
+from mlm_onnx.bundle.layout import ANSWER, CLASSIFY, TAG, Json
 from mlm_onnx.cli.answer import declare_query
 from mlm_onnx.cli.files import answer_file, wants_file
 from mlm_onnx.cli.parser import PROG, Command, UsageError, at_least_one, in_utf8, one_line, print_json
 
 if TYPE_CHECKING:
+    from mlm_onnx.answer.questions import Answer
     from mlm_onnx.answer.tasks import Classified, Classify, Tag, Text
 
 
@@ -76,17 +77,46 @@ def tag(options: argparse.Namespace) -> None:
         )
 
 
+def declare_answer(parser: argparse.ArgumentParser) -> None:
+    declare_query(parser, "the context in which the answer stands", column="context")
+    parser.add_argument(
+        "--question", type=in_utf8, metavar="TEXT", help="what is asked; with --file, its column (default: question)"
+    )
+
+
+def answer(options: argparse.Namespace) -> None:
+    if not wants_file(options) and options.question is None:
+        raise UsageError("give the --question that is asked about the TEXT")
+    predictor: Answer = _load(options, ANSWER)
+    if options.file is not None:
+        columns = [("--text", options.text or "context"), ("--question", options.question or "question")]
+
+        def answers(rows: list[tuple[str, ...]]) -> list[Json]:
+            found = predictor([question for _, question in rows], [context for context, _ in rows])
+            return [_without(each, "question") for each in found]
+
+        answer_file(options, columns, answers)
+        return
+    _check_text(options.text_given)
+    found = predictor(options.question, options.text_given)
+    if options.json:
+        print_json(found)
+        return
+    print("no answer" if found["answer"] is None else one_line(found["answer"]))
+    where = "" if found["start"] is None else f"  {found['start']}–{found['end']}"
+    print(f"  {found['probability']:.2%}{where}")
+
+
 def _load(options: argparse.Namespace, task: str) -> Any:  # Any: the predictor of that task
     """Return the predictor, kept alive by the options so that answers are printed before it is torn down.
 
     The bundle is opened first, so that its weights are hashed while numpy and onnxruntime are imported.
     """
+    import mlm_onnx
     from mlm_onnx.bundle.read import opened
 
     bundle = opened(options.bundle, task)
-    from mlm_onnx.answer.tasks import PREDICTORS
-
-    options.predictor = PREDICTORS[task](bundle, options.threads)
+    options.predictor = getattr(mlm_onnx, bundle.files.predictor)(bundle, options.threads)
     return options.predictor
 
 
@@ -108,6 +138,15 @@ COMMANDS: Mapping[str, Command] = {
         ),
         declare_classify,
         classify,
+    ),
+    "answer": Command(
+        "print the answer that a fine-tuned model finds to a question",
+        (
+            f'{PROG} answer bundle "Paris is in France." --question "Where?"',
+            f"{PROG} answer bundle --file asked.jsonl --out out.jsonl",
+        ),
+        declare_answer,
+        answer,
     ),
     "tag": Command(
         "print the entities that a fine-tuned model finds in a text",

@@ -144,12 +144,13 @@ def labelled_examples(model: ModelConfig, params: Params, tokenizer: Tokenizer, 
     laid = lay_out(tokenizer, examples, task, tuned.length)
     packed = laid.rows(tuned.length, vocabulary_of(tokenizer).pad)
     logits = jax.jit(make_logits(model, task, jnp.float32))
-    theirs = item_logits(logits, jax.device_put(params), packed, task.outputs, min(AT_ONCE, len(packed)), lambda x: x)
+    theirs = item_logits(logits, jax.device_put(params), packed, task, min(AT_ONCE, len(packed)), lambda x: x)
     metric = task.metric if MODES[task.metric] == "max" else USUAL[task.problem] if task.kind == "classify" else "f1"
 
     def judge(exact: Results, coarse: Results) -> Json:
         count = len(laid.targets)
-        both = {"fp32": together(laid.windows, count, exact), "int8": together(laid.windows, count, coarse)}
+        both = {"fp32": exact, "int8": coarse}
+        both = {name: together(task, laid.windows, count, results) for name, results in both.items()}
         score = {name: laid.measured(task, each)[1].figures[metric] for name, each in both.items()}
         wanted = decoded(task, laid, theirs)
         same = {
@@ -177,9 +178,11 @@ def inputs_of(windows: Windows) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def together(windows: Windows, items: int, results: Results) -> np.ndarray:
-    """Return the logits [items, K] that a graph's outputs for the windows make up."""
+def together(task: TaskConfig, windows: Windows, items: int, results: Results) -> np.ndarray:
+    """Return the logits [items, K] that a graph's outputs for the windows make up; of answers, those of all tokens."""
     slots = np.concatenate([each.reshape(-1, each.shape[-1]) for each in results])
+    if task.kind == "answer":
+        return slots
     total = np.zeros((items, slots.shape[-1]), np.float32)
     np.add.at(total, windows.items, slots * windows.shares[:, None])
     return total
@@ -189,7 +192,11 @@ def decoded(task: TaskConfig, laid: Laid, logits: np.ndarray) -> list[object]:
     """Return what is answered for each example, without probabilities; numbers to two digits."""
     found: list[object] = []
     for answer in answers(task, laid, logits):
-        entities = [(each["label"], each["start"], each["end"]) for each in answer.get("entities", ())]
-        said = answer.get("prediction", answer.get("predictions"))
-        found.append(entities or (f"{said:.2g}" if isinstance(said, float) else said))
+        if task.kind == "tag":
+            found.append([(each["label"], each["start"], each["end"]) for each in answer["entities"]])
+        elif task.kind == "answer":
+            found.append((answer["start"], answer["end"]))
+        else:
+            said = answer.get("prediction", answer.get("predictions"))
+            found.append(f"{said:.2g}" if isinstance(said, float) else said)
     return found

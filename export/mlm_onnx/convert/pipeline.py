@@ -186,6 +186,8 @@ def head_fields(task: TaskConfig) -> Json:
     }
     if task.kind == "classify":
         fields |= {"problem": task.problem, "pair": task.pair}
+    elif task.kind == "answer":
+        fields["answers"] = {"max_tokens": task.max_answer, "no_answer": task.no_answer}
     else:
         fields["tagging"] = {"scheme": "IOB2", "pieces": "first"}
     return fields
