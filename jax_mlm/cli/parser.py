@@ -26,6 +26,12 @@ class Page(argparse.HelpFormatter):
         return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
+def _is_meant(following: Sequence[str], action: argparse.Action) -> bool:
+    """Return whether the word after an option that may stand alone is its value, perhaps misspelt."""
+    choices = [str(choice) for choice in action.choices or () if choice]
+    return any(word in choices or nearest(word, choices) for word in following)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are UserErrors of one line; it takes --eval_every for --eval-every."""
 
@@ -61,6 +67,8 @@ class Parser(argparse.ArgumentParser):
                 words[at] = (name := written.replace("_", "-")) + equals + value
                 if name not in known:
                     raise UserError(f"unknown option {written}{nearest(name, known) or f' (see {self.prog} --help)'}")
+                if not equals and known[name].nargs == "?" and not _is_meant(words[at + 1 : at + 2], known[name]):
+                    words[at] = f"{name}={known[name].const}"
         try:
             given = vars(self.parse_args(words))
         except argparse.ArgumentError as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jax_mlm.config import TaskConfig, TrainConfig
+from jax_mlm.config import Json, TaskConfig, TrainConfig
 from jax_mlm.data.examples import read_file
 from jax_mlm.data.labels import Columns, Example, check_labels
 from jax_mlm.data.tokenizer import load_tokenizer
@@ -77,11 +77,21 @@ def is_labelled(example: Example, task: TaskConfig) -> bool:
 
 def write_predictions(path: Path, task: TaskConfig, found: Evaluated) -> None:
     """Write a JSON line for each example."""
-    lines: Sequence[str] = [
-        json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers(task, found.laid, found.logits)
-    ]
+    write_lines(path, answers(task, found.laid, found.logits))
+
+
+def check_predictions(path: Path) -> None:
+    """Refuse a --predictions that is a folder, or has a parent that cannot be made, before anything is computed."""
+    if path.is_dir():
+        raise UserError(f"--predictions {path} is a folder: give a file")
+    make_folder(path.parent, "--predictions")
+
+
+def write_lines(path: Path, lines: Iterable[Json]) -> None:
+    """Write --predictions: JSON lines."""
+    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     make_folder(path.parent, "--predictions")
     try:
-        write_atomically(path, "".join(lines))
+        write_atomically(path, content)
     except OSError as error:
         raise UserError(f"--predictions {path}: cannot be written ({error.strerror})") from None

@@ -114,13 +114,14 @@ def test_score_hides_each_token_in_turn(fill: FillMask) -> None:
     text = "This model creates a super unheard-of"
     answer = fill.score(text)
     words = text.split()
-    assert [t["token"] for t in answer["tokens"]] == words[:-1], "unknown tokens do not count"
-    for i, token in enumerate(answer["tokens"]):
+    assert [t["token"] for t in answer["tokens"]] == [*words[:-1], "[UNK]"], "unknown tokens count"
+    assert answer["unknown"] == 1
+    for i, token in enumerate(answer["tokens"][:-1]):
         hidden = " ".join("[MASK]" if i == j else w for j, w in enumerate(words))
         found = fill(hidden, targets=[token["token"]])["masks"][0]["candidates"][0]["probability"]
         assert token["logprob"] == pytest.approx(math.log(found), abs=1e-4)
     assert answer["score"] == pytest.approx(sum(t["logprob"] for t in answer["tokens"]))
-    assert answer["perplexity"] == pytest.approx(math.exp(-answer["score"] / 5))
+    assert answer["perplexity"] == pytest.approx(math.exp(-answer["score"] / 6))
     assert fill.score([text, "a super"])[1]["text"] == "a super"
 
 
@@ -195,7 +196,7 @@ def test_bad_queries_are_one_line(fill: FillMask, query: tuple, said: str) -> No
 
 
 def test_bad_scores_are_one_line(fill: FillMask) -> None:
-    for text, said in (("a [MASK]", "may not contain"), ("", "empty"), ("zzz", "nothing to score")):
+    for text, said in (("a [MASK]", "may not contain"), ("", "empty"), ("[PAD]", "nothing to score")):
         with pytest.raises(QueryError, match=said):
             fill.score(text)
         with pytest.raises(QueryError, match=rf"^text 1 \(from 0\): .*{said}"):
@@ -319,7 +320,9 @@ def test_a_line_end_takes_no_line_of_a_table() -> None:
 
 def test_score_and_info_print(words: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", str(words), "This model", "--json"]) == 0
-    assert set(json.loads(capsys.readouterr().out)) == {"text", "score", "perplexity", "tokens"}
+    assert set(json.loads(capsys.readouterr().out)) == {"text", "score", "perplexity", "unknown", "tokens"}
+    assert main(["score", str(words), "This zzz", "--within-word"]) == 0
+    assert ", 1 unknown" in capsys.readouterr().out
     assert main(["score", str(words), "This model"]) == 0
     assert main(["info", str(words)]) == 0
     printed = capsys.readouterr().out

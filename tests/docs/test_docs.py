@@ -177,6 +177,9 @@ def scratch(tmp_path: Path, environment: dict[str, str], sentence_run: Any) -> P
     (tmp_path / "my-text" / "a.txt").write_text("\n\n".join(lines))
     (tmp_path / "held-out.txt").write_text("\n\n".join(lines[:40]))
     (tmp_path / "words.txt").write_text("bridge\nfishes\n")
+    (tmp_path / "my-pairs").mkdir()
+    pair = {"sentence_good": lines[0], "sentence_bad": " ".join(reversed(lines[0].split())), "UID": "order"}
+    (tmp_path / "my-pairs" / "order.jsonl").write_text(json.dumps(pair) + "\n")
     thai = ["".join(draw.choices("กขคงจชซดตถทนบปพมยรลวสหอ", k=40)) for _ in range(300)]
     (tmp_path / "thai.txt").write_text("\n".join(thai))
     sequences = ["MKT" + "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=60)) for _ in range(200)]

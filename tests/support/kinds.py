@@ -109,6 +109,7 @@ SLOTS: Mapping[str, Callable[[str], tuple[Callable[[list[str]], int], list[str]]
     "train --cache": lambda name: (train.main, [*SMALL, "--out", "run", "--data", "text.txt", "--cache", name]),
     "evaluate RUN": lambda name: (evaluate.main, [name, "--data", "text.txt"]),
     "evaluate --data": lambda name: (evaluate.main, [str(RUN), "--data", name]),
+    "evaluate --pairs": lambda name: (evaluate.main, [str(RUN), "--pairs", name]),
     "compare RUN": lambda name: (compare.main, ["--", name, str(RUN)]),
     "compare --out": lambda name: (compare.main, [str(RUN), str(RUN), "--out", name]),
     "import HF_DIR": lambda name: (hf.main, ["import", "--", name, "run"]),

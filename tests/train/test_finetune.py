@@ -413,10 +413,11 @@ def test_commands_for_masked_words_name_what_fits(trained: Path, folder: Path, c
     assert onnx(["convert", str(trained), str(folder / "bundle"), "--for", "web"]) == 2
     assert train(["--init", str(trained), "--data", str(folder / "train.tsv"), "--out", str(folder / "x")]) == 2
     assert evaluate.main([str(trained), "--data", str(folder / "dev.tsv"), "--pll"]) == 2
+    assert evaluate.main([str(trained), "--pairs", str(folder / "dev.tsv")]) == 2
     assert main(["--resume", "--out", str(INIT)]) == 2
     assert evaluate.main([str(INIT), "--data", str(folder / "dev.tsv"), "--predictions", "x"]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert [sum(word in line for word in ("fine-tuned", "python -m jax_mlm")) > 0 for line in errors] == [True] * 5
+    assert [sum(word in line for word in ("fine-tuned", "python -m jax_mlm")) > 0 for line in errors] == [True] * 6
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import numpy as np
 from mlm_onnx.answer.pieces import Pieces
 from mlm_onnx.answer.queries import Choices, Ranked
 from mlm_onnx.answer.reader import Reader, Text
+from mlm_onnx.answer.words import left_out
 
 if TYPE_CHECKING:
     from mlm_onnx.answer.explain import Hidden
@@ -95,6 +96,8 @@ class Score(TypedDict):
     text: str
     score: float
     perplexity: float
+    unknown: int
+    """Number of unknown tokens among those that count, and of words that have no token at all."""
     tokens: list[ScoredToken]
 
 
@@ -189,7 +192,9 @@ class Answers:
         ]
         total = float(logprobs.sum())
         perplexity = math.exp(min(-total / len(counted), 700))  # e^700 is near the largest float
-        return {"text": read.text, "score": total, "perplexity": perplexity, "tokens": tokens}
+        unknown = int((read.ids[counted] == self._reader.bundle.special.unk_id).sum())
+        unknown += left_out(read.text, read.offsets)
+        return {"text": read.text, "score": total, "perplexity": perplexity, "unknown": unknown, "tokens": tokens}
 
     def _located(self, query: Text, mask: int) -> Located:
         start, end = query.spans[mask]

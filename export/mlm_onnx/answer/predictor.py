@@ -12,12 +12,23 @@ import numpy as np
 from mlm_onnx.answer.answers import Answers, ExplainedMask, Explanation, Filled, Score
 from mlm_onnx.answer.engine import Engine, checked, log_softmax
 from mlm_onnx.answer.pieces import Pieces
-from mlm_onnx.answer.queries import Choices, Ranked, check_scored, check_size, choices_of, how_many, listed, read_all
+from mlm_onnx.answer.queries import (
+    Choices,
+    Ranked,
+    check_scored,
+    check_size,
+    choices_of,
+    how_many,
+    listed,
+    read_all,
+    scored_positions,
+)
 from mlm_onnx.answer.reader import Reader, Text
+from mlm_onnx.answer.words import words_among
 from mlm_onnx.bundle.layout import FILL
 from mlm_onnx.bundle.read import Bundle, opened
 
-SCORED_AT_ONCE = 256
+SCORED_AT_ONCE = 2048
 BEAM = 8
 Result = TypeVar("Result")
 
@@ -142,22 +153,32 @@ class FillMask:
 
     # the overloads overlap as above
     @overload
-    def score(self, text: str) -> Score: ...  # pyright: ignore[reportOverlappingOverload]
+    def score(  # pyright: ignore[reportOverlappingOverload]
+        self, text: str, *, within_word: bool = False
+    ) -> Score: ...
     @overload
-    def score(self, text: Sequence[str]) -> list[Score]: ...
-    def score(self, text: str | Sequence[str]) -> Score | list[Score]:
+    def score(self, text: Sequence[str], *, within_word: bool = False) -> list[Score]: ...
+    def score(self, text: str | Sequence[str], *, within_word: bool = False) -> Score | list[Score]:
         """Return pseudo-log-likelihoods (Salazar et al. 2020): the sum of ln p(token | others), each hidden in turn.
 
         In a text longer than the model's window, "others" are those in a window around the token.
 
+        Args:
+            within_word: hide the later tokens of the same word, too, because the pieces of a word give each other away
+                (PLL-word-l2r, Kauf & Ivanova 2023). A word is what whole-word masking takes for one: a run of letters,
+                digits, marks and underscores of up to 40 characters, found by the offsets of the tokens.
+
         Returns:
-            {"text", "score", "perplexity", "tokens": [{"token", "logprob"}]}; special and unknown tokens do not count.
+            {"text", "score", "perplexity", "unknown", "tokens": [{"token", "logprob"}]}; special tokens do not count.
+            Unknown ones do, with the probability of the unknown token, and "unknown" is how many there are. It also
+            counts words, or parts of one, for which the tokenizer has no token at all.
         """
-        special, excluded = self.bundle.special, self._excluded
-        read = read_all(
-            listed(text, self.bundle.limits), lambda each: check_scored(self.reader.encode(each), special, excluded)
-        )
-        answers = [self._score(each) for each in read]
+        special = self.bundle.special
+        texts = listed(text, self.bundle.limits)
+        read = read_all(texts, lambda each: check_scored(self.reader.encode(each), special))
+        counted = [scored_positions(each, special) for each in read]
+        logprobs = self._hidden(read, counted, within_word)
+        answers = [self._answers.score(*each) for each in zip(read, counted, logprobs, strict=True)]
         return answers[0] if isinstance(text, str) else answers
 
     # the overloads overlap as above
@@ -243,20 +264,33 @@ class FillMask:
             by_text[which] += results
         return by_text
 
-    def _score(self, read: Text) -> Score:
-        counted = np.flatnonzero(~np.isin(read.ids, self._excluded))
+    def _hidden(self, texts: Sequence[Text], counted: Sequence[np.ndarray], within_word: bool) -> list[np.ndarray]:
+        """Return ln p of the tokens at the given positions of each text, each hidden in turn."""
+        copies = [
+            (text, int(position), int(until))
+            for text, positions in zip(texts, counted, strict=True)
+            for position, until in zip(positions, self._ends(text, positions, within_word), strict=True)
+        ]
         logprobs: list[float] = []
-        for start in range(0, len(counted), SCORED_AT_ONCE):
-            logprobs += self._hidden(read, counted[start : start + SCORED_AT_ONCE])
-        return self._answers.score(read, counted, np.array(logprobs))
+        for start in range(0, len(copies), SCORED_AT_ONCE):
+            chosen = copies[start : start + SCORED_AT_ONCE]
 
-    def _hidden(self, read: Text, positions: np.ndarray) -> list[float]:
-        """Return ln p of the tokens at the given positions, each hidden in turn."""
+            def logprob(index: int, logits: np.ndarray, chosen: Sequence[tuple[Text, int, int]] = chosen) -> float:
+                text, position, _ = chosen[index]
+                return float(log_softmax(logits[0])[text.ids[position]])
 
-        def logprob(index: int, logits: np.ndarray) -> float:
-            return float(log_softmax(logits[0])[read.ids[positions[index]]])
+            logprobs += self._engine.map([self.reader.hidden(*copy) for copy in chosen], logprob)
+        return np.split(np.array(logprobs), np.cumsum([len(positions) for positions in counted])[:-1])
 
-        return self._engine.map([self.reader.hidden(read, int(position)) for position in positions], logprob)
+    @staticmethod
+    def _ends(text: Text, positions: np.ndarray, within_word: bool) -> np.ndarray:
+        """Return where what is hidden with the token at each position ends: after it, or after its word."""
+        ends = np.arange(1, len(text.ids) + 1)
+        before, after = text.frame
+        inner = range(before, len(text.ids) - after)
+        for word in words_among(text.text, text.offsets, inner) if within_word else ():
+            ends[word] = word[-1] + 1
+        return ends[positions]
 
     def _explain(self, query: Text, choices: Callable[[str], Choices]) -> Explanation:
         from mlm_onnx.answer.explain import asked_together, occlude

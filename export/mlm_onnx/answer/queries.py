@@ -134,7 +134,7 @@ def check_size(query: Text, k: int, joint: bool) -> None:
         )
 
 
-def check_scored(read: Text, special: Special, excluded: np.ndarray) -> Text:
+def check_scored(read: Text, special: Special) -> Text:
     """Return the text if it can be scored.
 
     Raises:
@@ -142,9 +142,16 @@ def check_scored(read: Text, special: Special, excluded: np.ndarray) -> Text:
     """
     if (read.ids == special.mask_id).any():
         raise QueryError(f"a text to score may not contain {special.mask}")
-    if np.isin(read.ids, excluded).all():
-        raise QueryError("none of the text's words are in the model's vocabulary: nothing to score")
+    if not len(scored_positions(read, special)):
+        raise QueryError("the text has only special tokens: nothing to score")
     return read
+
+
+def scored_positions(read: Text, special: Special) -> np.ndarray:
+    """Return the positions of the tokens that count in a score: all but special ones; unknown ones count."""
+    inner = np.arange(read.frame[0], len(read.ids) - read.frame[1])
+    ids = read.ids[inner]
+    return inner[~np.isin(ids, special.excluded) | (ids == special.unk_id)]
 
 
 def choices_of(

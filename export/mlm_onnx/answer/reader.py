@@ -177,11 +177,11 @@ class Reader:
         ids = np.concatenate([text.ids[:before], text.ids[first:last], text.ids[len(text.ids) - after :]])
         return Row(ids, np.array([position - first + before]))
 
-    def hidden(self, text: Text, position: int) -> Row:
-        """Return the row that asks about one position of a text, with its token hidden."""
+    def hidden(self, text: Text, position: int, until: int) -> Row:
+        """Return the row that asks about one position of a text, with the tokens from it on hidden."""
         row = self.row(text, position)
-        ids = row.ids.copy()
-        ids[row.at] = self.bundle.special.mask_id
+        at, ids = int(row.at[0]), row.ids.copy()
+        ids[at : min(at + until - position, len(ids) - text.frame[1])] = self.bundle.special.mask_id
         return Row(ids, row.at)
 
     def rows(self, text: Text, positions: np.ndarray, at_once: int) -> Iterator[tuple[np.ndarray, Row]]:

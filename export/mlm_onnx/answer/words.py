@@ -45,6 +45,17 @@ def words_among(text: str, offsets: Sequence[tuple[int, int]], positions: Iterab
     return [part for word in words for part in _parts(word, offsets)]
 
 
+def left_out(text: str, offsets: Iterable[tuple[int, int]]) -> int:
+    """Return how many words, or parts of one, no token covers: some tokenizers leave out what they do not know."""
+    count = covered = 0
+    for start, end in (*offsets, (len(text), len(text))):
+        if start > covered and not text[covered:start].isspace():
+            count += sum(any(map(str.isalnum, word)) for word in text[covered:start].split())
+        if end > covered:
+            covered = end
+    return count
+
+
 def _parts(word: list[int], offsets: Sequence[tuple[int, int]]) -> list[list[int]]:
     """Return a word, or the tokens of one that is too long to be one; tokens that share a character stay together."""
     if offsets[word[-1]][1] - offsets[word[0]][0] <= LONGEST:

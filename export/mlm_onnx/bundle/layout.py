@@ -103,6 +103,8 @@ class Special:
     pad_id: int
     excluded: tuple[int, ...]
     """Ids that are never an answer: special tokens, and table rows without a token."""
+    unk_id: int | None = None
+    """The unknown token, if there is one."""
 
 
 @dataclass(frozen=True)

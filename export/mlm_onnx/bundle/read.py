@@ -128,11 +128,12 @@ def open_bundle(path: str | os.PathLike[str], full: bool = True, ahead: bool = F
         mask, ids = str(tokens["mask"]["text"]), (tokens["mask"]["id"], tokens["pad"]["id"])
         mask_id, pad_id = (integer(id, 0, vocab_size - 1) for id in ids)
         excluded = tuple(integer(id, 0, vocab_size - 1) for id in (*tokens["special"], *tokens["unused"]))
+        unk_id = integer(tokens["unk"]["id"], 0, vocab_size - 1) if "unk" in tokens else None
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path / MANIFEST} is incomplete or out of bounds: {error}") from None
     if not mask:
         raise BundleError(f"{path / MANIFEST} names no mask token")
-    bundle = Bundle(path, manifest, limits, Special(mask, mask_id, pad_id, excluded), vocab_size)
+    bundle = Bundle(path, manifest, limits, Special(mask, mask_id, pad_id, excluded, unk_id), vocab_size)
     if ahead:
         bundle.digests[task.data] = BackgroundTask(lambda: sha256(located[task.data]))
     if full:

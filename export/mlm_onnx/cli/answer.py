@@ -117,14 +117,20 @@ def explain(options: argparse.Namespace) -> None:
 
 def declare_score(parser: argparse.ArgumentParser) -> None:
     declare_query(parser, "a sentence without a mask", files=False)
+    parser.add_argument(
+        "--within-word",
+        action="store_true",
+        help="hide the later tokens of the same word with each token, since they give it away (PLL-word-l2r)",
+    )
 
 
 def score(options: argparse.Namespace) -> None:
-    answer = _load(options).score(options.text)
+    answer = _load(options).score(options.text, within_word=options.within_word)
     if options.json:
         print_json(answer)
         return
-    print(f"pseudo-log-likelihood {answer['score']:.3f}, perplexity {answer['perplexity']:.2f}")
+    unknown = f", {answer['unknown']} unknown" if answer["unknown"] else ""
+    print(f"pseudo-log-likelihood {answer['score']:.3f}, perplexity {answer['perplexity']:.2f}{unknown}")
     width = max(len(one_line(token["token"])) for token in answer["tokens"])
     for token in answer["tokens"]:
         print(f"  {one_line(token['token']):<{width}}  {token['logprob']:8.3f}")
@@ -163,7 +169,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "score": Command(
         "print how likely a sentence is (pseudo-log-likelihood)",
-        (f'{PROG} score bundle "This model creates a super"', f'{PROG} score bundle "a good day" --json'),
+        (f'{PROG} score bundle "This model creates a super"', f'{PROG} score bundle "a good day" --within-word --json'),
         declare_score,
         score,
     ),
