@@ -20,7 +20,8 @@ from gradio.themes import Default
 from mlm_onnx.answer.attention import AttentionReader, carries_attention
 from mlm_onnx.answer.predictor import FillMask
 from mlm_onnx.bundle.about import about, memorised
-from mlm_onnx.bundle.layout import MlmOnnxError, QueryError
+from mlm_onnx.bundle.layout import FILL, MlmOnnxError, QueryError
+from mlm_onnx.bundle.read import open_bundle
 from mlm_onnx.demo import markup as page
 from mlm_onnx.demo.facts import Facts, Word
 from mlm_onnx.demo.narrative import ATTENTION
@@ -240,6 +241,20 @@ def _look() -> Look:
     return {"theme": theme, "css": _asset("demo.css")}
 
 
+def page_for(path: Path, threads: int | None = None) -> gr.Blocks:
+    """Build the page of a bundle, whatever its task.
+
+    Raises:
+        BundleError: the folder is not a valid bundle.
+    """
+    bundle = open_bundle(path, full=False, ahead=True)
+    if bundle.task == FILL:
+        return build(Demo(FillMask(bundle, threads)))
+    from mlm_onnx.demo.tasks import build_task, page_of
+
+    return build_task(page_of(bundle, threads), bundle.examples(), about(bundle.manifest), AT_ONCE)
+
+
 # ---- serving -------------------------------------------------------------------------------------
 
 
@@ -255,8 +270,8 @@ def serve(path: Path, host: str, port: int, threads: int | None = None) -> None:
 
     listening = _bind(host, port)
     with listening:
-        demo = Demo(FillMask(path, threads))
-        app = gr.mount_gradio_app(FastAPI(), build(demo), path="/", ssr_mode=False, footer_links=[], **_look())
+        blocks = page_for(path, threads)
+        app = gr.mount_gradio_app(FastAPI(), blocks, path="/", ssr_mode=False, footer_links=[], **_look())
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         print(f"http://{host if host != '0.0.0.0' else socket.gethostname()}:{port}  (Ctrl-C to stop)", flush=True)
         server = uvicorn.Server(config)
@@ -295,4 +310,4 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def launch(path: Path) -> None:
     """Serve the page in a hosted Space, where Gradio chooses host and port."""
-    build(Demo(FillMask(path))).launch(ssr_mode=False, footer_links=[], **_look())
+    page_for(path).launch(ssr_mode=False, footer_links=[], **_look())
