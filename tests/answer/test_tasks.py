@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import pytest
 from mlm_onnx import Answer, Classify, FillMask, QueryError, Tag
 from mlm_onnx.bundle.layout import BundleError
-from mlm_onnx.convert.asked import Tuned
-from mlm_onnx.convert.pipeline import write_bundle
-from mlm_onnx.convert.request import Request
-from support.bundles import KINDS, ONE_SHAPE, ORIGIN, TEXTS, piecewise
-from support.models import MODELS
+from support.bundles import KINDS, TEXTS, piecewise
+from support.tasks import LENGTH, TASKS, drawn, sized, task_bundle
 
-from jax_mlm.config import DataConfig, ModelConfig, TaskConfig, TrainConfig
+from jax_mlm.config import DataConfig, TrainConfig
 from jax_mlm.data.labels import Example
 from jax_mlm.evals.answers import answers, predicted
-from jax_mlm.model.task_heads import init_task_params
 
-LENGTH = 24
-TASKS = {
-    "classify": TaskConfig("classify", ("no", "perhaps", "yes"), overlap=4),
-    "several": TaskConfig("classify", ("a", "b"), "multi", overlap=4),
-    "number": TaskConfig("classify", (), "regression", overlap=4),
-    "pair": TaskConfig("classify", ("no", "yes"), pair=True, overlap=4),
-    "tag": TaskConfig("tag", ("O", "B-x", "I-x", "B-y", "I-y"), overlap=4),
-    "answer": TaskConfig("answer", pair=True, overlap=4, max_answer=6),
-    "perhaps": TaskConfig("answer", pair=True, overlap=4, max_answer=6, no_answer=True),
-}
 LINES = [
     *TEXTS[:6],
     " ".join(TEXTS[6:10]),
@@ -51,15 +34,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, 
     base = tmp_path_factory.mktemp("tasks")
 
     def make(name: str, kind: str = "wordpiece", family: str = "modernbert") -> Any:
-        tokenizer, task = piecewise(kind), TASKS[name]
-        model: ModelConfig = replace(MODELS[family], vocab_size=tokenizer.get_vocab_size())
-        rng = np.random.default_rng(0)
-        shapes = jax.eval_shape(lambda: init_task_params(model, task, jax.random.key(0)))
-        params = jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
-        folder = base / f"{name}-{kind}-{family}"
+        tokenizer, task, model = piecewise(kind), TASKS[name], sized(family, kind)
+        params, folder = drawn(model, task), base / f"{name}-{kind}-{family}"
         if not folder.exists():
-            tuned = Tuned(task, LENGTH)
-            write_bundle(folder, model, params, tokenizer, Request("fp32"), ORIGIN, ONE_SHAPE, tuned)
+            task_bundle(folder, task, kind, family)
         config = TrainConfig(model=model, corpus=DataConfig(length=LENGTH))
 
         def jaxs(texts: list[Any]) -> list[Any]:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import onnx
 import pytest
@@ -21,10 +20,10 @@ from mlm_onnx.convert.targets import attention_graph, embed_graph, fill_mask_gra
 from onnx import TensorProto, helper, numpy_helper
 from support.bundles import ONE_SHAPE, ORIGIN, SENTENCE_MODEL
 from support.models import CONFIGS, MODELS, randomised
+from support.tasks import TASKS as HEADS
+from support.tasks import drawn
 
-from jax_mlm.config import TaskConfig
 from jax_mlm.data.tokenizer import train_tokenizer
-from jax_mlm.model.task_heads import init_task_params
 from jax_mlm.presets import SENTENCE
 
 
@@ -76,10 +75,8 @@ def test_no_operator_is_allowed_that_our_graphs_do_not_use() -> None:
                 for node in graph(config, params, precision).model().graph.node:
                     used[node.domain].add(node.op_type)
     for family in MODELS:
-        model, task = MODELS[family], TaskConfig("classify", ("a", "b"))
-        shapes = jax.eval_shape(lambda model=model, task=task: init_task_params(model, task, jax.random.key(0)))
-        params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
-        for node in fast_graph(task, model, params).model().graph.node:
+        model, task = MODELS[family], HEADS["classify"]
+        for node in fast_graph(task, model, drawn(model, task)).model().graph.node:
             used[node.domain].add(node.op_type)
     assert {domain: set(OPERATORS[domain]) for domain in used} == used
 

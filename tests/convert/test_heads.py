@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from mlm_onnx.bundle.graph_check import check_onnx
@@ -16,30 +15,14 @@ from mlm_onnx.convert.precision import FP32, FP32_HUB, Precision
 from mlm_onnx.convert.quantize import INT8, INT8_HUB
 from mlm_onnx.convert.reference import Reference
 from support.models import MODELS
-
-from jax_mlm.config import ModelConfig, TaskConfig
-from jax_mlm.model.task_heads import init_task_params
+from support.tasks import TASKS, drawn
 
 SHAPES: Shapes = ((1, 1, 1), (3, 7, 2), (2, 32, 5))
-TASKS = {
-    "classify": TaskConfig("classify", ("a", "b", "c")),
-    "mean": TaskConfig("classify", ("a", "b"), pooling="mean"),
-    "pair": TaskConfig("classify", ("a", "b"), pair=True),
-    "number": TaskConfig("classify", problem="regression"),
-    "tag": TaskConfig("tag", ("O", "B-x", "I-x")),
-    "answer": TaskConfig("answer", pair=True, max_answer=5),
-}
 FAMILIES = ("modernbert", "bert", "roberta", "albert", "distilbert", "esm")
 CASES = [(family, "classify") for family in FAMILIES] + [
     ("modernbert", "mean"), ("bert", "mean"), ("bert", "pair"), ("modernbert", "number"), ("bert", "tag"),
     ("modernbert", "tag"), ("bert", "answer"), ("modernbert", "answer"),
 ]  # fmt: skip
-
-
-def drawn(model: ModelConfig, task: TaskConfig) -> Any:
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_task_params(model, task, jax.random.key(0)))
-    return jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)

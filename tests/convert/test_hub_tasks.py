@@ -10,42 +10,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from mlm_onnx import Answer, Classify, Tag
-from mlm_onnx.convert.asked import Tuned
-from mlm_onnx.convert.pipeline import write_bundle
-from mlm_onnx.convert.request import Request
-from support.bundles import ORIGIN, TEXTS, piecewise
-from support.models import MODELS
+from support.bundles import TEXTS
 from support.runs import run_json
-
-from jax_mlm.config import TaskConfig
-from jax_mlm.model.task_heads import init_task_params
+from support.tasks import TASKS, task_bundle
 
 HERE = Path(__file__).parent
-TASKS = {
-    "text-classification": TaskConfig("classify", ("no", "perhaps", "yes")),
-    "token-classification": TaskConfig("tag", ("O", "B-x", "I-x", "B-y", "I-y")),
-    "question-answering": TaskConfig("answer", pair=True, max_answer=15),
+NAMED = {
+    "text-classification": TASKS["classify"],
+    "token-classification": TASKS["tag"],
+    "question-answering": replace(TASKS["answer"], max_answer=15),
 }
 FAMILIES = {"modernbert": "bpe", "bert": "wordpiece", "roberta": "bpe", "albert": "unigram", "distilbert": "wordpiece"}
 LINES = [text.lower() for text in TEXTS[:4]]
 
 
-@pytest.fixture(scope="module", params=[(task, family) for task in TASKS for family in FAMILIES], ids="-".join)
+@pytest.fixture(scope="module", params=[(task, family) for task in NAMED for family in FAMILIES], ids="-".join)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
     """Return a task, a family and a bundle of them for the hub."""
     task, family = request.param
-    tokenizer = piecewise(FAMILIES[family])
-    model = replace(MODELS[family], vocab_size=tokenizer.get_vocab_size())
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_task_params(model, TASKS[task], jax.random.key(0)))
-    params = jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
     folder = tmp_path_factory.mktemp("hub") / family
-    tuned = Tuned(TASKS[task], model.max_length)
-    write_bundle(folder, model, params, tokenizer, Request("fp32", layout="hub"), ORIGIN, ((1, 7, 2),), tuned)
+    task_bundle(folder, NAMED[task], FAMILIES[family], family, layout="hub")
     return task, family, folder
 
 

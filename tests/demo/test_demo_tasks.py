@@ -5,46 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jax
-import numpy as np
 import pytest
 from mlm_onnx import Answer, Classify, Tag
-from mlm_onnx.convert.asked import Tuned
-from mlm_onnx.convert.pipeline import write_bundle
-from mlm_onnx.convert.request import Request
-from support.bundles import ONE_SHAPE, ORIGIN, piecewise
-from support.models import MODELS
 from support.servers import free_port, needs_gradio, serving
-
-from jax_mlm.config import TaskConfig
-from jax_mlm.model.task_heads import init_task_params
+from support.tasks import TASKS, task_bundle
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = needs_gradio
 TEXT = "The cat <b>was</b> in the garden & again"
-TASKS = {
-    "classify": TaskConfig("classify", ("no", "perhaps", "yes <i>")),
-    "tag": TaskConfig("tag", ("O", "B-x", "I-x", "B-y", "I-y")),
-    "answer": TaskConfig("answer", pair=True, max_answer=6),
-}
 
 
 @contextmanager
 def opened(name: str, folder: Path, chromium: Browser, environment: dict[str, str]) -> Iterator[Page]:
     """Serve a bundle of the task, and open its page; nothing may go wrong in it."""
-    tokenizer, task = piecewise("wordpiece"), TASKS[name]
-    model = replace(MODELS["modernbert"], vocab_size=tokenizer.get_vocab_size())
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_task_params(model, task, jax.random.key(0)))
-    params = jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
-    request = Request("fp32", examples=[TEXT])
-    write_bundle(folder, model, params, tokenizer, request, ORIGIN, ONE_SHAPE, Tuned(task, 32))
+    task_bundle(folder, TASKS[name], examples=[TEXT])
     port, errors = free_port(), []
     line = [sys.executable, "-m", "mlm_onnx", "demo", str(folder), "--port", str(port), "--threads", "1"]
     with serving(line, port, env=environment):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,9 @@ ONE_SHAPE = ((1, 7, 2),)
 """Shapes to compare a bundle on if the comparison is not what is tested; test_convert covers the other shapes."""
 
 
+@cache
 def piecewise(kind: str) -> Tokenizer:
+    """Return a small tokenizer of a kind."""
     return train_tokenizer(TEXTS, kind, 320)  # type: ignore[arg-type]
 
 

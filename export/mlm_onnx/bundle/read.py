@@ -226,11 +226,11 @@ def read_manifest(path: Path) -> Json:
             f"{path} has bundle format {version}, but this mlm-onnx reads only up to {FORMAT}: pip install -U mlm-onnx"
         )
     if isinstance(version, bool) or version != FORMAT:
-        raise BundleError(f"{file} has an unknown bundle format: {version!r}")
+        raise BundleError(f"{file} has an unknown bundle format: {repr(version)[:80]}")
     task = manifest.get("task")
     if not isinstance(task, str) or task not in TASKS:
         raise BundleError(
-            f"{path} is a bundle for {task!r}, which this mlm-onnx does not know: pip install -U mlm-onnx"
+            f"{path} is a bundle for {repr(task)[:80]}, which this mlm-onnx does not know: pip install -U mlm-onnx"
         )
     return manifest
 
@@ -263,7 +263,7 @@ def _head(manifest: Json, graph: str) -> Head:
 def integer(value: object, least: int, most: int) -> int:
     """Return the value if it is an integer within these bounds, else raise ValueError."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{value!r} is not an integer from {least} to {most}")
+        raise ValueError(f"{repr(value)[:80]} is not an integer from {least} to {most}")
     return value
 
 
@@ -272,7 +272,7 @@ def _locate(root: Path, name: str) -> Path:
     parts = PurePosixPath(name).parts
     plain = name.isprintable() and name and "\\" not in name and ":" not in name and str(PurePosixPath(name)) == name
     if not plain or name.startswith("/") or any(part in ("..", ".") for part in parts):
-        raise BundleError(f"{root / MANIFEST} names a file outside the bundle: {name!r}")
+        raise BundleError(f"{root / MANIFEST} names a file outside the bundle: {name[:200]!r}")
     file = root
     for part in parts:
         file = file / part
