@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 def declare_classify(parser: argparse.ArgumentParser) -> None:
     declare_query(parser, "a text to judge")
-    parser.add_argument("--pair", type=in_utf8, metavar="TEXT", help="the second text; with --file, its column")
+    parser.add_argument(
+        "--pair", type=in_utf8, metavar="TEXT", help="the second text; with --file, its column (default: pair)"
+    )
     parser.add_argument("--top-k", type=at_least_one, metavar="N", help="labels to list (default: all)")
 
 
 def classify(options: argparse.Namespace) -> None:
     predictor: Classify = _load(options, CLASSIFY)
     if wants_file(options):
-        columns = [("--text", options.text), *([("--pair", options.pair)] if predictor.head.pair else ())]
+        columns = [("--text", options.text), *([("--pair", options.pair or "pair")] if predictor.head.pair else ())]
 
         def answer(rows: list[tuple[str, ...]]) -> list[Json]:
             texts: list[Text] = [text for (text,) in rows] if len(columns) == 1 else [(a, b) for a, b in rows]
