@@ -20,7 +20,7 @@ from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.log import read_metrics
 
 OPTIONS = [
-    *TINY, "--layers", "1", "--steps", "20", "--eval-every", "5", "--valid-fraction", "0.1",
+    *TINY, "--steps", "20", "--eval-every", "5", "--valid-fraction", "0.1",
     "--accumulate", "2", "--dropout", "0.1",
 ]  # fmt: skip
 
