@@ -23,6 +23,8 @@ TINY = [
 ]  # fmt: skip
 """What most runs are trained with: on the same text they share their compiled programs."""
 SMALL = ["--length", "16", "--batch", "4", "--log-every", "1", "--eval-rows", "8", "--eval-every", "100"]
+BRIEF = {"width": 32, "layers": 1, "heads": 2, "ff_width": 48}
+"""The founding sentence's model for runs of a few steps: they share their compiled programs."""
 REAL = ("bert-tiny-english", "albert-reactions", "roberta-antibody")
 
 
