@@ -217,7 +217,7 @@ def serve() -> Iterator[Callable[[Path], str]]:
                 """Nothing on the tests' stderr."""
 
         servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        threading.Thread(target=servers[-1].serve_forever, args=[0.02], daemon=True).start()
         return f"http://127.0.0.1:{servers[-1].server_port}"
 
     yield start
