@@ -132,6 +132,7 @@ def test_two_hosts_train_as_one_does_and_stop_together(environment, text, tmp_pa
     assert (device["devices"], device["hosts"]) == (4, 2)
 
 
+@pytest.mark.slow
 def test_a_mistake_on_one_host_ends_all_with_one_line(environment, text, tmp_path):
     """Each host has its own working directory here, and only the first one the text: neither waits for the other."""
     here = [tmp_path / name for name in ("first", "second")]

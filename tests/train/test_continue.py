@@ -34,6 +34,7 @@ from jax_mlm.train.new_words import with_words
 from jax_mlm.train.start import Initial, start_from
 
 LINES = 200
+CONSTANT = [*SMALL, "--schedule", "constant", "--warmup", 0]
 
 
 def started(*arguments: Any) -> tuple[TrainConfig, Initial]:
@@ -64,7 +65,7 @@ def test_the_first_step_has_the_loss_of_the_weights(family: str, text: Path, tok
     model = model_of(family)
     params, run, source = softened(model), tmp_path / "run", tmp_path / "hf"
     export_hf(save_run(tmp_path / "from", model, params, tokenizer), source)
-    assert train_line("--init", source, "--data", text, "--steps", 1, *SMALL, "--out", run) == 0
+    assert train_line("--init", source, "--data", text, "--steps", 1, *CONSTANT, "--out", run) == 0
     config, vocabulary = read_run(run), vocabulary_of(tokenizer)
     assert (config.optim.lr, config.model) == (1e-4, model)
     assert config.optim.optimizer == "adamw", "Muon would turn what is good already"
@@ -82,9 +83,9 @@ def test_the_first_step_has_the_loss_of_the_weights(family: str, text: Path, tok
 
 
 def test_it_resumes_without_the_weights_it_began_with(text: Path, tokenizer: Any, tmp_path: Path, capsys: Any) -> None:
-    model = model_of("bert")
+    model = model_of("roberta")
     save_run(tmp_path / "from", model, softened(model), tokenizer)
-    options = ["--init", tmp_path / "from", "--data", text, *SMALL, "--schedule", "constant", "--warmup", 0]
+    options = ["--init", tmp_path / "from", "--data", text, *CONSTANT]
     assert train_line(*options, "--steps", 5, "--eval-every", 2, "--out", tmp_path / "whole") == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     for step in (4, 5):
