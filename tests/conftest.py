@@ -38,12 +38,15 @@ LONGEST = (
     "train/test_train",
     "docs/test_docs",
     "parallel",
-    "tasks/test_distil",
+    "tasks",
+    "faults/test_kills",
     "train",
     "golden",
     "convert",
     "hf",
     "demo",
+    "model",
+    "faults",
 )
 """Folders and files of tests that start first, so that all workers end together."""
 
