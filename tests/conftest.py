@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,12 +21,16 @@ from support.bundles import ORIGIN, SENTENCE_MODEL
 from support.models import randomised
 from support.paths import ROOT
 
+from jax_mlm.hf import weights
+from jax_mlm.model.params import expected_shapes
 from jax_mlm.parallel.cores import cores
+from jax_mlm.train import teacher
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
+cached_shapes = cache(expected_shapes)
 WORKERS = 4
 """Most workers at a time: each takes a gigabyte of memory."""
 LONGEST = (
@@ -33,12 +38,15 @@ LONGEST = (
     "train/test_train",
     "docs/test_docs",
     "parallel",
-    "tasks/test_distil",
+    "tasks",
+    "faults/test_kills",
     "train",
     "golden",
     "convert",
     "hf",
     "demo",
+    "model",
+    "faults",
 )
 """Folders and files of tests that start first, so that all workers end together."""
 
@@ -74,6 +82,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; point $JAX_MLM_SHARED at it")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shapes_once() -> Iterator[None]:
+    """Trace the parameters of each configuration once: hundreds of tests read small models of a dozen shapes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for reader in (weights, teacher):
+            patch.setattr(reader, "expected_shapes", cached_shapes)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -203,7 +220,7 @@ def serve() -> Iterator[Callable[[Path], str]]:
                 """Nothing on the tests' stderr."""
 
         servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        threading.Thread(target=servers[-1].serve_forever, args=[0.02], daemon=True).start()
         return f"http://127.0.0.1:{servers[-1].server_port}"
 
     yield start

@@ -29,12 +29,10 @@ FAMILIES = (
     "modernbert-local",
     "bert",
     "roberta",
-    "distilbert",
     "albert",
-    "albert-two-groups",
-    "rms",
     "odd-head",
     "esm",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("distilbert", "albert-two-groups", "rms")),
 )
 
 

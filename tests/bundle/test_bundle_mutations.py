@@ -271,7 +271,10 @@ def write(source: Path, target: Path, mutation: Mutation, seal: bool) -> Path:
 # ---- tests ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+DTYPES = [pytest.param("fp32", marks=pytest.mark.slow), "int8"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_damaged_bundles_are_refused(sentence_bundles: dict[str, Path], dtype: str, tmp_path: Path) -> None:
     """All of them by the full check, and by FillMask those that touch what it reads."""
     source, count, opened = sentence_bundles[dtype], 0, 0
@@ -290,7 +293,7 @@ def test_damaged_bundles_are_refused(sentence_bundles: dict[str, Path], dtype: s
     assert opened >= 200
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("fp32", marks=pytest.mark.slow), "int8"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_hostile_bundles_do_no_harm(sentence_bundles: dict[str, Path], dtype: str, tmp_path: Path) -> None:
     source = sentence_bundles[dtype]
     size = max(4096, len((source / FAST_DATA).read_bytes()))

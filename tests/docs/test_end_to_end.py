@@ -9,7 +9,8 @@ import sys
 import pytest
 from mlm_onnx import FillMask
 from support.paths import ROOT
-from support.runs import train_line
+from support.runs import TINY, train_line
+from support.texts import sentences
 
 from jax_mlm import evaluate
 from jax_mlm.presets import SENTENCE
@@ -42,11 +43,9 @@ def test_every_word_of_the_sentence_comes_back_from_the_bundle(environment, trai
 
 def test_what_training_measured_is_what_evaluate_measures(tmp_path, capsys):
     text, out = tmp_path / "text.txt", tmp_path / "run"
-    some = WORDS[:8]
-    text.write_text("".join(f"the {a} sees the {b} near the {c}\n" for a in some for b in some for c in some))
-    options = ["--steps", 20, "--eval-every", 20, "--batch", 8, "--length", 32]
-    options += ["--layers", 1, "--width", 32, "--heads", 2, "--ff-width", 32]
-    assert train_line("--data", text, "--valid", text, *options, "--out", out) == 0
+    text.write_text(sentences(400))
+    options = ["--steps", 20, "--eval-every", 20, "--eval-rows", 512]
+    assert train_line(*TINY, "--data", text, "--valid", text, *options, "--out", out) == 0
     capsys.readouterr()
     final = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert evaluate.main([str(out), "--data", str(text), "--json"]) == 0

@@ -248,7 +248,8 @@ def state_of(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the newest checkpoint's arrays, and its meta without the clock."""
     config = read_run(run)
     tx = make_optimizer(config.optim)
-    like = jax.jit(lambda: init_state(init_params(config.model, jax.random.key(0)), tx))()
+    shapes = jax.eval_shape(lambda: init_state(init_params(config.model, jax.random.key(0)), tx))
+    like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     with open_checkpoints(run) as checkpoints:
         found = restore(checkpoints, like)
     assert found is not None

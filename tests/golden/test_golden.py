@@ -9,8 +9,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from golden.make import (
 )
 from mlm_onnx.bundle.read import open_bundle, read_manifest
 from mlm_onnx.convert import Request, convert
+from support.runs import train_line
 
 from jax_mlm.config import to_json
 from jax_mlm.evals.text import evaluate_text
@@ -57,18 +56,18 @@ BITS = pytest.mark.skipif(
 )
 
 
-def train(environment: dict[str, str], folder: Path, *arguments: str) -> None:
-    line = [sys.executable, "-m", "jax_mlm.train", *arguments]
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+def train(folder: Path, *arguments: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert train_line(*arguments) == 0
 
 
 @pytest.fixture(scope="module")
-def repeated(environment, tmp_path_factory) -> Path:
+def repeated(tmp_path_factory) -> Path:
     """The run, trained once more by the command that made it."""
     folder = tmp_path_factory.mktemp("repeated")
     shutil.copy(TEXT, folder)
-    train(environment, folder, *TRAIN, "--out", "run")
+    train(folder, *TRAIN, "--out", "run")
     return folder / "run"
 
 
@@ -140,10 +139,10 @@ def test_its_evaluation_is_what_it_was(name, tmp_path):
     assert [now[key] for key in sorted(floats)] == pytest.approx([before[key] for key in sorted(floats)], rel=CLOSE)
 
 
-def test_it_resumes_and_its_next_losses_are_what_they_were(environment, tmp_path):
+def test_it_resumes_and_its_next_losses_are_what_they_were(tmp_path):
     shutil.copytree(GOLDEN / "run", tmp_path / "run")
     shutil.copy(TEXT, tmp_path)
-    train(environment, tmp_path, "--resume", "--out", "run", "--steps", str(STEPS + MORE))
+    train(tmp_path, "--resume", "--out", "run", "--steps", str(STEPS + MORE))
     metrics = read_metrics(tmp_path / "run")
     assert (metrics[-1]["kind"], metrics[-1]["step"]) == ("final", STEPS + MORE)
     now, before = losses(tmp_path / "run", "train"), losses(GOLDEN / "run", "train")

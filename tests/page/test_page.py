@@ -96,6 +96,12 @@ class Driven:
         return self.page.get_by_role("toolbar").get_by_role("button", name=word, exact=True)
 
 
+def check_requests(driven: Driven) -> None:
+    """Nothing went wrong in the page, and nothing was asked of another server."""
+    assert driven.errors == []
+    assert all(url.startswith((driven.address, "data:")) for url in driven.requests)
+
+
 @pytest.fixture
 def open_page(chromium: Browser, serve: Callable[[Path], str]) -> Iterator[Callable[..., Driven]]:
     """Opens the page of a bundle; at the end, nothing may have gone wrong in it or been asked of another server."""
@@ -109,8 +115,23 @@ def open_page(chromium: Browser, serve: Callable[[Path], str]) -> Iterator[Calla
     yield start
     for driven, context in opened:
         context.close()
-        assert driven.errors == []
-        assert all(url.startswith((driven.address, "data:")) for url in driven.requests)
+        check_requests(driven)
+
+
+@pytest.fixture(scope="module")
+def asked(chromium: Browser, serve: Callable[[Path], str]) -> Iterator[Callable[[Path], Driven]]:
+    """Opens the page of each bundle once, for questions that say all they depend on."""
+    opened: dict[Path, Driven] = {}
+    with chromium.new_context() as context:
+
+        def start(folder: Path) -> Driven:
+            if folder not in opened:
+                opened[folder] = Driven(context.new_page(), serve(folder)).open()
+            return opened[folder]
+
+        yield start
+    for driven in opened.values():
+        check_requests(driven)
 
 
 class Beside(NamedTuple):
@@ -172,9 +193,9 @@ def made(web_runtime: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize("kind", ["word", "wordpiece", "bpe", "unigram"])
-def test_float32_answers_are_pythons(kind: str, made: Any, open_page: Callable[..., Driven]) -> None:
+def test_float32_answers_are_pythons(kind: str, made: Any, asked: Callable[[Path], Driven]) -> None:
     path = made(kind, "fp32")
-    driven, fill = open_page(path), FillMask(path)
+    driven, fill = asked(path), FillMask(path)
     for text, hidden in [*zip(TEXTS, HIDDEN, strict=True), (LONG, (3, 60, 115))]:
         check(beside(driven, fill, text, hidden), FP32_TOLERANCE)
 
@@ -206,9 +227,9 @@ def test_int8_answers_are_near_pythons(made: Any, open_page: Callable[..., Drive
         check(beside(driven, fill, text, hidden), INT8_TOLERANCE)
 
 
-def test_the_hidden_words_rank_is_pythons(made: Any, open_page: Callable[..., Driven]) -> None:
+def test_the_hidden_words_rank_is_pythons(made: Any, asked: Callable[[Path], Driven]) -> None:
     path, text, ranks = made("word", "fp32"), " ".join(LONG.split()[:12]), set()
-    driven, fill = open_page(path), FillMask(path)
+    driven, fill = asked(path), FillMask(path)
     for index, word in enumerate(text.split()):
         driven.ask(text, (index,))
         (target,) = fill(driven.text("masked"), targets=[word])["masks"][0]["candidates"]
@@ -218,8 +239,8 @@ def test_the_hidden_words_rank_is_pythons(made: Any, open_page: Callable[..., Dr
     assert len(ranks) > 3
 
 
-def test_a_hidden_word_of_several_pieces_has_no_rank(made: Any, open_page: Callable[..., Driven]) -> None:
-    driven = open_page(made("wordpiece", "fp32"))
+def test_a_hidden_word_of_several_pieces_has_no_rank(made: Any, asked: Callable[[Path], Driven]) -> None:
+    driven = asked(made("wordpiece", "fp32"))
     driven.ask("a relationships here", (1,))
     said = driven.page.text_content("#answers .note")
     assert re.fullmatch(
@@ -395,14 +416,15 @@ def test_bad_input_gets_a_friendly_line(sentence: Path, open_page: Callable[...,
     assert "this page takes up to 20000" in driven.settle().text("status")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_overflows_a_narrow_screen(scheme: str, sentence: Path, open_page: Callable[..., Driven]) -> None:
-    driven = open_page(sentence, viewport={"width": 375, "height": 700}, color_scheme=scheme)
+def test_nothing_overflows_a_narrow_screen(sentence: Path, open_page: Callable[..., Driven]) -> None:
+    driven = open_page(sentence, viewport={"width": 375, "height": 700})
     for text in (SENTENCE, f"This {'very' * 60} {'x' * 300} word", "This model creates a word, " * 40):
         driven.ask(text, (2, 3))
-        widths = "[document.documentElement.scrollWidth, innerWidth]"
-        assert driven.page.evaluate(widths) == [375, 375]
-    assert driven.page.evaluate(CONTRAST) >= 4.5
+        for scheme in ("light", "dark"):
+            driven.page.emulate_media(color_scheme=scheme)
+            widths = "[document.documentElement.scrollWidth, innerWidth]"
+            assert driven.page.evaluate(widths) == [375, 375]
+            assert driven.page.evaluate(CONTRAST) >= 4.5
 
 
 CONTRAST = """() => {

@@ -11,6 +11,7 @@ import termios
 
 import pytest
 from support.paths import ROOT
+from support.runs import BRIEF
 
 from jax_mlm.evals.samples import Answer
 from jax_mlm.report.live import at_terminal
@@ -94,6 +95,7 @@ def test_a_terminal_gets_a_panel_that_fits(columns):
 def test_training_at_a_terminal_shows_the_panel_and_keeps_stdout_for_results(environment, tmp_path):
     run = tmp_path / "run"
     line = ["-m", "jax_mlm.train", "--steps", "20", "--eval-every", "10", "--out", str(run)]
+    line += [word for name, size in BRIEF.items() for word in (f"--{name.replace('_', '-')}", str(size))]
     sent, printed = seen_at_terminal(100, *line, **environment)
     for shown in ("╭", "step 20 of 20", "[creates]", "valid loss", "step 10/20"):
         assert shown in sent, shown

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import jax
 import numpy as np
+import pytest
 from mlm_onnx.convert.reference import Reference
 
 from jax_mlm.config import Activation, ModelConfig
@@ -17,13 +18,13 @@ from jax_mlm.presets import PRESETS
 
 # Every switch of the architecture, for comparisons with graphs.
 SHAPES = ((1, 1, 1), (1, 2, 2), (2, 7, 3), (1, 18, 1), (3, 18, 2), (5, 33, 4), (2, 48, 48))
-TINY = {"vocab_size": 96, "width": 32, "layers": 3, "heads": 4, "ff_width": 48, "max_length": 48}
+TINY = {"vocab_size": 96, "width": 32, "layers": 2, "heads": 4, "ff_width": 48, "max_length": 48}
 BERT = replace(PRESETS["bert-base"].model, **TINY)
 MODERN = ModelConfig(**TINY)
 CONFIGS = {
     "modernbert": MODERN,
-    "modernbert-local": replace(MODERN, layers=4, global_every=3, local_window=6, rope_theta=160_000.0),
-    "last-layer-local": replace(MODERN, layers=2, global_every=2, local_window=10, norm_bias=True),
+    "modernbert-local": replace(MODERN, layers=3, global_every=3, local_window=6, rope_theta=160_000.0),
+    "last-layer-local": replace(MODERN, global_every=2, local_window=10, norm_bias=True),
     "every-bias": replace(MODERN, norm_bias=True, attention_bias=True, mlp_bias=True, head_bias=True),
     "rms": replace(MODERN, norm="rms", norm_eps=1e-2, activation="silu"),
     "untied": replace(MODERN, tied=False, decoder_bias=False, activation="relu"),
@@ -68,7 +69,17 @@ MODELS: dict[str, ModelConfig] = {
     "camembert": replace(HF_ROBERTA, family="camembert"),
 }
 
-SHAPE = {"vocab_size": 128, "width": 16, "layers": 2, "heads": 2, "ff_width": 24, "max_length": 32}
+NAMESAKES = ("xlm-roberta", "camembert")
+EACH_FAMILY = [pytest.param(name, marks=pytest.mark.slow if name in NAMESAKES else ()) for name in MODELS]
+"""Families to try; two differ from RoBERTa in nothing but the name, and are slow tests."""
+
+SHAPE = {"vocab_size": 128, "width": 16, "layers": 1, "heads": 2, "ff_width": 24, "max_length": 32}
+
+
+@cache
+def shapes_of(config: ModelConfig) -> Any:
+    """Return the parameters' shapes; a model is traced once, since that takes longer than most of what is tested."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
 def randomised(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
@@ -86,8 +97,7 @@ def randomised(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
                 values = rng.normal(0, 0.5, leaf.shape)
         return values.astype(np.float32)
 
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, shapes_of(config))
 
 
 def softened(model: ModelConfig) -> dict[str, Any]:

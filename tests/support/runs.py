@@ -18,10 +18,13 @@ from jax_mlm.run.directory import write_run
 from jax_mlm.train.__main__ import main
 
 TINY = [
-    "--preset", "tiny", "--width", "32", "--layers", "2", "--heads", "2", "--ff-width", "48", "--length", "32",
-    "--batch", "8", "--eval-rows", "16", "--log-every", "5", "--lr", "3e-3",
+    "--preset", "tiny", "--width", "32", "--layers", "1", "--heads", "2", "--ff-width", "48", "--length", "32",
+    "--batch", "8", "--eval-rows", "16", "--log-every", "5", "--lr", "3e-3", "--optimizer", "adamw",
 ]  # fmt: skip
+"""What most runs are trained with: on the same text they share their compiled programs."""
 SMALL = ["--length", "16", "--batch", "4", "--log-every", "1", "--eval-rows", "8", "--eval-every", "100"]
+BRIEF = {"width": 32, "layers": 1, "heads": 2, "ff_width": 48}
+"""The founding sentence's model for runs of a few steps: they share their compiled programs."""
 REAL = ("bert-tiny-english", "albert-reactions", "roberta-antibody")
 
 

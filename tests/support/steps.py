@@ -30,8 +30,8 @@ def uneven_batch(seed: int = 0) -> Batch:
     return Batch(tokens, real.astype(np.int32), at, np.where(real, at, -1), np.arange(BATCH, dtype=np.int32))
 
 
-def take_steps(accumulate: int, place=lambda x: x, count: int = 3):
-    """Return the parameters after a few steps of plain gradient descent: Adam's signs would hide a wrong scale."""
+def take_steps(accumulate: int, place=lambda x: x):
+    """Return the parameters after four steps of plain gradient descent: Adam's signs would hide a wrong scale."""
     config = OptimConfig(lr=0.1, clip=0.0, schedule="constant", warmup=0.0, weight_decay=0.0)
     tx = make_optimizer(replace(config, adam_eps=1.0))
     step = jax.jit(
@@ -44,7 +44,7 @@ def take_steps(accumulate: int, place=lambda x: x, count: int = 3):
         )
     )
     state = jax.jit(lambda key: init_state(init_params(CONFIG, key), tx))(jax.random.key(0))
-    for i in range(count):
+    for i in range(4):
         state, metrics = step(state, place(uneven_batch(i)), jnp.int32(100))
     return state.params, metrics, step
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.models import MODELS, SHAPE, assert_trees_equal, logits_of, softened
+from support.models import EACH_FAMILY, MODELS, SHAPE, assert_trees_equal, logits_of, softened
 from support.rows import prepared
 from support.runs import SMALL, save_run, train_line
 
@@ -22,7 +22,6 @@ from jax_mlm.config import MaskConfig, ModelConfig, TrainConfig
 from jax_mlm.data.batches import batch_at, pack_rows, split_documents
 from jax_mlm.data.sources import expand
 from jax_mlm.data.tokenizer import train_tokenizer, vocabulary_of
-from jax_mlm.hf.config import FAMILIES
 from jax_mlm.hf.directory import export_hf
 from jax_mlm.model.heads import make_forward
 from jax_mlm.run.checkpoint import load_params
@@ -35,6 +34,7 @@ from jax_mlm.train.new_words import with_words
 from jax_mlm.train.start import Initial, start_from
 
 LINES = 200
+CONSTANT = [*SMALL, "--schedule", "constant", "--warmup", 0]
 
 
 def started(*arguments: Any) -> tuple[TrainConfig, Initial]:
@@ -65,7 +65,7 @@ def test_the_first_step_has_the_loss_of_the_weights(family: str, text: Path, tok
     model = model_of(family)
     params, run, source = softened(model), tmp_path / "run", tmp_path / "hf"
     export_hf(save_run(tmp_path / "from", model, params, tokenizer), source)
-    assert train_line("--init", source, "--data", text, "--steps", 1, *SMALL, "--out", run) == 0
+    assert train_line("--init", source, "--data", text, "--steps", 1, *CONSTANT, "--out", run) == 0
     config, vocabulary = read_run(run), vocabulary_of(tokenizer)
     assert (config.optim.lr, config.model) == (1e-4, model)
     assert config.optim.optimizer == "adamw", "Muon would turn what is good already"
@@ -83,11 +83,13 @@ def test_the_first_step_has_the_loss_of_the_weights(family: str, text: Path, tok
 
 
 def test_it_resumes_without_the_weights_it_began_with(text: Path, tokenizer: Any, tmp_path: Path, capsys: Any) -> None:
-    model = model_of("bert")
+    model = model_of("roberta")
     save_run(tmp_path / "from", model, softened(model), tokenizer)
-    options = ["--init", tmp_path / "from", "--data", text, *SMALL, "--schedule", "constant", "--warmup", 0]
-    assert train_line(*options, "--steps", 5, "--out", tmp_path / "whole") == 0
-    assert train_line(*options, "--steps", 2, "--out", tmp_path / "parts") == 0
+    options = ["--init", tmp_path / "from", "--data", text, *CONSTANT]
+    assert train_line(*options, "--steps", 5, "--eval-every", 2, "--out", tmp_path / "whole") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    for step in (4, 5):
+        shutil.rmtree(tmp_path / "parts" / "checkpoints" / str(step))
     shutil.rmtree(tmp_path / "from")
     assert train_line("--resume", "--steps", 5, "--out", tmp_path / "parts") == 0
     assert_trees_equal(load_params(tmp_path / "whole")[1], load_params(tmp_path / "parts")[1])
@@ -97,7 +99,7 @@ def test_it_resumes_without_the_weights_it_began_with(text: Path, tokenizer: Any
     assert "has lost its checkpoints" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_new_words_and_more_positions_leave_the_old_answers(
     family: str, text: Path, tokenizer: Any, tmp_path: Path
 ) -> None:

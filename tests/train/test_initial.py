@@ -8,12 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support.models import MODELS, assert_trees_equal, logits_of, randomised
+from support.models import EACH_FAMILY, MODELS, assert_trees_equal, logits_of, randomised
 from support.runs import save_run
 
 from jax_mlm.data.tokenizer import train_tokenizer
 from jax_mlm.errors import UserError
-from jax_mlm.hf.config import FAMILIES
 from jax_mlm.hf.directory import export_hf
 from jax_mlm.model.params import expected_shapes
 from jax_mlm.presets import SENTENCE
@@ -23,7 +22,7 @@ TOKENIZER = train_tokenizer([SENTENCE], "word", 16)
 IDS = [3, 9, 2, 14, 40]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_growth_keeps_every_old_answer(family: str) -> None:
     model = replace(MODELS[family], tied=family in ("bert", "albert", "modernbert"))
     start = Initial(model, randomised(model), TOKENIZER)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from support.paths import ROOT
+from support.runs import BRIEF
 
 from jax_mlm import PRESETS, TrainConfig, load, train
 from jax_mlm.errors import UserError
@@ -23,7 +24,9 @@ from jax_mlm.model.encoder import Inputs
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run trained in a thread that is not the main one."""
-    config = replace(PRESETS["sentence"], steps=5, out=str(tmp_path_factory.mktemp("notebook") / "run"))
+    sentence = PRESETS["sentence"]
+    model = replace(sentence.model, **BRIEF)
+    config = replace(sentence, model=model, steps=5, out=str(tmp_path_factory.mktemp("notebook") / "run"))
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ended: list[Path] = []
     thread = threading.Thread(target=lambda: ended.append(train(config)))

@@ -4,6 +4,8 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,14 @@ from jax_mlm.tasks.metrics import Metrics
 from jax_mlm.train.meter import Meter
 
 
+@cache
+def one_batch() -> Any:
+    """Four steps, each on a whole batch: the parameters, the last metrics, and the step."""
+    return take_steps(1)
+
+
 def test_accumulation_equals_one_batch():
-    whole, metrics, _ = take_steps(1)
+    whole, metrics, _ = one_batch()
     parts, their_metrics, _ = take_steps(8)
     assert tree_difference(whole, parts) < 2e-5
     assert their_metrics.count == metrics.count
@@ -42,14 +50,14 @@ def test_eight_devices_equal_one(accumulate):
     done = subprocess.run([sys.executable, "-c", EIGHT, str(accumulate)], env=env, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()
     spread, loss_sum, count = pickle.loads(done.stdout)
-    one, metrics, _ = take_steps(1)
+    one, metrics, _ = one_batch()
     assert tree_difference(one, spread) < 2e-5
     assert loss_sum == pytest.approx(float(metrics.loss_sum), abs=1e-2)
     assert count == metrics.count
 
 
 def test_a_step_compiles_once():
-    _, _, step = take_steps(1, count=4)
+    _, _, step = one_batch()
     assert step._cache_size() == 1
 
 
