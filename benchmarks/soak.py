@@ -80,6 +80,10 @@ class Meter:
         self._turn += 1
 
     def mark(self, name: str) -> None:
+        if self._folder:  # a run redraws once a minute at most: at both marks the page is that of the moment
+            from jax_mlm.report.figures import draw
+
+            draw(self._folder)
         time.sleep(SETTLE)
         gc.collect()
         self.marks[name] = {
