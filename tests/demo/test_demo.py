@@ -214,6 +214,7 @@ def brightness(colour: str) -> float:
 
 
 @needs_gradio
+@pytest.mark.slow
 def test_a_bundle_without_attention_says_so(sentence_bundles: dict[str, Path]) -> None:
     from mlm_onnx.demo.app import Demo, build
 

@@ -139,6 +139,7 @@ def test_its_evaluation_is_what_it_was(name, tmp_path):
     assert [now[key] for key in sorted(floats)] == pytest.approx([before[key] for key in sorted(floats)], rel=CLOSE)
 
 
+@pytest.mark.slow
 def test_it_resumes_and_its_next_losses_are_what_they_were(tmp_path):
     shutil.copytree(GOLDEN / "run", tmp_path / "run")
     shutil.copy(TEXT, tmp_path)

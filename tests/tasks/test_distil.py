@@ -168,6 +168,7 @@ def test_a_student_of_another_width_begins_at_random(capsys: Any) -> None:
 # ---- the command ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_short_run_learns_resumes_and_says_what_does_not_fit(tmp_path: Path, capsys: Any) -> None:
     text = write_sentences(tmp_path / "text")
     tokenizer = train_tokenizer(text.read_text().splitlines(), "wordpiece", 64)

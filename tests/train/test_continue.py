@@ -60,7 +60,8 @@ def model_of(family: str) -> ModelConfig:
     return replace(MODELS[family], **SHAPE, dropout=0.0, attention_dropout=0.0)
 
 
-@pytest.mark.parametrize("family", ["roberta", pytest.param("modernbert", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["roberta", "modernbert"])
 def test_the_first_step_has_the_loss_of_the_weights(family: str, text: Path, tokenizer: Any, tmp_path: Path) -> None:
     model = model_of(family)
     params, run, source = softened(model), tmp_path / "run", tmp_path / "hf"

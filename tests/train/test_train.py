@@ -61,6 +61,7 @@ def test_the_founding_sentence_at_every_seed(environment, tmp_path, seed):
     assert min(a.candidates[0][1] for a in answers if a.right) >= 0.98
 
 
+@pytest.mark.slow
 def test_own_text_learns_beyond_the_unigram_baseline(text, tmp_path, capsys):
     assert train_line(*TINY, "--data", text, "--steps", 300, "--eval-every", 100, "--out", tmp_path / "run") == 0
     final = read_metrics(tmp_path / "run")[-1]
