@@ -56,7 +56,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Distribute the whole suite over the cores, if pytest-xdist is installed and -n is not given."""
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
     if whole and not hasattr(config, "workerinput") and config.getoption("numprocesses", 0) is None:
-        config.option.numprocesses = min(cores() + 1, WORKERS)  # one waits, for a browser or a command
+        config.option.numprocesses = min(cores(), WORKERS)
         # A file's fixtures are made once; slow tests have few in common, and some files would take all the time.
         config.option.dist = "load" if config.option.markexpr == "slow" else "loadfile"
         config.option.maxschedchunk = 1
