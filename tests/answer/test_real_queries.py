@@ -51,6 +51,7 @@ def convert(imported: Imported, folder: Path, request: Request) -> FillMask:
     return FillMask(folder, threads=1)
 
 
+@pytest.mark.slow
 def test_a_thousand_first_answers_are_jaxs(imported: Imported, queries: list[str], tmp_path: Path) -> None:
     fill = convert(imported, tmp_path / "b", Request("fp32"))
     encoded = [imported.tokenizer.encode(text).ids for text in queries]

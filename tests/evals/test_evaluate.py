@@ -54,14 +54,12 @@ def figures(capsys, run, *arguments) -> dict:
 
 
 def test_figures_do_not_depend_on_the_batch_size(run, capsys):
-    one = figures(capsys, run, "--batch", 1)
+    one, other = figures(capsys, run, "--batch", 3), figures(capsys, run)
     assert one["targets"] > 100
     assert one["perplexity"] == pytest.approx(math.exp(one["loss"]))
-    for batch in (3, 32):
-        other = figures(capsys, run, "--batch", batch)
-        assert other["targets"] == one["targets"]
-        assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)
-        assert other["accuracy"] == one["accuracy"]
+    assert other["targets"] == one["targets"]
+    assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)
+    assert other["accuracy"] == one["accuracy"]
 
 
 def test_showing_only_mask_tokens_keeps_the_targets_and_changes_the_loss(run, capsys):
