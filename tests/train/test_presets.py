@@ -75,11 +75,8 @@ def write_proteins(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "name",  # where the others differ from RoBERTa is what other tests hold
-    FAMILIES,
-)
 @pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_small_model_of_each_family_goes_the_whole_way(name: str, tmp_path: Path) -> None:
     """Trained from scratch, exported, read back, continued from there, converted."""
     write = write_proteins if name.startswith("esm") else write_sentences
