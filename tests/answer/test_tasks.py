@@ -50,7 +50,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, 
     return make
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["bpe", *(pytest.param(each, marks=pytest.mark.slow) for each in ("wordpiece", "unigram"))]
+)
 def test_a_classifier_answers_as_jax_does(made: Any, kind: str) -> None:
     folder, jaxs = made("classify", kind)
     for found, expected in zip(Classify(folder)(LINES), jaxs(LINES), strict=True):

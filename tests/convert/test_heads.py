@@ -19,10 +19,19 @@ from support.tasks import TASKS, drawn
 
 SHAPES: Shapes = ((1, 1, 1), (3, 7, 2), (2, 32, 5))
 FAMILIES = ("modernbert", "bert", "roberta", "albert", "distilbert", "esm")
-CASES = [(family, "classify") for family in FAMILIES] + [
-    ("modernbert", "mean"), ("bert", "mean"), ("bert", "pair"), ("modernbert", "number"), ("bert", "tag"),
-    ("modernbert", "tag"), ("bert", "answer"), ("modernbert", "answer"),
-]  # fmt: skip
+USUAL = (
+    ("distilbert", "classify"),
+    ("bert", "pair"),
+    ("modernbert", "mean"),
+    ("modernbert", "tag"),
+    ("bert", "answer"),
+)
+"""Those that differ most; the others are slow tests."""
+OTHERS = [
+    *((family, "classify") for family in FAMILIES if family != "distilbert"),
+    *(("bert", "mean"), ("modernbert", "number"), ("bert", "tag"), ("modernbert", "answer")),
+]
+CASES = [*USUAL, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)]
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)

@@ -36,6 +36,7 @@ def opened(name: str, folder: Path, chromium: Browser, environment: dict[str, st
     assert errors == []
 
 
+@pytest.mark.slow
 def test_labels_are_bars(tmp_path: Path, chromium: Browser, environment: dict[str, str]) -> None:
     with opened("classify", tmp_path / "b", chromium, environment) as page:
         page.get_by_role("button", name="The cat").click()
