@@ -56,7 +56,7 @@ def test_presets_have_weights_of_the_shapes_they_name_and_the_published_number(n
 
 SMALL = [
     "--width", 16, "--heads", 2, "--ff-width", 24, "--max-length", 32, "--length", 16, "--batch", 4, "--accumulate", 1,
-    "--steps", 3, "--log-every", 1, "--eval-rows", 8, "--eval-every", 100, "--layers", 1, "--lr", 1e-3,
+    "--steps", 3, "--log-every", 1, "--eval-rows", 8, "--eval-every", 100, "--layers", 2, "--lr", 1e-3,
     "--dropout", 0, "--attention-dropout", 0,
 ]  # fmt: skip
 FAMILIES = {
@@ -64,7 +64,7 @@ FAMILIES = {
     "roberta-base": ["--tokenizer-size", 320],
     "albert-base": ["--embedding-width", 8, "--tokenizer-size", 64],
     "distilbert-base": ["--tokenizer-size", 64],
-    "modernbert-base": ["--layers", 2, "--global-every", 2, "--local-window", 8, "--tokenizer-size", 320],
+    "modernbert-base": ["--global-every", 2, "--local-window", 8, "--tokenizer-size", 320],
     "esm2-t6-8m": [],
 }
 
