@@ -258,7 +258,7 @@ def units_of(tokenizer: Tokenizer, text: str, encoding: Encoding) -> tuple[list[
     """Return the first token of each word, and where the words stand, told apart as transformers' pipelines do.
 
     WordPiece marks what goes on with a word; with other tokenizers a word is what stands between spaces. Tokens of
-    white space alone are none.
+    white space alone do not count as words.
     """
     unknown = getattr(tokenizer.model, "unk_token", None)
     marks = bool(getattr(tokenizer.model, "continuing_subword_prefix", None))

@@ -140,7 +140,7 @@ def _is_impossible(where: str, value: object) -> bool | None:
 
 
 def _answers(where: str, context: str, fields: Mapping[str, object], label: str) -> tuple[tuple[int, int], ...]:
-    """Return where the answers stand; empty ones are none."""
+    """Return where the answers stand, without empty ones."""
     starts = fields.get(f"{label}_start", fields.get(START))
     spans = (_span(where, context, *each) for each in _given(where, label, fields[label], starts))
     return tuple(span for span in spans if span is not None)
@@ -189,7 +189,7 @@ def _span(where: str, context: str, text: object, start: object) -> tuple[int, i
 
 
 def _whole_number(value: object) -> int | None:
-    """Return a position as JSON or a table writes it, 12.0 included; None if it is none."""
+    """Return a position as JSON or a table writes it, 12.0 included; None for anything else."""
     try:
         number = float(value) if isinstance(value, str | float | int) and not isinstance(value, bool) else 0.5
     except ValueError:

@@ -144,7 +144,7 @@ class Agreement(NamedTuple):
 def agreement(references: Sequence[str], predicted: str) -> Agreement:
     """Compare an answer with its references, as the script of SQuAD 2.0 does; no answer is the empty text.
 
-    References of articles and punctuation alone do not count; without any other the right answer is none.
+    References of articles and punctuation alone do not count; without any other, "no answer" is right.
     """
     right = [text for text in references if normalised(text)] or [""]
     return Agreement(max(exact(text, predicted) for text in right), max(f1(text, predicted) for text in right))

@@ -226,7 +226,7 @@ def test_an_answer_is_what_its_tokens_hold_and_its_question_is_whole(tokenizer: 
 def test_answers_that_tokens_do_not_hold_are_counted_with_their_question(tokenizer: Tokenizer) -> None:
     given = [
         Example("f, line 1", "in New York", "Where?", answers=((4, 6),)),  # within a word
-        Example("f, line 2", "in New York ", "Where?", answers=((2, 12),)),  # white space is no part of an answer
+        Example("f, line 2", "in New York ", "Where?", answers=((2, 12),)),  # white space does not belong to an answer
         Example("f, line 3", "in New York", "", answers=()),
     ]
     asked = lay_questions(tokenizer, given, 64, 4)

@@ -16,7 +16,7 @@ from mlm_onnx.bundle.read import Bundle, opened
 
 OUTSIDE = "O"
 LIKELY = 0.5
-"""Of several labels, those above this probability are predicted."""
+"""A model of several labels predicts those above this probability."""
 
 
 class Label(TypedDict):
@@ -35,13 +35,13 @@ class Classified(TypedDict, total=False):
     label: str
     """The likeliest label."""
     probability: float
-    """Of that label."""
+    """The probability of that label."""
     predicted: list[str]
-    """Of a model of several labels: those that are likelier than not."""
+    """The labels that are likelier than not, if the model gives several."""
     labels: list[Label]
     """Every label, the likeliest first."""
     value: float
-    """Of a regression."""
+    """The number, if the model gives one."""
     left_out: int
     """Tokens of the first text of a pair that no window has room for; absent if it was read whole."""
 

@@ -177,7 +177,7 @@ class WindowReader:
         """Return the first token of each word, and where the words stand.
 
         WordPiece marks what goes on with a word; with other tokenizers a word is what stands between spaces. Tokens of
-        white space alone are none.
+        white space alone do not count as words.
         """
         opens: list[int] = []
         spans: list[Span] = []

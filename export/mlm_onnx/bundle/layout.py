@@ -48,7 +48,7 @@ class TaskFiles:
 
     graph: str
     command: str
-    """Of `python -m mlm_onnx`."""
+    """The command of `python -m mlm_onnx` that answers."""
     predictor: str
     """Its name in `mlm_onnx`."""
 
