@@ -4,9 +4,10 @@
     python benchmarks/finetuning.py RUN HF TRAIN.tsv --peer-python ../reference/bin/python
 
 Both sides start from the same weights, read the same examples, take 32 of them a step on average, with AdamW, clipping,
-dropout of 0.1, float32 and the same number of threads, and take short turns, so that a drift of the machine affects
-both. The peer pads to 128 tokens, which its script run_glue.py does unless told otherwise, or to the longest text of a
-batch. It needs transformers, torch and accelerate in the venv that `--peer-python` names.
+dropout of 0.1 and the same number of threads, and take short turns, so that a drift of the machine affects both. We
+compute in the type that fine-tuning chooses for the machine, the peer in float32, as its script does. The peer pads to
+128 tokens, which its script run_glue.py does unless told otherwise, or to the longest text of a batch. It needs
+transformers, torch and accelerate in the venv that `--peer-python` names.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def ours(run: str, table: str) -> Turn:
     import numpy as np
 
     from jax_mlm.data.batches import batch_at
+    from jax_mlm.parallel.compile import compile_step, compute_dtype, resolved
     from jax_mlm.train.finetune_options import FinetuneConfig
     from jax_mlm.train.finetuning import plan, set_up_plan
     from jax_mlm.train.optim import make_optimizer, make_schedule
@@ -44,12 +46,14 @@ def ours(run: str, table: str) -> Turn:
 
     with tempfile.TemporaryDirectory() as folder:
         planned = plan(FinetuneConfig(init=run, task="classify", data=table, out=f"{folder}/run"))
-        setup = set_up_plan(planned, planned.config, Path(folder) / "run")
-    config, data = planned.config, planned.data.train
+        config, data = resolved(planned.config), planned.data.train
+        setup = set_up_plan(planned, config, Path(folder) / "run")
     assert planned.start is not None
-    tx = make_optimizer(config.optim, setup.task.fixed)
+    tx = make_optimizer(config.optim, setup.task.fixed, compute_dtype(config))
     step = jax.jit(make_train_step(setup.task, tx, make_schedule(config.optim), jax.random.key(0), 1), donate_argnums=0)
     state, done = jax.jit(lambda params: init_state(params, tx))(planned.start.params), 0
+    controls = np.int32(1000), None, np.float32(np.inf), np.int32(0)
+    step = compile_step(step.lower(state, batch_at(data, 0, config.seed, config.batch, (0, 1)), *controls))
 
     def turn(steps: int) -> tuple[float, int]:
         nonlocal state, done
@@ -57,7 +61,7 @@ def ours(run: str, table: str) -> Turn:
         for number in range(done, done + steps):
             batch = batch_at(data, number, config.seed, config.batch, (0, 1))
             seen += int((np.asarray(batch.items) >= 0).sum())
-            state, metrics = step(state, batch, np.int32(1000), None, np.float32(0), np.int32(0))
+            state, metrics = step(state, batch, *controls)
         jax.block_until_ready(metrics)
         done += steps
         return time.perf_counter() - began, seen
@@ -116,6 +120,7 @@ def worker(side: str, given: str, table: str) -> None:
 
 def launch(python: str, side: str, given: Path, table: Path, threads: int) -> subprocess.Popen[str]:
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
+    env["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # as training asks for
     env["PYTHONPATH"] = str(ROOT) if side == "ours" else ""
     line = [python, __file__, "worker", side, str(given), str(table)]
     process = subprocess.Popen(line, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -1,11 +1,15 @@
-"""Time our training step and the Hugging Face PyTorch model of the same shape, side by side, and print the ratio.
+"""Time our training step and that of the Hugging Face model of the same shape in PyTorch, in turns; print the ratios.
 
-    python benchmarks/training.py --shape tiny small --peer-python ../reference/bin/python
+    python benchmarks/training.py --peer-python ../reference/bin/python
 
-Both sides use the same shape, batch, length, masked fraction, optimizer (AdamW, clipped), no dropout, float32
-and number of threads, and take short turns, so that a drift of the machine affects both. The peer is
-`ModernBertForMaskedLM` with its head over every position, and once more with its head at the masked positions only.
-The peer needs the extra `reference` in the venv that `--peer-python` names; without it, only our side is timed.
+Both sides take the same shape, batch, length, share of masked tokens, optimizer (AdamW, clipped), no dropout and number
+of threads, and huge pages; they take short turns, so that a drift of the machine affects both. The peer is
+`ModernBertForMaskedLM` with PyTorch's own attention and with its head at the masked positions only: in float32 as it
+is, and in bfloat16 (autocast) compiled with `torch.compile`, which needs a C++ compiler. It needs the extra `reference`
+in the venv that `--peer-python` names, which may be another Python than ours; without it, only our side is timed.
+
+Each side is also compared with the best rate of matrix products that either side reaches in its type: of that rate, the
+products of the step alone use the share that is printed.
 """
 
 from __future__ import annotations
@@ -13,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,11 +24,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from common.machine import command, processor
 
 RESULTS = Path(__file__).parent / "results"
 MASKED = 0.15
+MATRIX = 2048
+"""Rows, columns and inner axis of the product that measures the rate."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,13 @@ class Shape:
 
 
 SHAPES = {
-    "tiny": Shape(256, 4, 4, 384, 8192, 32, 128),
-    "small": Shape(512, 8, 8, 768, 16384, 8, 256),
+    "4x256": Shape(256, 4, 4, 384, 8192, 32, 128),
+    "8x512": Shape(512, 8, 8, 768, 16384, 8, 256),
+    "12x768": Shape(768, 12, 12, 1152, 32768, 4, 128),
 }
+TYPES = ("float32", "bfloat16")
+Step = Callable[[], float]
+"""Takes a step, and returns the loss when it is done."""
 
 
 def tokens(shape: Shape) -> np.ndarray:
@@ -52,8 +63,8 @@ def tokens(shape: Shape) -> np.ndarray:
     return np.random.default_rng(0).integers(5, shape.vocabulary, (shape.batch, shape.length), dtype=np.int32)
 
 
-def jax_step(shape: Shape) -> Callable[[], float]:
-    """Return our step as training runs it: masking, forward, backward, clipping, AdamW, schedule."""
+def jax_side(shape: Shape, dtype: str) -> tuple[Step, Step]:
+    """Return our step as training runs it (masking, forward, backward, clipping, AdamW, schedule), and a product."""
     import jax
     import jax.numpy as jnp
 
@@ -70,12 +81,12 @@ def jax_step(shape: Shape) -> Callable[[], float]:
     )
     vocabulary = Vocabulary(size=shape.vocabulary, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4))
     optim, mask = OptimConfig(), MaskConfig(mask_rate=MASKED)
-    tx, key = make_optimizer(optim), jax.random.key(0)
-    task = masked_lm(model, mask, vocabulary, shape.length, jnp.float32)
+    tx, key = make_optimizer(optim, dtype=jnp.dtype(dtype)), jax.random.key(0)
+    task = masked_lm(model, mask, vocabulary, shape.length, jnp.dtype(dtype))
     step = make_train_step(task, tx, make_schedule(optim), key)
     at = np.tile(np.arange(shape.length, dtype=np.int32), (shape.batch, 1))
     batch = Batch(tokens(shape), np.ones_like(at), at, at, np.arange(shape.batch, dtype=np.int32))
-    state = init_state(task.init(key), tx)
+    state = jax.jit(lambda key: init_state(task.init(key), tx))(key)
     horizon = np.int32(1000)
     compiled = compile_step(jax.jit(step, donate_argnums=0).lower(state, batch, horizon))
 
@@ -84,11 +95,13 @@ def jax_step(shape: Shape) -> Callable[[], float]:
         state, metrics = compiled(state, batch, horizon)
         return float(metrics.loss_sum)
 
-    return once
+    matrix = jnp.ones((MATRIX, MATRIX), dtype)
+    product = compile_step(jax.jit(lambda x: x @ x).lower(matrix))
+    return once, lambda: float(product(matrix)[0, 0])
 
 
-def torch_step(shape: Shape, masked_head: bool, threads: int) -> Callable[[], float]:
-    """Return a step of Hugging Face's model in plain PyTorch."""
+def torch_side(shape: Shape, dtype: str, threads: int) -> tuple[Step, Step]:
+    """Return a step of Hugging Face's model in PyTorch, compiled in bfloat16, and a product."""
     import torch
     from transformers import ModernBertConfig, ModernBertForMaskedLM
 
@@ -108,124 +121,153 @@ def torch_step(shape: Shape, masked_head: bool, threads: int) -> Callable[[], fl
         sep_token_id=3,
         eos_token_id=3,
     )
+    config._attn_implementation = "sdpa"
     model = ModernBertForMaskedLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     ids = torch.from_numpy(tokens(shape)).long()
     seen = torch.ones_like(ids)
     count = int(np.ceil(MASKED * shape.length))
-    chosen = torch.zeros_like(ids, dtype=torch.bool)
-    chosen.scatter_(1, torch.rand(ids.shape).topk(count, dim=1).indices, True)
-    hidden = torch.where(chosen, 4, ids)
-    labels = torch.where(chosen, ids, -100)
+    at = torch.rand(ids.shape).topk(count, dim=1).indices.sort(dim=1).values
+    chosen = torch.zeros_like(ids, dtype=torch.bool).scatter_(1, at, True)
+    hidden, targets = torch.where(chosen, 4, ids), ids[chosen]
+    positions = (torch.arange(shape.batch)[:, None] * shape.length + at).reshape(-1)
+
+    def loss_of() -> torch.Tensor:
+        states = model.model(input_ids=hidden, attention_mask=seen)[0].reshape(-1, shape.width)[positions]
+        return torch.nn.functional.cross_entropy(model.decoder(model.head(states)).float(), targets)
+
+    reduced = dtype == "bfloat16"
+    loss_of = torch.compile(loss_of) if reduced else loss_of
 
     def once() -> float:
         optimizer.zero_grad(set_to_none=True)
-        if masked_head:
-            states = model.model(input_ids=hidden, attention_mask=seen)[0][chosen]
-            loss = torch.nn.functional.cross_entropy(model.decoder(model.head(states)), ids[chosen])
-        else:
-            loss = model(input_ids=hidden, attention_mask=seen, labels=labels).loss
+        with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+            loss = loss_of()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         return float(loss.detach())
 
-    return once
+    matrix = torch.ones(MATRIX, MATRIX, dtype=getattr(torch, dtype))
+    return once, lambda: float((matrix @ matrix)[0, 0])
 
 
-SIDES = ("ours", "peer", "peer, masked head")
-
-
-def work(side: str, shape: Shape, threads: int) -> None:
-    """Serve one side: for each number on stdin, take that many steps and print their seconds as JSON."""
-    once = jax_step(shape) if side == "ours" else torch_step(shape, side != "peer", threads)
-    for _ in range(2):
+def work(side: str, shape: Shape, dtype: str, threads: int) -> None:
+    """Serve one side: print its best rate of products; for each number on stdin, take that many steps in JSON."""
+    once, product = jax_side(shape, dtype) if side == "ours" else torch_side(shape, dtype, threads)
+    for _ in range(3):
         once()
-    print("ready", flush=True)
+        product()
+    best = min(_seconds(product) for _ in range(7))
+    print(json.dumps({"flops": 2 * MATRIX**3 / best}), flush=True)
     for line in sys.stdin:
-        seconds = []
-        for _ in range(int(line)):
-            began = time.perf_counter()
-            once()
-            seconds.append(time.perf_counter() - began)
-        print(json.dumps(seconds), flush=True)
+        print(json.dumps([_seconds(once) for _ in range(int(line))]), flush=True)
 
 
-def start(side: str, name: str, threads: int, python: str) -> subprocess.Popen[str]:
-    """Start a side and wait until it is compiled and warm."""
-    cpus = sorted(os.sched_getaffinity(0))[:threads]
-    command = [python, __file__, "--work", side, "--shape", name, "--threads", str(threads)]
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
-    root = str(Path(__file__).resolve().parent.parent)
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(
-        command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, cpus),
-    )  # fmt: skip
-    assert process.stdout is not None
-    if process.stdout.readline().strip() != "ready":
-        raise SystemExit(f"error: {side} did not start: is the extra 'reference' installed in {python}?")
-    return process
+def _seconds(step: Step) -> float:
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
 
 
-def measure(name: str, threads: int, turns: int, steps: int, peer_python: str | None) -> dict[str, object]:
-    """Alternate between the sides, `turns` times `steps` steps each, and return medians."""
-    sides = SIDES if peer_python else SIDES[:1]
-    processes = {
-        side: start(side, name, threads, sys.executable if side == "ours" else str(peer_python)) for side in sides
+class Side:
+    """A process that takes steps when it is asked to."""
+
+    def __init__(self, side: str, name: str, dtype: str, threads: int, python: str) -> None:
+        cpus = sorted(os.sched_getaffinity(0))[:threads]
+        line = [python, __file__, "--work", side, dtype, "--shape", name, "--threads", str(threads)]
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
+        env["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # as training asks for
+        root = str(Path(__file__).resolve().parent.parent)
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        self.process = subprocess.Popen(
+            line, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+        )  # fmt: skip
+        if not (said := self._read()):
+            raise SystemExit(f"error: {side} did not start: is the extra 'reference' installed in {python}?")
+        self.flops: float = json.loads(said)["flops"]
+        self.turns: list[list[float]] = []
+
+    def _read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def turn(self, steps: int) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        self.turns.append(json.loads(self._read()))
+
+
+def measure(name: str, threads: int, turns: int, steps: int, peer_python: str | None) -> dict[str, Any]:
+    """Alternate between the sides, `turns` times `steps` steps each; ratios are medians over the pairs of turns."""
+    from jax_mlm.config import ModelConfig
+    from jax_mlm.plan.flops import train_flops
+
+    pythons = {"ours": sys.executable, **({"torch": peer_python} if peer_python else {})}
+    sides = {
+        (side, dtype): Side(side, name, dtype, threads, python) for side, python in pythons.items() for dtype in TYPES
     }
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(turns):
-        for side, process in processes.items():
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(f"{steps}\n")
-            process.stdin.flush()
-            seconds[side] += json.loads(process.stdout.readline())
-    for process in processes.values():
-        process.stdin.close()  # type: ignore[union-attr]
-        process.wait()
-    shape = SHAPES[name]
-    rows = {}
-    for side in sides:
-        median = statistics.median(seconds[side])
-        turn_medians = [statistics.median(seconds[side][i : i + steps]) for i in range(0, len(seconds[side]), steps)]
-        rows[side] = {
-            "milliseconds": 1e3 * median,
-            "tokens_per_second": shape.batch * shape.length / median,
-            "turn_medians_ms": [round(1e3 * s, 1) for s in turn_medians],
-        }
-    ours = rows["ours"]["milliseconds"]
-    ratios = {side: rows[side]["milliseconds"] / ours for side in sides if side != "ours"}
-    return {"shape": name, **asdict(shape), "threads": threads, "sides": rows, "ratio_to_ours": ratios}
+        for side in sides.values():
+            side.turn(steps)
+    for side in sides.values():
+        side.process.kill()
+    s = SHAPES[name]
+    model = ModelConfig(vocab_size=s.vocabulary, width=s.width, layers=s.layers, heads=s.heads, ff_width=s.ff_width)
+    count = s.batch * s.length
+    flops = train_flops(model, count, count * s.length, s.batch * np.ceil(MASKED * s.length))
+    rates = {dtype: max(side.flops for (_, of), side in sides.items() if of == dtype) for dtype in TYPES}
+    rows = []
+    for (side, dtype), each in sides.items():
+        median = statistics.median(second for turn in each.turns for second in turn)
+        theirs = sides.get(("torch", dtype))
+        pairs = zip(theirs.turns, each.turns, strict=True) if theirs and side == "ours" else ()
+        ratios = [statistics.median(a) / statistics.median(b) for a, b in pairs]
+        rows.append(
+            {
+                "side": side + (", compiled" if (side, dtype) == ("torch", "bfloat16") else ""),
+                "dtype": dtype,
+                "milliseconds": 1e3 * median,
+                "tokens_per_second": count / median,
+                "share_of_matrix_rate": flops / median / rates[dtype],
+                "times_as_fast_as_torch": statistics.median(ratios) if ratios else None,
+            }
+        )
+    return {"shape": name, **asdict(s), "threads": threads, "matrix_flops_per_second": rates, "sides": rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["tiny", "small"])
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6, help="steps per turn")
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=4, help="steps per turn")
     parser.add_argument("--peer-python", help="a Python with the extra 'reference' (torch and transformers 5)")
     parser.add_argument("--out", type=Path, default=RESULTS / "training-cpu.json")
-    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        work(options.work, SHAPES[options.shape[0]], options.threads)
+        side, dtype = options.work
+        work(side, SHAPES[options.shape[0]], dtype, options.threads)
         return
+    from jax_mlm.version import package_version
+
     results = [measure(n, options.threads, options.turns, options.steps, options.peer_python) for n in options.shape]
-    print(f"{'shape':8} {'side':20} {'ms/step':>10} {'tokens/s':>10} {'peer / ours':>12}")
+    print(
+        f"{'shape':8} {'side':16} {'type':10} {'ms/step':>9} {'tokens/s':>10} {'of products':>11} {'torch / ours':>12}"
+    )
     for result in results:
-        for side, row in result["sides"].items():  # type: ignore[attr-defined]
-            ratio = result["ratio_to_ours"].get(side)  # type: ignore[attr-defined]
-            shown = f"{ratio:.2f}" if ratio else ""
-            speed = f"{row['milliseconds']:10.1f} {row['tokens_per_second']:10,.0f}"
-            print(f"{result['shape']:8} {side:20} {speed} {shown:>12}")
+        for row in result["sides"]:
+            ratio = row["times_as_fast_as_torch"]
+            print(
+                f"{result['shape']:8} {row['side']:16} {row['dtype']:10} {row['milliseconds']:9.1f} "
+                f"{row['tokens_per_second']:10,.0f} {row['share_of_matrix_rate']:11.0%} "
+                f"{f'{ratio:.2f}' if ratio else '':>12}"
+            )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    body = {
-        "command": " ".join(["python benchmarks/training.py --shape", *options.shape, "--peer-python PYTHON"]),
-        "machine": platform.processor(),
-    }
+    body = {"command": command(sys.argv), "machine": processor(), "jax": package_version("jax")}
     options.out.write_text(json.dumps({**body, "results": results}, indent=1) + "\n")
 
 

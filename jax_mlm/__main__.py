@@ -11,6 +11,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() answers it: an import would end in a traceback
 
 from jax_mlm.cli.command import run_one_of
+from jax_mlm.cli.huge_pages import ask_for_huge_pages
 
 PROG = "python -m jax_mlm"
 COMMANDS = {
@@ -20,6 +21,7 @@ COMMANDS = {
     "compare": "compare several runs, in a table and as curves",
     "hf": "import and export Hugging Face models",
 }
+COMPUTE = ("train", "finetune", "evaluate")
 MAP = f"""usage: {PROG}.COMMAND …, {PROG} COMMAND … or jax-mlm COMMAND …
 
 Pretrain masked language models in JAX.
@@ -37,6 +39,8 @@ To convert and query a trained model: python -m mlm_onnx --help"""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the map, or run a command as if it had been called by its own name; return the exit status."""
+    if argv is None and sys.argv[1:2] and sys.argv[1] in COMPUTE:
+        ask_for_huge_pages()
     return run_one_of({name: load(name) for name in COMMANDS}, MAP, argv)
 
 

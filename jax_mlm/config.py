@@ -356,7 +356,8 @@ class TrainConfig:
     accumulate: int = 1
     """Microbatches that an optimizer step is computed in."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the computation; auto is float32 on CPU and bfloat16 elsewhere. Parameters are float32."""
+    """Type of the computation; auto is bfloat16 where the hardware multiplies it fast, else float32. Parameters are
+    float32."""
     eval_every: int = 0
     """Steps between validations; 0 makes about ten of them."""
     eval_rows: int = 512
@@ -365,6 +366,8 @@ class TrainConfig:
     """Join the other hosts that run this command, as a TPU pod, Slurm or Open MPI tell of them."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
+    profile: int = 0
+    """Trace this many steps, and write to profile/ in the run directory where their time goes."""
     track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Send the figures to a tracker as well (pip install 'jax-mlm[NAME]')."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -377,7 +380,7 @@ class TrainConfig:
         _check_ranges(
             self,
             {
-                **dict.fromkeys(("steps", "eval_every", "eval_rows"), (0, LARGEST)),
+                **dict.fromkeys(("steps", "eval_every", "eval_rows", "profile"), (0, LARGEST)),
                 "log_every": (1, LARGEST),
                 "seed": (0, (1 << 32) - 1),
                 **dict.fromkeys(("batch", "accumulate"), (1, 1 << 24)),

@@ -19,7 +19,7 @@ from jax_mlm.files import new_folder
 from jax_mlm.hf.card import model_card
 from jax_mlm.hf.config import AFTER_PADDING, check_expressible, from_hf, hf_config, known_family
 from jax_mlm.hf.names import family_of
-from jax_mlm.hf.tasks import check_family, task_of, with_task
+from jax_mlm.hf.tasks import check_family, pooling_of, task_of, with_task
 from jax_mlm.hf.tokenizer import hf_tokenizer_config, read_tokenizer
 from jax_mlm.hf.tokenizer_files import read_json
 from jax_mlm.hf.weights import WEIGHTS, Tensors, is_tied, open_tensors, read_body, read_params, write_params
@@ -78,8 +78,15 @@ def read_hf(folder: Path, family: str | None = None, tokenizer: Path | None = No
 
 
 def read_body_of(folder: Path, task: TaskConfig) -> Imported:
-    """Read the encoder of a directory, and of its head what one for the task can keep; a UserError as in `open_hf`."""
-    return _read(folder, None, None, lambda tensors, model: read_body(tensors, model, task))
+    """Read the encoder of a directory, and of its head what one for the task can keep; a UserError as in `open_hf`.
+
+    The task that is returned pools as config.json says.
+    """
+    read = _read(folder, None, None, lambda tensors, model: read_body(tensors, model, task))
+    try:
+        return replace(read, task=replace(task, pooling=pooling_of(read_json(folder / "config.json"))))
+    except UserError as error:
+        raise UserError(f"{folder}/config.json: {error}") from None
 
 
 def _read_own(folder: Path, family: str | None, tokenizer: Path | None) -> Imported:

@@ -77,17 +77,22 @@ def task_of(values: Json) -> TaskConfig | None:
     if theirs is not None and theirs not in PROBLEMS:
         raise UserError(f"problem_type is {str(theirs)[:80]!r}, where one of {', '.join(PROBLEMS)} was expected")
     problem = PROBLEMS[theirs] if theirs else "regression" if len(labels) == 1 and kind == "classify" else "single"
-    pooling = values.get("classifier_pooling", "cls")
-    if pooling not in ("cls", "mean"):
-        raise UserError(f"classifier_pooling is {str(pooling)[:80]!r}, where 'cls' or 'mean' was expected")
+    pooling = pooling_of(values)
     if kind == "tag":
         return TaskConfig("tag", labels, metric="f1")
     if problem == "regression" and len(labels) > 1:
         raise UserError(f"problem_type is 'regression' with {len(labels)} labels: only one number is supported")
-    mean = values.get("model_type") == "modernbert" and pooling == "mean"
     metric = {"single": "accuracy", "multi": "micro_f1", "regression": "pearson"}[problem]
     names = () if problem == "regression" else labels
-    return TaskConfig("classify", names, problem, pooling="mean" if mean else "cls", metric=metric)
+    return TaskConfig("classify", names, problem, pooling=pooling, metric=metric)
+
+
+def pooling_of(values: Json) -> Literal["cls", "mean"]:
+    """Return what stands for a text in the model that a config.json describes; only ModernBERT has the choice."""
+    pooling = values.get("classifier_pooling", "cls")
+    if pooling not in ("cls", "mean"):
+        raise UserError(f"classifier_pooling is {str(pooling)[:80]!r}, where 'cls' or 'mean' was expected")
+    return "mean" if pooling == "mean" and values.get("model_type") == "modernbert" else "cls"
 
 
 def _answering(values: Json, labels: tuple[str, ...]) -> TaskConfig:

@@ -27,7 +27,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.ops.attention import Drop, attend, attention_weights
+from jax_mlm.model.ops.attention import Drop, attend, attention_weights, quarter_turn, split_heads
 from jax_mlm.model.ops.dense import add_bias, dense, gelu, layer_norm
 
 Params = Mapping[str, Any]  # nested dicts of arrays: a recursive type would need a check at each level
@@ -110,15 +110,13 @@ def rope_tables(positions: Int[Array, "B S"], head_width: int, theta: float) -> 
     frequency = 1.0 / theta ** (jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
     angle = positions[..., None].astype(jnp.float32) * frequency
     angle = jnp.concatenate([angle, angle], axis=-1)[:, None]
-    return jnp.cos(angle), jnp.sin(angle)
+    return jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))  # else they are computed at each use
 
 
-def rotate(x: Float[Array, "B H S K"], tables: tuple[Array, Array]) -> Float[Array, "B H S K"]:
+def rotate(x: Float[Array, "*B S K"], tables: tuple[Array, Array]) -> Float[Array, "*B S K"]:
     """Apply rotary position embedding, in float32."""
     cos, sin = tables
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([-second, first], axis=-1)
-    return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
+    return (x.astype(jnp.float32) * cos + quarter_turn(x).astype(jnp.float32) * sin).astype(x.dtype)
 
 
 def unmasked_scale(inputs: Inputs, mask: int) -> Float[Array, "B S"]:
@@ -150,8 +148,7 @@ class Attention(nn.Module):
         c = self.config
         B, S = segments.shape
         qkv = Dense(c, 3 * c.width, c.attention_bias, self.dtype, name="qkv")(x)
-        heads = qkv.reshape(B, S, 3, c.heads, c.head_width).transpose(2, 0, 3, 1, 4)
-        q, k, v = (y[0] for y in jnp.split(heads, 3))
+        q, k, v = split_heads(qkv.reshape(B, S, 3, c.heads, c.head_width))
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         q = q * c.head_width**-0.5

@@ -30,7 +30,8 @@ def masked_metrics(logits: Float[Array, "B P V"], targets: Int[Array, "B P"], we
     V = logits.shape[-1]
     logits, targets, weights = logits.astype(jnp.float32).reshape(-1, V), targets.reshape(-1), weights.reshape(-1)
     loss = cross_entropy(logits, targets) * weights
-    # A tie is not a right answer; and counting vectorises on CPU, where argmax does not.
+    # A tie is not a right answer, nor is NaN; and `any` vectorises on CPU, where argmax does not.
     at_target = jnp.take_along_axis(logits, targets[:, None], axis=-1)
-    correct = ((logits >= at_target).sum(-1) == 1) * weights
+    beaten = ((logits >= at_target) & (jnp.arange(V) != targets[:, None])).any(-1)
+    correct = (~beaten & ~jnp.isnan(at_target[:, 0])) * weights
     return Metrics(loss.sum(), correct.sum(), weights.sum())

@@ -60,7 +60,7 @@ def make_examine(
 def masked_lm(
     model: ModelConfig, config: MaskConfig, vocabulary: Vocabulary, length: int, dtype: DTypeLike
 ) -> Task[MaskedBatch]:
-    """Return the task of predicting hidden tokens in rows of `length`, computed in `dtype`."""
+    """Return the task of predicting hidden tokens in rows of `length`, learned in `dtype` and examined in float32."""
     forward = make_forward(model, dtype)
     mask = make_mask(config, vocabulary, length)
 
@@ -79,7 +79,7 @@ def masked_lm(
         init=lambda key: init_params(model, key),
         prepare=prepare,
         loss=loss,
-        examine=make_examine(forward, vocabulary, length),
+        examine=make_examine(make_forward(model), vocabulary, length),
         scheduled=lambda step, horizon: {"mask_rate": float(rate_at(config, step, horizon))},
         targets=slots(config, length),
     )

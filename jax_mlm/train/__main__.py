@@ -8,6 +8,11 @@ import sys
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() answers it: an import would end in a traceback
 
+from jax_mlm.cli.huge_pages import ask_for_huge_pages
+
+if __name__ == "__main__":
+    ask_for_huge_pages()
+
 from jax_mlm.cli.command import Command
 from jax_mlm.config import TrainConfig
 from jax_mlm.train.options import EXAMPLES, GROUPS, defaults, shown

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -82,8 +83,11 @@ def plan(options: FinetuneConfig) -> Plan:
     before = read_run(Path(options.out)) if options.resume else None
     if before is not None:
         model, tokenizer, params = before.model, load_tokenizer(Path(options.out) / TOKENIZER_FILE), None
+        kept = read_task(Path(options.out))
+        task = replace(task, pooling=kept.pooling if kept else task.pooling)
     else:
-        model, tokenizer, params = _given(Path(options.init), task)
+        model, tokenizer, params, pooling = _given(Path(options.init), task)
+        task = replace(task, pooling=pooling if task.kind == "classify" else task.pooling)
         check_family(model.family, task.kind, f"--init {options.init}")
         model = replace(model, dropout=max(model.dropout, DROPOUT))
     length = before.corpus.length if before else _length(options, model, tokenizer, examples, task)
@@ -167,16 +171,21 @@ def _metric(options: FinetuneConfig, usual: str, allowed: Sequence[str]) -> str:
     return options.metric or usual
 
 
-def _given(source: Path, task: TaskConfig) -> tuple[ModelConfig, Tokenizer, Params]:
-    """Read the encoder, and what a head can keep; the classifier of an earlier task is not kept."""
+def _given(source: Path, task: TaskConfig) -> tuple[ModelConfig, Tokenizer, Params, Literal["cls", "mean"]]:
+    """Read the encoder, what a head can keep, and what stands for a text; an earlier task's classifier is not kept.
+
+    Of a run of ours the mean does where its family has the choice: no token was trained to stand for the text.
+    """
     if is_run(source):
         _, params = load_params(source, "best")
         kept = {name: value for name, value in params.items() if name != "classifier"}
-        return read_run(source).model, load_tokenizer(source / TOKENIZER_FILE), kept
+        model = read_run(source).model
+        return model, load_tokenizer(source / TOKENIZER_FILE), kept, "mean" if model.family == "modernbert" else "cls"
     read = read_body_of(source, task)
+    assert read.task is not None
     for remark in read.remarks:
         print(f"--init {source}: {remark}", file=sys.stderr)
-    return read.model, Tokenizer.from_str(read.tokenizer.to_str()), read.params
+    return read.model, Tokenizer.from_str(read.tokenizer.to_str()), read.params, read.task.pooling
 
 
 def _length(
@@ -276,7 +285,7 @@ def _measures(
     config, rows = setup.config, plan.data.valid
     batch = min(max(config.batch, AT_ONCE), -(-len(rows) // config.batch) * config.batch)
     batch = -(-batch // jax.device_count()) * jax.device_count()
-    logits = make_logits(config.model, plan.task, compute_dtype(config))
+    logits = make_logits(config.model, plan.task, jnp.float32)
     example = place(batch_of(rows, np.arange(batch)))
     compiled = compile_step(jax.jit(logits, out_shardings=replicated(setup.mesh)).lower(params, example))
     measure = partial(plan.choosing.measured, plan.task)

@@ -35,6 +35,7 @@ from jax_mlm.train.memory import memory_advice
 from jax_mlm.train.meter import Meter
 from jax_mlm.train.optim import make_optimizer, make_schedule
 from jax_mlm.train.pace import Pace
+from jax_mlm.train.profile import profiled
 from jax_mlm.train.program import Program, compile_program, flops_per_step
 from jax_mlm.train.record import Recorder, open_recorder, write_run_files
 from jax_mlm.train.setup import Setup, claimed, resume_command, set_up
@@ -80,7 +81,8 @@ def train(
         config, run, still_mine = stack.enter_context(claimed(config))
         setup = set_up(config, run)
         config = setup.config
-        tx, schedule = make_optimizer(config.optim, setup.task.fixed), make_schedule(config.optim)
+        tx = make_optimizer(config.optim, setup.task.fixed, compute_dtype(config))
+        schedule = make_schedule(config.optim)
         init_key, step_key = jax.random.split(jax.random.key(config.seed))
         hosts.on_every_host(lambda: make_folder(setup.run, "--out"))
         checkpoints = stack.enter_context(saving(setup.run, identity(setup.run, config, setup.data.tokenizer)))
@@ -90,6 +92,8 @@ def train(
         progress.say("compiling")
         program = compile_program(setup, state, tx, schedule, step_key, meta["step"])
         progress.say(described(setup, state, program))
+        if config.profile and hosts.is_first():
+            program = profiled(program, config.profile, run, progress.say)
         record = stack.enter_context(open_recorder(setup, schedule, progress, meta["step"]))
         vote = Vote(setup.mesh)
 
@@ -155,7 +159,8 @@ def fit(
     done, result = pace.first, None
     with prefetch(lambda step: program.batch_at(step, watch.order), itertools.count(done)) as batches:
         while done < pace.horizon and not watch.diverged and not stop():
-            batch, tokens = next(batches)
+            with meter.waiting():
+                batch, tokens = next(batches)
             state, metrics = program.step(state, batch, pace.horizon, watch.limit(done), watch.order)
             meter.add(metrics, tokens)
             done, result = done + 1, None
@@ -252,5 +257,5 @@ def print_outcome(setup: Setup, state: TrainState, result: Result | None) -> Non
     if data.held_out and result is not None:
         print_result(data, result)
     else:
-        forward = make_forward(model, compute_dtype(setup.config))
+        forward = make_forward(model)
         print_sentence(predict_each(forward, to_host(state.params), data.tokenizer, data.vocabulary, SENTENCE))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import jax
 
@@ -34,6 +35,14 @@ class Meter:
         self._sums, self._tokens, self._flops, self._since = Result(0.0, 0.0, 0.0), 0, 0.0, time.perf_counter()
         self._more: Counter[str] = Counter()
         self._steps = self._skipped = 0
+        self._waited = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time in this context as spent on waiting for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
 
     def add(self, metrics: Metrics, tokens: int) -> None:
         """Take the step just dispatched, and wait for the one before it."""
@@ -76,6 +85,7 @@ class Meter:
         if math.isnan(taken.get("accuracy", 0.0)):  # of a regression, where nothing is right or wrong
             del taken["accuracy"]
         figures = {**taken, "tokens": self._tokens, "tokens_per_second": self._tokens / seconds}
+        figures["waited"] = self._waited / seconds  # a share: the device may have worked meanwhile
         figures |= {name: value / max(self._sums.count, 1.0) for name, value in self._more.items()}
         if self._peak:
             figures["mfu"] = self._flops / seconds / self._peak

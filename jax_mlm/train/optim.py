@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.tree_util import KeyPath
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jax_mlm.config import OptimConfig
 from jax_mlm.errors import unknown_choice
 from jax_mlm.model.encoder import Params
+from jax_mlm.model.ops.dense import in_rows, turned
 
 Schedule = Callable[[Array | int, Array | int], Array]
 """(step, horizon) → fraction of the peak learning rate, from 0 to 1."""
@@ -60,7 +62,7 @@ def is_hidden_matrix(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(hidden, params)
 
 
-def _adamw(config: OptimConfig) -> optax.GradientTransformation:
+def _adamw(config: OptimConfig, dtype: DTypeLike) -> optax.GradientTransformation:
     return optax.chain(
         optax.scale_by_adam(config.beta1, config.beta2, config.adam_eps),
         optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
@@ -68,7 +70,7 @@ def _adamw(config: OptimConfig) -> optax.GradientTransformation:
     )
 
 
-def _lamb(config: OptimConfig) -> optax.GradientTransformation:
+def _lamb(config: OptimConfig, dtype: DTypeLike) -> optax.GradientTransformation:
     """Scale Adam's direction in each matrix to the matrix's own length (You et al. 2019): for very large batches."""
     return optax.chain(
         optax.scale_by_adam(config.beta1, config.beta2, config.adam_eps),
@@ -78,26 +80,27 @@ def _lamb(config: OptimConfig) -> optax.GradientTransformation:
     )
 
 
-def orthogonalised(x: Float[Array, "M N"]) -> Float[Array, "M N"]:
+def orthogonalised(x: Float[Array, "M N"], dtype: DTypeLike = jnp.float32) -> Float[Array, "M N"]:
     """Return the nearest matrix whose singular values are roughly one, from 0.7 to 1.2 (Jordan et al. 2024).
 
-    Five Newton–Schulz steps, unrolled: a third less time than optax's loop on CPU.
+    Five Newton–Schulz steps, unrolled: a third less time than optax's loop on CPU. `dtype` is that of their products.
     """
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
-    x /= jnp.linalg.norm(x) + 1e-7
+    x = in_rows((x / (jnp.linalg.norm(x) + 1e-7)).astype(dtype))
     for _ in range(5):
-        gram = x @ x.T
+        gram = x @ turned(x)
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * (gram @ gram)) @ x
+    x = x.astype(jnp.float32)
     return x.T if tall else x
 
 
-def _muon(config: OptimConfig) -> optax.GradientTransformation:
+def _muon(config: OptimConfig, dtype: DTypeLike) -> optax.GradientTransformation:
     """Orthogonalise the momentum, and scale it by √max(1, out / in) for a matrix [in, out] (Jordan et al. 2024).
 
     AdamW updates everything that is not a hidden matrix.
     """
-    scaled = lambda x: orthogonalised(x) * max(1.0, x.shape[1] / x.shape[0]) ** 0.5  # noqa: E731
+    scaled = lambda x: orthogonalised(x, dtype) * max(1.0, x.shape[1] / x.shape[0]) ** 0.5  # noqa: E731
     matrices = optax.chain(
         optax.trace(0.95, nesterov=True),
         optax.stateless(lambda u, _: jax.tree.map(scaled, u)),
@@ -105,10 +108,10 @@ def _muon(config: OptimConfig) -> optax.GradientTransformation:
         optax.scale(-config.muon_lr),
     )
     kinds = lambda params: jax.tree.map(lambda h: "muon" if h else "adamw", is_hidden_matrix(params))  # noqa: E731
-    return optax.partition({"muon": matrices, "adamw": _adamw(config)}, kinds)
+    return optax.partition({"muon": matrices, "adamw": _adamw(config, dtype)}, kinds)
 
 
-OPTIMIZERS: Mapping[str, Callable[[OptimConfig], optax.GradientTransformation]] = {
+OPTIMIZERS: Mapping[str, Callable[[OptimConfig, DTypeLike], optax.GradientTransformation]] = {
     "adamw": _adamw,
     "muon": _muon,
     "lamb": _lamb,
@@ -117,15 +120,15 @@ OPTIMIZERS: Mapping[str, Callable[[OptimConfig], optax.GradientTransformation]] 
 
 
 def make_optimizer(
-    config: OptimConfig, fixed: Callable[[Params], Params] | None = None
+    config: OptimConfig, fixed: Callable[[Params], Params] | None = None, dtype: DTypeLike = jnp.float32
 ) -> optax.GradientTransformation:
     """Return the chain from a gradient to an update at the peak learning rate; multiply it by the schedule.
 
-    `fixed` returns True for the parameters that stay as they are.
+    `fixed` returns True for the parameters that stay as they are; `dtype` is that of products of matrices.
     """
     if config.optimizer not in OPTIMIZERS:
         raise unknown_choice("--optimizer", config.optimizer, OPTIMIZERS)
-    chain = OPTIMIZERS[config.optimizer](config)
+    chain = OPTIMIZERS[config.optimizer](config, dtype)
     chain = optax.chain(optax.clip_by_global_norm(config.clip), chain) if config.clip else chain
     if fixed is None:
         return chain

@@ -32,7 +32,19 @@ GROUPS = {
 """The fields that --help shows; --help-all shows the others too."""
 
 FREE_ON_RESUME = {
-    *("steps", "budget", "resume", "out", "eval_every", "eval_rows", "log_every", "track", "dtype", "multi_host"),
+    *(
+        "steps",
+        "budget",
+        "resume",
+        "out",
+        "eval_every",
+        "eval_rows",
+        "log_every",
+        "track",
+        "dtype",
+        "multi_host",
+        "profile",
+    ),
     "accumulate",  # the same gradient in less memory, for a run that no longer fits
 }
 """Fields that a resumed run may change."""

@@ -18,7 +18,7 @@ from jax_mlm.evals.heldout import Validates, Validator
 from jax_mlm.evals.samples import Answer, choose_samples, compile_samples
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.heads import make_forward
-from jax_mlm.parallel.compile import compile_step, compute_dtype
+from jax_mlm.parallel.compile import compile_step
 from jax_mlm.parallel.mesh import make_copier, make_placer, replicated
 from jax_mlm.plan.flops import train_flops
 from jax_mlm.tasks.metrics import Metrics
@@ -49,6 +49,8 @@ class Program(NamedTuple):
     """Return the batch of a step, as a pure function of its number and of the order's."""
     seconds: float
     """The time that compilation took."""
+    hlo: Callable[[], str]
+    """Return the compiled step as text."""
 
 
 def compile_program(
@@ -90,6 +92,7 @@ def compile_program(
         answer=answer,
         batch_at=placed,
         seconds=time.perf_counter() - began,
+        hlo=lambda: compiled.as_text() or "",
     )
 
 
@@ -101,7 +104,7 @@ def masked_measures(
     microbatch = config.batch // config.accumulate
     example = place(batch_of(data.valid, np.arange(microbatch // setup.shard[1])))
     examine = compile_step(jax.jit(setup.task.examine, out_shardings=everywhere).lower(params, example))
-    forward = make_forward(config.model, compute_dtype(config))
+    forward = make_forward(config.model)
     samples = choose_samples(data.valid, data.tokenizer)
     answer = compile_samples(forward, params, samples, data.valid, data.tokenizer, everywhere)
     return Validator(examine, data.valid, microbatch, config.eval_rows, place, setup.shard), answer

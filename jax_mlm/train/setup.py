@@ -22,7 +22,7 @@ from jax_mlm.evals.samples import Answer
 from jax_mlm.files import cache_folder, make_folder
 from jax_mlm.model.encoder import Params
 from jax_mlm.parallel import hosts
-from jax_mlm.parallel.compile import compile_cache, compute_dtype
+from jax_mlm.parallel.compile import compile_cache, compute_dtype, resolved
 from jax_mlm.parallel.devices import describe_devices, memory_of_device, warn_of_unused_accelerator
 from jax_mlm.parallel.mesh import make_mesh
 from jax_mlm.parallel.rules import REPLICATED, Rules
@@ -96,7 +96,7 @@ def claimed(config: TrainConfig) -> Iterator[tuple[TrainConfig, Path, Check]]:
     hosts.join(config.multi_host)  # done already if the options came from a command line
     check_resumed(config)
     run = hosts.on_every_host(lambda: choose_directory(config))
-    config = replace(config, resume=config.resume and (run / RUN_FILE).is_file())
+    config = resolved(replace(config, resume=config.resume and (run / RUN_FILE).is_file()))
     hosts.agree("options", f"{run} {config}")
     with ExitStack() as stack:
 

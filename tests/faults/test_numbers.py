@@ -240,7 +240,7 @@ def of_kind(run: Path, kind: str) -> list[dict[str, Any]]:
 
 def figures(run: Path) -> list[dict[str, Any]]:
     """Return what does not depend on the clock."""
-    timed = {"seconds", "tokens_per_second", "mfu"}
+    timed = {"seconds", "waited", "tokens_per_second", "mfu"}
     return [{key: value for key, value in line.items() if key not in timed} for line in lines_of(run)]
 
 

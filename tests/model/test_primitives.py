@@ -1,12 +1,18 @@
 """The gradients written out equal those that JAX derives from the plain formulas."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.models import SHAPE, shapes_of
 
+from jax_mlm.config import ModelConfig
+from jax_mlm.model.encoder import Inputs
+from jax_mlm.model.heads import make_forward
 from jax_mlm.model.ops import dense as p
-from jax_mlm.model.ops.attention import dense_attention
+from jax_mlm.model.ops.attention import dense_attention, quarter_turn, split_heads
 
 
 def normal(seed: int, *shape: int):
@@ -39,6 +45,16 @@ CASES = {
         lambda q, k, v: plain_attention(q, k, v, KEEP),
         QKV,
     ),
+    "heads": (
+        lambda x: jnp.stack(split_heads(x)),
+        lambda x: jnp.stack([x[:, :, i].swapaxes(1, 2) for i in range(3)]),
+        [normal(0, 2, 5, 3, 4, 6)],
+    ),
+    "quarter turn": (
+        quarter_turn,
+        lambda x: jnp.concatenate([-x[..., 3:], x[..., :3]], -1),
+        [normal(0, 2, 4, 5, 6)],
+    ),
     "norm": (lambda x, s: p.layer_norm(x, s, 1e-3), plain_norm, [3 + normal(0, 5, 6), normal(1, 6)]),
     "loss": (
         lambda x: p.cross_entropy(x, TARGETS),
@@ -70,3 +86,37 @@ def test_values_and_gradients_equal_the_plain_formula(name):
 def test_gelu_is_the_exact_one_far_from_zero():
     x = jnp.linspace(-12.0, 12.0, 1001)
     np.testing.assert_allclose(p.gelu(x), jax.nn.gelu(x, approximate=False), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dense", "vocabulary", "attention", "heads", "quarter turn", "norm"])
+def test_16_bits_give_the_values_and_gradients_of_32_rounded(name):
+    """On CPU they take other ways through memory."""
+    ours, plain, arguments = CASES[name]
+    rounded = [jnp.asarray(x, jnp.bfloat16) for x in arguments]
+    g = normal(9, *jax.eval_shape(plain, *arguments).shape)
+
+    @jax.jit
+    def both(g, *arguments):
+        value, pull = jax.vjp(ours, *arguments)
+        expected, expected_pull = jax.vjp(plain, *(x.astype(jnp.float32) for x in arguments))
+        return (value, *pull(g.astype(value.dtype))), (expected, *expected_pull(g))
+
+    for a, b in zip(*both(g, *rounded), strict=True):
+        np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0.03, atol=0.03 * np.abs(b).max())
+
+
+def test_a_gpu_multiplies_nothing_in_32_bits():
+    """What is written as a product for the sake of processors is none there, and every factor has 16 bits."""
+    config = ModelConfig(**SHAPE)
+    forward, params = make_forward(config, jnp.bfloat16), shapes_of(config)
+    rows = jax.ShapeDtypeStruct((2, 16), jnp.int32)
+
+    def loss(params, rows):
+        logits = forward(params, Inputs(rows, rows, rows), rows[:, :3])
+        return p.cross_entropy(logits.reshape(6, -1), jnp.zeros(6, jnp.int32)).sum()
+
+    text = jax.jit(jax.grad(loss)).trace(params, rows).lower(lowering_platforms=("cuda",)).as_text()
+    products = re.findall(r"stablehlo.dot_general .*: \(tensor<\S*x([a-z]\w+)>, tensor<\S*x([a-z]\w+)>\)", text)
+    assert len(products) == 3 * (6 * config.layers + 2)
+    assert {kind for pair in products for kind in pair} == {"bf16"}
+    assert "LayoutConstraint" not in text

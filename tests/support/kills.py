@@ -34,7 +34,7 @@ LASTS = {
 """Seconds after a phase's beginning in which the kill comes."""
 EARLY = ("start-up", "tokenizer", "preparation", "compilation")
 LATE = ("steps", "evaluation", "save", "drawing", "finishing", "compilation", "start-up")
-TIMES = {"seconds", "tokens_per_second", "steps_per_second", "mfu", "flops_per_second"}
+TIMES = {"seconds", "waited", "tokens_per_second", "steps_per_second", "mfu", "flops_per_second"}
 """Fields of metrics.jsonl that are times, or rates."""
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.lax import platform_dependent
 from jaxtyping import Array, Bool, Float, Int, Key
+
+from jax_mlm.model.ops.dense import in_rows, turned
 
 NEGATIVE = -1e30
 """Score of a pair that may not attend: its exponential is exactly 0 in float32."""
@@ -22,9 +27,50 @@ class Drop(NamedTuple):
 
     def kept(self, shape: tuple[int, ...]) -> Bool[Array, "B ..."]:
         """Draw True with probability 1 − rate for each element of rows of this shape."""
-        return jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, self.site), 1 - self.rate, shape))(
-            self.row_keys
-        )
+        size = math.prod(shape)
+
+        def draw(key: Key[Array, ""]) -> Bool[Array, "..."]:
+            words = jax.random.bits(jax.random.fold_in(key, self.site), ((size + 1) // 2,))
+            halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)
+            return (halves[:size] >= min(round(self.rate * 2**16), 2**16 - 1)).reshape(shape)
+
+        return jax.vmap(draw)(self.row_keys)
+
+
+@jax.custom_vjp
+def split_heads(qkv: Float[Array, "B S 3 H K"]) -> tuple[Array, Array, Array]:
+    """Return queries, keys and values [B, H, S, K]; each way is one copy."""
+    q, k, v = in_rows(qkv.transpose(2, 0, 3, 1, 4))
+    return q, k, v
+
+
+def _split_backward(_: None, g: tuple[Array, Array, Array]) -> tuple[Array]:
+    return (in_rows(in_rows(jnp.stack(g)).transpose(1, 3, 0, 2, 4)),)
+
+
+split_heads.defvjp(lambda qkv: (split_heads(qkv), None), _split_backward)
+
+
+@jax.custom_vjp
+def quarter_turn(x: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
+    """Return (−second half, first half) of the last axis: on CPU by a product, since XLA joins halves slowly there."""
+    return platform_dependent(x, cpu=_turned_by_product, default=_turned_by_halves)
+
+
+def _turned_by_halves(x: Array) -> Array:
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([-second, first], axis=-1)
+
+
+def _turned_by_product(x: Array) -> Array:
+    half = np.arange(x.shape[-1] // 2)
+    turn = np.zeros((2 * half.size, 2 * half.size), x.dtype)
+    turn[half + half.size, half], turn[half, half + half.size] = -1, 1
+    apart = jax.lax.optimization_barrier  # what comes before and after would be computed element by element
+    return apart(apart(x) @ turn)
+
+
+quarter_turn.defvjp(lambda x: (quarter_turn(x), None), lambda _, g: (-quarter_turn(g),))
 
 
 def visible(segments: Int[Array, "B S"], window: int | None) -> Bool[Array, "B 1 S S"]:
@@ -113,13 +159,13 @@ def _dense_forward(q: Array, k: Array, v: Array, seen: Array, keep: Array | None
 def _dense_backward(saved: _Saved, g: Array) -> tuple[Array | None, ...]:
     q, k, v, weights, kept, total, out, keep = saved
     scaled = (g.astype(jnp.float32) / total).astype(v.dtype)
-    dv = jnp.einsum("BHQS,BHQK->BHSK", kept, scaled)
+    dv = turned(kept) @ scaled
     dkept = jnp.einsum("BHQK,BHSK->BHQS", scaled, v, preferred_element_type=jnp.float32)
     dweights = dkept if keep is None else dkept * keep
     row = (scaled.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
-    dscores = (weights * (dweights - row)).astype(q.dtype)
+    dscores = weights * (dweights - row).astype(q.dtype)
     dq = jnp.einsum("BHQS,BHSK->BHQK", dscores, k)
-    dk = jnp.einsum("BHQS,BHQK->BHSK", dscores, q)
+    dk = turned(dscores) @ q
     return dq, dk, dv, None, None
 
 

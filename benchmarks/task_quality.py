@@ -1,0 +1,161 @@
+"""Measure what pretraining is worth to a task: fine-tune a pretrained run, and its architecture from random weights.
+
+    python -m jax_mlm.train --data 'books/train-0*.txt.xz' --valid books/valid.txt --lowercase --budget 30m --out RUN
+    python benchmarks/task_quality.py RUN sst2 --train sst2/train.tsv --dev sst2/dev.tsv
+    python benchmarks/task_quality.py RUN wnut17 --train wnut17train.conll --dev emerging.dev.conll
+
+Both sides choose among the same learning rates, with one seed, by the 5 % of the training file that fine-tuning holds
+out; the one they choose is trained with each seed, and those runs alone read the development file, once each. Arms that
+the result has already are not run again, so that it may be stopped and continued; another RUN begins anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common.machine import command, processor
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+TASKS = {"sst2": ("classify", "accuracy"), "wnut17": ("tag", "f1")}
+"""What each data set is fine-tuned for, and the metric that is reported."""
+SIDES = ("pretrained", "random")
+RATES = (2e-4, 5e-4, 1e-3)
+Arm = dict[str, Any]
+
+
+def untrained(run: Path, text: Path, folder: Path) -> Path:
+    """Return a run of the same shape and tokenizer whose weights are as they were before the first step."""
+    model = json.loads((run / "run.json").read_text())["config"]["model"]
+    shape = [
+        part
+        for name in ("layers", "width", "heads", "ff_width")
+        for part in (f"--{name.replace('_', '-')}", str(model[name]))
+    ]
+    options = ["--steps", "1", "--optimizer", "adamw", "--lr", "1e-30", "--weight-decay", "0", "--preset", "tiny"]
+    (folder / "some.txt").write_text(text.read_text(encoding="utf-8")[:200_000], encoding="utf-8")  # nothing is learned
+    source = ["--data", str(folder / "some.txt"), "--tokenizer", str(run / "tokenizer.json")]
+    _jax_mlm("train", *source, *shape, *options, "--out", str(folder / "random"))
+    return folder / "random"
+
+
+def _jax_mlm(name: str, *options: str) -> str:
+    """Run a command of ours, and return what it prints."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-m", f"jax_mlm.{name}", *options], env=env, stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"error: jax_mlm.{name} ended with status {done.returncode}")
+    return done.stdout
+
+
+def trained(init: Path, task: str, arm: Arm, train: Path, dev: Path | None) -> Arm:
+    """Fine-tune once; return the arm with its score on the development file, or on the part that was held out."""
+    kind, metric = TASKS[task]
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--init", str(init), "--task", kind, "--data", str(train), "--out", f"{folder}/run", "--json"]
+        options += [
+            "--metric",
+            metric,
+            "--lr",
+            str(arm["lr"]),
+            "--epochs",
+            str(arm["epochs"]),
+            "--seed",
+            str(arm["seed"]),
+        ]
+        options += ["--valid", str(dev)] if dev else []
+        began = time.perf_counter()
+        scores = json.loads(_jax_mlm("finetune", *options).splitlines()[-1])
+    held_out = scores["choosing"][metric]
+    found = {"held out": held_out, "step": scores["step"], "seconds": round(time.perf_counter() - began)}
+    return {**arm, **found, **({"dev": scores[metric]} if dev else {})}
+
+
+def table(task: str, arms: list[Arm]) -> dict[str, Any]:
+    """Return each side's rate, seeds, mean and deviation, and what the difference is worth in points."""
+    rows: dict[str, Any] = {}
+    for side in SIDES:
+        final = [arm for arm in arms if arm["side"] == side and "dev" in arm]
+        if final:
+            values = [arm["dev"] for arm in final]
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            rows[side] = {
+                "learning rate": final[0]["lr"],
+                "epochs": final[0]["epochs"],
+                TASKS[task][1]: values,
+                "mean": statistics.fmean(values),
+                "deviation": spread,
+            }
+    if len(rows) == len(SIDES):
+        rows["points gained"] = 100 * (rows["pretrained"]["mean"] - rows["random"]["mean"])
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="a pretrained run")
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--train", type=Path, required=True)
+    parser.add_argument("--dev", type=Path, required=True)
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--tuning-epochs", type=float, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    out = RESULTS / f"quality-{given.task}.json"
+    pretrained = json.loads((given.run / "run.json").read_text())
+    identity = hashlib.sha256((given.run / "run.json").read_bytes()).hexdigest()[:16]
+    result = json.loads(out.read_text()) if out.is_file() else {}
+    if result.get("run") != identity:
+        options = {name: pretrained["config"][name] for name in ("preset", "budget", "dtype", "batch", "optim")}
+        last = [json.loads(line) for line in (given.run / "metrics.jsonl").read_text().splitlines()]
+        valid = next((line for line in reversed(last) if line["kind"] == "final"), None)
+        result = {
+            "run": identity,
+            "pretraining": {**options, "versions": pretrained["versions"], "final": valid},
+            "arms": [],
+        }
+    result |= {"command": command(sys.argv), "processor": processor()}
+    arms: list[Arm] = result["arms"]
+
+    def arm(init: Path, wanted: Arm, dev: Path | None) -> Arm:
+        same = [
+            each
+            for each in arms
+            if all(each.get(name) == value for name, value in wanted.items()) and ("dev" in each) == bool(dev)
+        ]
+        if not same:
+            same = [trained(init, given.task, wanted, given.train, dev)]
+            arms.append(same[0])
+            result["table"] = table(given.task, arms)
+            out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            print(json.dumps(same[0]), flush=True)
+        return same[0]
+
+    with tempfile.TemporaryDirectory() as folder:
+        inits = {"pretrained": given.run, "random": untrained(given.run, given.train, Path(folder))}
+        best = {}
+        for side, init in inits.items():
+            tried = [
+                arm(init, {"side": side, "lr": rate, "epochs": given.tuning_epochs, "seed": 0}, None) for rate in RATES
+            ]
+            best[side] = max(tried, key=lambda each: each["held out"])["lr"]
+        for seed in range(given.seeds):
+            for side, init in inits.items():
+                arm(init, {"side": side, "lr": best[side], "epochs": given.epochs, "seed": seed}, given.dev)
+    print(json.dumps(result["table"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Where the time of a step goes: a trace of some steps, and a table of it in words."""
+
+from __future__ import annotations
+
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from jax_mlm.data.batches import Batch
+from jax_mlm.files import make_folder, write_atomically
+from jax_mlm.tasks.metrics import Metrics
+from jax_mlm.train.program import Program
+from jax_mlm.train.step import TrainState
+
+FOLDER, TABLE = "profile", "table.txt"
+WARM = 3
+"""Steps before the trace: the first ones are not like the others."""
+PARTS = {
+    "drawing masks and dropout": r"vmap\(",
+    "embeddings": r"\.embed/",
+    "vocabulary and loss": r"\.vocabulary/|/head(_norm)?/|jvp\(\)",
+    "norms": r"norm/",
+    "attention: its four matrices": r"/attention/(qkv|out)/",
+    "attention: heads, positions, scores": r"/attention/",
+    "feed-forward: its matrices": r"/mlp/(up|down)/",
+    "feed-forward: activation": r"/mlp/",
+    "residuals and the rest of the model": r"jvp\(",
+    "optimizer": "",
+}
+"""What is said of an operation by the path that JAX gives it in the step; the first that is found counts."""
+
+
+def profiled(program: Program, steps: int, run: Path, say: Callable[[str], None]) -> Program:
+    """Return the program, which traces some of its next steps, and then writes and says where their time went."""
+    tracer = _Tracer(program, steps, run / FOLDER, say)
+    return program._replace(step=tracer.step)
+
+
+@dataclass
+class _Tracer:
+    program: Program
+    steps: int
+    folder: Path
+    say: Callable[[str], None]
+    done: int = 0
+    began: float = 0.0
+
+    def step(
+        self, state: TrainState, batch: Batch, horizon: int, limit: float, order: int
+    ) -> tuple[TrainState, Metrics]:
+        if self.done == WARM:
+            jax.block_until_ready(state)
+            make_folder(self.folder, "--profile")
+            jax.profiler.start_trace(str(self.folder))
+            self.began = time.perf_counter()
+        result = self.program.step(state, batch, horizon, limit, order)
+        self.done += 1
+        if self.done == WARM + self.steps:
+            jax.block_until_ready(result)
+            seconds = (time.perf_counter() - self.began) / self.steps
+            jax.profiler.stop_trace()
+            text = described(self.folder, self.program.hlo(), seconds)
+            write_atomically(self.folder / TABLE, text)
+            self.say(text)
+        return result
+
+
+def described(folder: Path, hlo: str, seconds: float) -> str:
+    """Return the table: each part's share of the time of all operations, and what it makes of a step's time."""
+    spent = dict.fromkeys(PARTS, 0.0)
+    names = named(hlo)
+    for name, duration in operations(folder):
+        path = names.get(name, "")
+        spent[next(part for part, pattern in PARTS.items() if re.search(pattern, path))] += duration
+    total = sum(spent.values()) or 1.0
+    lines = [f"a step takes {1e3 * seconds:,.1f} ms; of the time of its operations:"]
+    lines += [
+        f"  {part:<38} {time / total:6.1%}  {1e3 * seconds * time / total:8.1f} ms"
+        for part, time in sorted(spent.items(), key=lambda item: -item[1])
+    ]
+    return "\n".join([*lines, f"the trace is in {folder} (TensorBoard or Perfetto show it)"]) + "\n"
+
+
+def named(hlo: str) -> dict[str, str]:
+    """Return the path that JAX gave to each instruction of a compiled program; of a fusion, that of its last part."""
+    bodies = {found[1]: found[2] for found in re.finditer(r"^%(\S+) \(.*?\{\n(.*?)^\}", hlo, re.M | re.S)}
+    paths: dict[str, str] = {}
+    for name, rest in re.findall(r"^\s*(?:ROOT )?%(\S+) = (.*)$", hlo, re.M):
+        path = re.search(r'op_name="([^"]*)"', rest)
+        called = re.search(r"calls=%([^\s,]+)", rest)
+        inside = re.findall(r'op_name="([^"]*)"', bodies.get(called[1], "")) if called and path is None else []
+        paths.setdefault(name, path[1] if path else inside[-1] if inside else "")
+    return paths
+
+
+def operations(folder: Path) -> Iterator[tuple[str, float]]:
+    """Yield the name and the nanoseconds of each operation in the newest trace of a folder."""
+    newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of the bindings themselves
+        planes = list(jax.profiler.ProfileData.from_file(str(newest)).planes)
+        devices = [plane for plane in planes if plane.name.startswith("/device:")]
+        for plane in devices or planes:
+            for line in plane.lines:
+                for event in line.events:
+                    if "hlo_op" in dict(event.stats):
+                        yield event.name, event.duration_ns
