@@ -30,7 +30,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 TASKS = {"sst2": ("classify", "accuracy"), "wnut17": ("tag", "f1")}
 """What each data set is fine-tuned for, and the metric that is reported."""
 SIDES = ("pretrained", "random")
-RATES = (2e-4, 5e-4, 1e-3)
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 Arm = dict[str, Any]
 
 

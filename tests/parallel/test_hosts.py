@@ -20,7 +20,8 @@ from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.log import read_metrics
 
 OPTIONS = [
-    *TINY, "--eval-every", "5", "--valid-fraction", "0.1", "--accumulate", "2", "--dropout", "0.1", "--dtype", "float32",
+    *TINY, "--eval-every", "5", "--valid-fraction", "0.1", "--accumulate", "2", "--dropout", "0.1",
+    "--dtype", "float32",
 ]  # fmt: skip
 
 
