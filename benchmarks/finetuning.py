@@ -38,7 +38,7 @@ def ours(run: str, table: str) -> Turn:
     import numpy as np
 
     from jax_mlm.data.batches import batch_at
-    from jax_mlm.parallel.compile import compile_step, compute_dtype, resolved
+    from jax_mlm.parallel.compile import compile_step, compute_dtype
     from jax_mlm.train.finetune_options import FinetuneConfig
     from jax_mlm.train.finetuning import plan, set_up_plan
     from jax_mlm.train.optim import make_optimizer, make_schedule
@@ -46,7 +46,7 @@ def ours(run: str, table: str) -> Turn:
 
     with tempfile.TemporaryDirectory() as folder:
         planned = plan(FinetuneConfig(init=run, task="classify", data=table, out=f"{folder}/run"))
-        config, data = resolved(planned.config), planned.data.train
+        config, data = planned.config, planned.data.train
         setup = set_up_plan(planned, config, Path(folder) / "run")
     assert planned.start is not None
     tx = make_optimizer(config.optim, setup.task.fixed, compute_dtype(config))

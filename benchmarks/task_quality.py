@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +36,16 @@ Arm = dict[str, Any]
 
 
 def untrained(run: Path, text: Path, folder: Path) -> Path:
-    """Return a run of the same shape and tokenizer whose weights are as they were before the first step."""
-    model = json.loads((run / "run.json").read_text())["config"]["model"]
-    shape = [
-        part
-        for name in ("layers", "width", "heads", "ff_width")
-        for part in (f"--{name.replace('_', '-')}", str(model[name]))
-    ]
-    options = ["--steps", "1", "--optimizer", "adamw", "--lr", "1e-30", "--weight-decay", "0", "--preset", "tiny"]
-    (folder / "some.txt").write_text(text.read_text(encoding="utf-8")[:200_000], encoding="utf-8")  # nothing is learned
-    source = ["--data", str(folder / "some.txt"), "--tokenizer", str(run / "tokenizer.json")]
-    _jax_mlm("train", *source, *shape, *options, "--out", str(folder / "random"))
-    return folder / "random"
+    """Return a run of the same configuration and tokenizer whose weights are as they were before the first step."""
+    from jax_mlm.run.directory import read_run
+    from jax_mlm.train.loop import train
+
+    some = folder / "some.txt"
+    some.write_text(text.read_text(encoding="utf-8")[:200_000], encoding="utf-8")  # nothing is learned from it
+    before = read_run(run)
+    still = replace(before.optim, optimizer="adamw", lr=1e-30, weight_decay=0.0)
+    given = {"data": (str(some),), "valid": (), "tokenizer": str(run / "tokenizer.json"), "out": str(folder / "random")}
+    return train(replace(before, **given, init="", budget="", steps=1, eval_every=0, optim=still))
 
 
 def _jax_mlm(name: str, *options: str) -> str:
@@ -65,16 +64,9 @@ def trained(init: Path, task: str, arm: Arm, train: Path, dev: Path | None) -> A
     kind, metric = TASKS[task]
     with tempfile.TemporaryDirectory() as folder:
         options = ["--init", str(init), "--task", kind, "--data", str(train), "--out", f"{folder}/run", "--json"]
-        options += [
-            "--metric",
-            metric,
-            "--lr",
-            str(arm["lr"]),
-            "--epochs",
-            str(arm["epochs"]),
-            "--seed",
-            str(arm["seed"]),
-        ]
+        options += ["--metric", metric]
+        for name in ("lr", "epochs", "seed"):
+            options += [f"--{name}", str(arm[name])]
         options += ["--valid", str(dev)] if dev else []
         began = time.perf_counter()
         scores = json.loads(_jax_mlm("finetune", *options).splitlines()[-1])

@@ -116,7 +116,7 @@ _ALL = (
         preset="sentence",
         steps=300,
         batch=32,
-        dtype="float32",  # two steps a millisecond apart: nothing to gain
+        dtype="float32",  # its steps are too small to gain anything
         eval_every=100,
         model=ModelConfig(width=128, layers=3, heads=4, ff_width=256, max_length=64),
         corpus=DataConfig(length=16, tokenizer_kind="word"),

@@ -12,7 +12,7 @@ def ask_for_huge_pages() -> None:
     """Start this process anew, once, with glibc told to ask for huge pages; elsewhere than on glibc do nothing.
 
     XLA allocates the temporaries of a step at each step, hundreds of megabytes: in pages of 4 kB, a fifth of the step
-    goes into faults. Whoever has set the variable already is left alone. (malloc's tunables: glibc manual, 39.3.)
+    goes into faults. Whoever has set this tunable already is left alone. (malloc's tunables: glibc manual, 39.3.)
     """
     tunables = os.environ.get(VARIABLE, "")
     if SETTING in tunables or not _has_glibc() or not sys.executable:

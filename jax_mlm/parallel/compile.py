@@ -33,10 +33,8 @@ def resolved(config: TrainConfig) -> TrainConfig:
 
 
 def compute_dtype(config: TrainConfig) -> DTypeLike:
-    """Return the type that a run computes in; what is no run computes in float32 on CPU."""
-    if config.dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return jnp.dtype(config.dtype)
+    """Return the type that a run of this configuration computes in."""
+    return jnp.dtype(resolved(config).dtype)
 
 
 def compile_cache(config: TrainConfig) -> Path:

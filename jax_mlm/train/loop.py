@@ -93,7 +93,7 @@ def train(
         program = compile_program(setup, state, tx, schedule, step_key, meta["step"])
         progress.say(described(setup, state, program))
         if config.profile and hosts.is_first():
-            program = profiled(program, config.profile, run, progress.say)
+            program = stack.enter_context(profiled(program, config.profile, run, progress.say))
         record = stack.enter_context(open_recorder(setup, schedule, progress, meta["step"]))
         vote = Vote(setup.mesh)
 

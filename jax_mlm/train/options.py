@@ -32,19 +32,8 @@ GROUPS = {
 """The fields that --help shows; --help-all shows the others too."""
 
 FREE_ON_RESUME = {
-    *(
-        "steps",
-        "budget",
-        "resume",
-        "out",
-        "eval_every",
-        "eval_rows",
-        "log_every",
-        "track",
-        "dtype",
-        "multi_host",
-        "profile",
-    ),
+    *("steps", "budget", "resume", "out", "eval_every", "eval_rows", "log_every", "track", "profile"),
+    *("dtype", "multi_host"),
     "accumulate",  # the same gradient in less memory, for a run that no longer fits
 }
 """Fields that a resumed run may change."""
@@ -74,7 +63,7 @@ def defaults(given: Given) -> TrainConfig:
 
     hosts.join(given.get("multi_host", before is not None and before.multi_host))
     if before is not None:
-        return replace(before, resume=True)
+        return replace(before, resume=True, profile=0)  # what was asked for once is not done again
     if preset is None and data is None:
         return PRESETS["sentence"]
     if preset is None:

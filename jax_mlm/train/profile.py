@@ -6,6 +6,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +36,17 @@ PARTS = {
 """What is said of an operation by the path that JAX gives it in the step; the first that is found counts."""
 
 
-def profiled(program: Program, steps: int, run: Path, say: Callable[[str], None]) -> Program:
-    """Return the program, which traces some of its next steps, and then writes and says where their time went."""
+@contextmanager
+def profiled(program: Program, steps: int, run: Path, say: Callable[[str], None]) -> Iterator[Program]:
+    """Give the program, which traces some of its next steps, and then writes and says where their time went.
+
+    Of a run that ends before, it is the steps that there were.
+    """
     tracer = _Tracer(program, steps, run / FOLDER, say)
-    return program._replace(step=tracer.step)
+    try:
+        yield program._replace(step=tracer.step)
+    finally:
+        tracer.end()
 
 
 @dataclass
@@ -49,6 +57,7 @@ class _Tracer:
     say: Callable[[str], None]
     done: int = 0
     began: float = 0.0
+    ended: bool = False
 
     def step(
         self, state: TrainState, batch: Batch, horizon: int, limit: float, order: int
@@ -62,12 +71,21 @@ class _Tracer:
         self.done += 1
         if self.done == WARM + self.steps:
             jax.block_until_ready(result)
-            seconds = (time.perf_counter() - self.began) / self.steps
+            self.end()
+        return result
+
+    def end(self) -> None:
+        """End the trace if one has begun, and write the table; say so if the run was too short for one."""
+        traced = self.done - WARM
+        if traced < 1:
+            self.say(f"warning: --profile begins after {WARM} steps, and the run had {self.done}: nothing was traced")
+        elif not self.ended:
+            seconds = (time.perf_counter() - self.began) / traced
             jax.profiler.stop_trace()
             text = described(self.folder, self.program.hlo(), seconds)
             write_atomically(self.folder / TABLE, text)
             self.say(text)
-        return result
+        self.ended = True
 
 
 def described(folder: Path, hlo: str, seconds: float) -> str:
@@ -80,8 +98,9 @@ def described(folder: Path, hlo: str, seconds: float) -> str:
     total = sum(spent.values()) or 1.0
     lines = [f"a step takes {1e3 * seconds:,.1f} ms; of the time of its operations:"]
     lines += [
-        f"  {part:<38} {time / total:6.1%}  {1e3 * seconds * time / total:8.1f} ms"
-        for part, time in sorted(spent.items(), key=lambda item: -item[1])
+        f"  {part:<38} {duration / total:6.1%}  {1e3 * seconds * duration / total:8.1f} ms"
+        for part, duration in sorted(spent.items(), key=lambda item: -item[1])
+        if duration
     ]
     return "\n".join([*lines, f"the trace is in {folder} (TensorBoard or Perfetto show it)"]) + "\n"
 

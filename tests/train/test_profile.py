@@ -11,6 +11,7 @@ from jax_mlm.run.log import read_metrics
 from jax_mlm.tasks.metrics import Metrics
 from jax_mlm.train.loop import train
 from jax_mlm.train.meter import Meter
+from jax_mlm.train.options import defaults
 from jax_mlm.train.profile import PARTS, named
 
 
@@ -26,6 +27,14 @@ def test_the_table_shares_a_step_out_among_its_parts(tmp_path, capsys):
     assert table in capsys.readouterr().err.replace("\r", "") + "\n"
     assert list((run / "profile").rglob("*.xplane.pb"))
     assert [line["step"] for line in read_metrics(run) if line["kind"] == "final"] == [8]
+
+
+@pytest.mark.parametrize(("steps", "table"), [(5, True), (2, False)])
+def test_a_run_that_ends_before_the_trace_has_what_there_was(tmp_path, capsys, steps, table):
+    run = train(replace(PRESETS["sentence"], steps=steps, profile=100, out=str(tmp_path / "run")))
+    assert (run / "profile" / "table.txt").is_file() == table
+    assert ("nothing was traced" in capsys.readouterr().err) != table
+    assert defaults({"resume": True, "out": str(run)}).profile == 0
 
 
 def test_an_instruction_without_a_path_has_that_of_its_last_part():
