@@ -319,6 +319,23 @@ def test_equal_texts_are_on_one_side_of_the_split() -> None:
     assert split_by_text(examples) == (learned, choosing)
 
 
+def test_a_phrase_is_on_the_side_of_its_sentence() -> None:
+    """SST-2 gives each sentence with its phrases: the part that chooses must not have been learned in pieces."""
+    sentences = [f"the {i}th film is a {i % 7} hour bore , and so is {i + 1000}" for i in range(60)]
+    texts = [" ".join(s.split()[at:end]) for s in sentences for at, end in ((0, 13), (1, 6), (6, 13), (1, 4))]
+    learned, choosing = split_by_text([Example(f"line {i}", text) for i, text in enumerate(texts)], 0.1)
+    assert 12 <= len(choosing) <= 24
+    for example in choosing:
+        assert not any(f" {example.text} " in f" {other.text} " for other in learned)
+        assert not any(f" {other.text} " in f" {example.text} " for other in learned if "film" in other.text)
+
+
+def test_texts_that_all_lie_in_one_are_split_all_the_same() -> None:
+    texts = ["a", "a b", "a b c", "b c"]
+    learned, choosing = split_by_text([Example(f"line {i}", text) for i, text in enumerate(texts)])
+    assert (len(learned), len(choosing)) == (3, 1)
+
+
 def test_a_run_ends_when_no_validation_is_better_for_long_enough() -> None:
     def ended(ranks: list[float], patience: int) -> list[int]:
         pace = Pace(100, None, 10, {"step": 0, "elapsed": 0.0, "horizon": 0}, 1.0, patience=patience)
