@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from support.runs import BRIEF
 
 from jax_mlm.presets import PRESETS
 from jax_mlm.run.log import read_metrics
@@ -14,9 +15,11 @@ from jax_mlm.train.meter import Meter
 from jax_mlm.train.options import defaults
 from jax_mlm.train.profile import PARTS, named
 
+SMALL = replace(PRESETS["sentence"], model=replace(PRESETS["sentence"].model, **BRIEF))
+
 
 def test_the_table_shares_a_step_out_among_its_parts(tmp_path, capsys):
-    run = train(replace(PRESETS["sentence"], steps=8, profile=2, out=str(tmp_path / "run")))
+    run = train(replace(SMALL, steps=8, profile=2, out=str(tmp_path / "run")))
     table = (run / "profile" / "table.txt").read_text()
     step = float(re.search(r"a step takes ([\d.]+) ms", table)[1])
     rows = re.findall(r"^  (.+?)  +([\d.]+)% +([\d.]+) ms$", table, re.M)
@@ -31,7 +34,7 @@ def test_the_table_shares_a_step_out_among_its_parts(tmp_path, capsys):
 
 @pytest.mark.parametrize(("steps", "table"), [(5, True), (2, False)])
 def test_a_run_that_ends_before_the_trace_has_what_there_was(tmp_path, capsys, steps, table):
-    run = train(replace(PRESETS["sentence"], steps=steps, profile=100, out=str(tmp_path / "run")))
+    run = train(replace(SMALL, steps=steps, profile=100, out=str(tmp_path / "run")))
     assert (run / "profile" / "table.txt").is_file() == table
     assert ("nothing was traced" in capsys.readouterr().err) != table
     assert defaults({"resume": True, "out": str(run)}).profile == 0
