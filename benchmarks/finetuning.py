@@ -41,7 +41,7 @@ def ours(run: str, table: str) -> Turn:
     from jax_mlm.parallel.compile import compile_step, compute_dtype
     from jax_mlm.train.finetune_options import FinetuneConfig
     from jax_mlm.train.finetuning import plan, set_up_plan
-    from jax_mlm.train.optim import make_optimizer, make_schedule
+    from jax_mlm.train.optim import Products, make_optimizer, make_schedule
     from jax_mlm.train.step import init_state, make_train_step
 
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ def ours(run: str, table: str) -> Turn:
         config, data = planned.config, planned.data.train
         setup = set_up_plan(planned, config, Path(folder) / "run")
     assert planned.start is not None
-    tx = make_optimizer(config.optim, setup.task.fixed, compute_dtype(config))
+    tx = make_optimizer(config.optim, setup.task.fixed, Products(compute_dtype(config)))
     step = jax.jit(make_train_step(setup.task, tx, make_schedule(config.optim), jax.random.key(0), 1), donate_argnums=0)
     state, done = jax.jit(lambda params: init_state(params, tx))(planned.start.params), 0
     controls = np.int32(1000), None, np.float32(np.inf), np.int32(0)

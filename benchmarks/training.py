@@ -73,7 +73,7 @@ def jax_side(shape: Shape, dtype: str) -> tuple[Step, Step]:
     from jax_mlm.data.tokenizer import Vocabulary
     from jax_mlm.parallel.compile import compile_step
     from jax_mlm.tasks.mlm import masked_lm
-    from jax_mlm.train.optim import make_optimizer, make_schedule
+    from jax_mlm.train.optim import Products, make_optimizer, make_schedule
     from jax_mlm.train.step import init_state, make_train_step
 
     model = ModelConfig(
@@ -81,7 +81,7 @@ def jax_side(shape: Shape, dtype: str) -> tuple[Step, Step]:
     )
     vocabulary = Vocabulary(size=shape.vocabulary, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4))
     optim, mask = OptimConfig(), MaskConfig(mask_rate=MASKED)
-    tx, key = make_optimizer(optim, dtype=jnp.dtype(dtype)), jax.random.key(0)
+    tx, key = make_optimizer(optim, products=Products(jnp.dtype(dtype))), jax.random.key(0)
     task = masked_lm(model, mask, vocabulary, shape.length, jnp.dtype(dtype))
     step = make_train_step(task, tx, make_schedule(optim), key)
     at = np.tile(np.arange(shape.length, dtype=np.int32), (shape.batch, 1))

@@ -362,6 +362,9 @@ class TrainConfig:
     """Steps between validations; 0 makes about ten of them."""
     eval_rows: int = 512
     """Rows of the validation set used while training; 0 uses all of it."""
+    mesh: str = ""
+    """Devices along each axis: data=4,fsdp=2,tensor=1, say. Rows are divided over data and fsdp, the weights and the
+    optimizer's state over fsdp and tensor; empty puts all devices along data."""
     multi_host: bool = False
     """Join the other hosts that run this command, as a TPU pod, Slurm or Open MPI tell of them."""
     log_every: int = 10

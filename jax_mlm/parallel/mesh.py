@@ -1,9 +1,10 @@
-"""The device mesh and where arrays live on it: rows are divided over `data`, parameters are on every device."""
+"""The device mesh and where arrays live on it: rows are divided over `data` and `fsdp`, the state as the rules say."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,18 +12,79 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jax_mlm.errors import UserError
+from jax_mlm.errors import UserError, nearest
+
+ROWS = ("data", "fsdp")
+"""The axes of the mesh that rows are divided over."""
 
 
-def make_mesh(batch: int, accumulate: int) -> Mesh:
-    """Return a mesh of one axis, `data`, over all devices, host by host; a microbatch must divide evenly over them."""
+class Layout(NamedTuple):
+    """Devices along each axis of the mesh."""
+
+    data: int = 1
+    """Each computes other rows, with parameters of its own."""
+    fsdp: int = 1
+    """Each computes other rows too, and keeps a part of every matrix, which is gathered for a product."""
+    tensor: int = 1
+    """Each computes a part of every product, for the same rows."""
+
+    def __str__(self) -> str:
+        return ",".join(f"{axis}={size}" for axis, size in self._asdict().items() if size > 1) or "data=1"
+
+
+def read_layout(text: str, devices: int) -> Layout:
+    """Return what `--mesh` asks for: data=4,fsdp=2, say; axes that are not named have one device.
+
+    Empty is all devices along `data`.
+
+    Raises:
+        UserError: an axis or a number is wrong, or they do not multiply to the number of devices.
+    """
+    if not text:
+        return Layout(devices)
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = (each.strip() for each in part.partition("="))
+        if axis not in Layout._fields:
+            raise UserError(
+                f"--mesh {text}: no axis {axis!r} (there are: {', '.join(Layout._fields)})"
+                f"{nearest(axis, Layout._fields)}"
+            )
+        if axis in sizes or not (size.isascii() and size.isdigit() and 0 < int(size) < 1 << 31):
+            raise UserError(f"--mesh {text}: write each axis once, with its number of devices: data=4,fsdp=2")
+        sizes[axis] = int(size)
+    layout = Layout(**sizes)
+    if math.prod(layout) != devices:
+        raise UserError(f"--mesh {text} is for {math.prod(layout)} devices, but there are {devices}")
+    return layout
+
+
+def make_mesh(batch: int, accumulate: int, mesh: str = "") -> Mesh:
+    """Return the mesh of all devices, host by host, that `--mesh` asks for; a microbatch must divide over its rows.
+
+    Raises:
+        UserError: `mesh` does not fit the devices, or the batch.
+    """
     devices = jax.devices()
-    if (batch // accumulate) % len(devices):
+    layout = read_layout(mesh, len(devices))
+    if layout.tensor > 1 and jax.local_device_count() % layout.tensor:
         raise UserError(
-            f"--batch {batch} in {accumulate} microbatches does not divide over {len(devices)} devices: "
-            f"make it a multiple of {accumulate * len(devices)}"
+            f"--mesh {mesh}: the {layout.tensor} devices of tensor compute the same rows and must be of one host, "
+            f"which has {jax.local_device_count()}"
         )
-    return Mesh(np.array(sorted(devices, key=lambda device: (device.process_index, device.id))), ("data",))
+    rows = layout.data * layout.fsdp
+    if (batch // accumulate) % rows:
+        raise UserError(
+            f"--batch {batch} in {accumulate} microbatches does not divide over {rows} devices: "
+            f"make it a multiple of {accumulate * rows}"
+        )
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered).reshape(layout), Layout._fields)
+
+
+def layout_of(mesh: Mesh) -> Layout:
+    """Return the devices along each axis of a mesh."""
+    return Layout(**{axis: mesh.shape.get(axis, 1) for axis in Layout._fields})
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -31,8 +93,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_row(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of the first axis over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """Return the sharding of the first axis over the devices that compute different rows."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def make_copier(mesh: Mesh) -> Callable[[ArrayLike], Array]:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey, KeyPath
+from jaxtyping import Array
 
 Tree = TypeVar("Tree")
-Rules = Mapping[str, str]
-"""Logical axis (a letter of `model/encoder.py`) → axis of the mesh that it is divided over."""
+Rules = Mapping[str, tuple[str, ...]]
+"""Logical axis (a letter of `model/encoder.py`) → axes of the mesh that it is divided over."""
 REPLICATED: Rules = {}
 """Every device holds the whole state: pure data parallelism."""
+STATE: Rules = {"D": ("fsdp",), "E": ("fsdp",), "V": ("tensor",), "H": ("tensor",), "F": ("tensor",)}
+"""Every matrix is divided over fsdp along the hidden state, and over tensor along its other axis."""
+PRODUCTS: Rules = {letter: axes for letter, axes in STATE.items() if axes != ("fsdp",)}
+"""Where the parameters are while they are multiplied: what fsdp divides is gathered."""
+MOMENTS: Rules = {letter: (*axes, "data") if axes == ("fsdp",) else axes for letter, axes in STATE.items()}
+"""Where the optimizer's copies of large matrices are: each is updated by one of the devices of `data` (ZeRO, stage 1;
+Rajbhandari et al. 2019), which costs no more traffic than a sum on all of them does."""
+LARGE = 1 << 20
+"""Entries of a matrix from which its moments are divided over `data`: for less, the exchanges take longer than they
+save."""
 
 AXES: Mapping[str, str] = {
     "token_table": "VE",
@@ -39,24 +51,52 @@ def axes_of(path: KeyPath) -> str:
     return AXES.get(names[-1], AXES.get(".".join(names[-2:]), "")) if names else ""
 
 
-def state_shardings(shapes: Tree, mesh: Mesh, rules: Rules = REPLICATED) -> Tree:
+def state_shardings(shapes: Tree, mesh: Mesh, rules: Rules = REPLICATED, large: Rules | None = None) -> Tree:
     """Return where each array of a state lives: a tree like `shapes` with a NamedSharding for each leaf.
 
-    A dimension that its mesh axis does not divide, or whose mesh axis an earlier dimension has taken, is not split.
+    A mesh axis that does not divide the dimension, or that an earlier dimension has taken, is left out.
 
     Args:
         shapes: the state, or `jax.eval_shape` of the function that makes it.
-        mesh: has the axes that `rules` name.
-        rules: REPLICATED, or logical axis → axis of the mesh.
+        mesh: an axis that it does not have, or of one device, divides nothing.
+        rules: REPLICATED, or logical axis → axes of the mesh.
+        large: other rules for arrays of LARGE entries or more.
     """
 
     def sharding(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        axes = axes_of(path)
-        spec: list[str | None] = []
+        axes, taken = axes_of(path), set[str]()
+        chosen = rules if large is None or math.prod(leaf.shape) < LARGE else large
+        spec: list[str | tuple[str, ...] | None] = []
         for letter, size in zip(axes, leaf.shape, strict=True) if len(axes) == len(leaf.shape) else ():
-            over = rules.get(letter)
-            fits = over is not None and over not in spec and size % mesh.shape[over] == 0
-            spec.append(over if fits else None)
+            over: list[str] = []
+            for axis in chosen.get(letter, ()):
+                parts = math.prod(mesh.shape[each] for each in over)
+                if mesh.shape.get(axis, 1) > 1 and axis not in taken and size % (parts * mesh.shape[axis]) == 0:
+                    over.append(axis)
+                    taken.add(axis)
+            spec.append(tuple(over) if len(over) > 1 else over[0] if over else None)
         return NamedSharding(mesh, PartitionSpec(*spec) if any(spec) else PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(sharding, shapes)
+
+
+def gathered(mesh: Mesh, tree: Tree) -> Tree:
+    """Return the parameters as products need them; their gradient is divided again as the state is.
+
+    Each device then adds up only its own part of a gradient. Without fsdp, the parameters as they are.
+    """
+    if mesh.shape.get("fsdp", 1) == 1:
+        return tree
+
+    def one(whole: NamedSharding, part: NamedSharding) -> Callable[[Array], Array]:
+        gather = jax.custom_vjp(lambda x: jax.lax.with_sharding_constraint(x, whole))
+        gather.defvjp(lambda x: (gather(x), None), lambda _, g: (jax.lax.with_sharding_constraint(g, part),))
+        return gather
+
+    laid = (state_shardings(tree, mesh, rules) for rules in (PRODUCTS, STATE))
+    return jax.tree.map(lambda x, whole, part: one(whole, part)(x), tree, *laid)
+
+
+def spread(mesh: Mesh, stack: Array) -> Array:
+    """Return a stack of arrays with each whole on one device; their number is a multiple of that of the devices."""
+    return jax.lax.with_sharding_constraint(stack, NamedSharding(mesh, PartitionSpec(tuple(mesh.axis_names))))

@@ -17,20 +17,21 @@ def weights_of(c: ModelConfig) -> int:
     return (c.layer_groups or c.layers) * layer + c.vocab_size * c.table_width + positions + c.width * c.table_width
 
 
-def check_memory(config: TrainConfig, device: int, devices: int) -> None:
-    """Refuse what can never fit: `device` is the memory of one of the `devices` in bytes.
+def check_memory(config: TrainConfig, device: int, data: int = 1, fsdp: int = 1, tensor: int = 1) -> None:
+    """Refuse what can never fit: `device` is the memory of a device in bytes; the others are the axes of the mesh.
 
     Raises:
         UserError: it names the options to lower.
     """
     c = config.model
-    need = COPIES * FLOAT * weights_of(c)
+    need = COPIES * FLOAT * weights_of(c) // (fsdp * tensor)
     if need > device:
         raise UserError(
             f"--width {c.width}, --layers {c.layers}: the weights, their gradients and the optimizer need at least "
-            f"{_gigabytes(need)}, and there are {_gigabytes(device)}: choose a smaller model"
+            f"{_gigabytes(need)}, and there are {_gigabytes(device)}: choose a smaller "
+            "model, or divide it over more devices with --mesh"
         )
-    rows = -(-config.batch // (config.accumulate * devices))
+    rows = -(-config.batch // (config.accumulate * data * fsdp))
     need = rows * config.corpus.length * c.width * c.layers * 2  # bfloat16, one value a layer for the gradient
     if need > device:
         raise UserError(

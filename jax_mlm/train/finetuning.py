@@ -31,7 +31,6 @@ from jax_mlm.model.encoder import Params
 from jax_mlm.model.task_heads import begin_with
 from jax_mlm.parallel.compile import compile_step, compute_dtype
 from jax_mlm.parallel.mesh import replicated
-from jax_mlm.parallel.rules import REPLICATED
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run, read_run_file, read_task
 from jax_mlm.tasks.classify import class_weights, labelled, make_logits
@@ -262,7 +261,6 @@ def set_up_plan(plan: Plan, config: TrainConfig, run: Path) -> Setup:
         run,
         budget,
         mesh,
-        REPLICATED,
         plan.data,
         Survey(figures, (), (), None),
         plan.start,

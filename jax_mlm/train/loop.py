@@ -33,7 +33,7 @@ from jax_mlm.run.checkpoint import Meta, save, save_last, saving
 from jax_mlm.signals import Stopped
 from jax_mlm.train.memory import memory_advice
 from jax_mlm.train.meter import Meter
-from jax_mlm.train.optim import make_optimizer, make_schedule
+from jax_mlm.train.optim import Products, make_optimizer, make_schedule
 from jax_mlm.train.pace import Pace
 from jax_mlm.train.profile import profiled
 from jax_mlm.train.program import Program, compile_program, flops_per_step
@@ -81,7 +81,7 @@ def train(
         config, run, still_mine = stack.enter_context(claimed(config))
         setup = set_up(config, run)
         config = setup.config
-        tx = make_optimizer(config.optim, setup.task.fixed, compute_dtype(config))
+        tx = make_optimizer(config.optim, setup.task.fixed, Products(compute_dtype(config), setup.mesh))
         schedule = make_schedule(config.optim)
         init_key, step_key = jax.random.split(jax.random.key(config.seed))
         hosts.on_every_host(lambda: make_folder(setup.run, "--out"))

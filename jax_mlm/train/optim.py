@@ -6,11 +6,14 @@ horizon while it is measured, without recompilation. The chains therefore end be
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jax.tree_util import KeyPath
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -19,9 +22,22 @@ from jax_mlm.config import OptimConfig
 from jax_mlm.errors import unknown_choice
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.ops.dense import in_rows, turned
+from jax_mlm.parallel.rules import spread
 
 Schedule = Callable[[Array | int, Array | int], Array]
 """(step, horizon) → fraction of the peak learning rate, from 0 to 1."""
+
+
+class Products(NamedTuple):
+    """How an optimizer multiplies matrices."""
+
+    dtype: DTypeLike = jnp.float32
+    mesh: Mesh | None = None
+    """The devices; None for one alone."""
+
+
+PLAIN = Products()
+"""One device, in float32."""
 
 
 def make_schedule(config: OptimConfig) -> Schedule:
@@ -62,7 +78,7 @@ def is_hidden_matrix(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(hidden, params)
 
 
-def _adamw(config: OptimConfig, dtype: DTypeLike) -> optax.GradientTransformation:
+def _adamw(config: OptimConfig, products: Products) -> optax.GradientTransformation:
     return optax.chain(
         optax.scale_by_adam(config.beta1, config.beta2, config.adam_eps),
         optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
@@ -70,7 +86,7 @@ def _adamw(config: OptimConfig, dtype: DTypeLike) -> optax.GradientTransformatio
     )
 
 
-def _lamb(config: OptimConfig, dtype: DTypeLike) -> optax.GradientTransformation:
+def _lamb(config: OptimConfig, products: Products) -> optax.GradientTransformation:
     """Scale Adam's direction in each matrix to the matrix's own length (You et al. 2019): for very large batches."""
     return optax.chain(
         optax.scale_by_adam(config.beta1, config.beta2, config.adam_eps),
@@ -95,23 +111,46 @@ def orthogonalised(x: Float[Array, "M N"], dtype: DTypeLike = jnp.float32) -> Fl
     return x.T if tall else x
 
 
-def _muon(config: OptimConfig, dtype: DTypeLike) -> optax.GradientTransformation:
+def _every_orthogonalised(matrices: optax.Updates, products: Products) -> optax.Updates:
+    """Return Muon's updates; on many devices, each orthogonalises whole matrices, and equal shares of them.
+
+    The matrices of a shape are stacked, padded with zeros to a multiple of the devices, and divided among them.
+    """
+
+    def scaled(x: Float[Array, "M N"]) -> Float[Array, "M N"]:
+        return orthogonalised(x, products.dtype) * max(1.0, x.shape[1] / x.shape[0]) ** 0.5
+
+    if products.mesh is None or products.mesh.size == 1:
+        return jax.tree.map(scaled, matrices)
+    leaves, tree = jax.tree.flatten(matrices)
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, leaf in enumerate(leaves):
+        alike[leaf.shape].append(number)
+    for shape, numbers in alike.items():
+        padding = [jnp.zeros(shape, leaves[numbers[0]].dtype)] * (-len(numbers) % products.mesh.size)
+        stack = spread(products.mesh, jnp.stack([leaves[number] for number in numbers] + padding))
+        updates = spread(products.mesh, jax.vmap(scaled)(stack))
+        for at, number in enumerate(numbers):
+            leaves[number] = updates[at]
+    return jax.tree.unflatten(tree, leaves)
+
+
+def _muon(config: OptimConfig, products: Products) -> optax.GradientTransformation:
     """Orthogonalise the momentum, and scale it by √max(1, out / in) for a matrix [in, out] (Jordan et al. 2024).
 
     AdamW updates everything that is not a hidden matrix.
     """
-    scaled = lambda x: orthogonalised(x, dtype) * max(1.0, x.shape[1] / x.shape[0]) ** 0.5  # noqa: E731
     matrices = optax.chain(
         optax.trace(0.95, nesterov=True),
-        optax.stateless(lambda u, _: jax.tree.map(scaled, u)),
+        optax.stateless(lambda u, _: _every_orthogonalised(u, products)),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale(-config.muon_lr),
     )
     kinds = lambda params: jax.tree.map(lambda h: "muon" if h else "adamw", is_hidden_matrix(params))  # noqa: E731
-    return optax.partition({"muon": matrices, "adamw": _adamw(config, dtype)}, kinds)
+    return optax.partition({"muon": matrices, "adamw": _adamw(config, products)}, kinds)
 
 
-OPTIMIZERS: Mapping[str, Callable[[OptimConfig, DTypeLike], optax.GradientTransformation]] = {
+OPTIMIZERS: Mapping[str, Callable[[OptimConfig, Products], optax.GradientTransformation]] = {
     "adamw": _adamw,
     "muon": _muon,
     "lamb": _lamb,
@@ -120,15 +159,15 @@ OPTIMIZERS: Mapping[str, Callable[[OptimConfig, DTypeLike], optax.GradientTransf
 
 
 def make_optimizer(
-    config: OptimConfig, fixed: Callable[[Params], Params] | None = None, dtype: DTypeLike = jnp.float32
+    config: OptimConfig, fixed: Callable[[Params], Params] | None = None, products: Products = PLAIN
 ) -> optax.GradientTransformation:
     """Return the chain from a gradient to an update at the peak learning rate; multiply it by the schedule.
 
-    `fixed` returns True for the parameters that stay as they are; `dtype` is that of products of matrices.
+    `fixed` returns True for the parameters that stay as they are.
     """
     if config.optimizer not in OPTIMIZERS:
         raise unknown_choice("--optimizer", config.optimizer, OPTIMIZERS)
-    chain = OPTIMIZERS[config.optimizer](config, dtype)
+    chain = OPTIMIZERS[config.optimizer](config, products)
     chain = optax.chain(optax.clip_by_global_norm(config.clip), chain) if config.clip else chain
     if fixed is None:
         return chain

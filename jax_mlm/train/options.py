@@ -33,7 +33,7 @@ GROUPS = {
 
 FREE_ON_RESUME = {
     *("steps", "budget", "resume", "out", "eval_every", "eval_rows", "log_every", "track", "profile"),
-    *("dtype", "multi_host"),
+    *("dtype", "multi_host", "mesh"),
     "accumulate",  # the same gradient in less memory, for a run that no longer fits
 }
 """Fields that a resumed run may change."""

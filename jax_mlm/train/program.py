@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from jax_mlm.model.encoder import Params
 from jax_mlm.model.heads import make_forward
 from jax_mlm.parallel.compile import compile_step
 from jax_mlm.parallel.mesh import make_copier, make_placer, replicated
+from jax_mlm.parallel.rules import gathered
 from jax_mlm.plan.flops import train_flops
 from jax_mlm.tasks.metrics import Metrics
 from jax_mlm.train.optim import Schedule
@@ -76,7 +77,7 @@ def compile_program(
         return Placed(place(batch), int((batch.segments > 0).sum()) * count)
 
     began = time.perf_counter()
-    step = make_train_step(setup.task, tx, schedule, step_key, config.accumulate)
+    step = make_train_step(setup.task, tx, schedule, step_key, config.accumulate, partial(gathered, mesh))
     shardings = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
     controls = frozen, scalar(np.float32(0)), scalar(np.int32(0))

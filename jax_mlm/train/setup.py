@@ -24,8 +24,7 @@ from jax_mlm.model.encoder import Params
 from jax_mlm.parallel import hosts
 from jax_mlm.parallel.compile import compile_cache, compute_dtype, resolved
 from jax_mlm.parallel.devices import describe_devices, memory_of_device, warn_of_unused_accelerator
-from jax_mlm.parallel.mesh import make_mesh
-from jax_mlm.parallel.rules import REPLICATED, Rules
+from jax_mlm.parallel.mesh import layout_of, make_mesh
 from jax_mlm.plan.memory import check_memory
 from jax_mlm.run.checkpoint import has_checkpoint
 from jax_mlm.run.directory import RUN_FILE, choose_directory, read_run_file, read_task, tidy
@@ -57,7 +56,6 @@ class Setup:
     budget: float | None
     """Seconds; None if the number of steps is given."""
     mesh: Mesh
-    rules: Rules
     data: Dataset | Labelled
     survey: Survey
     start: Initial | None
@@ -140,9 +138,10 @@ def check_run(config: TrainConfig, run: Path) -> tuple[float | None, Mesh]:
     budget = parse_budget(config.budget) if config.budget else None
     if budget is None and config.steps < 1:
         raise UserError(f"--steps must be at least 1, not {config.steps}")
-    mesh = make_mesh(config.batch, config.accumulate)
-    check_memory(config, memory_of_device(), jax.device_count())
-    print(describe_devices(), file=sys.stderr)
+    mesh = make_mesh(config.batch, config.accumulate, config.mesh)
+    layout = layout_of(mesh)
+    check_memory(config, memory_of_device(), *layout)
+    print(describe_devices() + (f", mesh {layout}" if config.mesh else ""), file=sys.stderr)
     warn_of_unused_accelerator()
     make_folder(cache_folder(config), "--cache")
     jax.config.update("jax_compilation_cache_dir", str(compile_cache(config)))
@@ -170,7 +169,7 @@ def set_up(config: TrainConfig, run: Path) -> Setup:
     if data.config.data:
         _say(looked, data.config.resume)
     task = task_of(data, teacher)
-    return Setup(data.config, run, budget, mesh, REPLICATED, data, looked, start, teacher, task)
+    return Setup(data.config, run, budget, mesh, data, looked, start, teacher, task)
 
 
 def _say(looked: Survey, resume: bool) -> None:

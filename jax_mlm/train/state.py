@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import Array, Key
 
 from jax_mlm.model.encoder import Params
-from jax_mlm.parallel.rules import state_shardings
+from jax_mlm.parallel.rules import MOMENTS, STATE, state_shardings
 from jax_mlm.run.checkpoint import Meta, restore, save_last, settle
 from jax_mlm.train.setup import Setup
 from jax_mlm.train.step import TrainState, init_state
@@ -19,7 +19,7 @@ START: Meta = {"step": 0, "elapsed": 0.0, "horizon": 0}
 def init_or_restore(
     setup: Setup, tx: optax.GradientTransformation, init_key: Key[Array, ""], checkpoints: ocp.CheckpointManager
 ) -> tuple[TrainState, Meta]:
-    """Return the newest state of a run to resume, else a first state, sharded by the setup's rules.
+    """Return the newest state of a run to resume, else a first state, laid out as `parallel/rules.py` says.
 
     The weights that a new run starts from are saved as its step 0, so that --resume never needs their source again.
     """
@@ -66,5 +66,7 @@ def _first_state(setup: Setup, tx: optax.GradientTransformation, init_key: Key[A
         return init_state(setup.task.init(key) if params is None else params, tx)
 
     given = setup.start.params if setup.start else None
-    shardings = state_shardings(jax.eval_shape(first, init_key, given), setup.mesh, setup.rules)
+    shapes = jax.eval_shape(first, init_key, given)
+    shardings = state_shardings(shapes, setup.mesh, STATE)
+    shardings = shardings._replace(opt_state=state_shardings(shapes.opt_state, setup.mesh, STATE, large=MOMENTS))
     return jax.jit(first, out_shardings=shardings)(init_key, given)

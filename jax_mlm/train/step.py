@@ -39,15 +39,21 @@ def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
 
 
 def make_train_step(
-    task: Task[Example], tx: optax.GradientTransformation, schedule: Schedule, key: Key[Array, ""], accumulate: int = 1
+    task: Task[Example],
+    tx: optax.GradientTransformation,
+    schedule: Schedule,
+    key: Key[Array, ""],
+    accumulate: int = 1,
+    gather: Callable[[Params], Params] = lambda params: params,
 ) -> TrainStep:
     """Return `train_step(state, batch, horizon)` → the next state, and the metrics of this batch before the update.
 
     The gradient is that of Σloss / Σcount over the whole batch, in whatever number of microbatches it is computed.
     `frozen` are the parameters that the task does not train. Where the objective or the gradient is not finite, or the
     mean loss is not below `limit`, only the step's number advances. `order` chooses other masks for the same steps.
+    `gather` returns the parameters as products need them, where a device keeps only a part of each.
     """
-    value_and_gradient = jax.value_and_grad(task.loss, has_aux=True)
+    value_and_gradient = jax.value_and_grad(lambda params, *rest: task.loss(gather(params), *rest), has_aux=True)
 
     def train_step(
         state: TrainState,

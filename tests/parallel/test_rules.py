@@ -42,7 +42,7 @@ from support.steps import state_shapes
 mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "fsdp"))
 out = {}
 for optimizer in ("adamw", "muon"):
-    laid = state_shardings(state_shapes(optimizer), mesh, {"D": "fsdp", "V": "fsdp"})
+    laid = state_shardings(state_shapes(optimizer), mesh, {"D": ("fsdp",), "V": ("fsdp",)})
     out[optimizer] = {jax.tree_util.keystr(p): [*s.spec] for p, s in jax.tree_util.tree_leaves_with_path(laid)}
 print(json.dumps(out))
 """
@@ -71,6 +71,6 @@ def test_an_axis_that_does_not_divide_stays_whole() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jax_mlm.parallel.rules.NamedSharding", lambda mesh, spec: spec)
         like = {"token_table": jax.ShapeDtypeStruct((64, 33), jnp.float32)}
-        assert state_shardings(like, Pretended(), {"V": "fsdp", "E": "fsdp"}) == {
+        assert state_shardings(like, Pretended(), {"V": ("fsdp",), "E": ("fsdp",)}) == {
             "token_table": PartitionSpec(None, "fsdp")
         }

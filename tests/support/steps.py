@@ -1,19 +1,23 @@
-"""A few training steps of a small model."""
+"""A few training steps of a small model, on one device or on a mesh of several."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jax_mlm.config import MaskConfig, ModelConfig, OptimConfig
 from jax_mlm.data.batches import Batch
 from jax_mlm.data.tokenizer import Vocabulary
 from jax_mlm.model.heads import init_params
+from jax_mlm.parallel.mesh import make_placer, replicated
+from jax_mlm.parallel.rules import MOMENTS, STATE, gathered, state_shardings
 from jax_mlm.tasks.mlm import masked_lm
-from jax_mlm.train.optim import make_optimizer, make_schedule
+from jax_mlm.train.optim import Products, make_optimizer, make_schedule
 from jax_mlm.train.step import TrainState, init_state, make_train_step
 
 VOCABULARY = Vocabulary(size=64, pad=0, mask=4, unk=1, cls=2, sep=3, special=(0, 1, 2, 3, 4))
@@ -47,6 +51,50 @@ def take_steps(accumulate: int, place=lambda x: x, dtype=jnp.float32):
     for i in range(4):
         state, metrics = step(state, place(uneven_batch(i)), jnp.int32(100))
     return state.params, metrics, step
+
+
+def packed_batch(seed: int) -> Batch:
+    """Return rows of two documents of uneven lengths, isolated from each other."""
+    rng = np.random.default_rng(seed)
+    column = np.arange(LENGTH)
+    first, both = rng.integers(4, 14, (BATCH, 1)), rng.integers(18, LENGTH + 1, (BATCH, 1))
+    segments = np.where(column < both, 1 + (column >= first), 0).astype(np.int32)
+    tokens = np.where(segments > 0, rng.integers(5, 64, (BATCH, LENGTH)), 0).astype(np.int32)
+    at = np.where(column < first, column, column - first).astype(np.int32)
+    positions = np.where(segments > 0, column, -1).astype(np.int32)
+    return Batch(tokens, segments, at, positions, np.arange(BATCH, dtype=np.int32))
+
+
+def laid_out(state: TrainState, mesh: Mesh) -> TrainState:
+    """Return where the arrays of a state live on the mesh, as a run has it."""
+    laid = state_shardings(state, mesh, STATE)
+    return laid._replace(opt_state=state_shardings(state.opt_state, mesh, STATE, large=MOMENTS))
+
+
+def lowered_step(optimizer: str, accumulate: int, mesh: Mesh | None, config: ModelConfig = CONFIG):
+    """Return a jitted training step and its first state, each device of the mesh having its part."""
+    optim = OptimConfig(optimizer, lr=0.01, muon_lr=0.02, warmup=0.2)
+    tx = make_optimizer(optim, None, Products(jnp.float32, mesh))
+    task = masked_lm(config, MaskConfig(), VOCABULARY, LENGTH, jnp.float32)
+    gather = partial(gathered, mesh) if mesh else lambda params: params
+    step = make_train_step(task, tx, make_schedule(optim), jax.random.key(7), accumulate, gather)
+    first = lambda key: init_state(init_params(config, key), tx)  # noqa: E731
+    if mesh is None:
+        return jax.jit(step), jax.jit(first)(jax.random.key(0))
+    laid = laid_out(jax.eval_shape(first, jax.random.key(0)), mesh)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(laid, replicated(mesh)))
+    return jitted, jax.jit(first, out_shardings=laid)(jax.random.key(0))
+
+
+def losses(optimizer: str, accumulate: int, mesh: Mesh | None, steps: int = 20) -> list[float]:
+    """Return the loss of each step on isolated documents."""
+    step, state = lowered_step(optimizer, accumulate, mesh)
+    place = make_placer(mesh) if mesh else lambda batch: batch
+    found = []
+    for i in range(steps):
+        state, metrics = step(state, place(packed_batch(i)), jnp.int32(steps))
+        found.append(float(metrics.loss_sum) / float(metrics.count))
+    return found
 
 
 def state_shapes(optimizer: str = "adamw") -> TrainState:

@@ -1,0 +1,181 @@
+"""--mesh: every layout of eight simulated devices computes what one device does, and keeps its part of the state."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from support.paths import ROOT
+from support.runs import TINY, one_line, train_line
+from support.steps import losses
+
+from jax_mlm.errors import UserError
+from jax_mlm.parallel.mesh import Layout, read_layout
+from jax_mlm.run.checkpoint import load_params
+from jax_mlm.run.log import read_metrics
+
+
+def on_eight_devices(program: str, *arguments: str) -> Any:
+    """Run a program that prints JSON at its end."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    env = {**os.environ, "XLA_FLAGS": flags}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
+    line = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+LOSSES = """
+import json, sys
+from jax_mlm.parallel import rules
+from jax_mlm.parallel.mesh import make_mesh
+from support.steps import losses
+rules.LARGE = 0  # the moments of these small matrices are divided over data too
+print(json.dumps([losses(name, int(parts), make_mesh(16, int(parts), mesh))
+                  for name, parts, mesh in (case.split(":") for case in sys.argv[1:])]))
+"""
+FEW = ("muon:2:data=2,fsdp=2,tensor=2", "adamw:1:data=2,fsdp=4")
+ALL = tuple(
+    case
+    for optimizer in ("adamw", "muon", "lamb")
+    for mesh in ("data=8", "data=4,fsdp=2", "data=2,fsdp=4", "data=2,fsdp=2,tensor=2", "fsdp=8")
+    for parts in (1, 2)
+    if (case := f"{optimizer}:{parts}:{mesh}") not in FEW
+)
+
+
+@pytest.mark.parametrize("cases", [FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_every_layout_learns_as_one_device_does(cases: tuple[str, ...]) -> None:
+    """Twenty steps on isolated documents, with dropout, in float32."""
+    one = {name: losses(name, 1, None) for name in {case.split(":")[0] for case in cases}}
+    for case, found in zip(cases, on_eight_devices(LOSSES, *cases), strict=True):
+        np.testing.assert_allclose(found, one[case.split(":")[0]], rtol=1e-5, err_msg=case)
+        assert found[-1] < found[0]
+
+
+MEMORY = """
+import json
+import jax, jax.numpy as jnp
+from jax_mlm.parallel import rules
+from jax_mlm.parallel.mesh import make_mesh, make_placer
+from support.steps import lowered_step, packed_batch
+rules.LARGE = 0
+out = {}
+for text in ("data=8", "fsdp=8", "data=2,fsdp=2,tensor=2"):
+    mesh = make_mesh(16, 1, text)
+    step, state = lowered_step("adamw", 1, mesh)
+    batch = make_placer(mesh)(packed_batch(0))
+    compiled = step.lower(state, batch, jnp.int32(9)).compile()
+    matrices = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim == 2]
+    rest = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.ndim < 2)
+    out[text] = {
+        "arguments": compiled.memory_analysis().argument_size_in_bytes,
+        "params": sum(leaf.nbytes for leaf in jax.tree.leaves(state.params) if leaf.ndim == 2),
+        "matrices": sum(leaf.nbytes for leaf in matrices),
+        "head": state.params["head"]["kernel"].nbytes,
+        "rest": rest + sum(leaf.nbytes for leaf in jax.tree.leaves(batch)) // (mesh.shape["data"] * mesh.shape["fsdp"]),
+        "gathers": compiled.as_text().count("all-gather("),
+    }
+print(json.dumps(out))
+"""
+
+
+def test_memory_falls_as_theory_says() -> None:
+    """What a compiled step holds between steps: along data a copy of the parameters, and an eighth of the moments.
+
+    The square matrix of the head has no axis for tensor: twice as much of it and of its two moments is held.
+    """
+    for text, found in on_eight_devices(MEMORY).items():
+        moments = found["matrices"] - found["params"]
+        own = found["params"] if text == "data=8" else found["params"] / (8 if text == "fsdp=8" else 4)
+        again = found["head"] / 4 + 2 * found["head"] / 8 if "tensor" in text else 0
+        expected = own + moments / 8 + again + found["rest"]
+        assert found["arguments"] == pytest.approx(expected, rel=0.05, abs=256), text
+        assert found["gathers"], text
+
+
+SAVED = """
+import json, sys
+from pathlib import Path
+import jax, numpy as np
+from jax_mlm.parallel import rules
+from jax_mlm.parallel.mesh import make_mesh
+from jax_mlm.run.checkpoint import restore, save_last, saving
+from support.steps import laid_out, lowered_step
+rules.LARGE = 0
+_, state = lowered_step("muon", 1, make_mesh(16, 1, "data=2,fsdp=2,tensor=2"))
+np.savez(sys.argv[1] + "/state.npz", *map(np.asarray, jax.tree.leaves(state)))
+run = Path(sys.argv[1])
+with saving(run) as checkpoints:
+    save_last(checkpoints, state, {"step": 0, "elapsed": 0.0, "horizon": 0}, None)
+    for text in ("data=8", "fsdp=8"):
+        mesh = make_mesh(16, 1, text)
+        placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        like = jax.tree.map(placed, state, laid_out(state, mesh))
+        back, _ = restore(checkpoints, like)
+        for old, new, where in zip(*map(jax.tree.leaves, (state, back, like)), strict=True):
+            assert new.sharding == where.sharding
+            assert np.asarray(old).tobytes() == np.asarray(new).tobytes()
+print(json.dumps(len(jax.tree.leaves(state))))
+"""
+
+
+def test_a_checkpoint_is_restored_onto_any_other_layout_and_count(tmp_path: Path) -> None:
+    leaves = on_eight_devices(SAVED, str(tmp_path))
+    with np.load(tmp_path / "state.npz") as saved:
+        assert len(saved.files) == leaves
+        written = {array.tobytes() for array in saved.values()}
+    _, params = load_params(tmp_path)  # here, on one device
+    assert all(np.asarray(leaf).tobytes() in written for leaf in jax.tree.leaves(params))
+
+
+def test_the_command_trains_on_a_mesh_and_continues_on_another(
+    environment: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"the old river sees stone {i} and follows bird {i * 7 % 50}\n" for i in range(300)))
+    options = [*TINY, "--data", str(text), "--dtype", "float32", "--eval-every", "3"]
+    assert train_line(*options, "--steps", "6", "--out", tmp_path / "one") == 0
+    flags = f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+
+    def train(*more: str) -> subprocess.CompletedProcess:
+        line = [sys.executable, "-m", "jax_mlm.train", *more]
+        return subprocess.run(line, env={**environment, "XLA_FLAGS": flags}, capture_output=True, text=True)
+
+    out = str(tmp_path / "many")
+    first = train(*options, "--steps", "3", "--out", out, "--mesh", "data=2,fsdp=2,tensor=2")
+    assert first.returncode == 0, first.stderr
+    assert "8 × cpu, mesh data=2,fsdp=2,tensor=2" in first.stderr
+    second = train("--resume", "--out", out, "--steps", "6", "--mesh", "data=4,fsdp=2")
+    assert second.returncode == 0, second.stderr
+    valid = [[e["loss"] for e in read_metrics(tmp_path / n) if e["kind"] == "valid"] for n in ("one", "many")]
+    assert valid[1][-1] == pytest.approx(valid[0][-1], rel=1e-4)
+    wrong = train(*options, "--steps", "3", "--out", str(tmp_path / "wrong"), "--mesh", "data=3")
+    assert wrong.returncode == 2
+    assert "--mesh data=3 is for 3 devices, but there are 8" in one_line(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data=4,fdsp=2", "no axis 'fdsp' .*did you mean fsdp"),
+        ("data=4,data=2", "each axis once"),
+        ("data=0", "each axis once"),
+        ("data", "each axis once"),
+        ("data=²", "each axis once"),
+        ("data=4", "is for 4 devices, but there are 8"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_one_line(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_layout(text, 8)
+    assert read_layout("", 8) == Layout(8) == read_layout(" data = 8", 8)
+    assert str(read_layout("tensor=2,fsdp=4", 8)) == "fsdp=4,tensor=2"
