@@ -19,6 +19,9 @@ from jax_mlm.errors import UserError
 Kind = Literal["classify", "tag", "answer"]
 CHOOSING = 0.05
 """Part of the training file that chooses among checkpoints, where no file is given for it."""
+LOOKED_AT = 500
+"""Texts in which another is looked for at most: all that it needs in SST-2, and where texts are sequences of a few
+letters, so that each has every word of the others, the time grows with their number instead of its square."""
 
 
 class Examples(NamedTuple):
@@ -101,8 +104,8 @@ def split_by_text(examples: Sequence[Example], fraction: float = CHOOSING) -> tu
 def containers(texts: Sequence[str]) -> dict[str, str]:
     """Return, for each text, the longest text that contains it as whole words; itself, where no other does.
 
-    `texts` come sorted by length, the longest first. Each is looked for only where its rarest word occurs: a second for
-    67,000 texts.
+    `texts` come sorted by length, the longest first. Each is looked for only where its rarest word occurs, in the
+    LOOKED_AT longest such texts: a second for 67,000 texts.
     """
     words = {text: text.split() for text in texts}
     number_of_texts = Counter(word for each in words.values() for word in set(each))
@@ -115,7 +118,8 @@ def containers(texts: Sequence[str]) -> dict[str, str]:
         lies_in[text] = next((outer for outer, spaced in longer[word] if inner in spaced), text)
         if lies_in[text] is text:
             for each in looked_for.intersection(words[text]):
-                longer[each].append((text, inner))
+                if len(longer[each]) < LOOKED_AT:
+                    longer[each].append((text, inner))
     return lies_in
 
 

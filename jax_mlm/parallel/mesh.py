@@ -28,6 +28,11 @@ class Layout(NamedTuple):
     tensor: int = 1
     """Each computes a part of every product, for the same rows."""
 
+    @property
+    def rows(self) -> int:
+        """Return the number of devices that compute different rows."""
+        return self.data * self.fsdp
+
     def __str__(self) -> str:
         return ",".join(f"{axis}={size}" for axis, size in self._asdict().items() if size > 1) or "data=1"
 
@@ -72,11 +77,10 @@ def make_mesh(batch: int, accumulate: int, mesh: str = "") -> Mesh:
             f"--mesh {mesh}: the {layout.tensor} devices of tensor compute the same rows and must be of one host, "
             f"which has {jax.local_device_count()}"
         )
-    rows = layout.data * layout.fsdp
-    if (batch // accumulate) % rows:
+    if (batch // accumulate) % layout.rows:
         raise UserError(
-            f"--batch {batch} in {accumulate} microbatches does not divide over {rows} devices: "
-            f"make it a multiple of {accumulate * rows}"
+            f"--batch {batch} in {accumulate} microbatches does not divide over {layout.rows} devices: "
+            f"make it a multiple of {accumulate * layout.rows}"
         )
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(ordered).reshape(layout), Layout._fields)
@@ -84,7 +88,7 @@ def make_mesh(batch: int, accumulate: int, mesh: str = "") -> Mesh:
 
 def layout_of(mesh: Mesh) -> Layout:
     """Return the devices along each axis of a mesh."""
-    return Layout(**{axis: mesh.shape.get(axis, 1) for axis in Layout._fields})
+    return Layout(**mesh.shape)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -14,13 +14,11 @@ from jaxtyping import Array
 Tree = TypeVar("Tree")
 Rules = Mapping[str, tuple[str, ...]]
 """Logical axis (a letter of `model/encoder.py`) → axes of the mesh that it is divided over."""
-REPLICATED: Rules = {}
-"""Every device holds the whole state: pure data parallelism."""
-STATE: Rules = {"D": ("fsdp",), "E": ("fsdp",), "V": ("tensor",), "H": ("tensor",), "F": ("tensor",)}
-"""Every matrix is divided over fsdp along the hidden state, and over tensor along its other axis."""
-PRODUCTS: Rules = {letter: axes for letter, axes in STATE.items() if axes != ("fsdp",)}
+PRODUCTS: Rules = {"V": ("tensor",), "H": ("tensor",), "F": ("tensor",)}
 """Where the parameters are while they are multiplied: what fsdp divides is gathered."""
-MOMENTS: Rules = {letter: (*axes, "data") if axes == ("fsdp",) else axes for letter, axes in STATE.items()}
+STATE: Rules = {**PRODUCTS, "D": ("fsdp",), "E": ("fsdp",)}
+"""Every matrix is divided over fsdp along the hidden state, and over tensor along its other axis."""
+MOMENTS: Rules = {**PRODUCTS, "D": ("fsdp", "data"), "E": ("fsdp", "data")}
 """Where the optimizer's copies of large matrices are: each is updated by one of the devices of `data` (ZeRO, stage 1;
 Rajbhandari et al. 2019), which costs no more traffic than a sum on all of them does."""
 LARGE = 1 << 20
@@ -51,7 +49,7 @@ def axes_of(path: KeyPath) -> str:
     return AXES.get(names[-1], AXES.get(".".join(names[-2:]), "")) if names else ""
 
 
-def state_shardings(shapes: Tree, mesh: Mesh, rules: Rules = REPLICATED, large: Rules | None = None) -> Tree:
+def state_shardings(shapes: Tree, mesh: Mesh, rules: Rules, large: Rules | None = None) -> Tree:
     """Return where each array of a state lives: a tree like `shapes` with a NamedSharding for each leaf.
 
     A mesh axis that does not divide the dimension, or that an earlier dimension has taken, is left out.
@@ -59,7 +57,7 @@ def state_shardings(shapes: Tree, mesh: Mesh, rules: Rules = REPLICATED, large: 
     Args:
         shapes: the state, or `jax.eval_shape` of the function that makes it.
         mesh: an axis that it does not have, or of one device, divides nothing.
-        rules: REPLICATED, or logical axis → axes of the mesh.
+        rules: logical axis → axes of the mesh.
         large: other rules for arrays of LARGE entries or more.
     """
 
@@ -85,7 +83,7 @@ def gathered(mesh: Mesh, tree: Tree) -> Tree:
 
     Each device then adds up only its own part of a gradient. Without fsdp, the parameters as they are.
     """
-    if mesh.shape.get("fsdp", 1) == 1:
+    if mesh.shape["fsdp"] == 1:
         return tree
 
     def one(whole: NamedSharding, part: NamedSharding) -> Callable[[Array], Array]:

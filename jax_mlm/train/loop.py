@@ -24,6 +24,7 @@ from jax_mlm.files import make_folder
 from jax_mlm.model.heads import make_forward
 from jax_mlm.parallel import hosts
 from jax_mlm.parallel.compile import compile_cache, compute_dtype, mending_cache
+from jax_mlm.parallel.mesh import layout_of
 from jax_mlm.parallel.stop import Vote
 from jax_mlm.plan.flops import peak_flops
 from jax_mlm.presets import SENTENCE
@@ -86,7 +87,7 @@ def train(
         init_key, step_key = jax.random.split(jax.random.key(config.seed))
         hosts.on_every_host(lambda: make_folder(setup.run, "--out"))
         checkpoints = stack.enter_context(saving(setup.run, identity(setup.run, config, setup.data.tokenizer)))
-        stack.enter_context(memory_advice(config, jax.device_count(), setup.run))
+        stack.enter_context(memory_advice(config, layout_of(setup.mesh).rows, setup.run))
         state, meta = init_or_restore(setup, tx, init_key, checkpoints)
         write_run_files(setup)
         progress.say("compiling")

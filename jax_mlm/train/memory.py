@@ -13,7 +13,10 @@ from jax_mlm.run.checkpoint import steps_of
 
 @contextmanager
 def memory_advice(config: TrainConfig, devices: int, run: Path) -> Iterator[None]:
-    """Turn the end of memory, of the machine or of a device, into a UserError that says what to try."""
+    """Turn the end of memory, of the machine or of a device, into a UserError that says what to try.
+
+    `devices` are those that compute different rows.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:

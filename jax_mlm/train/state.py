@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import optax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from jax_mlm.model.encoder import Params
@@ -66,7 +67,11 @@ def _first_state(setup: Setup, tx: optax.GradientTransformation, init_key: Key[A
         return init_state(setup.task.init(key) if params is None else params, tx)
 
     given = setup.start.params if setup.start else None
-    shapes = jax.eval_shape(first, init_key, given)
-    shardings = state_shardings(shapes, setup.mesh, STATE)
-    shardings = shardings._replace(opt_state=state_shardings(shapes.opt_state, setup.mesh, STATE, large=MOMENTS))
+    shardings = laid_out(jax.eval_shape(first, init_key, given), setup.mesh)
     return jax.jit(first, out_shardings=shardings)(init_key, given)
+
+
+def laid_out(shapes: TrainState, mesh: Mesh) -> TrainState:
+    """Return where each array of a state lives, in its place."""
+    moments = state_shardings(shapes.opt_state, mesh, STATE, large=MOMENTS)
+    return state_shardings(shapes, mesh, STATE)._replace(opt_state=moments)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -20,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.eight import on_eight_devices
 from support.models import assert_trees_equal
-from support.paths import ROOT
 from support.poison import NAN, SPIKE, poison
 from support.runs import SMALL, save_run, train_line
 from support.steps import tree_difference
@@ -140,12 +137,8 @@ sys.stdout.buffer.write(pickle.dumps([(kind, *map(tuple, more)) for kind, *more 
 
 @pytest.mark.slow
 def test_one_device_of_eight_that_goes_wrong_makes_all_skip() -> None:
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    env = {**os.environ, "XLA_FLAGS": flags}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
-    done = subprocess.run([sys.executable, "-c", EIGHT], env=env, capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr.decode()
-    eight = [(k, TrainState(*b), TrainState(*a), Metrics(*m)) for k, b, a, m in pickle.loads(done.stdout)]
+    printed = on_eight_devices(EIGHT)
+    eight = [(k, TrainState(*b), TrainState(*a), Metrics(*m)) for k, b, a, m in pickle.loads(printed)]
     assert_skipped(eight)
     for (*_, one, _), (*_, theirs, _) in zip(toy_steps("muon", 1), eight, strict=True):
         assert tree_difference(one.params, theirs.params) < 2e-5

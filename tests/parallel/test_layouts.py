@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from support.paths import ROOT
+from support.eight import eight, on_eight_devices
 from support.runs import TINY, one_line, train_line
 from support.steps import losses
 
@@ -20,18 +18,6 @@ from jax_mlm.errors import UserError
 from jax_mlm.parallel.mesh import Layout, read_layout
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.log import read_metrics
-
-
-def on_eight_devices(program: str, *arguments: str) -> Any:
-    """Run a program that prints JSON at its end."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    env = {**os.environ, "XLA_FLAGS": flags}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
-    line = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
 
 LOSSES = """
 import json, sys
@@ -55,7 +41,7 @@ ALL = tuple(
 def test_every_layout_learns_as_one_device_does(cases: tuple[str, ...]) -> None:
     """Twenty steps on isolated documents, with dropout, in float32."""
     one = {name: losses(name, 1, None) for name in {case.split(":")[0] for case in cases}}
-    for case, found in zip(cases, on_eight_devices(LOSSES, *cases), strict=True):
+    for case, found in zip(cases, json.loads(on_eight_devices(LOSSES, *cases)), strict=True):
         np.testing.assert_allclose(found, one[case.split(":")[0]], rtol=1e-5, err_msg=case)
         assert found[-1] < found[0]
 
@@ -65,12 +51,12 @@ import json
 import jax, jax.numpy as jnp
 from jax_mlm.parallel import rules
 from jax_mlm.parallel.mesh import make_mesh, make_placer
-from support.steps import lowered_step, packed_batch
+from support.steps import jitted_step, packed_batch
 rules.LARGE = 0
 out = {}
 for text in ("data=8", "fsdp=8", "data=2,fsdp=2,tensor=2"):
     mesh = make_mesh(16, 1, text)
-    step, state = lowered_step("adamw", 1, mesh)
+    step, state = jitted_step("adamw", 1, mesh)
     batch = make_placer(mesh)(packed_batch(0))
     compiled = step.lower(state, batch, jnp.int32(9)).compile()
     matrices = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim == 2]
@@ -92,7 +78,7 @@ def test_memory_falls_as_theory_says() -> None:
 
     The square matrix of the head has no axis for tensor: twice as much of it and of its two moments is held.
     """
-    for text, found in on_eight_devices(MEMORY).items():
+    for text, found in json.loads(on_eight_devices(MEMORY)).items():
         moments = found["matrices"] - found["params"]
         own = found["params"] if text == "data=8" else found["params"] / (8 if text == "fsdp=8" else 4)
         again = found["head"] / 4 + 2 * found["head"] / 8 if "tensor" in text else 0
@@ -108,9 +94,10 @@ import jax, numpy as np
 from jax_mlm.parallel import rules
 from jax_mlm.parallel.mesh import make_mesh
 from jax_mlm.run.checkpoint import restore, save_last, saving
-from support.steps import laid_out, lowered_step
+from jax_mlm.train.state import laid_out
+from support.steps import jitted_step
 rules.LARGE = 0
-_, state = lowered_step("muon", 1, make_mesh(16, 1, "data=2,fsdp=2,tensor=2"))
+_, state = jitted_step("muon", 1, make_mesh(16, 1, "data=2,fsdp=2,tensor=2"))
 np.savez(sys.argv[1] + "/state.npz", *map(np.asarray, jax.tree.leaves(state)))
 run = Path(sys.argv[1])
 with saving(run) as checkpoints:
@@ -128,7 +115,7 @@ print(json.dumps(len(jax.tree.leaves(state))))
 
 
 def test_a_checkpoint_is_restored_onto_any_other_layout_and_count(tmp_path: Path) -> None:
-    leaves = on_eight_devices(SAVED, str(tmp_path))
+    leaves = json.loads(on_eight_devices(SAVED, str(tmp_path)))
     with np.load(tmp_path / "state.npz") as saved:
         assert len(saved.files) == leaves
         written = {array.tobytes() for array in saved.values()}
@@ -136,18 +123,16 @@ def test_a_checkpoint_is_restored_onto_any_other_layout_and_count(tmp_path: Path
     assert all(np.asarray(leaf).tobytes() in written for leaf in jax.tree.leaves(params))
 
 
-def test_the_command_trains_on_a_mesh_and_continues_on_another(
-    environment: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_trains_on_a_mesh_and_continues_on_another(environment: dict[str, str], tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"the old river sees stone {i} and follows bird {i * 7 % 50}\n" for i in range(300)))
     options = [*TINY, "--data", str(text), "--dtype", "float32", "--eval-every", "3"]
     assert train_line(*options, "--steps", "6", "--out", tmp_path / "one") == 0
-    flags = f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    env = {**environment, "XLA_FLAGS": eight(environment["XLA_FLAGS"])}
 
     def train(*more: str) -> subprocess.CompletedProcess:
         line = [sys.executable, "-m", "jax_mlm.train", *more]
-        return subprocess.run(line, env={**environment, "XLA_FLAGS": flags}, capture_output=True, text=True)
+        return subprocess.run(line, env=env, capture_output=True, text=True)
 
     out = str(tmp_path / "many")
     first = train(*options, "--steps", "3", "--out", out, "--mesh", "data=2,fsdp=2,tensor=2")

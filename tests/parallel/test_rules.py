@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
+from support.eight import on_eight_devices
 from support.models import CONFIGS
-from support.paths import ROOT
 from support.steps import state_shapes
 
 from jax_mlm.model.heads import init_params
-from jax_mlm.parallel.rules import AXES, axes_of, state_shardings
+from jax_mlm.parallel.rules import AXES, STATE, axes_of, state_shardings
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -27,9 +24,9 @@ def test_every_matrix_of_every_family_has_its_axes(name: str) -> None:
         assert len(axes_of(path)) == (leaf.ndim if leaf.ndim > 1 else 0), jax.tree_util.keystr(path)
 
 
-def test_without_rules_every_device_holds_everything() -> None:
+def test_alone_a_device_holds_everything() -> None:
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
-    assert {s.spec for s in jax.tree.leaves(state_shardings(state_shapes(), mesh))} == {PartitionSpec()}
+    assert {s.spec for s in jax.tree.leaves(state_shardings(state_shapes(), mesh, STATE))} == {PartitionSpec()}
     assert set("".join(AXES.values())) <= set("VESDHF-")
 
 
@@ -49,12 +46,8 @@ print(json.dumps(out))
 
 
 def test_rules_divide_the_matrices_and_the_optimizer_s_copies_alike() -> None:
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    env = {**os.environ, "XLA_FLAGS": flags}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
-    done = subprocess.run([sys.executable, "-c", EIGHT], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    for laid in json.loads(done.stdout).values():
+    printed = on_eight_devices(EIGHT)
+    for laid in json.loads(printed).values():
         tables = {name: spec for name, spec in laid.items() if name.endswith("['token_table']")}
         assert len(tables) >= 3, "the parameter and the optimizer's moments"
         assert all(spec == ["fsdp", None] for spec in tables.values())

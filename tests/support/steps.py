@@ -15,9 +15,10 @@ from jax_mlm.data.batches import Batch
 from jax_mlm.data.tokenizer import Vocabulary
 from jax_mlm.model.heads import init_params
 from jax_mlm.parallel.mesh import make_placer, replicated
-from jax_mlm.parallel.rules import MOMENTS, STATE, gathered, state_shardings
+from jax_mlm.parallel.rules import gathered
 from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.train.optim import Products, make_optimizer, make_schedule
+from jax_mlm.train.state import laid_out
 from jax_mlm.train.step import TrainState, init_state, make_train_step
 
 VOCABULARY = Vocabulary(size=64, pad=0, mask=4, unk=1, cls=2, sep=3, special=(0, 1, 2, 3, 4))
@@ -60,18 +61,12 @@ def packed_batch(seed: int) -> Batch:
     first, both = rng.integers(4, 14, (BATCH, 1)), rng.integers(18, LENGTH + 1, (BATCH, 1))
     segments = np.where(column < both, 1 + (column >= first), 0).astype(np.int32)
     tokens = np.where(segments > 0, rng.integers(5, 64, (BATCH, LENGTH)), 0).astype(np.int32)
-    at = np.where(column < first, column, column - first).astype(np.int32)
-    positions = np.where(segments > 0, column, -1).astype(np.int32)
-    return Batch(tokens, segments, at, positions, np.arange(BATCH, dtype=np.int32))
+    positions = np.where(column < first, column, column - first).astype(np.int32)
+    words = np.where(segments > 0, column, -1).astype(np.int32)
+    return Batch(tokens, segments, positions, words, np.arange(BATCH, dtype=np.int32))
 
 
-def laid_out(state: TrainState, mesh: Mesh) -> TrainState:
-    """Return where the arrays of a state live on the mesh, as a run has it."""
-    laid = state_shardings(state, mesh, STATE)
-    return laid._replace(opt_state=state_shardings(state.opt_state, mesh, STATE, large=MOMENTS))
-
-
-def lowered_step(optimizer: str, accumulate: int, mesh: Mesh | None, config: ModelConfig = CONFIG):
+def jitted_step(optimizer: str, accumulate: int, mesh: Mesh | None, config: ModelConfig = CONFIG):
     """Return a jitted training step and its first state, each device of the mesh having its part."""
     optim = OptimConfig(optimizer, lr=0.01, muon_lr=0.02, warmup=0.2)
     tx = make_optimizer(optim, None, Products(jnp.float32, mesh))
@@ -88,7 +83,7 @@ def lowered_step(optimizer: str, accumulate: int, mesh: Mesh | None, config: Mod
 
 def losses(optimizer: str, accumulate: int, mesh: Mesh | None, steps: int = 20) -> list[float]:
     """Return the loss of each step on isolated documents."""
-    step, state = lowered_step(optimizer, accumulate, mesh)
+    step, state = jitted_step(optimizer, accumulate, mesh)
     place = make_placer(mesh) if mesh else lambda batch: batch
     found = []
     for i in range(steps):

@@ -1,15 +1,12 @@
 """One step: the same whatever the microbatches, devices or batches before, and it compiles once."""
 
-import os
 import pickle
-import subprocess
-import sys
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
-from support.paths import ROOT
+from support.eight import on_eight_devices
 from support.steps import take_steps, tree_difference
 
 from jax_mlm.tasks.metrics import Metrics
@@ -44,12 +41,8 @@ sys.stdout.buffer.write(pickle.dumps(jax.tree.map(np.asarray, (params, metrics.l
 @pytest.mark.parametrize("accumulate", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_eight_devices_equal_one(accumulate):
     """Data parallel on 8 simulated devices, with accumulation and alone, dropout on."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    env = {**os.environ, "XLA_FLAGS": flags}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
-    done = subprocess.run([sys.executable, "-c", EIGHT, str(accumulate)], env=env, capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr.decode()
-    spread, loss_sum, count = pickle.loads(done.stdout)
+    printed = on_eight_devices(EIGHT, str(accumulate))
+    spread, loss_sum, count = pickle.loads(printed)
     one, metrics, _ = one_batch()
     assert tree_difference(one, spread) < 2e-5
     assert loss_sum == pytest.approx(float(metrics.loss_sum), abs=1e-2)
