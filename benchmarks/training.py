@@ -203,7 +203,7 @@ class Side:
 def measure(name: str, threads: int, turns: int, steps: int, peer_python: str | None) -> dict[str, Any]:
     """Alternate between the sides, `turns` times `steps` steps each; ratios are medians over the pairs of turns."""
     from jax_mlm.config import ModelConfig
-    from jax_mlm.plan.flops import train_flops
+    from jax_mlm.cost.flops import train_flops
 
     pythons = {"ours": sys.executable, **({"torch": peer_python} if peer_python else {})}
     sides = {

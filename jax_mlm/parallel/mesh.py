@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -83,7 +83,12 @@ def make_mesh(batch: int, accumulate: int, mesh: str = "") -> Mesh:
             f"make it a multiple of {accumulate * layout.rows}"
         )
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(ordered).reshape(layout), Layout._fields)
+    return mesh_over(ordered, layout)
+
+
+def mesh_over(devices: Sequence[Any], layout: Layout) -> Mesh:  # of JAX's devices, whose class is not public
+    """Return the mesh of these devices, in their order."""
+    return Mesh(np.array(devices).reshape(layout), Layout._fields)
 
 
 def layout_of(mesh: Mesh) -> Layout:

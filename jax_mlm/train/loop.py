@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jax_mlm.config import TrainConfig
+from jax_mlm.cost.flops import peak_flops
 from jax_mlm.data.prefetch import prefetch
 from jax_mlm.errors import UserError
 from jax_mlm.evals.heldout import Result
@@ -26,7 +27,6 @@ from jax_mlm.parallel import hosts
 from jax_mlm.parallel.compile import compile_cache, compute_dtype, mending_cache
 from jax_mlm.parallel.mesh import layout_of
 from jax_mlm.parallel.stop import Vote
-from jax_mlm.plan.flops import peak_flops
 from jax_mlm.presets import SENTENCE
 from jax_mlm.report.live import Progress
 from jax_mlm.report.outcome import print_result, print_sentence

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Key
 
+from jax_mlm.cost.flops import train_flops
 from jax_mlm.data.batches import Batch, batch_at, batch_of
 from jax_mlm.evals.heldout import Validates, Validator
 from jax_mlm.evals.samples import Answer, choose_samples, compile_samples
@@ -21,8 +23,8 @@ from jax_mlm.model.heads import make_forward
 from jax_mlm.parallel.compile import compile_step
 from jax_mlm.parallel.mesh import make_copier, make_placer, replicated
 from jax_mlm.parallel.rules import gathered
-from jax_mlm.plan.flops import train_flops
 from jax_mlm.tasks.metrics import Metrics
+from jax_mlm.tasks.task import Task
 from jax_mlm.train.optim import Schedule
 from jax_mlm.train.setup import Setup
 from jax_mlm.train.step import TrainState, make_train_step
@@ -77,11 +79,10 @@ def compile_program(
         return Placed(place(batch), int((batch.segments > 0).sum()) * count)
 
     began = time.perf_counter()
-    step = make_train_step(setup.task, tx, schedule, step_key, config.accumulate, partial(gathered, mesh))
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
+    step = jitted_step(setup.task, tx, schedule, step_key, config.accumulate, mesh, shardings)
     controls = frozen, scalar(np.float32(0)), scalar(np.int32(0))
-    compiled = compile_step(jitted.lower(state, placed(first, 0).batch, scalar(np.int32(1)), *controls))
+    compiled = compile_step(step.lower(state, placed(first, 0).batch, scalar(np.int32(1)), *controls))
     finite = compile_step(jax.jit(all_finite, out_shardings=everywhere).lower(state))
     validate, answer = (setup.measures or masked_measures)(setup, state.params, place)
     return Program(
@@ -95,6 +96,23 @@ def compile_program(
         seconds=time.perf_counter() - began,
         hlo=lambda: compiled.as_text() or "",
     )
+
+
+def jitted_step(
+    task: Task[Any],  # its Example type does not matter here
+    tx: optax.GradientTransformation,
+    schedule: Schedule,
+    key: Key[Array, ""],
+    accumulate: int,
+    mesh: Mesh,
+    shardings: TrainState,
+) -> jax.stages.Wrapped:
+    """Return the step on a mesh, to be lowered; the next state lives where `shardings` says, in the last one's memory.
+
+    `make_train_step` describes the other arguments.
+    """
+    step = make_train_step(task, tx, schedule, key, accumulate, partial(gathered, mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def masked_measures(

@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from jax_mlm.config import Json, TrainConfig
+from jax_mlm.cost.memory import check_memory
 from jax_mlm.data.dataset import Dataset, open_dataset
 from jax_mlm.data.labelled import Labelled
 from jax_mlm.errors import UserError
@@ -25,7 +26,6 @@ from jax_mlm.parallel import hosts
 from jax_mlm.parallel.compile import compile_cache, compute_dtype, resolved
 from jax_mlm.parallel.devices import describe_devices, memory_of_device, warn_of_unused_accelerator
 from jax_mlm.parallel.mesh import layout_of, make_mesh
-from jax_mlm.plan.memory import check_memory
 from jax_mlm.run.checkpoint import has_checkpoint
 from jax_mlm.run.directory import RUN_FILE, choose_directory, read_run_file, read_task, tidy
 from jax_mlm.run.lock import NAME, Check, beside, locked, refuse_if_locked

@@ -37,7 +37,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-READ_ONLY = {"needs-accelerator", "needs-pod", "needs-npm", "needs-peers"}
+READ_ONLY = {"needs-accelerator", "needs-pod", "needs-tpu", "needs-npm", "needs-peers"}
 REMARKS = {*READ_ONLY, "serves", "install", "varies", "slow", "extended"}
 FEW = "--batch 8 --accumulate 1 --length 32 --eval-rows 8"
 SMALL = f"--layers 2 --width 32 --heads 2 --ff-width 32 --tokenizer-limit 512 {FEW}"
@@ -84,7 +84,7 @@ def read(module: str, argv: list[str]) -> None:
     """Reads the options as the command would, and runs nothing."""
     from mlm_onnx import __main__ as answers
 
-    from jax_mlm import compare, evaluate, finetune
+    from jax_mlm import compare, evaluate, finetune, plan
     from jax_mlm.cli.options import build
     from jax_mlm.config import TrainConfig
     from jax_mlm.hf import __main__ as commands
@@ -102,6 +102,8 @@ def read(module: str, argv: list[str]) -> None:
             finetune.COMMAND.read(argv)
         case "jax_mlm.compare", _:
             compare.COMMAND.read(argv)
+        case "jax_mlm.plan", _:
+            plan.COMMAND.read(argv)
         case "jax_mlm.hf", ["import" | "export" as which, *rest]:
             commands.COMMANDS[which].read(rest)
         case "mlm_onnx", [name, *rest]:

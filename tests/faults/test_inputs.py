@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, models
 
 from jax_mlm import compare
 from jax_mlm.config import ModelConfig, TrainConfig, from_json, to_json
+from jax_mlm.cost.memory import check_memory
 from jax_mlm.data import dataset, decoding, records
 from jax_mlm.data.encoding import encode
 from jax_mlm.data.sources import documents, find_sources
@@ -30,7 +31,6 @@ from jax_mlm.hf.__main__ import main as hf
 from jax_mlm.hf.config import hf_config
 from jax_mlm.hf.sentencepiece import read_unigram
 from jax_mlm.hf.weights import write_params
-from jax_mlm.plan.memory import check_memory
 from jax_mlm.presets import PRESETS, SENTENCE
 from jax_mlm.run.directory import FORMAT, read_run
 from jax_mlm.train.__main__ import main as train

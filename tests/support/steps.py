@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,9 @@ from jax_mlm.config import MaskConfig, ModelConfig, OptimConfig
 from jax_mlm.data.batches import Batch
 from jax_mlm.data.tokenizer import Vocabulary
 from jax_mlm.model.heads import init_params
-from jax_mlm.parallel.mesh import make_placer, replicated
-from jax_mlm.parallel.rules import gathered
+from jax_mlm.parallel.mesh import make_placer
 from jax_mlm.tasks.mlm import masked_lm
+from jax_mlm.train import program
 from jax_mlm.train.optim import Products, make_optimizer, make_schedule
 from jax_mlm.train.state import laid_out
 from jax_mlm.train.step import TrainState, init_state, make_train_step
@@ -71,14 +70,12 @@ def jitted_step(optimizer: str, accumulate: int, mesh: Mesh | None, config: Mode
     optim = OptimConfig(optimizer, lr=0.01, muon_lr=0.02, warmup=0.2)
     tx = make_optimizer(optim, None, Products(jnp.float32, mesh))
     task = masked_lm(config, MaskConfig(), VOCABULARY, LENGTH, jnp.float32)
-    gather = partial(gathered, mesh) if mesh else lambda params: params
-    step = make_train_step(task, tx, make_schedule(optim), jax.random.key(7), accumulate, gather)
+    rest = task, tx, make_schedule(optim), jax.random.key(7), accumulate
     first = lambda key: init_state(init_params(config, key), tx)  # noqa: E731
     if mesh is None:
-        return jax.jit(step), jax.jit(first)(jax.random.key(0))
+        return jax.jit(make_train_step(*rest)), jax.jit(first)(jax.random.key(0))
     laid = laid_out(jax.eval_shape(first, jax.random.key(0)), mesh)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(laid, replicated(mesh)))
-    return jitted, jax.jit(first, out_shardings=laid)(jax.random.key(0))
+    return program.jitted_step(*rest, mesh, laid), jax.jit(first, out_shardings=laid)(jax.random.key(0))
 
 
 def losses(optimizer: str, accumulate: int, mesh: Mesh | None, steps: int = 20) -> list[float]:

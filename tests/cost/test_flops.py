@@ -1,7 +1,7 @@
 """Operation counts by hand, and the peaks of known devices."""
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.plan.flops import peak_flops, train_flops
+from jax_mlm.cost.flops import peak_flops, train_flops
 
 
 def test_flops_by_hand():

@@ -1,1 +1,0 @@
-"""FLOPs of a run, counted from its configuration."""

@@ -1,0 +1,101 @@
+"""`python -m jax_mlm.plan`: the step of a run, compiled for devices that are not here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+from support.paths import ROOT
+
+from jax_mlm.plan import PlanConfig, largest_batch, read_slice, training
+from jax_mlm.plan import main as plan_line
+
+SMALL = ("--preset", "sentence")
+
+
+def planned(*options: str, path: str = "") -> dict[str, Any]:
+    """Return what `--json` prints, in a process of its own: the devices of a process are chosen once."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(each for each in (str(ROOT), path) if each)}
+    line = [sys.executable, "-m", "jax_mlm.plan", *options, "--json"]
+    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_eight_devices_that_are_not_here() -> None:
+    """The state is what theory says, and a part of it is on each device."""
+    (found,) = planned("--topology", "h100:8", *SMALL, "--mesh", "fsdp=8")["plans"]
+    assert found["mesh"] == "fsdp=8"
+    assert found["compiled_for"] == "8 simulated devices of a CPU"
+    assert found["fits"]
+    assert found["batch"] % 8 == 0
+    train = training(PlanConfig(preset="sentence"))
+    width, vocabulary = train.model.width, train.model.vocab_size
+    matrices = train.model.layers * (4 * width * width + 3 * width * train.model.ff_width) + width * width
+    state = 3 * 4 * (matrices + vocabulary * width) / 8  # the parameters and two moments, a part on each device
+    assert state < found["bytes"]["state"] < 1.1 * state
+    assert found["bytes"]["all"] == found["bytes"]["state"] + found["bytes"]["step"]
+    assert found["largest_batch"] > found["batch"]
+    assert {each["axes"] for each in found["exchanges"]} == {"fsdp"}
+    assert {"all-gather", "all-reduce"} & {each["kind"] for each in found["exchanges"]}
+    assert found["compute_seconds"] == pytest.approx(found["flops"] / (8 * 989e12))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="the TPU's compiler is not installed (pip install '.[tpu]')")
+def test_a_slice_of_tpus_that_is_not_here() -> None:
+    (found,) = planned("--topology", "v5e:2x2", *SMALL)["plans"]
+    assert found["compiled_for"] == "v5e:2x2"
+    assert found["fits"]
+    assert found["largest_batch"] > found["batch"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "--topology is missing"),
+        (("--topology", "v5:4x4"), "choose v5e"),
+        (("--topology", "h100:0"), "h100:8"),
+        (("--topology", "v5e:16"), "v5e:4x4"),
+        (("--topology", "v5e:99x99"), "v5e:4x4"),
+        (("--topology", "h100:8", "--preset", "bas"), "did you mean base"),
+        (("--topology", "h100:8", "--length", "999999"), "exceeds --max-length 1024"),
+    ],
+)
+def test_mistakes_are_one_line(options: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan_line(options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert said in error
+
+
+def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_compiled() -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "jax_mlm.plan", "--topology", "h100:8", "--mesh", "data=3"]
+    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "--mesh data=3 is for 3 devices, but there are 8" in done.stderr
+
+
+def test_slices_are_read() -> None:
+    assert read_slice("v5p:2x2x2")[2:] == (8, True)
+    assert read_slice("h200:256")[2:] == (256, False)
+
+
+@pytest.mark.parametrize("reference", [8, 24])
+def test_the_largest_batch_is_where_memory_ends(reference: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of b rows takes 100 + 7·b bytes, and 90 % of that at the lowest level of optimization."""
+    monkeypatch.setattr("jax_mlm.plan.compile_for", lambda mesh, train, options: train.batch)
+    monkeypatch.setattr("jax_mlm.plan.bytes_of", lambda batch: {"all": 0.9 * (100 + 7 * batch)})
+    train: Any = training(PlanConfig(preset="tiny"))
+    mesh: Any = None
+    for room in (100, 155, 157, 1000, 101 + 7 * 80):
+        most = max((b for b in range(0, 500, 8) if 100 + 7 * b <= room), default=0)
+        assert largest_batch(mesh, train, 8, room, reference, 100 + 7 * reference) == most
