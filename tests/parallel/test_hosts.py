@@ -1,4 +1,4 @@
-"""Two processes joined by gloo, with two simulated devices each, train as one process does, and stop together."""
+"""Two processes joined by gloo, with two or four simulated devices each, train as one process does, and stop together."""
 
 import json
 import re
@@ -35,14 +35,14 @@ def text(tmp_path_factory) -> Path:
     return path
 
 
-def start(environment, *arguments, folders=(None, None)) -> list[subprocess.Popen]:
-    """The command on two hosts."""
+def start(environment, *arguments, folders=(None, None), devices: int = 2) -> list[subprocess.Popen]:
+    """The command on two hosts, with some devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     joined = {
         **environment,
-        "XLA_FLAGS": f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
         hosts.ADDRESS: address,
         hosts.COUNT: "2",
@@ -91,13 +91,17 @@ def test_what_gloo_prints_is_known_in_any_order() -> None:
 
 @pytest.mark.parametrize("stopped", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_hosts_train_as_one_does_and_stop_together(environment, text, tmp_path, stopped):
-    """They end where one process does, also if SIGTERM to one of them made both save one checkpoint on the way."""
+    """They end where one process does, also if SIGTERM to one of them made both save one checkpoint on the way.
+
+    Those that are stopped divide the state over four devices each, and continue with it laid out over both hosts.
+    """
     one, two = tmp_path / "one", tmp_path / "two"
     steps = 20 if stopped else 10  # the signal has to come before the end
-    options = [*OPTIONS, "--steps", steps, "--data", text]
+    options = [*OPTIONS, "--batch", 16 if stopped else 8, "--steps", steps, "--data", text]
     assert train_line(*options, "--out", one) == 0
 
-    processes = start(environment, *options, "--out", two)
+    devices, mesh = (4, ("--mesh", "data=2,fsdp=2,tensor=2")) if stopped else (2, ())
+    processes = start(environment, *options, *mesh, "--out", two, devices=devices)
     if stopped:
         began = time.monotonic()
         while not list(two.glob("checkpoints/5*")) and time.monotonic() - began < 90:
@@ -108,11 +112,11 @@ def test_two_hosts_train_as_one_does_and_stop_together(environment, text, tmp_pa
         assert f"--resume --out {two}" in first.stderr
         assert not second.stdout
         assert 5 <= load_params(two)[0] < steps
-        processes = start(environment, "--resume", "--out", two)
+        processes = start(environment, "--resume", "--mesh", "fsdp=8", "--out", two, devices=devices)
 
     first, second = finish(processes)
     assert (first.returncode, second.returncode) == (0, 0), (first.stderr, second.stderr)
-    assert "4 × cpu on 2 hosts" in first.stderr
+    assert f"{2 * devices} × cpu on 2 hosts" in first.stderr
     assert "parameters" not in second.stderr
     assert first.stdout.splitlines()[-1] == str(two)
     assert not second.stdout
@@ -130,7 +134,7 @@ def test_two_hosts_train_as_one_does_and_stop_together(environment, text, tmp_pa
     steps = [(line["kind"], line["step"]) for line in theirs]
     assert len(steps) == len(set(steps)), "one host writes the metrics"
     device = json.loads((two / "run.json").read_text())["device"]
-    assert (device["devices"], device["hosts"]) == (4, 2)
+    assert (device["devices"], device["hosts"]) == (2 * devices, 2)
 
 
 @pytest.mark.slow
