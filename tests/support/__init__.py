@@ -7,7 +7,6 @@ and all the processes they start. The workers of pytest-xdist inherit the cache 
 import atexit
 import os
 import shutil
-import signal
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -59,5 +58,3 @@ def share_cache() -> None:
 
 if CACHE not in os.environ:
     share_cache()
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a script's background job: commands would inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)

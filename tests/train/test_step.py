@@ -38,7 +38,8 @@ sys.stdout.buffer.write(pickle.dumps(jax.tree.map(np.asarray, (params, metrics.l
 """
 
 
-@pytest.mark.parametrize("accumulate", [2, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [2, 1])
 def test_eight_devices_equal_one(accumulate):
     """Data parallel on 8 simulated devices, with accumulation and alone, dropout on."""
     printed = on_eight_devices(EIGHT, str(accumulate))
