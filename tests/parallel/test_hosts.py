@@ -1,4 +1,4 @@
-"""Two processes joined by gloo, with two or four simulated devices each, train as one process does, and stop together."""
+"""Two processes joined by gloo, with some simulated devices each, train as one process does, and stop together."""
 
 import json
 import re

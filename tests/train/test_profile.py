@@ -32,7 +32,7 @@ def test_the_table_shares_a_step_out_among_its_parts(tmp_path, capsys):
     assert [line["step"] for line in read_metrics(run) if line["kind"] == "final"] == [8]
 
 
-@pytest.mark.parametrize(("steps", "table"), [(5, True), (2, False)])
+@pytest.mark.parametrize(("steps", "table"), [(2, False), pytest.param(5, True, marks=pytest.mark.slow)])
 def test_a_run_that_ends_before_the_trace_has_what_there_was(tmp_path, capsys, steps, table):
     run = train(replace(SMALL, steps=steps, profile=100, out=str(tmp_path / "run")))
     assert (run / "profile" / "table.txt").is_file() == table
