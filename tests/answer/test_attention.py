@@ -23,7 +23,8 @@ from mlm_onnx.convert.targets import ATTENTION, attention_graph, fill_mask_graph
 from support.models import BERT, CONFIGS, MODERN, randomised
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.ops.attention import NEGATIVE, attend, attention_weights, visible
+from jax_mlm.model.ops.attention import attend, attention_weights
+from jax_mlm.model.ops.scores import NEGATIVE, visible
 
 FAMILIES = (
     "modernbert-local",

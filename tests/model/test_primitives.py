@@ -12,7 +12,8 @@ from jax_mlm.config import ModelConfig
 from jax_mlm.model.encoder import Inputs
 from jax_mlm.model.heads import make_forward
 from jax_mlm.model.ops import dense as p
-from jax_mlm.model.ops.attention import dense_attention, quarter_turn, split_heads
+from jax_mlm.model.ops.attention import quarter_turn, split_heads
+from jax_mlm.model.ops.scores import dense_attention
 
 
 def normal(seed: int, *shape: int):

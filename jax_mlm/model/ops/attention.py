@@ -1,4 +1,4 @@
-"""Attention with its gradient written out, and the one place where its kernel is chosen."""
+"""Attention, and the one place where its kernel is chosen."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import numpy as np
 from jax.lax import platform_dependent
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jax_mlm.model.ops.dense import in_rows, turned
-
-NEGATIVE = -1e30
-"""Score of a pair that may not attend: its exponential is exactly 0 in float32."""
+from jax_mlm.model.ops.dense import in_rows
+from jax_mlm.model.ops.scores import NEGATIVE, block_attention, dense_attention, pays_in_blocks, visible
 
 
 class Drop(NamedTuple):
@@ -73,15 +71,6 @@ def _turned_by_product(x: Array) -> Array:
 quarter_turn.defvjp(lambda x: (quarter_turn(x), None), lambda _, g: (-quarter_turn(g),))
 
 
-def visible(segments: Int[Array, "B S"], window: int | None) -> Bool[Array, "B 1 S S"]:
-    """Return True where a query may see a key: the same document, and at most `window` tokens away."""
-    seen = segments[:, :, None] == segments[:, None, :]
-    if window is not None:
-        at = jnp.arange(segments.shape[1])
-        seen &= jnp.abs(at[:, None] - at[None, :]) <= window
-    return seen[:, None]
-
-
 def attention_weights(
     q: Float[Array, "B H S K"], k: Float[Array, "B H S K"], segments: Int[Array, "B S"], window: int | None
 ) -> Float[Array, "B H S S"]:
@@ -108,65 +97,11 @@ def attend(
         window: how many tokens away a key may be; None sets no limit.
         drop: dropout of the attention probabilities.
     """
+    if drop is None and window is not None and pays_in_blocks(q.shape[2], window):
+        return block_attention(q, k, v, segments, window)
     keep = None
     if drop is not None:
         B, H, S, _ = q.shape
         ones = jnp.ones((B, H, S, S), q.dtype)
         keep = jnp.where(drop.kept((H * S * S,)).reshape(B, H, S, S), ones / (1 - drop.rate), 0).astype(q.dtype)
     return dense_attention(q, k, v, visible(segments, window), keep)
-
-
-@jax.custom_vjp
-def dense_attention(
-    q: Float[Array, "B H S K"],
-    k: Float[Array, "B H S K"],
-    v: Float[Array, "B H S K"],
-    seen: Bool[Array, "B 1 S S"],
-    keep: Float[Array, "B H S S"] | None,
-) -> Float[Array, "B H S K"]:
-    """Return softmax(q · kᵀ where seen) · v, with the softmax in float32; `keep` multiplies its weights (dropout).
-
-    The weights are divided by their sum after the mixing, on K columns instead of S, and the gradient of the softmax
-    takes its row sums from the output (as FlashAttention does, Dao et al. 2022): fewer passes over the S × S scores.
-    """
-    return _dense_forward(q, k, v, seen, keep)[0]
-
-
-class _Saved(NamedTuple):
-    """What the gradient of attention needs."""
-
-    q: Array
-    k: Array
-    v: Array
-    weights: Array
-    """Weights before the division by their sum."""
-    kept: Array
-    """The weights times the dropout."""
-    total: Array
-    out: Array
-    keep: Array | None
-
-
-def _dense_forward(q: Array, k: Array, v: Array, seen: Array, keep: Array | None) -> tuple[Array, _Saved]:
-    scores = jnp.where(seen, jnp.einsum("BHQK,BHSK->BHQS", q, k, preferred_element_type=jnp.float32), NEGATIVE)
-    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-    total = weights.sum(-1, keepdims=True)
-    kept = (weights if keep is None else weights * keep).astype(v.dtype)
-    out = (jnp.einsum("BHQS,BHSK->BHQK", kept, v, preferred_element_type=jnp.float32) / total).astype(v.dtype)
-    return out, _Saved(q, k, v, weights.astype(v.dtype), kept, total, out, keep)
-
-
-def _dense_backward(saved: _Saved, g: Array) -> tuple[Array | None, ...]:
-    q, k, v, weights, kept, total, out, keep = saved
-    scaled = (g.astype(jnp.float32) / total).astype(v.dtype)
-    dv = turned(kept) @ scaled
-    dkept = jnp.einsum("BHQK,BHSK->BHQS", scaled, v, preferred_element_type=jnp.float32)
-    dweights = dkept if keep is None else dkept * keep
-    row = (scaled.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
-    dscores = weights * (dweights - row).astype(q.dtype)
-    dq = jnp.einsum("BHQS,BHSK->BHQK", dscores, k)
-    dk = turned(dscores) @ q
-    return dq, dk, dv, None, None
-
-
-dense_attention.defvjp(_dense_forward, _dense_backward)
