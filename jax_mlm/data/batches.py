@@ -49,6 +49,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.first) - 1 if self.pack == "document" else -(-int(self.first[-1]) // self.length)
 
+    @property
+    def documents(self) -> int:
+        """Return the most documents of a row that are isolated from each other."""
+        return int(np.diff(self.first).max()) if self.pack == "document" else 1
+
     def gather(self, indices: np.ndarray) -> Batch:
         """Return the rows of these numbers; a row past the end is all padding."""
         return _gather(self, indices)

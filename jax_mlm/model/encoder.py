@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int, Key
 from jax_mlm.config import ModelConfig
 from jax_mlm.model.ops.attention import Drop, attend, attention_weights, quarter_turn, split_heads
 from jax_mlm.model.ops.dense import add_bias, dense, gelu, layer_norm
+from jax_mlm.model.ops.kernels import OURS, Kernels
 
 Params = Mapping[str, Any]  # nested dicts of arrays: a recursive type would need a check at each level
 ATTENTION = "attention"
@@ -135,6 +136,7 @@ class Attention(nn.Module):
 
     config: ModelConfig
     dtype: DTypeLike
+    kernels: Kernels
 
     @nn.compact
     def __call__(
@@ -154,7 +156,7 @@ class Attention(nn.Module):
         q = q * c.head_width**-0.5
         if self.is_mutable_collection(ATTENTION):
             self.sow(ATTENTION, "weights", attention_weights(q, k, segments, window))
-        mixed = attend(q, k, v, segments, window, drop).swapaxes(1, 2).reshape(B * S, c.width)
+        mixed = attend(q, k, v, segments, window, drop, self.kernels).swapaxes(1, 2).reshape(B * S, c.width)
         return Dense(c, c.width, c.attention_bias, self.dtype, name="out")(mixed)
 
 
@@ -183,6 +185,7 @@ class Layer(nn.Module):
     config: ModelConfig
     dtype: DTypeLike
     norms_attention: bool
+    kernels: Kernels
 
     @nn.compact
     def __call__(
@@ -195,7 +198,7 @@ class Layer(nn.Module):
         site: int,
     ) -> Float[Array, "T D"]:
         c = self.config
-        attention = Attention(c, self.dtype, name="attention")
+        attention = Attention(c, self.dtype, self.kernels, name="attention")
         feed_forward = FeedForward(c, self.dtype, name="mlp")
         norm_attention = Norm(c, name="attention_norm") if self.norms_attention else None
         norm_mlp = Norm(c, name="mlp_norm")
@@ -215,6 +218,7 @@ class Encoder(nn.Module):
 
     config: ModelConfig
     dtype: DTypeLike = jnp.float32
+    kernels: Kernels = OURS
 
     def setup(self) -> None:
         c = self.config
@@ -230,7 +234,9 @@ class Encoder(nn.Module):
         if c.embedding_width:
             self.widen = Dense(c, c.width, True, self.dtype)
         distinct = c.layer_groups or c.layers
-        self.layer = [Layer(c, self.dtype, c.norms_attention(i), name=f"layer_{i}") for i in range(distinct)]
+        self.layer = [
+            Layer(c, self.dtype, c.norms_attention(i), self.kernels, name=f"layer_{i}") for i in range(distinct)
+        ]
         if c.norm_first:
             self.final_norm = Norm(c)
 

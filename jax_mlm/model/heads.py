@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from jax_mlm.config import ModelConfig
 from jax_mlm.model.encoder import ACTIVATIONS, Dense, Encoder, Inputs, Norm, Params
 from jax_mlm.model.ops.dense import add_bias, vocabulary_logits
+from jax_mlm.model.ops.kernels import OURS, Kernels
 
 
 @runtime_checkable
@@ -73,9 +74,9 @@ def init_params(config: ModelConfig, key: Key[Array, ""]) -> Params:
     return MaskedLM(config).init(key, Inputs(row, row + 1, row), row)["params"]
 
 
-def make_forward(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Forward:
+def make_forward(config: ModelConfig, dtype: DTypeLike = jnp.float32, kernels: Kernels = OURS) -> Forward:
     """Return the masked language model as a pure function of its parameters, computed in `dtype`."""
-    return pure(MaskedLM(config, dtype))
+    return pure(MaskedLM(config, dtype, kernels))
 
 
 def pure(model: Encoder) -> Forward:

@@ -20,6 +20,7 @@ from jax_mlm.config import DistilConfig, ModelConfig
 from jax_mlm.data.batches import Batch
 from jax_mlm.model.encoder import Inputs, Params
 from jax_mlm.model.heads import MaskedLM
+from jax_mlm.model.ops.kernels import OURS, Kernels
 from jax_mlm.tasks.metrics import Metrics, masked_metrics
 from jax_mlm.tasks.mlm import MaskedBatch
 from jax_mlm.tasks.task import Task
@@ -44,7 +45,7 @@ def cosine_distance(
     return ((1.0 - (s * t).sum(-1) / lengths) * weights).sum()
 
 
-def make_states(config: ModelConfig, dtype: DTypeLike) -> Callable[..., tuple[Array, Array]]:
+def make_states(config: ModelConfig, dtype: DTypeLike, kernels: Kernels = OURS) -> Callable[..., tuple[Array, Array]]:
     """Return `states(params, inputs, at, row_keys=None)` → normalised hidden states [B, S, D], and logits [B, P, V]."""
 
     def both(module: MaskedLM, inputs: Inputs, at: Array, row_keys: Array | None) -> tuple[Array, Array]:
@@ -54,7 +55,7 @@ def make_states(config: ModelConfig, dtype: DTypeLike) -> Callable[..., tuple[Ar
             x = module.final_norm(x.reshape(-1, config.width)).reshape(x.shape)
         return x, logits
 
-    apply = nn.apply(both, MaskedLM(config, dtype))
+    apply = nn.apply(both, MaskedLM(config, dtype, kernels))
     return lambda params, inputs, at, row_keys=None: apply({"params": params}, inputs, at, row_keys)
 
 
@@ -72,12 +73,14 @@ def distilled(
     teacher: ModelConfig,
     teacher_params: Params,
     dtype: DTypeLike,
+    kernels: Kernels = OURS,
 ) -> Task[DistilBatch]:
     """Return the masked-LM `task` with a new loss: the weighted sum of its own, soft targets and cosine, over targets.
 
     Soft targets are taken where the vocabulary is projected anyway, at the masked tokens; the cosine at every token.
+    `kernels` compute the student's attention.
     """
-    run_student, run_teacher = make_states(student, dtype), make_states(teacher, dtype)
+    run_student, run_teacher = make_states(student, dtype, kernels), make_states(teacher, dtype)
     tokens = min(student.vocab_size, teacher.vocab_size)  # further rows of a table are padding
 
     def prepare(batch: Batch, keys: Key[Array, " B"], step: Int[Array, ""], horizon: Int[Array, ""]) -> DistilBatch:

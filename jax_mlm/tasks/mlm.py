@@ -15,6 +15,7 @@ from jax_mlm.data.batches import Batch
 from jax_mlm.data.tokenizer import Vocabulary
 from jax_mlm.model.encoder import Inputs, Params
 from jax_mlm.model.heads import Forward, init_params, make_forward
+from jax_mlm.model.ops.kernels import OURS, Kernels
 from jax_mlm.tasks.masking import Masked, make_mask, rate_at, row_keys, slots
 from jax_mlm.tasks.metrics import Metrics, masked_metrics
 from jax_mlm.tasks.task import Task
@@ -58,10 +59,18 @@ def make_examine(
 
 
 def masked_lm(
-    model: ModelConfig, config: MaskConfig, vocabulary: Vocabulary, length: int, dtype: DTypeLike
+    model: ModelConfig,
+    config: MaskConfig,
+    vocabulary: Vocabulary,
+    length: int,
+    dtype: DTypeLike,
+    kernels: Kernels = OURS,
 ) -> Task[MaskedBatch]:
-    """Return the task of predicting hidden tokens in rows of `length`, learned in `dtype` and examined in float32."""
-    forward = make_forward(model, dtype)
+    """Return the task of predicting hidden tokens in rows of `length`, learned in `dtype` and examined in float32.
+
+    `kernels` compute the attention while learning.
+    """
+    forward = make_forward(model, dtype, kernels)
     mask = make_mask(config, vocabulary, length)
 
     def prepare(batch: Batch, keys: Key[Array, " B"], step: Int[Array, ""], horizon: Int[Array, ""]) -> MaskedBatch:

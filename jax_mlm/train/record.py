@@ -39,7 +39,8 @@ def write_run_files(setup: Setup) -> None:
     elif setup.config.data:
         origin |= {"sources": setup.data.sources}
         origin |= {"text": setup.survey.figures, **tokenizer_of(setup.run, setup.data.read)}
-    write_run(setup.run, setup.config, describe_machine(), {**origin, **teacher}, setup.tuned)
+    attention = {"attention": setup.attention} if setup.attention else {}
+    write_run(setup.run, setup.config, {**describe_machine(), **attention}, {**origin, **teacher}, setup.tuned)
 
 
 def tokenizer_of(run: Path, read: Read) -> Json:

@@ -6,15 +6,17 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jax_mlm.config import Json, TrainConfig
 from jax_mlm.cost.memory import check_memory
+from jax_mlm.data.batches import batch_of
 from jax_mlm.data.dataset import Dataset, open_dataset
 from jax_mlm.data.labelled import Labelled
 from jax_mlm.errors import UserError
@@ -22,9 +24,11 @@ from jax_mlm.evals.heldout import Validates
 from jax_mlm.evals.samples import Answer
 from jax_mlm.files import cache_folder, make_folder
 from jax_mlm.model.encoder import Params
+from jax_mlm.model.ops.kernels import OURS, Kernels
 from jax_mlm.parallel import hosts
+from jax_mlm.parallel.attention import choose_attention, line_of
 from jax_mlm.parallel.compile import compile_cache, compute_dtype, resolved
-from jax_mlm.parallel.devices import describe_devices, memory_of_device, warn_of_unused_accelerator
+from jax_mlm.parallel.devices import describe_devices, describe_machine, memory_of_device, warn_of_unused_accelerator
 from jax_mlm.parallel.mesh import layout_of, make_mesh
 from jax_mlm.run.checkpoint import has_checkpoint
 from jax_mlm.run.directory import RUN_FILE, choose_directory, read_run_file, read_task, tidy
@@ -68,6 +72,8 @@ class Setup:
     """What run.json keeps of a fine-tuned model besides."""
     patience: int = 0
     """Validations without a better one that end the run; 0 for none."""
+    attention: Json = field(default_factory=dict)
+    """What was tried to compute attention on this device, and what was chosen; empty where ours is the only one."""
 
     @property
     def masked(self) -> Dataset:
@@ -168,8 +174,25 @@ def set_up(config: TrainConfig, run: Path) -> Setup:
     looked = survey(data)
     if data.config.data:
         _say(looked, data.config.resume)
-    task = task_of(data, teacher)
-    return Setup(data.config, run, budget, mesh, data, looked, start, teacher, task)
+    kernels, attention = kernels_of(data, mesh, run)
+    task = task_of(data, teacher, kernels)
+    return Setup(data.config, run, budget, mesh, data, looked, start, teacher, task, attention=attention)
+
+
+def kernels_of(data: Dataset, mesh: Mesh, run: Path) -> tuple[Kernels, Json]:
+    """Return the kernels of attention, and what was tried: on an accelerator, on the first rows of one device."""
+    config, rows = data.config, data.train
+    if jax.default_backend() == "cpu":
+        return OURS, {}
+    share = np.arange(config.batch // config.accumulate // layout_of(mesh).rows) % len(rows)
+    documents = rows.documents + 1 if rows.pack == "document" else 1
+    device = read_run_file(run).get("device", {}) if config.resume else {}
+    before = device.get("attention") if device.get("kind") == describe_machine()["kind"] else None
+    segments = np.asarray(batch_of(rows, share).segments)
+    kernels, record = choose_attention(config.model, compute_dtype(config), mesh, segments, documents, before)
+    if record:
+        print(line_of(record), file=sys.stderr, flush=True)
+    return kernels, record
 
 
 def _say(looked: Survey, resume: bool) -> None:
@@ -180,10 +203,12 @@ def _say(looked: Survey, resume: bool) -> None:
         raise UserError(looked.refusal)
 
 
-def task_of(data: Dataset, teacher: Initial | None) -> Task[Any]:  # MaskedBatch, or DistilBatch
+def task_of(
+    data: Dataset, teacher: Initial | None, kernels: Kernels = OURS
+) -> Task[Any]:  # MaskedBatch, or DistilBatch
     """Return what the run learns: masked tokens, and a teacher's predictions of them if there is a teacher."""
     config, dtype = data.config, compute_dtype(data.config)
-    task = masked_lm(config.model, config.mask, data.vocabulary, config.corpus.length, dtype)
+    task = masked_lm(config.model, config.mask, data.vocabulary, config.corpus.length, dtype, kernels)
     if teacher is None:
         return task
-    return distilled(task, config.distil, config.model, teacher.model, teacher.params, dtype)
+    return distilled(task, config.distil, config.model, teacher.model, teacher.params, dtype, kernels)

@@ -13,6 +13,7 @@ from jax_mlm.config import MaskConfig, ModelConfig, OptimConfig
 from jax_mlm.data.batches import Batch
 from jax_mlm.data.tokenizer import Vocabulary
 from jax_mlm.model.heads import init_params
+from jax_mlm.model.ops.kernels import OURS, Kernels
 from jax_mlm.parallel.mesh import make_placer
 from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.train import program
@@ -65,11 +66,18 @@ def packed_batch(seed: int) -> Batch:
     return Batch(tokens, segments, positions, words, np.arange(BATCH, dtype=np.int32))
 
 
-def jitted_step(optimizer: str, accumulate: int, mesh: Mesh | None, config: ModelConfig = CONFIG):
+def jitted_step(
+    optimizer: str,
+    accumulate: int,
+    mesh: Mesh | None,
+    config: ModelConfig = CONFIG,
+    dtype=jnp.float32,
+    kernels: Kernels = OURS,
+):
     """Return a jitted training step and its first state, each device of the mesh having its part."""
     optim = OptimConfig(optimizer, lr=0.01, muon_lr=0.02, warmup=0.2)
     tx = make_optimizer(optim, None, Products(jnp.float32, mesh))
-    task = masked_lm(config, MaskConfig(), VOCABULARY, LENGTH, jnp.float32)
+    task = masked_lm(config, MaskConfig(), VOCABULARY, LENGTH, dtype, kernels)
     rest = task, tx, make_schedule(optim), jax.random.key(7), accumulate
     first = lambda key: init_state(init_params(config, key), tx)  # noqa: E731
     if mesh is None:

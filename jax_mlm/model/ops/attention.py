@@ -12,6 +12,7 @@ from jax.lax import platform_dependent
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_mlm.model.ops.dense import in_rows
+from jax_mlm.model.ops.kernels import OURS, OWN, Kernels, by_kernel
 from jax_mlm.model.ops.scores import NEGATIVE, block_attention, dense_attention, pays_in_blocks, visible
 
 
@@ -86,17 +87,21 @@ def attend(
     segments: Int[Array, "B S"],
     window: int | None,
     drop: Drop | None = None,
+    kernels: Kernels = OURS,
 ) -> Float[Array, "B H S K"]:
-    """Return softmax(q · kᵀ) · v over the visible keys, with the kernel that suits the platform and the shape.
+    """Return softmax(q · kᵀ) · v over the visible keys, by the kernel that was chosen for the run, or by our own.
 
-    Every kernel is chosen here, and a test compares each with the dense one.
+    Ours is the dense one, or the same block by block where the row is long against the window.
 
     Args:
         q, k, v: queries (scaled already), keys and values.
         segments: document of each token; 0 is padding. Tokens of one document see each other.
         window: how many tokens away a key may be; None sets no limit.
-        drop: dropout of the attention probabilities.
+        drop: dropout of the attention probabilities, which only ours has.
+        kernels: what `choose_attention` has chosen; by default, ours.
     """
+    if drop is None and kernels.of(window) != OWN:
+        return by_kernel(q, k, v, segments, window, kernels)
     if drop is None and window is not None and pays_in_blocks(q.shape[2], window):
         return block_attention(q, k, v, segments, window)
     keep = None

@@ -1,0 +1,208 @@
+"""The kernels of accelerators without an accelerator: what they are given, what they become, and which one is taken."""
+
+import json
+import re
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.attention import dense, documents, drawn, mixed
+from support.eight import on_eight_devices
+from support.steps import CONFIG, jitted_step, packed_batch
+
+from jax_mlm.model.ops import kernels as library
+from jax_mlm.model.ops.kernels import KERNELS, OURS, OWN, Case, Kernels
+from jax_mlm.model.ops.scores import visible
+from jax_mlm.parallel import attention
+from jax_mlm.parallel.attention import choose_attention, chosen_of, line_of, tried_apart
+from jax_mlm.parallel.mesh import make_mesh
+
+FLEX = pytest.mark.skipif(not library._has_flex(), reason="this JAX has no score_mod")
+SMALL = replace(CONFIG, width=64, layers=2, global_every=2, local_window=8, dropout=0.0)
+"""A layer of each kind; no other matrix of it is as wide as a row is long."""
+
+
+@pytest.mark.parametrize("window", [None, 0, 3, 50])
+def test_an_interval_of_keys_is_what_a_query_sees(window):
+    segments = jnp.asarray(documents(np.random.default_rng(0), 20, 33))
+    start, end = (x[:, None, :, None] for x in library.interval(segments, window))
+    score = jnp.asarray(np.random.default_rng(1).normal(size=(20, 2, 33, 33)), jnp.float32)
+    found, gradient = jax.vjp(lambda score: library.inside(score, start, end), score)
+    np.testing.assert_array_equal(found, jnp.where(visible(segments, window), score, library.NEGATIVE))
+    np.testing.assert_array_equal(gradient(score)[0], score)
+
+
+def test_lengths_and_offsets_lay_out_every_token_once():
+    segments = documents(np.random.default_rng(0), 50, 33)
+    lengths, offsets = map(np.asarray, library.lengths_and_offsets(jnp.asarray(segments), 8))
+    for row, length, offset in zip(segments, lengths, offsets, strict=True):
+        cuts = [0, *(np.flatnonzero(np.diff(row)) + 1), len(row)]
+        unused = [-1] * (9 - len(cuts))
+        assert length.tolist() == [*np.diff(cuts), *unused]
+        assert offset.tolist() == [*cuts[:-1], *unused, -1]
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_splash_equals_the_scores_of_all_pairs(monkeypatch, window):
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    make = partial(splash_attention.make_splash_mha_single_device, interpret=True)
+    monkeypatch.setattr(splash_attention, "make_splash_mha_single_device", make)
+    q, k, v, g, segments = drawn(2, 1, 256, 64)
+    ours = jax.jit(partial(mixed, lambda q, k, v: library.splash(q, k, v, segments, window, 0)))(q, k, v, g)
+    for a, b in zip(ours, jax.jit(partial(mixed, dense(segments, window)))(q, k, v, g), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def without_a_gpu(patch):
+    """Let JAX lower cuDNN's kernels where there is no cuDNN."""
+    for name, value in (
+        ("check_cudnn_version", 92300), ("check_compute_capability", True), ("is_cuda_compute_capability_equal", False),
+    ):  # fmt: skip
+        patch(library._library(), name, lambda *_, value=value: value)
+
+
+def lowered(kernels: Kernels, mesh=None) -> str:
+    """Return the training step for NVIDIA's GPUs as text."""
+    step, state = jitted_step("adamw", 1, mesh, SMALL, jnp.bfloat16, kernels)
+    return step.trace(state, packed_batch(0), jnp.int32(9)).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize(
+    ("kernels", "masks"),
+    [
+        (Kernels("cudnn packed", "cudnn mask", 4), 1),
+        (Kernels("cudnn lengths", "cudnn mask", 1), 1),
+        pytest.param(Kernels("cudnn packed", "cudnn flex", 4), 0, marks=FLEX),
+        pytest.param(Kernels("cudnn flex", "cudnn flex", 4), 0, marks=FLEX),
+    ],
+    ids=lambda value: ", ".join(value[:2]) if isinstance(value, Kernels) else "",
+)
+def test_a_step_on_a_gpu_has_no_scores_in_memory(monkeypatch, kernels, masks):
+    """One call forward and one backward a layer; the only array of all pairs is a mask in 16 bits, without gradient."""
+    without_a_gpu(monkeypatch.setattr)
+    text = lowered(kernels)
+    calls = re.findall(r"custom_call @__cudnn\$fmha\w*Softmax(Backward)?\(.*-> \((.*)\)", text)
+    assert sorted(way for way, _ in calls) == ["", "", "Backward", "Backward"]
+    assert not any("32x32" in results for _, results in calls), "the gradient of a mask"
+    outside = re.sub(r"func.func private @inside\w*\(.*?\n  }", "", text, flags=re.DOTALL)
+    pairs = set(re.findall(r"tensor<\w*x32x32x(\w+)>", outside))
+    assert pairs - {"i1", "i32"} == ({"bf16"} if masks else set())
+    products = re.findall(r"stablehlo.dot_general .*: \(tensor<\S*x([a-z]\w+)>, tensor<\S*x([a-z]\w+)>\)", text)
+    assert {kind for pair in products for kind in pair} == {"bf16"}
+    assert (r"max_seg_per_batch\22: 4" in text) == ("cudnn packed" in kernels)
+
+
+ON_A_MESH = """
+import jax.numpy as jnp, json
+import parallel.test_attention as tests
+from jax_mlm.model.ops import kernels as library
+from jax_mlm.model.ops.scores import dense_attention, visible
+from jax_mlm.parallel.mesh import make_mesh, make_placer
+from support.steps import jitted_step, packed_batch
+shapes = []
+def dense(q, k, v, segments, window, documents):
+    shapes.append(q.shape)
+    return dense_attention(q, k, v, visible(segments, window), None)
+library.KERNELS = {**library.KERNELS, "dense": library.Kernel(lambda case: True, dense)}
+mesh = make_mesh(16, 1, "data=2,fsdp=2,tensor=2")
+step, state = jitted_step("adamw", 1, mesh, tests.SMALL, jnp.float32, library.Kernels("dense", "dense", 4, mesh))
+_, metrics = step(state, make_placer(mesh)(packed_batch(0)), jnp.int32(9))
+tests.without_a_gpu(setattr)
+text = tests.lowered(library.Kernels("cudnn packed", "cudnn mask", 4, mesh), mesh)
+calls = [line for line in text.splitlines() if "@__cudnn" in line]
+print(json.dumps([float(metrics.loss_sum), shapes[-1], [line.count("tensor<4x2x32x16xbf16>") for line in calls]]))
+"""
+
+
+def test_each_device_attends_for_its_own_rows_and_heads():
+    step, state = jitted_step("adamw", 1, None, SMALL)
+    _, metrics = step(state, packed_batch(0), jnp.int32(9))
+    loss, shape, local = json.loads(on_eight_devices(ON_A_MESH))
+    assert loss == pytest.approx(float(metrics.loss_sum), rel=1e-6)
+    assert shape == [4, 2, 32, 16]
+    assert len(local) == 4
+    assert all(local)
+
+
+TRIER = """import json, os, sys; sys.path[:] = json.loads(sys.argv[1])
+from jax_mlm.model.ops.attention import attend
+from jax_mlm.model.ops.kernels import Kernel
+from jax_mlm.parallel.attention import answer
+
+def attention(q, k, v, segments, window, documents):
+    return attend(q, k, v, segments, window)
+
+def wrong(q, k, v, segments, window, documents):
+    return attend(q, k, v, segments * 0, window)
+
+def unfit(*_):
+    raise NotImplementedError("heads of 3")
+
+def deadly(*_):
+    print("F0000 cannot translate", file=sys.stderr, flush=True)
+    os.abort()
+
+def blind(q, k, v, segments, window, documents):
+    return v * float("nan")
+
+every = {name: Kernel(lambda case: True, globals()[name]) for name in ("wrong", "unfit", "deadly", "blind")}
+answer(every | {"fast": Kernel(lambda case: True, attention)})
+"""
+
+
+def test_a_kernel_that_is_wrong_or_kills_its_process_is_refused():
+    case = Case("gpu", "bfloat16", 2, 2, 48, 8, None, 4)
+    segments = documents(np.random.default_rng(0), 2, 48)
+    tried = tried_apart((OWN, "wrong", "deadly", "unfit", "blind", "fast"), case, segments, TRIER)
+    record = chosen_of(tried)
+    refused = {name: result["refused"] for name, result in record["tried"].items() if "refused" in result}
+    assert "times ours" in refused["wrong"]
+    assert "F0000 cannot translate" in refused["deadly"]
+    assert refused["unfit"] == "NotImplementedError: heads of 3"
+    assert "finite" in refused["blind"]
+    assert set(record["tried"]) - set(refused) == {OWN, "fast"}
+    assert "deadly refused (its process ended with -6: F0000" in line_of({"whole": record})
+
+
+@pytest.mark.parametrize(
+    ("tried", "chosen"),
+    [
+        ({"a": {"errors": [2.9, 0.1], "ms": 1.0}, "b": {"errors": [1.0, 1.0], "ms": 2.0}}, "a"),
+        ({"a": {"errors": [3.1, 0.1], "ms": 1.0}, "b": {"errors": [1.0, 1.0], "ms": 2.0}}, "b"),
+        ({"a": {"refused": "no"}, "b": {"errors": [1.0, 1.0], "ms": 6.0}}, OWN),
+    ],
+)
+def test_the_fastest_right_one_is_taken(tried, chosen):
+    assert chosen_of({OWN: {"errors": [1.0, 1.0], "ms": 5.0}, **tried})["kernel"] == chosen
+
+
+def test_what_was_chosen_is_kept_by_a_resumed_run(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    asked = []
+
+    def tried(names, case, segments):
+        asked.append(case)
+        return {name: {"errors": [1.0], "ms": 9.0 - i} for i, name in enumerate(names)}
+
+    monkeypatch.setattr(attention, "_tried", tried)
+    segments, mesh = np.ones((4, 32), np.int32), make_mesh(4, 1, f"data={jax.device_count()}")
+    choose = partial(choose_attention, SMALL, jnp.bfloat16, mesh, segments)
+    chosen, record = choose(3)
+    assert chosen == Kernels("cudnn mask", "cudnn mask", 4)
+    assert asked == [Case("gpu", "bfloat16", 4, 4, 32, 16, window, 4) for window in (None, 4)]
+    assert choose(1)[0] == Kernels("cudnn lengths", "cudnn mask", 1)
+    asked.clear()
+    kept = {layers: {**each, "kernel": OWN} for layers, each in record.items()}
+    assert choose(3, kept) == (Kernels(documents=4), kept)
+    assert choose(3, {layers: {"kernel": "removed since"} for layers in kept})[1] == record
+    assert choose_attention(replace(SMALL, attention_dropout=0.1), jnp.bfloat16, mesh, segments, 3) == (OURS, {})
+    assert choose_attention(SMALL, jnp.float32, mesh, segments, 3)[1] == {}
+    assert {case.dtype for case in asked} == {"bfloat16"}
+
+
+def test_a_cpu_has_no_other_kernel():
+    assert not any(k.fits(Case("cpu", "bfloat16", 8, 8, 128, 64, None, 1)) for k in KERNELS.values())
