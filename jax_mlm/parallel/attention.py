@@ -44,7 +44,7 @@ def choose_attention(
     mesh: Mesh,
     segments: np.ndarray,
     documents: int,
-    before: Mapping[str, Json] | None = None,
+    before: Json | None = None,
 ) -> tuple[Kernels, Json]:
     """Return the kernels of a run, and the record of what was tried; ours and an empty record where none fits.
 
@@ -70,8 +70,8 @@ def choose_attention(
         names = [name for name, kernel in KERNELS.items() if kernel.fits(case)]
         if not names:
             continue
-        kept = (before or {}).get(layers, {})
-        if kept.get("kernel") not in (OWN, *names):
+        kept = before.get(layers) if isinstance(before, dict) else None
+        if not isinstance(kept, dict) or kept.get("kernel") not in (OWN, *names):
             mine = json.dumps(_tried((OWN, *names), case, segments)) if hosts.is_first() else ""
             tried = json.loads(hosts.gather(mine)[0])
             kept = chosen_of(tried)

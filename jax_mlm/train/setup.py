@@ -186,11 +186,13 @@ def kernels_of(data: Dataset, mesh: Mesh, run: Path) -> tuple[Kernels, Json]:
         return OURS, {}
     share = np.arange(config.batch // config.accumulate // layout_of(mesh).rows) % len(rows)
     documents = rows.documents + 1 if rows.pack == "document" else 1
-    device = read_run_file(run).get("device", {}) if config.resume else {}
-    before = device.get("attention") if device.get("kind") == describe_machine()["kind"] else None
+    device = read_run_file(run).get("device") if config.resume else None
+    before = None
+    if isinstance(device, dict) and device.get("kind") == describe_machine()["kind"]:
+        before = device.get("attention")
     segments = np.asarray(batch_of(rows, share).segments)
     kernels, record = choose_attention(config.model, compute_dtype(config), mesh, segments, documents, before)
-    if record:
+    if record != (before or {}):
         print(line_of(record), file=sys.stderr, flush=True)
     return kernels, record
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from support.attention import dense, documents, drawn, mixed
 from support.eight import on_eight_devices
+from support.runs import TINY, train_line
 from support.steps import CONFIG, jitted_step, packed_batch
 
 from jax_mlm.model.ops import kernels as library
@@ -19,6 +20,10 @@ from jax_mlm.model.ops.scores import visible
 from jax_mlm.parallel import attention
 from jax_mlm.parallel.attention import choose_attention, chosen_of, line_of, tried_apart
 from jax_mlm.parallel.mesh import make_mesh
+from jax_mlm.report import outcome
+from jax_mlm.train import loop
+from jax_mlm.train.record import write_run_files
+from jax_mlm.train.setup import claimed, set_up
 
 FLEX = pytest.mark.skipif(not library._has_flex(), reason="this JAX has no score_mod")
 SMALL = replace(CONFIG, width=64, layers=2, global_every=2, local_window=8, dropout=0.0)
@@ -206,3 +211,32 @@ def test_what_was_chosen_is_kept_by_a_resumed_run(monkeypatch):
 
 def test_a_cpu_has_no_other_kernel():
     assert not any(k.fits(Case("cpu", "bfloat16", 8, 8, 128, 64, None, 1)) for k in KERNELS.values())
+
+
+def test_run_json_keeps_what_was_tried(tmp_path, monkeypatch, capsys):
+    def begun(config, stopping):
+        with claimed(config) as (config, run, _):
+            write_run_files(set_up(config, run))
+        return run
+
+    def tried(names, case, segments):
+        assert segments.shape == (4, 32)
+        assert case.documents == 16
+        return {name: {"errors": [1.0], "ms": 9.0 - i} for i, name in enumerate(names)}
+
+    monkeypatch.setenv("JAX_MLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(loop, "train", begun)
+    monkeypatch.setattr(outcome, "print_next", lambda run, own_text: None)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention, "_tried", tried)
+    text, run = tmp_path / "a.txt", tmp_path / "run"
+    text.write_text("".join(f"w{i} x\n" for i in range(400)))
+    line = (*TINY, "--batch", "8", "--accumulate", "2", "--document", "line", "--data", text, "--out", run)
+    assert train_line(*line, "--steps", "1") == 0, capsys.readouterr().err
+    before = (run / "run.json").read_text()
+    assert json.loads(before)["device"]["attention"]["whole"]["kernel"] == "cudnn mask"
+    assert "attention: rows by cudnn mask (own 9.00 ms, cudnn packed" in capsys.readouterr().err
+    monkeypatch.setattr(attention, "_tried", None)
+    assert train_line("--resume", "--out", run) == 0
+    assert json.loads((run / "run.json").read_text())["device"] == json.loads(before)["device"]
+    assert "attention:" not in capsys.readouterr().err
