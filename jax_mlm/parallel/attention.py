@@ -23,7 +23,7 @@ from jaxtyping import Array
 
 from jax_mlm.config import Json, ModelConfig
 from jax_mlm.model.ops.attention import attend
-from jax_mlm.model.ops.kernels import KERNELS, OURS, OWN, Case, Kernel, Kernels
+from jax_mlm.model.ops.kernels import KERNELS, MOST_DOCUMENTS, OURS, OWN, Case, Kernel, Kernels
 from jax_mlm.parallel import hosts
 from jax_mlm.parallel.mesh import layout_of
 
@@ -78,6 +78,23 @@ def choose_attention(
         record[layers] = kept
         chosen = chosen._replace(**{layers: kept["kernel"]})
     return chosen, record
+
+
+def first_that_fits(model: ModelConfig, dtype: DTypeLike, mesh: Mesh, rows: int, length: int) -> Kernels:
+    """Return the kernels that are tried first on the devices of a mesh which are not here, for packed documents.
+
+    Of a TPU there is one; where none fits, and on other devices, it is ours.
+    """
+    if model.attention_dropout:
+        return OURS
+    kind = (mesh.devices.flat[0].platform, jnp.dtype(dtype).name, rows, model.heads, length, model.head_width)
+    cases = {window: Case(*kind, window, MOST_DOCUMENTS) for window in map(model.window, range(model.layers))}
+    names = {
+        window: next((name for name, kernel in KERNELS.items() if kernel.fits(case)), OWN)
+        for window, case in cases.items()
+    }
+    near = next((name for window, name in names.items() if window is not None), OWN)
+    return Kernels(names.get(None, OWN), near, MOST_DOCUMENTS, mesh if mesh.size > 1 else None)
 
 
 def chosen_of(tried: Mapping[str, Json]) -> Json:

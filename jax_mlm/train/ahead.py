@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jax_mlm.config import TrainConfig
 from jax_mlm.data.batches import Batch
 from jax_mlm.data.tokenizer import Vocabulary
+from jax_mlm.parallel.attention import first_that_fits
 from jax_mlm.parallel.mesh import by_row, replicated
 from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.train.optim import Products, make_optimizer, make_schedule
@@ -27,7 +28,8 @@ def lowered_step(config: TrainConfig, mesh: Mesh) -> jax.stages.Lowered:
     """
     length, dtype = config.corpus.length, jnp.dtype(config.dtype)
     vocabulary = Vocabulary(config.model.vocab_size, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4))
-    task = masked_lm(config.model, config.mask, vocabulary, length, dtype)
+    kernels = first_that_fits(config.model, dtype, mesh, config.batch // config.accumulate, length)
+    task = masked_lm(config.model, config.mask, vocabulary, length, dtype, kernels)
     tx = make_optimizer(config.optim, task.fixed, Products(dtype, mesh))
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(lambda key: init_state(task.init(key), tx), init_key)
