@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -175,9 +176,10 @@ def test_of_many_one_replaces_a_dead_owner(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_second_user_of_a_cache_entry_waits_and_says_for_whom(
-    tmp_path: Path, environment: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "POLL", 0.02)
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())  # capsys may lose what another thread writes as it reads
     (text := tmp_path / "made.txt").write_text(sentences(20))
     tokenizer = train_tokenizer([text.read_text()], "word", 28)
 
@@ -191,10 +193,10 @@ def test_the_second_user_of_a_cache_entry_waits_and_says_for_whom(
         found: list[Path] = []
         thread = threading.Thread(target=lambda: found.append(prepared()))
         thread.start()
-        said = ""
-        while f"waiting for process {owner.pid} on" not in said and thread.is_alive():
-            said += capsys.readouterr().err
-        assert "which prepares the same text" in said
+        until = time.monotonic() + 60
+        while f"waiting for process {owner.pid} on" not in said.getvalue() and time.monotonic() < until:
+            time.sleep(0.005)
+        assert "which prepares the same text" in said.getvalue()
         (tmp_path / "entry").rename(entry)
         inode = entry.stat().st_ino
         owner.kill()
