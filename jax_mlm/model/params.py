@@ -20,10 +20,17 @@ def leaves(params: Params) -> dict[tuple[str, ...], Any]:  # arrays, or their Sh
 
 
 def expected_shapes(c: ModelConfig, task: TaskConfig | None = None) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Return the shape of each of the model's arrays, by path; with the head of a task if one is given."""
-    key = jax.random.key(0)
-    tree = jax.eval_shape(lambda: init_params(c, key) if task is None else init_task_params(c, task, key))
-    return {path: leaf.shape for path, leaf in leaves(tree).items()}
+    """Return the shape of each of the model's arrays, by path; with the head of a task if one is given.
+
+    Two layers are traced: those after them are as the second.
+    """
+    key, few = jax.random.key(0), replace(c, layers=c.layer_groups or min(c.layers, 2))
+    tree = jax.eval_shape(lambda: init_params(few, key) if task is None else init_task_params(few, task, key))
+    shapes = {path: leaf.shape for path, leaf in leaves(tree).items()}
+    second = [(path[1:], shape) for path, shape in shapes.items() if path[0] == "layer_1"]
+    further = range(2, 0 if c.layer_groups else c.layers)
+    shapes |= {(f"layer_{layer}", *rest): shape for layer in further for rest, shape in second}
+    return dict(sorted(shapes.items()))
 
 
 def at_offset(params: Params, c: ModelConfig, offset: int) -> tuple[Params, ModelConfig]:

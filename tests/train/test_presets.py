@@ -13,12 +13,13 @@ import jax
 import pytest
 from mlm_onnx import FillMask
 from mlm_onnx.convert.pipeline import convert
-from support.models import shapes_of
 from support.runs import train_line
 from support.texts import write_sentences
 
 from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
 from jax_mlm.hf.directory import export_hf, read_hf
+from jax_mlm.model.heads import init_params
+from jax_mlm.model.params import expected_shapes, leaves
 from jax_mlm.presets import PRESETS
 from jax_mlm.run.directory import read_run
 from jax_mlm.run.log import read_metrics
@@ -45,13 +46,20 @@ ESM-2's contact head of 121 is not among them, and its unused table of positions
 def test_presets_have_weights_of_the_shapes_they_name_and_the_published_number(name: str) -> None:
     tokens, parameters = PUBLISHED.get(name, (64, None))
     model = replace(PRESETS[name].model, vocab_size=tokens)
-    shapes = shapes_of(model)
-    assert shapes["token_table"].shape == (tokens, model.table_width)
-    assert sum(key.startswith("layer_") for key in shapes) == (model.layer_groups or model.layers)
+    shapes = expected_shapes(model)
+    assert shapes["token_table",] == (tokens, model.table_width)
+    assert len({key for key, *_ in shapes if key.startswith("layer_")}) == (model.layer_groups or model.layers)
     assert PRESETS[name].preset == name
     if parameters is not None:
-        assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == parameters
+        assert sum(map(math.prod, shapes.values())) == parameters
         assert 0 <= PRESETS[name].corpus.tokenizer_limit - tokens < 64
+
+
+@pytest.mark.parametrize("name", ["distilbert-base", "albert-base", "modernbert-base"])
+def test_the_layers_that_are_not_traced_are_as_the_second(name: str) -> None:
+    model = replace(PRESETS[name].model, vocab_size=64, layers=4)
+    every = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    assert expected_shapes(model) == {path: leaf.shape for path, leaf in leaves(every).items()}
 
 
 SMALL = [
