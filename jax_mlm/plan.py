@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() answers it: an import would end in a traceback
 
+import numpy as np
+
 from jax_mlm.cli.command import Command
 from jax_mlm.config import TrainConfig
 from jax_mlm.cost.chips import CHIPS, Chip
 from jax_mlm.cost.collectives import Exchange, exchanges
-from jax_mlm.cost.flops import train_flops
+from jax_mlm.cost.flops import layers_pairs, train_flops
 from jax_mlm.errors import UserError, unknown_choice
 from jax_mlm.presets import PRESETS
 
@@ -276,8 +278,8 @@ def step_flops(train: TrainConfig) -> float:
     from jax_mlm.tasks.masking import slots
 
     length = train.corpus.length
-    tokens = train.batch * length
-    return train_flops(train.model, tokens, tokens * length, train.batch * slots(train.mask, length))
+    pairs = train.batch * layers_pairs(train.model, np.array([length]))
+    return train_flops(train.model, train.batch * length, pairs, train.batch * slots(train.mask, length))
 
 
 def told(plan: Plan, train: TrainConfig) -> str:

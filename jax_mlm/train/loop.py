@@ -37,7 +37,7 @@ from jax_mlm.train.meter import Meter
 from jax_mlm.train.optim import Products, make_optimizer, make_schedule
 from jax_mlm.train.pace import Pace
 from jax_mlm.train.profile import profiled
-from jax_mlm.train.program import Program, compile_program, flops_per_step
+from jax_mlm.train.program import Program, compile_program
 from jax_mlm.train.record import Recorder, open_recorder, write_run_files
 from jax_mlm.train.setup import Setup, claimed, resume_command, set_up
 from jax_mlm.train.state import init_or_restore, roll_back
@@ -134,7 +134,7 @@ def fit_or_go_back(
         last = program.validate.final_over_periodic()
         pace = Pace(config.steps, setup.budget, config.eval_every, meta, last, patience=setup.patience)
         watch = Watch(config.optim.skip_spikes, meta)
-        meter = Meter(flops_per_step(setup), peak * jax.device_count() if peak else None, watch.took)
+        meter = Meter(peak * jax.device_count() if peak else None, watch.took)
         outcome = fit(program, state, pace, meter, watch, record, checkpoints, stop, config.log_every)
         if not outcome.wrong:
             return outcome, pace, watch
@@ -161,9 +161,9 @@ def fit(
     with prefetch(lambda step: program.batch_at(step, watch.order), itertools.count(done)) as batches:
         while done < pace.horizon and not watch.diverged and not stop():
             with meter.waiting():
-                batch, tokens = next(batches)
+                batch, tokens, flops = next(batches)
             state, metrics = program.step(state, batch, pace.horizon, watch.limit(done), watch.order)
-            meter.add(metrics, tokens)
+            meter.add(metrics, tokens, flops)
             done, result = done + 1, None
             logging, validating = done % log_every == 0, pace.evaluation_due(done)
             if logging or validating or done.bit_count() == 1:

@@ -19,16 +19,15 @@ class Meter:
 
     def __init__(
         self,
-        flops: Callable[[int], float],
         peak: float | None,
         took: Callable[[float, bool], None] = lambda loss, skipped: None,
     ) -> None:
-        """`flops` counts a step's operations from its tokens; `peak` is all devices' maximum per second, if known.
+        """`peak` is the operations that all devices do in a second at most, if that is known.
 
         `took` is told each step's loss, and whether its update was skipped, as soon as they are read.
         """
-        self._flops_of, self._peak, self._took = flops, peak, took
-        self._pending: tuple[Metrics, int] | None = None
+        self._peak, self._took = peak, took
+        self._pending: tuple[Metrics, int, float] | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -44,13 +43,13 @@ class Meter:
         yield
         self._waited += time.perf_counter() - began
 
-    def add(self, metrics: Metrics, tokens: int) -> None:
-        """Take the step just dispatched, and wait for the one before it."""
-        before, self._pending = self._pending, (metrics, tokens)
+    def add(self, metrics: Metrics, tokens: int, flops: float = 0.0) -> None:
+        """Take the step just dispatched, with its tokens and operations, and wait for the one before it."""
+        before, self._pending = self._pending, (metrics, tokens, flops)
         if before is not None:
             self._take(before)
 
-    def _take(self, step: tuple[Metrics, int]) -> None:
+    def _take(self, step: tuple[Metrics, int, float]) -> None:
         sums, (more, skipped) = result_of(step[0]), jax.device_get((step[0].more, step[0].skipped))
         if skipped:  # what it measured is not of a step that was taken
             self._skipped += 1
@@ -60,7 +59,7 @@ class Meter:
         self._took(sums.loss, bool(skipped))
         self._steps += 1
         self._tokens += step[1]
-        self._flops += self._flops_of(step[1])
+        self._flops += step[2]
 
     def settle(self) -> None:
         """Wait for the step just dispatched."""

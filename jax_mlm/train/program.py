@@ -14,7 +14,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Key
 
-from jax_mlm.cost.flops import train_flops
+from jax_mlm.config import ModelConfig
+from jax_mlm.cost.flops import document_lengths, layers_pairs, train_flops
 from jax_mlm.data.batches import Batch, batch_at, batch_of
 from jax_mlm.evals.heldout import Validates, Validator
 from jax_mlm.evals.samples import Answer, choose_samples, compile_samples
@@ -36,6 +37,8 @@ class Placed(NamedTuple):
     batch: Batch
     tokens: int
     """Real tokens on all hosts, padding not counted."""
+    flops: float
+    """Operations of a step on them, those of pairs that attend."""
 
 
 class Program(NamedTuple):
@@ -68,7 +71,7 @@ def compile_program(
     config, data, mesh = setup.config, setup.data, setup.mesh
     place, copy, everywhere = make_placer(mesh), make_copier(mesh), replicated(mesh)
     index, count = setup.shard
-    frozen = jax.tree.map(copy, setup.task.frozen)
+    frozen, flops = jax.tree.map(copy, setup.task.frozen), make_flops(setup)
 
     @lru_cache(maxsize=8, typed=True)
     def scalar(value: np.int32 | np.float32) -> Array:
@@ -76,7 +79,8 @@ def compile_program(
 
     def placed(step: int, order: int) -> Placed:
         batch = batch_at(data.train, step, config.seed + (order << 32), config.batch, (index, count))
-        return Placed(place(batch), int((batch.segments > 0).sum()) * count)
+        lengths = document_lengths(batch.segments)
+        return Placed(place(batch), int(lengths.sum()) * count, flops(lengths) * count)
 
     began = time.perf_counter()
     shardings = jax.tree.map(lambda x: x.sharding, state)
@@ -134,13 +138,18 @@ def all_finite(state: TrainState) -> Bool[Array, ""]:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]))
 
 
-def flops_per_step(setup: Setup) -> Callable[[int], float]:
-    """Return a step's FLOPs as a function of its real tokens; a teacher runs forward only, at a third of the cost."""
-    config, length = setup.config, setup.config.corpus.length
-    targets = config.batch * setup.task.targets
+def make_flops(setup: Setup) -> Callable[[np.ndarray], float]:
+    """Return `flops(lengths)`: a step's operations for this host's documents, from their lengths.
 
-    def flops(tokens: int) -> float:
-        work = train_flops(config.model, tokens, tokens * length, targets)
-        return work + train_flops(setup.teacher.model, tokens, tokens * length, targets) / 3 if setup.teacher else work
+    A teacher runs forward only, at a third of the cost.
+    """
+    targets = setup.config.batch // setup.shard[1] * setup.task.targets
+
+    def flops_of(model: ModelConfig, lengths: np.ndarray) -> float:
+        return train_flops(model, int(lengths.sum()), layers_pairs(model, lengths), targets)
+
+    def flops(lengths: np.ndarray) -> float:
+        work = flops_of(setup.config.model, lengths)
+        return work + flops_of(setup.teacher.model, lengths) / 3 if setup.teacher else work
 
     return flops

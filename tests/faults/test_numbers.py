@@ -157,7 +157,7 @@ def test_a_limit_and_another_order_compile_nothing_and_the_order_has_other_masks
 
 def test_the_meter_counts_what_was_skipped_and_reports_the_rest() -> None:
     told: list[tuple[float, bool]] = []
-    meter = Meter(lambda tokens: 0.0, None, lambda *step: told.append(step))
+    meter = Meter(None, lambda *step: told.append(step))
     for loss, skipped in ((6.0, 0.0), (math.nan, 1.0), (8.0, 0.0), (900.0, 1.0)):
         meter.add(Metrics(*map(np.float32, (loss, 1, 2)), {"soft": np.float32(loss)}, np.float32(skipped)), 10)
     figures = meter.read(wait=True)

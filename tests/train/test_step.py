@@ -67,7 +67,7 @@ def test_the_meter_waits_only_for_the_step_before():
             read.append(self.step)
             return np.asarray(1.0)
 
-    meter = Meter(lambda tokens: 0.0, None)
+    meter = Meter(None)
     for step in range(4):
         meter.add(Metrics(Pending(step), Pending(step), Pending(step)), tokens=10)
         assert set(read) == set(range(step))
