@@ -10,6 +10,14 @@ in the venv that `--peer-python` names, which may be another Python than ours; w
 
 Each side is also compared with the best rate of matrix products that either side reaches in its type: of that rate, the
 products of the step alone use the share that is printed.
+
+    python benchmarks/training.py --gpu --peer-python ../reference/bin/python
+
+With --gpu, the presets base and large and the peer of their shapes, with and without `torch.compile`, are timed in
+bfloat16 on the first GPU, row by row in the order of their worth: full rows, isolated documents, windows, other
+lengths, and our losses in two types. A row has a process of its own, its attention is chosen as a run chooses it, and
+its steps are waited for at the end only. The rows of a card that the file has already are left out, and none begins
+after --minutes, so the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -21,143 +29,36 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import gpu_rows
 from common.machine import command, processor
+from common.steps import MASKED, MATRIX, Shape, Step, model_of, our_product, our_step, torch_product, torch_step
 
 RESULTS = Path(__file__).parent / "results"
-MASKED = 0.15
-MATRIX = 2048
-"""Rows, columns and inner axis of the product that measures the rate."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The shape of the model and batch on both sides."""
-
-    width: int
-    layers: int
-    heads: int
-    ff_width: int
-    vocabulary: int
-    batch: int
-    length: int
-
-
 SHAPES = {
     "4x256": Shape(256, 4, 4, 384, 8192, 32, 128),
     "8x512": Shape(512, 8, 8, 768, 16384, 8, 256),
     "12x768": Shape(768, 12, 12, 1152, 32768, 4, 128),
 }
 TYPES = ("float32", "bfloat16")
-Step = Callable[[], float]
-"""Takes a step, and returns the loss when it is done."""
-
-
-def tokens(shape: Shape) -> np.ndarray:
-    """Return random tokens, the same for both sides."""
-    return np.random.default_rng(0).integers(5, shape.vocabulary, (shape.batch, shape.length), dtype=np.int32)
-
-
-def jax_side(shape: Shape, dtype: str) -> tuple[Step, Step]:
-    """Return our step as training runs it (masking, forward, backward, clipping, AdamW, schedule), and a product."""
-    import jax
-    import jax.numpy as jnp
-
-    from jax_mlm.config import MaskConfig, ModelConfig, OptimConfig
-    from jax_mlm.data.batches import Batch
-    from jax_mlm.data.tokenizer import Vocabulary
-    from jax_mlm.parallel.compile import compile_step
-    from jax_mlm.tasks.mlm import masked_lm
-    from jax_mlm.train.optim import Products, make_optimizer, make_schedule
-    from jax_mlm.train.step import init_state, make_train_step
-
-    model = ModelConfig(
-        vocab_size=shape.vocabulary, width=shape.width, layers=shape.layers, heads=shape.heads, ff_width=shape.ff_width
-    )
-    vocabulary = Vocabulary(size=shape.vocabulary, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4))
-    optim, mask = OptimConfig(), MaskConfig(mask_rate=MASKED)
-    tx, key = make_optimizer(optim, products=Products(jnp.dtype(dtype))), jax.random.key(0)
-    task = masked_lm(model, mask, vocabulary, shape.length, jnp.dtype(dtype))
-    step = make_train_step(task, tx, make_schedule(optim), key)
-    at = np.tile(np.arange(shape.length, dtype=np.int32), (shape.batch, 1))
-    batch = Batch(tokens(shape), np.ones_like(at), at, at, np.arange(shape.batch, dtype=np.int32))
-    state = jax.jit(lambda key: init_state(task.init(key), tx))(key)
-    horizon = np.int32(1000)
-    compiled = compile_step(jax.jit(step, donate_argnums=0).lower(state, batch, horizon))
-
-    def once() -> float:
-        nonlocal state
-        state, metrics = compiled(state, batch, horizon)
-        return float(metrics.loss_sum)
-
-    matrix = jnp.ones((MATRIX, MATRIX), dtype)
-    product = compile_step(jax.jit(lambda x: x @ x).lower(matrix))
-    return once, lambda: float(product(matrix)[0, 0])
-
-
-def torch_side(shape: Shape, dtype: str, threads: int) -> tuple[Step, Step]:
-    """Return a step of Hugging Face's model in PyTorch, compiled in bfloat16, and a product."""
-    import torch
-    from transformers import ModernBertConfig, ModernBertForMaskedLM
-
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    config = ModernBertConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.ff_width,
-        max_position_embeddings=1024,
-        global_attn_every_n_layers=1,
-        pad_token_id=0,
-        cls_token_id=2,
-        bos_token_id=2,
-        sep_token_id=3,
-        eos_token_id=3,
-    )
-    config._attn_implementation = "sdpa"
-    model = ModernBertForMaskedLM(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    ids = torch.from_numpy(tokens(shape)).long()
-    seen = torch.ones_like(ids)
-    count = int(np.ceil(MASKED * shape.length))
-    at = torch.rand(ids.shape).topk(count, dim=1).indices.sort(dim=1).values
-    chosen = torch.zeros_like(ids, dtype=torch.bool).scatter_(1, at, True)
-    hidden, targets = torch.where(chosen, 4, ids), ids[chosen]
-    positions = (torch.arange(shape.batch)[:, None] * shape.length + at).reshape(-1)
-
-    def loss_of() -> torch.Tensor:
-        states = model.model(input_ids=hidden, attention_mask=seen)[0].reshape(-1, shape.width)[positions]
-        return torch.nn.functional.cross_entropy(model.decoder(model.head(states)).float(), targets)
-
-    reduced = dtype == "bfloat16"
-    loss_of = torch.compile(loss_of) if reduced else loss_of
-
-    def once() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
-            loss = loss_of()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return float(loss.detach())
-
-    matrix = torch.ones(MATRIX, MATRIX, dtype=getattr(torch, dtype))
-    return once, lambda: float((matrix @ matrix)[0, 0])
 
 
 def work(side: str, shape: Shape, dtype: str, threads: int) -> None:
     """Serve one side: print its best rate of products; for each number on stdin, take that many steps in JSON."""
-    once, product = jax_side(shape, dtype) if side == "ours" else torch_side(shape, dtype, threads)
+    if side == "ours":
+        once, product = our_step(shape, dtype)[0], our_product(dtype)
+    else:
+        import torch
+
+        torch.set_num_threads(threads)
+        once, product = torch_step(shape, dtype, compiled=dtype == "bfloat16"), torch_product(dtype)
     for _ in range(3):
-        once()
-        product()
+        float(once())
+        float(product())
     best = min(_seconds(product) for _ in range(7))
     print(json.dumps({"flops": 2 * MATRIX**3 / best}), flush=True)
     for line in sys.stdin:
@@ -166,7 +67,7 @@ def work(side: str, shape: Shape, dtype: str, threads: int) -> None:
 
 def _seconds(step: Step) -> float:
     began = time.perf_counter()
-    step()
+    float(step())
     return time.perf_counter() - began
 
 
@@ -202,7 +103,6 @@ class Side:
 
 def measure(name: str, threads: int, turns: int, steps: int, peer_python: str | None) -> dict[str, Any]:
     """Alternate between the sides, `turns` times `steps` steps each; ratios are medians over the pairs of turns."""
-    from jax_mlm.config import ModelConfig
     from jax_mlm.cost.flops import train_flops
 
     pythons = {"ours": sys.executable, **({"torch": peer_python} if peer_python else {})}
@@ -215,9 +115,8 @@ def measure(name: str, threads: int, turns: int, steps: int, peer_python: str | 
     for side in sides.values():
         side.process.kill()
     s = SHAPES[name]
-    model = ModelConfig(vocab_size=s.vocabulary, width=s.width, layers=s.layers, heads=s.heads, ff_width=s.ff_width)
     count = s.batch * s.length
-    flops = train_flops(model, count, count * s.length, s.batch * np.ceil(MASKED * s.length))
+    flops = train_flops(model_of(s), count, s.layers * count * s.length, s.batch * np.ceil(MASKED * s.length))
     rates = {dtype: max(side.flops for (_, of), side in sides.items() if of == dtype) for dtype in TYPES}
     rows = []
     for (side, dtype), each in sides.items():
@@ -245,9 +144,22 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4, help="steps per turn")
     parser.add_argument("--peer-python", help="a Python with the extra 'reference' (torch and transformers 5)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "training-cpu.json")
+    parser.add_argument("--gpu", action="store_true", help="measure on the GPU that is here; takes the next options")
+    parser.add_argument("--minutes", type=float, default=8.0, help="begin no row on the GPU after so many")
+    parser.add_argument("--out", type=Path, help="the results (default: training-cpu.json or training-gpu.json)")
+    parser.add_argument("--dry", action="store_true", help=argparse.SUPPRESS)  # tiny shapes, on the CPU
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--row", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.row:
+        gpu_rows.work(options.row)
+        return
+    if options.dry and not options.out:
+        parser.error("--dry needs --out: its results are of no use")
+    out = options.out or RESULTS / f"training-{'gpu' if options.gpu else 'cpu'}.json"
+    if options.gpu:
+        gpu_rows.run(out, options.minutes, options.peer_python, options.dry)
+        return
     if options.work:
         side, dtype = options.work
         work(side, SHAPES[options.shape[0]], dtype, options.threads)
@@ -266,9 +178,9 @@ def main() -> None:
                 f"{row['tokens_per_second']:10,.0f} {row['share_of_matrix_rate']:11.0%} "
                 f"{f'{ratio:.2f}' if ratio else '':>12}"
             )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     body = {"command": command(sys.argv), "machine": processor(), "jax": package_version("jax")}
-    options.out.write_text(json.dumps({**body, "results": results}, indent=1) + "\n")
+    out.write_text(json.dumps({**body, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,28 @@ def processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{len(names)} × {names[0]}" if names else f"{os.cpu_count()} cores"
+
+
+def gpu() -> dict[str, str]:
+    """Return the driver, clocks, power and temperature of the first GPU in sight; nothing without nvidia-smi."""
+    asked = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu"
+    line = ["nvidia-smi", "--id", os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]]
+    try:
+        done = subprocess.run(
+            [*line, f"--query-gpu={asked}", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return dict(zip(asked.split(","), done.stdout.strip().split(", "), strict=False)) if done.returncode == 0 else {}
+
+
+def installed(*starts: str) -> dict[str, str]:
+    """Return the versions of installed distributions whose names begin so."""
+    from importlib.metadata import distributions
+
+    versions = {each.name: each.version for each in distributions() if each.name.startswith(starts)}
+    return dict(sorted(versions.items()))
 
 
 def shortened(text: str) -> str:
