@@ -4,9 +4,9 @@
     python benchmarks/growth.py --plot
 
 One thing is varied at a time, from a step of 8 rows × 256 tokens through 4 layers of 256 with a vocabulary of 8,192. In
-theory time grows as the operations that `jax_mlm/cost/flops.py` counts, and memory as the state, which is counted, and
-temporaries, in proportion to what is varied (to its square along the length: pairs of tokens). `--corpus` is repeated
-up to each size, and prepared by one process for each core. What stands in the JSON is not measured again.
+theory time grows as the operations that `jax_mlm/cost/flops.py` counts. Memory grows at most as the state, which is
+counted, and temporaries in proportion to what is varied (to its square along the length: pairs of tokens). `--corpus`
+is repeated up to each size, and prepared by one process for each core. What stands in the JSON is not measured again.
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ def measured_apart(point: Mapping[str, int]) -> dict[str, float]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the measurements beside theory: each as a multiple of the first of its axis."""
-    lines = ["| varied | | time | times as long | theory | memory of a device, state + step | times as much | theory |"]
+    lines = [
+        "| varied | | time | times as long | theory | memory of a device, state + step | times as much | at most |"
+    ]
     lines.append("|---|---|---|---|---|---|---|---|")
     for axis in AXES:
         along = [row for row in rows if row["axis"] == axis]
@@ -209,6 +211,12 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         parts = ("resident_bytes",) if name == "corpus" else ("state_bytes", "step_bytes")
         for part in parts:
             lower.loglog(at, [row[part] / 1e6 for row in along], "o-", label=part.split("_")[0])
+        for axis in (upper, lower):
+            axis.set_xticks(at, [f"{value / 1e6:,.0f} MB" if name == "corpus" else f"{value:,}" for value in at])
+            axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+            axis.tick_params(axis="x", labelsize=7, labelrotation=30)
+        if name == "corpus":
+            lower.set_ylim(10, 2000)
         lower.set(xlabel=name, ylabel="MB a device" if not column else None)
         lower.legend(fontsize=8)
     axes[0][0].legend(fontsize=8)
