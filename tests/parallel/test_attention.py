@@ -123,6 +123,7 @@ print(json.dumps([float(metrics.loss_sum), shapes[-1], [line.count("tensor<4x2x3
 """
 
 
+@pytest.mark.slow
 def test_each_device_attends_for_its_own_rows_and_heads():
     step, state = jitted_step("adamw", 1, None, SMALL)
     _, metrics = step(state, packed_batch(0), jnp.int32(9))
