@@ -19,7 +19,7 @@ COMMANDS = {
     "finetune": "classify texts or tag words with a pretrained encoder",
     "evaluate": "measure a run's loss, accuracy and perplexity on text it has not seen",
     "compare": "compare several runs, in a table and as curves",
-    "plan": "compile a step for devices that are not here; tell memory and exchanges",
+    "plan": "tell what a run would take on devices that are not here",
     "hf": "import and export Hugging Face models",
 }
 COMPUTE = ("train", "finetune", "evaluate")

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -182,14 +183,13 @@ def mesh_of(where: Slice, layout: str) -> Mesh:
     sizes = read_layout(layout, where.devices)
     if not where.tpu:
         return mesh_over(jax.devices()[: where.devices], sizes)
+    if find_spec("libtpu") is None:
+        raise UserError(f"--topology {where.name} needs the TPU's compiler: pip install 'jax-mlm[tpu]'")
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=where.name)
         return topologies.make_mesh(found, tuple(sizes), Layout._fields)
     except (RuntimeError, NotImplementedError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        if "libtpu" in reason or "not found" in reason.lower() or "PJRT" in reason:
-            raise UserError(f"--topology {where.name} needs the TPU's compiler: pip install 'jax-mlm[tpu]'") from None
-        raise UserError(f"--topology {where.name}: {reason}") from None
+        raise UserError(f"--topology {where.name}: {str(error).splitlines()[0]}") from None
 
 
 def made(where: Slice, config: PlanConfig, train: TrainConfig) -> Plan:
@@ -313,7 +313,7 @@ def told(plan: Plan, train: TrainConfig) -> str:
 EXAMPLES = """examples:
   python -m jax_mlm.plan --topology h100:8 --preset base
   python -m jax_mlm.plan --topology v5e:1x1 v5e:4x4 v5e:16x16 --preset large
-  python -m jax_mlm.plan --topology h100:64 --preset bert-large --mesh data=8,fsdp=8"""
+  python -m jax_mlm.plan --topology h100:64 --mesh data=8,fsdp=8"""
 
 COMMAND = Command("python -m jax_mlm.plan", PlanConfig, run, EXAMPLES)
 main: Callable[[Sequence[str] | None], int] = COMMAND.main

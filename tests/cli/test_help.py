@@ -12,7 +12,7 @@ from support.paths import ROOT
 from support.texts import slips
 
 from jax_mlm import __main__ as entry
-from jax_mlm import compare, evaluate
+from jax_mlm import compare, evaluate, finetune, plan
 from jax_mlm.cli.options import build, keys_of
 from jax_mlm.config import MaskConfig, OptimConfig, TrainConfig
 from jax_mlm.errors import UserError
@@ -27,9 +27,11 @@ COMMANDS = {
     "train": COMMAND,
     "evaluate": evaluate.COMMAND,
     "compare": compare.COMMAND,
+    "finetune": finetune.COMMAND,
+    "plan": plan.COMMAND,
     **{f"hf {name}": command for name, command in hf.COMMANDS.items()},
 }
-POSITIONALS = {"train": [], "evaluate": ["a"], "compare": ["a"], "hf import": ["a", "b"], "hf export": ["a", "b"]}
+POSITIONALS = {"evaluate": ["a"], "compare": ["a"], "hf import": ["a", "b"], "hf export": ["a", "b"]}
 
 
 def options_of(name):
@@ -78,7 +80,7 @@ def test_choices_that_are_read_from_a_table_are_its_keys():
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_misspelt_option_and_choice_is_recognised(name):
-    parser, given = COMMANDS[name].parser(), POSITIONALS[name]
+    parser, given = COMMANDS[name].parser(), POSITIONALS.get(name, [])
     names = {word for action in options_of(name) for word in action.option_strings}
     for action in options_of(name):
         for word in (word for word in action.option_strings if word.startswith("--")):
@@ -154,7 +156,7 @@ from jax_mlm.__main__ import main
 for asked in ("--help", "-h", "--help-all", "--version"):
     for more in (["--multi-host"], ["--data", "x"], ["--resume", "--out", "no"], ["--preset", "nope"], ["--widht"]):
         assert main(["train", asked, *more]) == main(["train", *more, asked]) == 0, more
-for command in (["evaluate"], ["compare"], ["hf"], ["hf", "import"], ["hf", "export"]):
+for command in (["evaluate"], ["compare"], ["plan"], ["finetune"], ["hf"], ["hf", "import"], ["hf", "export"]):
     assert main([*command, "--help"]) == 0, command
 assert main(["train", "--multi-host", "--widht", "3"]) == main(["train", "--preset", "tinny"]) == 2
 sys.exit("jax was imported" if "jax" in sys.modules else 0)
