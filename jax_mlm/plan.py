@@ -127,7 +127,7 @@ def read_slice(name: str) -> Slice:
     chip, _, shape = name.partition(":")
     if chip not in CHIPS:
         raise unknown_choice("--topology", chip, CHIPS)
-    tpu = chip.startswith("v")
+    tpu = CHIPS[chip].kind.startswith("TPU")
     pattern = r"\d{1,4}(x\d{1,4}){1,2}" if tpu else r"\d{1,6}"
     devices = 1
     for size in re.findall(r"\d+", shape):
@@ -178,18 +178,18 @@ def mesh_of(where: Slice, layout: str) -> Mesh:
     import jax
     from jax.experimental import topologies
 
-    from jax_mlm.parallel.mesh import Layout, mesh_over, read_layout
+    from jax_mlm.parallel.mesh import mesh_over, read_layout
 
     sizes = read_layout(layout, where.devices)
     if not where.tpu:
         return mesh_over(jax.devices()[: where.devices], sizes)
-    if find_spec("libtpu") is None:
+    if find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:  # where JAX looks for it
         raise UserError(f"--topology {where.name} needs the TPU's compiler: pip install 'jax-mlm[tpu]'")
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=where.name)
-        return topologies.make_mesh(found, tuple(sizes), Layout._fields)
-    except (RuntimeError, NotImplementedError, ValueError) as error:
+    except jax.errors.JaxRuntimeError as error:  # no slice has this shape: libtpu alone knows them
         raise UserError(f"--topology {where.name}: {str(error).splitlines()[0]}") from None
+    return mesh_over(found.devices, sizes)
 
 
 def made(where: Slice, config: PlanConfig, train: TrainConfig) -> Plan:

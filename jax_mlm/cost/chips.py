@@ -48,4 +48,4 @@ CHIPS: Mapping[str, Chip] = {
     "h100": Chip("NVIDIA H100", 80e9, 3350e9, 450e9, 8, 50e9),
     "h200": Chip("NVIDIA H200", 141e9, 4800e9, 450e9, 8, 50e9),
 }
-"""By the name that `--topology` begins with; those that begin with v are TPUs."""
+"""By the name that `--topology` begins with."""

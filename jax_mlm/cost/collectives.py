@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-SIZES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
 ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 CALL = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\((.*)$")
 
@@ -78,7 +77,7 @@ def _times(hlo: str) -> Counter[str]:
 
     def count(name: str) -> int:
         if name not in times:
-            times[name] = max((count(caller) * trips for caller, trips in called[name]), default=1)
+            times[name] = sum(count(caller) * trips for caller, trips in called[name]) if called[name] else 1
         return times[name]
 
     for computation, _ in _lines(hlo):
@@ -125,8 +124,8 @@ def _axes(group: Sequence[int], mesh: Sequence[tuple[str, int]]) -> str:
 def _sent(kind: str, shapes: str, start: bool, n: int) -> float:
     """Return the bytes that each of n devices sends around a ring, from the shapes of the result."""
     sizes = [
-        SIZES.get(kind_, 4) * math.prod(int(d) for d in dims.split(",") if d)
-        for kind_, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        max(int(bits), 8) // 8 * math.prod(int(d) for d in dims.split(",") if d)
+        for bits, dims in re.findall(r"\b[a-z]+(\d+)\w*\[([\d,]*)\]", shapes.replace("pred[", "u8["))
     ]
     if start and kind in ("all-gather", "collective-permute", "reduce-scatter"):  # operands, results, and counters
         sizes = [size for size in sizes if size > 4]

@@ -82,13 +82,13 @@ def make_mesh(batch: int, accumulate: int, mesh: str = "") -> Mesh:
             f"--batch {batch} in {accumulate} microbatches does not divide over {layout.rows} devices: "
             f"make it a multiple of {accumulate * layout.rows}"
         )
-    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
-    return mesh_over(ordered, layout)
+    return mesh_over(devices, layout)
 
 
 def mesh_over(devices: Sequence[Any], layout: Layout) -> Mesh:  # of JAX's devices, whose class is not public
-    """Return the mesh of these devices, in their order."""
-    return Mesh(np.array(devices).reshape(layout), Layout._fields)
+    """Return the mesh of these devices, host by host."""
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered).reshape(layout), Layout._fields)
 
 
 def layout_of(mesh: Mesh) -> Layout:

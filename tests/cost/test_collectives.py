@@ -84,6 +84,10 @@ def test_exchanges_are_counted_with_their_axes_and_bytes() -> None:
             "%a = bf16[16]{0} all-to-all(%x), replica_groups=[2,4]<=[4,2]T(1,0)",
             ("all-to-all", "data+fsdp", 4, 1, 1, 24.0),
         ),
+        (
+            "%a = (f8e4m3fn[16]{0}, pred[], u64[2]{0}) all-to-all(%x), replica_groups={{0,1}}",
+            ("all-to-all", "tensor", 2, 2, 1, 16.5),
+        ),
     ],
 )
 def test_each_way_to_write_an_exchange_is_read(line: str, expected: tuple[object, ...]) -> None:

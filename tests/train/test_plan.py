@@ -18,9 +18,9 @@ from jax_mlm.plan import main as plan_line
 SMALL = ("--preset", "sentence")
 
 
-def planned(*options: str, path: str = "") -> dict[str, Any]:
+def planned(*options: str) -> dict[str, Any]:
     """Return what `--json` prints, in a process of its own: the devices of a process are chosen once."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(each for each in (str(ROOT), path) if each)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     line = [sys.executable, "-m", "jax_mlm.plan", *options, "--json"]
     done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
