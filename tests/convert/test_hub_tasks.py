@@ -6,16 +6,21 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from mlm_onnx import Answer, Classify, Tag
+from mlm_onnx.bundle.layout import HUB_GRAPH
 from support.bundles import TEXTS
 from support.runs import run_json
 from support.tasks import TASKS, task_bundle
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 HERE = Path(__file__).parent
 NAMED = {
@@ -25,6 +30,15 @@ NAMED = {
 }
 FAMILIES = {"modernbert": "bpe", "bert": "wordpiece", "roberta": "bpe", "albert": "unigram", "distilbert": "wordpiece"}
 LINES = [text.lower() for text in TEXTS[:4]]
+NO_CLASS = (("question-answering", "modernbert"), ("token-classification", "albert"))
+"""What transformers.js cannot load."""
+USUAL = [(task, "distilbert") for task in NAMED]
+IN_CHROMIUM = [
+    pytest.param(*case, marks=() if case in USUAL else pytest.mark.slow)
+    for case in ((task, family) for task in NAMED for family in FAMILIES)
+    if case not in NO_CLASS
+]
+"""Of the default suite one family; the others are slow tests."""
 
 
 @pytest.fixture(scope="module", params=[(task, family) for task in NAMED for family in FAMILIES], ids="-".join)
@@ -64,15 +78,15 @@ def test_optimum_answers_alike(made: tuple[str, str, Path]) -> None:
             assert theirs["answer"].strip() == ours["answer"]
 
 
-def test_transformers_js_answers_alike(made: tuple[str, str, Path]) -> None:
+def node_modules() -> Path:
+    """Return the folder with @huggingface/transformers that $JAX_MLM_NODE_MODULES names, or skip."""
     modules = os.environ.get("JAX_MLM_NODE_MODULES")
-    if not modules or not shutil.which("node") or not (Path(modules) / "@huggingface" / "transformers").is_dir():
-        pytest.skip("needs node, and JAX_MLM_NODE_MODULES: a node_modules folder with @huggingface/transformers")
-    task, family, folder = made
-    if (task, family) in (("question-answering", "modernbert"), ("token-classification", "albert")):
-        pytest.skip("transformers.js has no such class")
-    line = ["node", str(HERE / "hub_tasks.mjs"), modules, task, str(folder), json.dumps(asked(task))]
-    found = run_json(line)
+    if not modules or not (Path(modules) / "@huggingface" / "transformers").is_dir():
+        pytest.skip("needs JAX_MLM_NODE_MODULES: a node_modules folder with @huggingface/transformers")
+    return Path(modules).resolve()
+
+
+def check_transformers_js(found: Any, task: str, folder: Path) -> None:
     if task == "text-classification":
         check_labels(found, folder)
     elif task == "token-classification":  # without an aggregation: the tags of pieces that are not O
@@ -82,6 +96,44 @@ def test_transformers_js_answers_alike(made: tuple[str, str, Path]) -> None:
     else:
         for theirs, (question, context) in zip(found, asked(task), strict=True):
             assert theirs["answer"].replace(" ", "") in context.replace(" ", ""), question
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js")
+def test_transformers_js_answers_alike(made: tuple[str, str, Path]) -> None:
+    modules, (task, family, folder) = node_modules(), made
+    if (task, family) in NO_CLASS:
+        pytest.skip("transformers.js has no such class")
+    line = ["node", str(HERE / "hub_tasks.mjs"), str(modules), task, str(folder), json.dumps(asked(task))]
+    check_transformers_js(run_json(line), task, folder)
+
+
+IN_A_BROWSER = """async ([task, texts]) => {
+  const { pipeline, env } = await import('/modules/@huggingface/transformers/dist/transformers.min.js');
+  Object.assign(env, { allowRemoteModels: false, allowLocalModels: true, localModelPath: '/' });
+  Object.assign(env.backends.onnx.wasm, { wasmPaths: '/modules/onnxruntime-web/dist/', numThreads: 1 });
+  const ask = await pipeline(task, 'bundle', { dtype: 'fp32', device: 'wasm' });
+  const options = task === 'text-classification' ? { top_k: null } : {};
+  const found = [];
+  for (const text of texts) found.push(await (Array.isArray(text) ? ask(...text) : ask(text, options)));
+  return found;
+}"""
+
+
+@pytest.mark.parametrize(("task", "family"), IN_CHROMIUM)
+def test_transformers_js_answers_alike_in_chromium(
+    task: str, family: str, chromium: Browser, serve: Callable[[Path], str], tmp_path: Path
+) -> None:
+    (tmp_path / "modules").symlink_to(node_modules())
+    (tmp_path / "index.html").write_text("<!doctype html><title>empty</title>")
+    folder = task_bundle(tmp_path / "bundle", NAMED[task], FAMILIES[family], family, layout="hub")
+    address, page, requests = serve(tmp_path), chromium.new_page(), []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(address)
+    found = page.evaluate(IN_A_BROWSER, [task, asked(task)])
+    page.close()
+    check_transformers_js(found, task, folder)
+    assert f"{address}/bundle/{HUB_GRAPH}" in requests
+    assert all(url.startswith((address, "blob:", "data:")) for url in requests), "everything comes from here"
 
 
 def trimmed(text: str, found: Any) -> tuple[int, int]:
