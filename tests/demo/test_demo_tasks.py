@@ -74,3 +74,13 @@ def test_the_answer_is_marked(tmp_path: Path, chromium: Browser, environment: di
         page.get_by_label("Question").fill("where?")
         page.wait_for_selector("#answers mark")
         assert page.locator("#answers mark").text_content() == Answer(tmp_path / "b")("where?", TEXT)["answer"]
+
+
+@pytest.mark.slow
+def test_what_no_window_has_room_for_is_named() -> None:
+    from mlm_onnx.demo.tasks import bars, marked
+
+    found = {"question": "who?", "answer": None, "start": None, "end": None, "probability": 0.5}
+    assert "the last 3 tokens of the question" in marked({**found, "left_out": 3}, "A text.")  # type: ignore[typeddict-item]
+    assert "the last 2 tokens of the first text" in bars({"text": "a", "value": 0.5, "left_out": 2})
+    assert "Left out" not in marked(found, "A text.") + bars({"text": "a", "value": 0.5})  # type: ignore[arg-type]

@@ -4,12 +4,11 @@ import { pathToFileURL } from 'node:url';
 
 const [, , folder, questions] = process.argv;
 const load = (name) => import(pathToFileURL(`${folder}/${name}`));
-const [{ Tokenizer }, { findWholeWords, inItsTerms, Pieces }] = await Promise.all([load('tokenizers.js'), load('pieces.js')]);
+const [{ tokenizerOf }, { Pieces }] = await Promise.all([load('tokenizer.js'), load('pieces.js')]);
 
 const answers = {};
 for (const [kind, { tokenizer, mask, cases }] of Object.entries(JSON.parse(readFileSync(questions, 'utf8')))) {
-  const made = new Tokenizer(inItsTerms(tokenizer), { unk_token: tokenizer.model.unk_token });
-  findWholeWords(made);
+  const made = tokenizerOf(tokenizer, { unk_token: tokenizer.model.unk_token });
   const pieces = new Pieces(made, tokenizer);
   const real = (text) => text.replaceAll('M', mask.text);
   const joined = (text, ...ids) => pieces.fill(real(text), mask.text, ids).map((part) => part.text).join('');

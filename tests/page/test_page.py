@@ -7,11 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -24,13 +23,14 @@ from mlm_onnx.convert import Request, web, write_bundle
 from mlm_onnx.convert.request import Dtype
 from support.bundles import ONE_SHAPE, ORIGIN
 from support.models import CONFIGS, randomised
+from support.pages import Driven
 from support.tokenizers import byte_level, with_added
 
 from jax_mlm.data.tokenizer import train_tokenizer
 from jax_mlm.presets import SENTENCE
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser
 
 TEXTS = (
     SENTENCE,
@@ -41,97 +41,6 @@ TEXTS = (
 HIDDEN = ((2,), (0, 7), (1, 12, 4), (4,))
 LONG = " ".join(f"{word}{number % 7}" for number in range(40) for word in ("alpha", "beta,", "gamma."))
 FP32_TOLERANCE, INT8_TOLERANCE = 1e-3, 2e-2
-
-
-@pytest.fixture(scope="module")
-def node_modules(web_runtime: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runtime as `npm install` lays it out."""
-    folder = tmp_path_factory.mktemp("node_modules")
-    for part in web.PARTS:
-        file = folder / part.package / part.inside
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(web_runtime[part.name])
-    return folder
-
-
-# ---- a page, driven ------------------------------------------------------------------------------
-
-
-class Driven:
-    """A page of a bundle, asked through its address."""
-
-    def __init__(self, page: Page, address: str) -> None:
-        self.page, self.address = page, address
-        self.requests: list[str] = []
-        self.errors: list[str] = []
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
-
-    def open(self, hash: str = "") -> Driven:
-        self.page.goto(f"{self.address}/{hash}")
-        self.page.wait_for_selector("body[data-ready]")
-        return self.settle()
-
-    def settle(self) -> Driven:
-        """Waits until the newest question is answered."""
-        self.page.wait_for_selector("#results[aria-busy=false]", state="attached")
-        return self
-
-    def ask(self, text: str, hidden: Sequence[int] = (), top: int = 3) -> list[list[tuple[int, float]]]:
-        """(id, probability) of the candidates at each mask."""
-        self.page.evaluate("document.getElementById('results').setAttribute('aria-busy', 'true')")
-        hash = urlencode({"text": text, "hide": ",".join(map(str, hidden)), "top": top})
-        self.page.evaluate("hash => { location.hash = hash }", hash)
-        return self.settle().answers()
-
-    def answers(self) -> list[list[tuple[int, float]]]:
-        items = "[...card.querySelectorAll('li')].map(({ dataset }) => [+dataset.id, +dataset.probability])"
-        return self.page.eval_on_selector_all("#answers:not([hidden]) > .card", f"cards => cards.map(card => {items})")
-
-    def text(self, name: str) -> str:
-        return self.page.text_content(f"#{name}") or ""
-
-    def chip(self, word: str) -> Any:
-        return self.page.get_by_role("toolbar").get_by_role("button", name=word, exact=True)
-
-
-def check_requests(driven: Driven) -> None:
-    """Nothing went wrong in the page, and nothing was asked of another server."""
-    assert driven.errors == []
-    assert all(url.startswith((driven.address, "data:")) for url in driven.requests)
-
-
-@pytest.fixture
-def open_page(chromium: Browser, serve: Callable[[Path], str]) -> Iterator[Callable[..., Driven]]:
-    """Opens the page of a bundle; at the end, nothing may have gone wrong in it or been asked of another server."""
-    opened: list[tuple[Driven, Any]] = []
-
-    def start(folder: Path, hash: str = "", **options: Any) -> Driven:
-        context = chromium.new_context(**options)
-        opened.append((Driven(context.new_page(), serve(folder)), context))
-        return opened[-1][0].open(hash)
-
-    yield start
-    for driven, context in opened:
-        context.close()
-        check_requests(driven)
-
-
-@pytest.fixture(scope="module")
-def asked(chromium: Browser, serve: Callable[[Path], str]) -> Iterator[Callable[[Path], Driven]]:
-    """Opens the page of each bundle once, for questions that say all they depend on."""
-    opened: dict[Path, Driven] = {}
-    with chromium.new_context() as context:
-
-        def start(folder: Path) -> Driven:
-            if folder not in opened:
-                opened[folder] = Driven(context.new_page(), serve(folder)).open()
-            return opened[folder]
-
-        yield start
-    for driven in opened.values():
-        check_requests(driven)
 
 
 class Beside(NamedTuple):
@@ -293,6 +202,17 @@ def test_a_real_checkpoint(
 
 
 @pytest.fixture(scope="module")
+def node_modules(web_runtime: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runtime as `npm install` lays it out."""
+    folder = tmp_path_factory.mktemp("node_modules")
+    for part in web.PARTS:
+        file = folder / part.package / part.inside
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(web_runtime[part.name])
+    return folder
+
+
+@pytest.fixture(scope="module")
 def sentence(sentence_run: Any, environment: dict[str, str], node_modules: Path, tmp_path_factory: Any) -> Path:
     """The founding sentence, as its user would convert it."""
     path = tmp_path_factory.mktemp("sentence") / "bundle"
@@ -424,25 +344,7 @@ def test_nothing_overflows_a_narrow_screen(sentence: Path, open_page: Callable[.
             driven.page.emulate_media(color_scheme=scheme)
             widths = "[document.documentElement.scrollWidth, innerWidth]"
             assert driven.page.evaluate(widths) == [375, 375]
-            assert driven.page.evaluate(CONTRAST) >= 4.5
-
-
-CONTRAST = """() => {
-  const light = (colour) => {
-    const [r, g, b] = colour.match(/[\\d.]+/g).map(Number)
-      .map((part) => (part /= 255) <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const ratios = ['h1', 'header p', '.note', '#status', '.words [aria-pressed=true]'].map((name) => {
-    const element = document.querySelector(name);
-    let backdrop = element;
-    while (getComputedStyle(backdrop).backgroundColor === 'rgba(0, 0, 0, 0)') backdrop = backdrop.parentElement;
-    const [one, other] = [light(getComputedStyle(element).color), light(getComputedStyle(backdrop).backgroundColor)];
-    return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
-  });
-  return Math.min(...ratios);
-}"""
-"""The lowest contrast of some texts with their background, as WCAG 2 defines it."""
+            assert driven.contrast("h1", "header p", ".note", "#status", ".words [aria-pressed=true]") >= 4.5
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ def answers(web_runtime: dict[str, bytes], tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("page")
     (folder / "package.json").write_text('{"type": "module"}')
     (folder / "tokenizers.js").write_bytes(web_runtime["tokenizers.js"])
-    (folder / "pieces.js").write_bytes((PAGE / "pieces.js").read_bytes())
+    for file in (PAGE / "tokenizer.js", PAGE / "fill" / "pieces.js"):
+        (folder / file.name).write_bytes(file.read_bytes())
     questions = {}
     for kind, make in MADE.items():
         tokenizer = make()

@@ -20,7 +20,7 @@ from tokenizers import (
     processors,
 )
 
-from jax_mlm.data.tokenizer import mask_of
+from jax_mlm.data.tokenizer import vocabulary_of
 
 CASES = json.loads((Path(__file__).parents[1] / "answer" / "tokenizers.json").read_text(encoding="utf-8"))
 """For each of `MADE`, with M for the mask: how queries are read (`reads`), how a piece is shown and filled in
@@ -165,11 +165,16 @@ MADE: Mapping[str, Callable[[], Tokenizer]] = {
 }
 
 
+def bundle_of(tokenizer: Tokenizer, folder: Path, length: int = 64, **fields: object) -> Bundle:
+    """Return a bundle with this tokenizer, these fields of the manifest, and no model."""
+    tokenizer.save(str(folder / TOKENIZER))
+    seal(folder, fields)
+    vocabulary = vocabulary_of(tokenizer)
+    special = Special(tokenizer.id_to_token(vocabulary.mask), vocabulary.mask, 0, vocabulary.special, vocabulary.unk)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    return Bundle(folder, manifest, Limits(length, 5), special, tokenizer.get_vocab_size())
+
+
 def reader_of(tokenizer: Tokenizer, folder: Path) -> Reader:
     """Return the reader of a bundle with this tokenizer and no model."""
-    tokenizer.save(str(folder / TOKENIZER))
-    seal(folder, {})
-    mask = mask_of(tokenizer)
-    special = Special(tokenizer.id_to_token(mask), mask, 0, ())
-    manifest = json.loads((folder / MANIFEST).read_text())
-    return Reader(Bundle(folder, manifest, Limits(64, 5), special, tokenizer.get_vocab_size()))
+    return Reader(bundle_of(tokenizer, folder))

@@ -123,7 +123,7 @@ def write_bundle(
     with new_bundle(out) as folder:
         graphs, parity = _write_graphs(folder, Reference(model, params, vocabulary.size, task), request, keep, shapes)
         if runtime:
-            write_page(folder, runtime)
+            write_page(folder, runtime, "fill" if task is None else "tasks")
         texts = {role: _text(tokenizer, getattr(vocabulary, role)) for role in ROLES}
         (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
         values = hf_config(model, pad, vocabulary.cls, vocabulary.sep)

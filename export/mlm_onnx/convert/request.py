@@ -47,9 +47,7 @@ class Request:
 
     def check_task(self, kind: str) -> None:
         """Raise BundleError if something is asked for that a model fine-tuned for this task does not have."""
-        if self.layout in ("web", "space"):
-            raise BundleError(
-                f"--for {self.layout} shows masked words; this run was fine-tuned to {kind}: leave it out"
-            )
+        if self.layout == "space":
+            raise BundleError(f"--for space shows masked words; this run was fine-tuned to {kind}: leave it out")
         if self.with_attention:
             raise BundleError(f"--with-attention is for masked words; this run was fine-tuned to {kind}: leave it out")

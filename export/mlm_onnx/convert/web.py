@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 from mlm_onnx.bundle.layout import BundleError
 from mlm_onnx.bundle.write import write_atomically
@@ -64,12 +65,14 @@ PARTS = (
 )
 
 
-def write_page(folder: Path, runtime: Mapping[str, bytes]) -> None:
-    """Write index.html and the files it loads into a bundle."""
+def write_page(folder: Path, runtime: Mapping[str, bytes], page: Literal["fill", "tasks"] = "fill") -> None:
+    """Write index.html and the files it loads into a bundle: the page of masked words, or that of fine-tuned models."""
     beside = folder / FOLDER
     beside.mkdir()
-    for source in files("mlm_onnx").joinpath("page").iterdir():
-        (folder if source.name == INDEX else beside).joinpath(source.name).write_bytes(source.read_bytes())
+    shared = files("mlm_onnx").joinpath("page")
+    for source in (*shared.iterdir(), *shared.joinpath(page).iterdir()):
+        if source.is_file():
+            (folder if source.name == INDEX else beside).joinpath(source.name).write_bytes(source.read_bytes())
     for name, content in runtime.items():
         (beside / name).write_bytes(content)
     notice = NOTICE.format(ort=VERSIONS[ORT], tokenizers=VERSIONS[TOKENIZERS])

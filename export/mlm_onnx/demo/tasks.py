@@ -124,7 +124,8 @@ def named(labels: Sequence[str]) -> str:
 def bars(found: Classified) -> str:
     """Return a bar for each label, the likeliest first; of a regression the number."""
     if "value" in found:
-        return _said(f"The model says {found['value']:.4g}.") + f"<p class='filled'>{found['value']:.4g}</p>"
+        said, number = _said(f"The model says {found['value']:.4g}."), f"<p class='filled'>{found['value']:.4g}</p>"
+        return said + number + _left_out(found, "first text")
     labels = found.get("labels", [])
     first = found["label"] if "label" in found else ", ".join(found.get("predicted", ())) or "none of the labels"
     rows = "".join(
@@ -133,7 +134,8 @@ def bars(found: Classified) -> str:
         f"<span class='bar' aria-hidden='true'><i style='width:{100 * each['probability']:.2f}%'></i></span></li>"
         for each in labels[:SHOWN]
     )
-    return f"{_said(f'The model says {first}.')}<section class='card'><h2>{escape(first)}</h2><ol>{rows}</ol></section>"
+    card = f"<section class='card'><h2>{escape(first)}</h2><ol>{rows}</ol></section>"
+    return f"{_said(f'The model says {first}.')}{card}{_left_out(found, 'first text')}"
 
 
 def spans(found: Tagged, types: Sequence[str]) -> str:
@@ -157,11 +159,23 @@ def spans(found: Tagged, types: Sequence[str]) -> str:
 def marked(found: Answered, context: str) -> str:
     """Return the context with the answer marked."""
     if found["start"] is None or found["end"] is None:
-        return f"{_said('The model finds no answer.')}<p class='filled'>{escape(context)}</p>"
+        nothing = f"{_said('The model finds no answer.')}<p class='filled'>{escape(context)}</p>"
+        return nothing + _left_out(found, "question")
     start, end = found["start"], found["end"]
     inside = f"<mark data-start='{start}' data-end='{end}'>{escape(context[start:end])}</mark>"
     said = f"The answer is “{found['answer']}”, with {percent(found['probability'])}."
-    return f"{_said(said)}<p class='filled'>{escape(context[:start])}{inside}{escape(context[end:])}</p>"
+    shown = f"<p class='filled'>{escape(context[:start])}{inside}{escape(context[end:])}</p>"
+    return _said(said) + shown + _left_out(found, "question")
+
+
+def _left_out(found: Classified | Answered, cut: str) -> str:
+    """Return a note on the tokens of a text that no window has room for, if there are any."""
+    count = found.get("left_out")
+    return (
+        f"<p class='note'>Left out: the last {count} tokens of the {cut}, for which no window has room.</p>"
+        if count
+        else ""
+    )
 
 
 def _said(text: str) -> str:

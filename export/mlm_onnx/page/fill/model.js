@@ -1,71 +1,21 @@
 // Answers masked queries from the bundle that contains this page, as `mlm_onnx.answer.predictor` does: with the same graph
-// and tokenizer. onnxruntime's WASM runs on one thread, which needs no special headers from the server.
-import * as ort from './ort.js';
-import { Tokenizer } from './tokenizers.js';
-import { findWholeWords, inItsTerms, Pieces } from './pieces.js';
+// and tokenizer.
+import { factsOf, load, readManifest, run } from './bundle.js';
+import { Pieces } from './pieces.js';
+import { Problem } from './problem.js';
+import { tokenizerOf } from './tokenizer.js';
+import { serve } from './worker.js';
 
-const ROOT = new URL('../', import.meta.url);
 const GRAPHS = ['fast/fill_mask_web.onnx', 'fast/fill_mask.onnx']; // the first is int8, which is faster in WASM
-const DATA = 'fast/fill_mask.onnx.data';
-const RUNTIME = 'web/ort.wasm';
-const TOKENIZER = 'tokenizer.json';
-const TOKENIZER_CONFIG = 'tokenizer_config.json';
 const OTHER_MASKS = /\[MASK\]|<mask>|<\|mask\|>|\[mask\]|<MASK>|<extra_id_0>|_{3,}/;
 const MOST_MASKS = 32;
 
-/** A problem that the user can fix; its message is shown as it is. */
-export class Problem extends Error {}
-
-async function fetched(name, version, options) {
-  const response = await fetch(new URL(name + version, ROOT), options).catch(() => null);
-  if (!response) throw new Problem(`The server does not respond for ${name}: is it still running?`);
-  if (!response.ok) throw new Problem(`The server has no ${name} (${response.status}): copy the whole folder.`);
-  return response;
-}
-
-/** Download a file of the bundle; call `arrived` with the number of bytes in each part. */
-async function download(manifest, name, arrived) {
-  const { size, sha256 } = manifest.files[name] ?? {};
-  if (size === undefined) throw new Problem(`The manifest does not list ${name}: convert again.`);
-  const response = await fetched(name, `?${sha256.slice(0, 16)}`); // a cache may have the file of an older bundle
-  const bytes = new Uint8Array(size);
-  const reader = response.body.getReader();
-  let at = 0;
-  for (let part = await reader.read(); !part.done; part = await reader.read()) {
-    if (at + part.value.length <= size) bytes.set(part.value, at);
-    at += part.value.length;
-    arrived(part.value.length);
-  }
-  if (at !== size) throw new Problem(`${name} has ${at} bytes, not ${size}: it is damaged or cut short.`);
-  return bytes;
-}
-
-/** Download everything and open the model; call `progress(fraction)` on the way. */
-export async function open(progress) {
-  const manifest = await (await fetched('manifest.json', '', { cache: 'no-cache' })).json();
-  const names = [RUNTIME, TOKENIZER, TOKENIZER_CONFIG, GRAPHS.find((name) => name in manifest.files), DATA];
-  const total = names.reduce((sum, name) => sum + (manifest.files[name]?.size ?? 0), 0);
-  let loaded = 0;
-  const arrived = (count) => progress((loaded += count) / total);
-  const [wasm, ...rest] = await Promise.all(names.map((name) => download(manifest, name, arrived)));
-  const [tokenizer, config] = rest.splice(0, 2).map((bytes) => JSON.parse(new TextDecoder().decode(bytes)));
-  const [graph, data] = rest;
-  ort.env.wasm.numThreads = 1;
-  ort.env.wasm.wasmBinary = wasm.buffer;
-  const session = await ort.InferenceSession.create(graph, {
-    executionProviders: ['wasm'],
-    externalData: [{ path: DATA.split('/').pop(), data }],
-  });
-  return new Model(manifest, tokenizer, config, session);
-}
-
 class Model {
-  constructor(manifest, tokenizer, config, session) {
+  constructor(manifest, { tokenizer, config, session }) {
     const { tokens, limits } = manifest;
     this.manifest = manifest;
     this.session = session;
-    this.tokenizer = new Tokenizer(inItsTerms(tokenizer), config);
-    findWholeWords(this.tokenizer);
+    this.tokenizer = tokenizerOf(tokenizer, config);
     this.pieces = new Pieces(this.tokenizer, tokenizer);
     this.mask = tokens.mask;
     this.unknown = tokens.unk?.id;
@@ -79,10 +29,11 @@ class Model {
 
   /** Return what the page shows about the model; `wholeWords`: commas and the like belong to the words. */
   facts() {
-    const { dtype, origin, files, examples } = this.manifest;
-    const bytes = files[DATA].size;
-    const { mask, longest, wholeWords } = this;
-    return { mask: mask.text, longest, wholeWords, dtype, origin, bytes, examples: examples ?? [] };
+    return { ...factsOf(this.manifest), mask: this.mask.text, wholeWords: this.wholeWords };
+  }
+
+  async reply({ text, hidden, words, count }) {
+    return { ...(await this.answer(text, hidden, count)), unknown: this.unknownAmong(words) };
   }
 
   /**
@@ -142,10 +93,9 @@ class Model {
 
   /** Return the logits at some positions of a row of tokens. */
   async logits({ ids, at }) {
-    const tensor = (values) => new ort.Tensor('int64', BigInt64Array.from(values, BigInt), [1, values.length]);
-    const { logits } = await this.session.run({ input_ids: tensor(ids), positions: tensor(at) });
+    const logits = await run(this.session, { input_ids: ids, positions: at });
     const size = this.manifest.vocab_size;
-    return at.map((_, index) => logits.data.subarray(index * size, (index + 1) * size));
+    return at.map((_, index) => logits.subarray(index * size, (index + 1) * size));
   }
 
   maskAnswer(logits, word, before, count) {
@@ -195,3 +145,9 @@ class Model {
     return [...new Set(words)].filter((word) => this.pieces.of(word).includes(this.unknown));
   }
 }
+
+serve(async (progress) => {
+  const manifest = await readManifest();
+  const graph = GRAPHS.find((name) => name in manifest.files);
+  return new Model(manifest, await load(manifest, graph, progress));
+});

@@ -5,45 +5,10 @@ const LETTER = 'a';
 // scripts written without spaces, as `mlm_onnx.answer.words` lists them
 export const UNSPACED = String.raw`\u0E00-\u0FFF\u1000-\u109F\u1780-\u17FF\u2E80-\u2FDF\u3005-\u3007\u3040-\u30FF\u31F0-\u31FF\uFF66-\uFF9F\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF\u{20000}-\u{3FFFF}`;
 const WORD = new RegExp(`^(?![${UNSPACED}])[\\p{L}\\p{N}\\p{M}_\\u200C\\u200D]$`, 'u');
-const INSIDE = String.raw`[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]`;
-const [ENDS_INSIDE, BEGINS_INSIDE] = [new RegExp(`${INSIDE}$`, 'u'), new RegExp(`^${INSIDE}`, 'u')];
 
 const first = (text) => [...text.slice(0, 2)][0] ?? '';
 const last = (text) => [...text.slice(-2)].at(-1) ?? '';
 const isWord = (character) => WORD.test(character);
-
-/** Return a tokenizer.json in terms that the library knows: it cuts on both sides wherever a text is split. */
-export function inItsTerms(tokenizer) {
-  const cut = (step) => {
-    if (step?.type === 'Sequence') return { ...step, pretokenizers: step.pretokenizers.map(cut) };
-    const look = { MergedWithNext: '?=', MergedWithPrevious: '?<=' }[step?.behavior];
-    if (step?.type !== 'Split' || !look || step.pattern.String === undefined) return step;
-    const literal = step.pattern.String.replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&');
-    return { ...step, pattern: { Regex: `(${look}${literal})` }, behavior: 'Removed' };
-  };
-  return { ...tokenizer, pre_tokenizer: cut(tokenizer.pre_tokenizer) };
-}
-
-/** Let the library find words that were added whole only where they are whole, as the tokenizer itself does. */
-export function findWholeWords(tokenizer) {
-  for (const name of ['splitter_unnormalized', 'splitter_normalized']) {
-    const all = tokenizer[name];
-    const split = (text) => {
-      const parts = [];
-      const found = all.split(text);
-      found.forEach((part, index) => {
-        const before = parts.at(-1)?.text ?? '';
-        const token = tokenizer.added_tokens_map.get(part);
-        const glued = ENDS_INSIDE.test(before) || BEGINS_INSIDE.test(found.slice(index + 1).find(Boolean) ?? '');
-        const plain = !token || (token.single_word && glued);
-        if (plain && parts.at(-1)?.plain) parts.at(-1).text += part;
-        else parts.push({ text: part, plain });
-      });
-      return parts.map((part) => part.text);
-    };
-    tokenizer[name] = { split };
-  }
-}
 
 export class Pieces {
   constructor(tokenizer, { decoder, model, added_tokens }) {

@@ -1,27 +1,16 @@
-// The page: a sentence, its words as buttons, and the answers. The model runs in worker.js.
+// The page: a sentence, its words as buttons, and the answers. The model runs in model.js.
 import { UNSPACED } from './pieces.js';
+import {
+  aboutModel, connect, element, find, line, MOST_CHARACTERS, offer, setBusy, showNotes, showStatus, tooLong, TYPING_PAUSE,
+} from './shell.js';
 
 const HIDDEN_AT_FIRST = 2;
-const MOST_CHARACTERS = 20000;
 const MOST_COUNT = 50;
-const TYPING_PAUSE = 200;
 const IN_UNSPACED = new RegExp(`[${UNSPACED}]`, 'u');
 const CHARACTERS = new Intl.Segmenter(undefined, { granularity: 'grapheme' });
-const find = (id) => document.getElementById(id);
-const worker = new Worker(new URL('worker.js', import.meta.url), { type: 'module' });
 
 let facts = null; // about the model, once it is loaded
 const state = { text: '', hidden: new Set(), count: 3 };
-let asked = 0; // questions are numbered: only the newest is shown
-let busy = false;
-let waiting = null;
-
-/** Create an element with properties and children. */
-function element(name, properties = {}, ...children) {
-  const created = Object.assign(document.createElement(name), properties);
-  created.append(...children);
-  return created;
-}
 
 const percent = (share) => (share >= 0.0001 ? `${(share * 100).toFixed(2)} %` : '< 0.01 %');
 
@@ -113,45 +102,25 @@ find('words').addEventListener('focusin', ({ target, currentTarget }) => {
 
 // ---- asking ---------------------------------------------------------------------------------------
 
+const send = connect({ ready, answered: showAnswer, refused: showProblem });
+
 function ask() {
   writeHash();
-  asked += 1;
-  find('results').setAttribute('aria-busy', 'true');
   const { text, hidden } = question();
   if (text.length > MOST_CHARACTERS) {
-    return showProblem(`The text has ${text.length} characters; this page takes up to ${MOST_CHARACTERS}.`);
+    send(null);
+    return showProblem(tooLong(text));
   }
   const words = wordsOf(state.text).filter(({ masked }) => !masked);
-  waiting = { number: asked, text, hidden, words: words.map(({ word }) => word), count: state.count };
-  send();
+  find('masked').textContent = text;
+  send({ text, hidden, words: words.map(({ word }) => word), count: state.count });
 }
-
-/** Ask one question at a time; one that a newer question has overtaken is never asked. */
-function send() {
-  if (busy || !waiting) return;
-  busy = true;
-  worker.postMessage(waiting);
-  find('masked').textContent = waiting.text;
-  waiting = null;
-}
-
-worker.onmessage = ({ data }) => {
-  if (data.kind === 'progress') return showProgress(data.fraction);
-  if (data.kind === 'broken') return showBroken(data.message);
-  if (data.kind === 'ready') return ready(data.facts);
-  busy = false;
-  if (data.number === asked && data.kind === 'answer') showAnswer(data);
-  if (data.number === asked && data.kind === 'problem') showProblem(data.message);
-  return send();
-};
-worker.onerror = () => showBroken('This browser cannot run the model: it needs WebAssembly with SIMD and module workers.');
 
 // ---- answers --------------------------------------------------------------------------------------
 
-function showAnswer({ answer, unknown, milliseconds }) {
-  const { masks, filled, isLong } = answer;
+function showAnswer({ masks, filled, isLong, unknown }, milliseconds) {
   find('answers').hidden = find('sentences').hidden = false;
-  find('results').setAttribute('aria-busy', 'false');
+  setBusy(false);
   find('filled').replaceChildren(
     ...filled.map((part) => (part.filled ? element('mark', { textContent: part.text }) : part.text)),
   );
@@ -162,7 +131,7 @@ function showAnswer({ answer, unknown, milliseconds }) {
   }
   if (isLong) notes.push(`The text is longer than the ${facts.longest} tokens the model reads at once: each mask is answered from the words around it.`);
   if (masks.length > 1) notes.push('Each word is answered on its own, while all the others are hidden too.');
-  find('notes').replaceChildren(...notes.map((note) => element('li', { textContent: note })));
+  showNotes(notes);
   const firsts = masks.slice(0, 3).map(({ candidates: [{ token, probability }] }) => `${token} ${percent(probability)}`);
   const all = masks.length === 1 ? 'The model expects' : 'First answers';
   const time = `${Math.max(1, Math.round(milliseconds))} ms`;
@@ -171,17 +140,9 @@ function showAnswer({ answer, unknown, milliseconds }) {
 
 function card({ candidates, original }, index, total) {
   const items = candidates.map(({ id, token, probability }) => {
-    const bar = element('i');
-    bar.style.setProperty('--share', `${probability * 100}%`);
-    const item = element(
-      'li',
-      { className: id === original?.id ? 'original' : '' },
-      element('span', { className: 'token', textContent: token }),
-      element('span', { className: 'share', textContent: percent(probability), title: String(probability) }),
-      element('span', { className: 'bar' }, bar),
-    );
-    item.lastChild.setAttribute('aria-hidden', 'true');
-    Object.assign(item.dataset, { id, probability });
+    const item = line(token, probability, percent(probability));
+    if (id === original?.id) item.className = 'original';
+    item.dataset.id = id;
     return item;
   });
   const title = `${total > 1 ? `${index + 1}. ` : ''}${original ? `Instead of “${original.word}”` : `At ${facts.mask}`}`;
@@ -199,26 +160,11 @@ function rankOf({ word, rank, probability, pieces }) {
   return `“${word}” is not in this model's vocabulary, so it cannot be the answer.`;
 }
 
-function showStatus(text, problem = false) {
-  find('status').textContent = text;
-  find('status').classList.toggle('problem', problem);
-}
-
 function showProblem(message) {
   find('answers').hidden = find('sentences').hidden = true;
-  find('results').setAttribute('aria-busy', 'false');
-  find('notes').replaceChildren();
+  setBusy(false);
+  showNotes([]);
   showStatus(message);
-}
-
-function showProgress(fraction) {
-  find('progress').value = fraction;
-  find('loading-text').textContent = fraction < 1 ? `Loading the model: ${Math.floor(fraction * 100)} %` : 'Starting the model …';
-}
-
-function showBroken(message) {
-  find('loading').hidden = true;
-  showStatus(message, true);
 }
 
 // ---- the address: what the page shows can be shared ------------------------------------------------
@@ -262,19 +208,14 @@ function start(example) {
 
 function ready(given) {
   facts = given;
-  find('loading').hidden = true;
   find('controls').disabled = false;
-  const { dtype, origin, bytes, longest, examples } = facts;
-  const option = (value, textContent) => element('option', { value, textContent });
-  find('examples').replaceChildren(option('', 'Choose one …'), ...examples.map((example) => option(example, example)));
+  const { origin, examples } = facts;
+  offer(examples, start);
   find('examples-row').hidden = examples.length < 2;
   find('about').textContent =
-    `Model of run ${origin.run}, step ${origin.step}: ${dtype}, ${(bytes / 1e6).toFixed(bytes < 1e6 ? 2 : 0)} MB, ` +
-    `reads ${longest} tokens at once. Confidence is the model's probability among all of its vocabulary, ` +
-    'which is not how often it is right.';
+    `${aboutModel(facts)} Confidence is the model's probability among all of its vocabulary, which is not how often it is right.`;
   find('memorised').hidden = !origin.memorised;
   find('words-label').lastElementChild.textContent = `click the ones to hide, or write ${facts.mask}`;
-  document.body.dataset.ready = 'true';
   if (readHash()) show();
   else start(find('sentence').value || (examples[0] ?? '')); // keep what was typed while the model loaded
 }
@@ -283,11 +224,10 @@ let typing;
 find('sentence').oninput = ({ target }) => {
   if (!facts) return;
   setText(target.value);
-  find('results').setAttribute('aria-busy', 'true');
+  setBusy(true);
   clearTimeout(typing);
   typing = setTimeout(ask, TYPING_PAUSE);
 };
-find('examples').onchange = ({ target }) => target.value && start(target.value);
 find('count').onchange = ({ target }) => {
   state.count = atMost(target.value);
   target.value = state.count;
@@ -297,10 +237,5 @@ find('show-all').onclick = () => {
   state.hidden.clear();
   showWords();
   ask();
-};
-find('copy-link').onclick = async ({ target }) => {
-  const copied = await navigator.clipboard?.writeText(location.href).then(() => true, () => false);
-  target.textContent = copied ? 'Copied' : 'It is in the address bar';
-  setTimeout(() => (target.textContent = 'Copy link'), 2000);
 };
 window.onhashchange = () => facts && readHash() && show();
