@@ -43,19 +43,26 @@ def measure(
     return masked_metrics(logits, example.masked.targets, example.masked.weights)
 
 
-def make_examine(
-    forward: Forward, vocabulary: Vocabulary, length: int, config: MaskConfig = EVAL_MASK, seed: int = EVAL_SEED
-) -> Callable[[Params, Batch], Metrics]:
-    """Return `examine(params, batch)`: sums under masks fixed by the seed and each row's number in the data set."""
+def fixed_masks(
+    vocabulary: Vocabulary, length: int, config: MaskConfig = EVAL_MASK, seed: int = EVAL_SEED
+) -> Callable[[Batch], MaskedBatch]:
+    """Return `masked(batch)`: masks fixed by the seed and each row's number in the data set."""
     mask = make_mask(config, vocabulary, length)
     rate, key = jnp.float32(config.mask_rate), jax.random.key(seed)
 
-    def examine(params: Params, batch: Batch) -> Metrics:
+    def masked(batch: Batch) -> MaskedBatch:
         keys = jax.vmap(jax.random.split)(row_keys(key, 0, jnp.asarray(batch.rows)))
-        masked = mask(keys[:, 0], jnp.asarray(batch.tokens), jnp.asarray(batch.words), rate)
-        return measure(forward, params, MaskedBatch(batch, masked))
+        return MaskedBatch(batch, mask(keys[:, 0], jnp.asarray(batch.tokens), jnp.asarray(batch.words), rate))
 
-    return examine
+    return masked
+
+
+def make_examine(
+    forward: Forward, vocabulary: Vocabulary, length: int, config: MaskConfig = EVAL_MASK, seed: int = EVAL_SEED
+) -> Callable[[Params, Batch], Metrics]:
+    """Return `examine(params, batch)`: sums under fixed masks."""
+    masked = fixed_masks(vocabulary, length, config, seed)
+    return lambda params, batch: measure(forward, params, masked(batch))
 
 
 def masked_lm(
