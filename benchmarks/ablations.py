@@ -1,0 +1,350 @@
+"""Measure what each part of the recipe is worth: one lever at a time from the defaults of the preset tiny.
+
+    python benchmarks/ablations.py --data wiki.train.tokens --valid wiki.valid.tokens --minutes 5
+    python benchmarks/ablations.py --data wiki.train.tokens --valid wiki.valid.tokens --finalists
+    python benchmarks/ablations.py --list
+    python benchmarks/ablations.py --table
+
+First every arm is trained for some minutes with one seed. Then the best two of each lever whose arms are all there are
+trained for ten minutes with three seeds, at each of two learning rates. An arm is a process of its own, one after the
+other, and leaves a file in results/ablations/, so that whoever stops it loses the arm that is running. All runs are
+examined alike: on isolated documents, under fixed masks; neither compilation nor validation counts as time.
+Vocabularies are compared by bits per byte, from the pseudo-log-likelihood of pieces of the validation text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from common.arms import ROOT, Record, answer, facts, keep, publish, rows, text_name
+from common.machine import command, processor
+
+FOLDER = ROOT / "benchmarks" / "results" / "ablations"
+FINAL_MINUTES, SEEDS, RATES = 10.0, (0, 1, 2), (1.0, 0.5)
+"""Of the finalists; rates are shares of the defaults."""
+PIECES, PIECE = 100, 300
+"""Pieces of the validation text whose bits per byte are measured, and the characters of each at most."""
+
+
+class Arm(NamedTuple):
+    """The defaults but for one lever."""
+
+    name: str
+    options: tuple[str, ...] = ()
+    """Of `python -m jax_mlm.train`."""
+    how: str = ""
+    """What no option says: mean, the mean of the states of the last fifth; apart, Q, K and V orthogonalised apart."""
+    missing: str = ""
+    """Why it cannot be measured yet."""
+
+
+class Lever(NamedTuple):
+    """A part of the recipe, and what it could be; the first arm stands for the defaults."""
+
+    name: str
+    arms: tuple[Arm, ...]
+    by: str = "loss"
+    """The figure that arms are compared by, where the losses of two mean different things."""
+
+
+DEFAULTS = "defaults"
+"""The name of the record of a lever's first arm, which all levers share."""
+ONE_SHAPE = "the step is compiled for one shape of batch"
+
+
+def _lever(name: str, default: str, *others: Arm, by: str = "loss") -> Lever:
+    return Lever(name, (Arm(default), *others), by)
+
+
+LEVERS = (
+    _lever("optimizer", "Muon", Arm("AdamW", ("--optimizer", "adamw"))),
+    _lever(
+        "mask rate",
+        "15 %",
+        Arm("30 %", ("--mask-rate", "0.3")),
+        Arm("40 %", ("--mask-rate", "0.4")),
+        Arm("30 → 15 %", ("--mask-rate", "0.3", "--mask-rate-end", "0.15")),
+        Arm("40 → 15 %", ("--mask-rate", "0.4", "--mask-rate-end", "0.15")),
+    ),
+    _lever("replacement", "80/10/10", Arm("all [MASK]", ("--mask-token", "1", "--mask-random", "0"))),
+    _lever("batch", "32", Arm("16", ("--batch", "16")), Arm("8 → 32", missing=ONE_SHAPE)),
+    _lever("length", "128", Arm("64", ("--length", "64")), Arm("64 → 128", missing=ONE_SHAPE)),
+    _lever(
+        "schedule",
+        "stable, then 30 % decay",
+        Arm("linear to zero", ("--schedule", "linear")),
+        Arm("cosine", ("--schedule", "cosine")),
+    ),
+    _lever(
+        "vocabulary",
+        "8,192",
+        Arm("4,096", ("--tokenizer-limit", "4096")),
+        Arm("16,384", ("--tokenizer-limit", "16384")),
+        Arm("32,768", ("--tokenizer-limit", "32768")),
+        by="bits_per_byte",
+    ),
+    _lever(
+        "depth × width",
+        "4×256",
+        Arm("2×384", ("--layers", "2", "--width", "384", "--heads", "6", "--ff-width", "448")),
+        Arm("7×192", ("--layers", "7", "--width", "192", "--heads", "3", "--ff-width", "288")),
+    ),
+    _lever("documents", "isolated", Arm("crossing", ("--pack", "plain"))),
+    _lever("averaging", "none", Arm("mean of the last fifth", how="mean")),
+    _lever("Muon's Q, K and V", "together", Arm("apart", how="apart")),
+    _lever(
+        "weight decay", "0.01", Arm("0", ("--weight-decay", "0")), Arm("0.1", ("--weight-decay", "0.1"))
+    ),
+    _lever(
+        "initialisation",
+        "0.02",
+        Arm("0.01", ("--init-std", "0.01")),
+        Arm("0.04", ("--init-std", "0.04")),
+        Arm("smaller with depth", missing="there is one deviation for all matrices"),
+    ),
+)  # fmt: skip
+"""In the order in which they are measured."""
+
+
+class Run(NamedTuple):
+    """An arm with everything that a record is found by."""
+
+    record: str
+    """The arm's name, with its lever's."""
+    arm: Arm
+    minutes: float
+    rate: float = 1.0
+    seed: int = 0
+
+    def path(self, text: str) -> Path:
+        words = re.sub(r"[^a-z0-9.]+", "-", self.record.lower()).strip("-")
+        return FOLDER / f"{text}-{words}-{self.minutes:g}m-rate{self.rate:g}-seed{self.seed}.json"
+
+
+def name_of(lever: Lever, arm: Arm) -> str:
+    """Return the name of an arm's records: the defaults are measured once for all levers."""
+    return DEFAULTS if arm is lever.arms[0] else f"{lever.name} {arm.name}"
+
+
+def screening(minutes: float) -> Iterable[Run]:
+    """Yield the runs that come first: every arm once."""
+    seen = set()
+    for lever in LEVERS:
+        for arm in lever.arms:
+            if not arm.missing and (name := name_of(lever, arm)) not in seen:
+                seen.add(name)
+                yield Run(name, arm, minutes)
+
+
+def finals(text: str, minutes: float) -> Iterable[Run]:
+    """Yield the runs of the best two arms of each lever whose arms were all screened for this many minutes."""
+    seen = set()
+    for lever in LEVERS:
+        for name, arm in best_two(lever, text, minutes):
+            if name not in seen:
+                seen.add(name)
+                yield from (Run(name, arm, FINAL_MINUTES, rate, seed) for rate in RATES for seed in SEEDS)
+
+
+def best_two(lever: Lever, text: str, minutes: float) -> list[tuple[str, Arm]]:
+    """Return the names and arms of the best two; none while an arm has not been screened."""
+    arms = [(name_of(lever, arm), arm) for arm in lever.arms if not arm.missing]
+    found = [read(Run(name, arm, minutes).path(text)) for name, arm in arms]
+    if any(record is None for record in found):
+        return []
+    order = sorted(zip(arms, found, strict=True), key=lambda each: each[1][lever.by])
+    return [arm for arm, _ in order[:2]]
+
+
+def read(path: Path) -> Record | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+# ---- one run -------------------------------------------------------------------------------------
+
+
+def pieces_of(files: Sequence[str], folder: Path) -> Path:
+    """Write pieces of the validation text, evenly spaced; each fits a row, whatever the vocabulary."""
+    from jax_mlm.config import DataConfig
+    from jax_mlm.data.sources import documents, expand
+
+    every = documents(expand(files, "--valid"), "line", DataConfig.text_field)
+    texts = [text for text in every if len(text) > PIECE]
+    chosen = [texts[at * len(texts) // PIECES] for at in range(min(PIECES, len(texts)))]
+    path = folder / "pieces.txt"
+    path.write_text("\n".join(text[:PIECE].rsplit(" ", 1)[0] for text in chosen) + "\n", encoding="utf-8")
+    return path
+
+
+def options_of(run: Run) -> list[str]:
+    """Return the options of a run, without those that name the text and the output."""
+    from jax_mlm.config import OptimConfig
+    from jax_mlm.presets import PRESETS
+
+    optim: OptimConfig = PRESETS["tiny"].optim
+    rates = [] if run.rate == 1 else ["--lr", f"{run.rate * optim.lr:g}", "--muon-lr", f"{run.rate * optim.muon_lr:g}"]
+    timed = ["--budget", f"{60 * run.minutes:g}s", "--seed", str(run.seed)]
+    return ["--preset", "tiny", "--dtype", "auto", *run.arm.options, *rates, *timed]
+
+
+def worker(text: str) -> None:
+    """Train one arm, and print its record."""
+    from common.timed import last_params, orthogonalise_apart, record_of, train_timed
+
+    from jax_mlm.evals.text import Corpus, score_documents
+    from jax_mlm.run.directory import read_run
+
+    job = json.loads(text)
+    if job["how"] == "apart":
+        orthogonalise_apart()
+    run, mean = train_timed(job["options"], (), averaged=job["how"] == "mean")
+    found, params = record_of(run), last_params(run)
+    if mean is not None:
+        assert mean.result is not None
+        assert mean.params is not None
+        last = {"loss": found["loss"], "accuracy": found["accuracy"]}
+        found |= {"loss": mean.result.loss, "accuracy": mean.result.accuracy, "states": mean.states, "last state": last}
+        params = mean.params
+    corpus = Corpus()
+    for scored in score_documents(run, read_run(run), params, [job["pieces"]], 32, ["word-l2r"]):
+        corpus = corpus.plus(scored)
+    bits = corpus.figures()["methods"]["word-l2r"]["bits_per_byte"]
+    print(json.dumps({**found, "bits_per_byte": bits, "bytes": corpus.bytes, "unknown": corpus.unknown}))
+
+
+def measure(given: argparse.Namespace, run: Callable[[Sequence[str], Record], Record] = answer) -> None:
+    """Run what is not there yet, and write a file for each."""
+    text = text_name(given.data)
+    check_machine(text)
+    wanted = finals(text, given.minutes) if given.finalists else screening(given.minutes)
+    files = ["--data", *given.data, "--valid", *given.valid]
+    for each in wanted:
+        if (path := each.path(text)).is_file():
+            continue
+        print(f"{path.stem} …", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            pieces, options = pieces_of(given.valid, Path(folder)), options_of(each)
+            job = {"options": [*options, *files, "--out", f"{folder}/run"], "pieces": str(pieces), "how": each.arm.how}
+            found = run([sys.executable, __file__, "worker"], job)
+        about = {"arm": each.record, "text": text, "minutes": each.minutes, "rate": each.rate, "seed": each.seed}
+        settings = {"options": options, "how": each.arm.how, "command": command(sys.argv)}
+        keep(path, {**about, **found, **settings, **facts()})
+    show(given.minutes)
+
+
+def check_machine(text: str) -> None:
+    """Refuse to put records of two processors beside each other: equal minutes are then not equal."""
+    from jax_mlm.errors import UserError
+
+    for path in sorted(FOLDER.glob(f"{text}-*.json")):
+        if (before := json.loads(path.read_text())["processor"]) != processor():
+            raise UserError(f"{path}: it was measured on {before}, not on {processor()}: move {FOLDER} away")
+
+
+# ---- what is made of the records -----------------------------------------------------------------
+
+
+def summary(records: Sequence[Record], by: str) -> list[str]:
+    """Return loss, accuracy, bits per byte and the rate of finalists: of the better rate, the means over its seeds."""
+    rates = sorted({record["rate"] for record in records})
+    groups = [[record for record in records if record["rate"] == rate] for rate in rates]
+    if not groups:
+        return [""] * 4
+    best = min(groups, key=lambda group: statistics.fmean(record[by] for record in group))
+    return [*(_mean([record[name] for record in best]) for name in FIGURES), f"×{best[0]['rate']:g}"]
+
+
+FIGURES = ("loss", "accuracy", "bits_per_byte")
+
+
+def _mean(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
+
+
+def table(records: Sequence[Record], minutes: float) -> str:
+    """Return all arms of all levers; what was not measured is blank."""
+    short, final = f"{minutes:g} min", f"{FINAL_MINUTES:g} min"
+    head = ["lever", "arm", f"{short}: loss", "accuracy", "bits per byte"]
+    head += [f"{final}, {len(SEEDS)} seeds: loss", "accuracy", "bits per byte", "rate", "remark"]
+    lines = []
+    for lever in LEVERS:
+        for arm in lever.arms:
+            mine = [record for record in records if record["arm"] == name_of(lever, arm)]
+            screened = [record for record in mine if record["minutes"] == minutes]
+            figures = [f"{screened[0][name]:.3f}" for name in FIGURES] if screened else [""] * 3
+            ends = summary([record for record in mine if record["minutes"] == FINAL_MINUTES], lever.by)
+            remark = f"not measured: {arm.missing}" if arm.missing else "default" if arm is lever.arms[0] else ""
+            lines.append([lever.name, arm.name, *figures, *ends, remark])
+    return rows(head, *lines)
+
+
+def sections(records: Sequence[Record], minutes: float) -> str:
+    """Return a table for each text, with the machine and the commits of its records; an empty one if there are none."""
+    if not records:
+        return f"Nothing was measured yet.\n\n{table([], minutes)}"
+    parts = []
+    for text in sorted({record["text"] for record in records}):
+        mine = [record for record in records if record["text"] == text]
+        machines = ", ".join(sorted({record["processor"] for record in mine}))
+        versions = ", ".join(sorted({record["versions"]["jax"] for record in mine}))
+        commits = ", ".join(sorted({record["commit"] for record in mine}))
+        parts.append(f"{text}, {machines}, JAX {versions}, commits {commits}:\n\n{table(mine, minutes)}")
+    return "\n\n".join(parts)
+
+
+def all_records() -> list[Record]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
+
+
+def show(minutes: float) -> None:
+    """Print the table of all results, and write it to the page."""
+    publish("ablations", sections(all_records(), minutes))
+
+
+def listed(records: Sequence[Record], minutes: float) -> str:
+    """Return a line for each arm: done, to do, or missing with the reason; and how many of its final runs are there."""
+    lines = []
+    for lever in LEVERS:
+        for arm in lever.arms:
+            mine = [record for record in records if record["arm"] == name_of(lever, arm)]
+            screened = any(record["minutes"] == minutes for record in mine)
+            ends = sum(record["minutes"] == FINAL_MINUTES for record in mine)
+            state = f"missing: {arm.missing}" if arm.missing else "done" if screened else "to do"
+            state += f", {ends} of {len(SEEDS) * len(RATES)} final runs" if ends else ""
+            lines.append(f"{lever.name:18} {arm.name:24} {state}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["worker"]:
+        worker(sys.argv[2])
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", help="text to train on")
+    parser.add_argument("--valid", nargs="+", help="text to validate on")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of the first comparison: 5")
+    parser.add_argument("--finalists", action="store_true", help="run the best two of each lever for longer")
+    parser.add_argument("--list", action="store_true", help="print the arms and what is done")
+    parser.add_argument("--table", action="store_true", help="print the table, and write it to the page")
+    given = parser.parse_args()
+    if given.list:
+        print(listed(all_records(), given.minutes))
+        return 0
+    if not given.table and not (given.data and given.valid):
+        parser.error("--data and --valid are needed, or --list or --table")
+    from jax_mlm.errors import exit_status
+
+    return exit_status(lambda: show(given.minutes) if given.table else measure(given))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,340 @@
+"""The scripts behind docs/recipe.md: what their arms are, how they go on, and what they make of their records."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.paths import ROOT
+from support.texts import sentences
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import ablations
+import time_to_loss
+from ablations import LEVERS, Arm, Lever, Run
+from common import arms
+from common.machine import processor
+
+from jax_mlm.cli.options import build
+from jax_mlm.cli.parser import Parser
+from jax_mlm.config import TrainConfig
+from jax_mlm.errors import UserError
+from jax_mlm.presets import PRESETS
+from jax_mlm.train.__main__ import COMMAND
+
+Record = dict[str, Any]
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty page, with folders of results beside it."""
+    monkeypatch.setattr(arms, "ROOT", tmp_path)
+    monkeypatch.setattr(arms, "PAGE", tmp_path / "recipe.md")
+    monkeypatch.setattr(ablations, "FOLDER", tmp_path / "ablations")
+    monkeypatch.setattr(time_to_loss, "RESULTS", tmp_path)
+    parts = (f"<!-- {part} -->\nold\n<!-- end of {part} -->\n" for part in ("time to loss", "ablations"))
+    (tmp_path / "recipe.md").write_text("Before.\n" + "Between.\n".join(parts) + "After.\n")
+    return tmp_path / "recipe.md"
+
+
+@cache
+def parser() -> Parser:
+    return COMMAND.parser()
+
+
+def config_of(options: Sequence[str], preset: str = "tiny") -> TrainConfig:
+    return build(TrainConfig, parser().read([*options, "--budget", "1m"]), replace(PRESETS[preset], steps=0))
+
+
+class Measured:
+    """Stands for the process of an arm: counts what it is asked for, and stops when it has to."""
+
+    def __init__(self, losses: Sequence[float], stops_after: int = 99) -> None:
+        self.losses, self.stops_after, self.jobs = list(losses), stops_after, list[Record]()
+
+    def __call__(self, line: Sequence[str], job: Record) -> Record:
+        if len(self.jobs) == self.stops_after:
+            raise KeyboardInterrupt
+        self.jobs.append(job)
+        loss = self.losses[len(self.jobs) - 1]
+        known = {"loss": loss, "accuracy": 0.5, "bits_per_byte": 10 - loss, "steps": 9, "seconds": 60.0}
+        return {**known, "dtype": "float32", "versions": {"jax": "1"}, "curve": [[6.0, 9.0, 0.1], [60.0, loss, 0.5]]}
+
+
+# ---- arms ----------------------------------------------------------------------------------------
+
+
+def test_arms_are_options_that_differ_from_the_defaults_and_have_files_of_their_own() -> None:
+    default, paths = config_of(()), set()
+    for lever in LEVERS:
+        assert not lever.arms[0].options
+        for arm in lever.arms[1:]:
+            assert bool(arm.options) + bool(arm.how) + bool(arm.missing) == 1, arm
+            assert (config_of(arm.options) != default) == bool(arm.options), arm
+    for run in ablations.screening(5):
+        paths |= {run._replace(seed=seed, rate=rate).path("text") for seed in (0, 1) for rate in (1.0, 0.5)}
+    assert len(paths) == 4 * len(list(ablations.screening(5)))
+
+
+def test_shapes_of_different_depth_cost_the_same() -> None:
+    from jax_mlm.cost.flops import train_flops
+
+    (lever,) = (lever for lever in LEVERS if lever.name.startswith("depth"))
+    costs = []
+    for arm in lever.arms:
+        config = config_of((*arm.options, "--vocab-size", "8192"))
+        costs.append(train_flops(config.model, 128, config.model.layers * 128 * 128, 20))
+    assert max(costs) < 1.15 * min(costs)
+
+
+def test_rates_of_finalists_are_shares_of_the_defaults() -> None:
+    run = Run("x", Arm("x", ("--optimizer", "adamw")), 10, 0.5, 2)
+    optim, default = config_of(ablations.options_of(run)[2:-4]).optim, config_of(()).optim
+    assert (optim.lr, optim.muon_lr) == (default.lr / 2, default.muon_lr / 2)
+    assert optim.optimizer == "adamw"
+    assert ablations.options_of(run)[-4:] == ["--budget", "600s", "--seed", "2"]
+
+
+def test_recipes_of_others_are_as_their_sources_have_them() -> None:
+    theirs, guide = (
+        config_of(time_to_loss.OURS[arm], preset) for arm, preset in (("run-mlm", "tiny"), ("guide", "bert-base"))
+    )
+    assert (theirs.batch, theirs.corpus.pack, theirs.mask.mask_rate) == (8, "plain", 0.15)
+    assert (theirs.optim.optimizer, theirs.optim.lr, theirs.optim.schedule) == ("adamw", 5e-5, "linear")
+    assert (theirs.optim.warmup, theirs.optim.beta2, theirs.optim.weight_decay) == (0, 0.999, 0)
+    model, optim = guide.model, guide.optim
+    assert (model.layers, model.width, model.heads, model.ff_width, model.dropout) == (3, 256, 4, 512, 0.1)
+    assert (model.norm_first, model.positions, guide.corpus.length, guide.batch) == (False, "learned", 128, 128)
+    assert (guide.mask.mask_rate, optim.optimizer, optim.lr, optim.schedule) == (0.25, "adamw", 5e-4, "constant")
+
+
+# ---- going on ------------------------------------------------------------------------------------
+
+
+def test_ablations_go_on_where_they_stopped_and_then_run_the_best_two(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = Arm("never", missing="why")
+    lever = Lever("batch", (Arm("32"), Arm("16", ("--batch", "16")), Arm("64", ("--batch", "64")), missing))
+    other = Lever("replacement", (Arm("80/10/10"), Arm("all", ("--mask-token", "1", "--mask-random", "0"))))
+    monkeypatch.setattr(ablations, "LEVERS", (lever, other))
+    (tmp_path / "valid.txt").write_text("\n".join("many words " * 40 for _ in range(3)))
+    text = {"data": [f"{tmp_path}/wiki/x"], "valid": [f"{tmp_path}/valid.txt"], "minutes": 5.0}
+    given = argparse.Namespace(**text, finalists=False)
+    with pytest.raises(KeyboardInterrupt):
+        ablations.measure(given, Measured([5, 4], stops_after=2))
+    assert sorted(path.name for path in ablations.FOLDER.iterdir()) == [
+        "wiki-batch-16-5m-rate1-seed0.json",
+        "wiki-defaults-5m-rate1-seed0.json",
+    ]
+    assert list(ablations.finals("wiki", 5)) == []
+    rest = Measured([6, 7])
+    ablations.measure(given, rest)
+    assert [("64" in job["options"], "--mask-token" in job["options"]) for job in rest.jobs] == [
+        (True, False),
+        (False, True),
+    ]
+    last = Measured([4.5] * 3 + [3.0, 3.5, 4.0] + [6.0] * 12)
+    ablations.measure(argparse.Namespace(**text, finalists=True), last)
+    chosen = {run.record for run in ablations.finals("wiki", 5)}
+    assert chosen == {"batch 16", ablations.DEFAULTS, "replacement all"}
+    assert len(last.jobs) == 18
+    lines = page.read_text().splitlines()
+    assert lines[0] == "Before."
+    assert lines[-1] == "After."
+    assert "old" in page.read_text().split("Between.")[0]
+    (sixteen,) = (line for line in lines if line.startswith("| batch | 16 "))
+    assert sixteen == "| batch | 16 | 4.000 | 0.500 | 6.000 | " \
+        "3.500 ± 0.500 | 0.500 ± 0.000 | 6.500 ± 0.500 | ×0.5 |  |"  # fmt: skip
+    assert "| batch | 64 | 6.000 | 0.500 | 4.000 |  |  |  |  |  |" in lines
+    assert "| batch | never |  |  |  |  |  |  |  | not measured: why |" in lines
+    assert "6 of 6 final runs" in ablations.listed(ablations.all_records(), 5)
+    record = json.loads((ablations.FOLDER / "wiki-batch-16-5m-rate1-seed0.json").read_text())
+    assert str(tmp_path) not in json.dumps(record)
+    monkeypatch.setattr(ablations, "processor", lambda: "another")
+    with pytest.raises(UserError, match="not on another: move"):
+        ablations.measure(given, Measured([]))
+
+
+def test_vocabularies_are_judged_by_bits_per_byte(page: Path) -> None:
+    (lever,) = (lever for lever in LEVERS if lever.name == "vocabulary")
+    for number, arm in enumerate(lever.arms):
+        run = Run(ablations.name_of(lever, arm), arm, 5)
+        arms.keep(run.path("wiki"), {"loss": number, "bits_per_byte": -number})
+    assert [arm.name for _, arm in ablations.best_two(lever, "wiki", 5)] == ["32,768", "16,384"]
+
+
+def test_time_to_loss_goes_on_and_tunes_its_peer_at_half_the_time(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time_to_loss, "ours", lambda given: config_of(()))
+    monkeypatch.setattr(time_to_loss, "export", lambda folder, config: fixed)
+    monkeypatch.setattr(time_to_loss, "has", lambda python, modules: True)
+    fixed, text = "hash", {"data": [f"{tmp_path}/wiki/x"], "valid": ["y"], "budget": "1m", "only": None}
+    given = argparse.Namespace(**text, peer_python="peer")
+    with pytest.raises(KeyboardInterrupt):
+        time_to_loss.measure(given, Measured([3.0, 6.0, 5.5, 5.0, 4.0], stops_after=5))
+    rest = Measured([4.5, 4.7, 3.8, 5.2])
+    time_to_loss.measure(given, rest)
+    peers = [job for job in rest.jobs if "learning_rate" in job]
+    assert [(job["learning_rate"], job["budget"]) for job in peers] == [(2e-3, 30), (4e-3, 30), (1e-3, 60)]
+    shown = page.read_text()
+    assert "| Trainer, tuned | float32 | 9 | 3.800 | 0.500 | 60 s | 1/1.0 |" in shown
+    assert "0.0005: 5.000, 0.001: 4.000, 0.002: 4.500, 0.004: 4.700" in shown
+    assert "(../benchmarks/results/time-to-loss-wiki-1m.png)" in shown
+    assert (tmp_path / "time-to-loss-wiki-1m.png").stat().st_size > 5_000
+    monkeypatch.setattr(time_to_loss, "plot", lambda result, file: None)
+    time_to_loss.measure(given, Measured([]))
+    fixed = "other"
+    with pytest.raises(UserError, match="another fixed, hash, not other: move it away"):
+        time_to_loss.measure(given, Measured([]))
+
+
+def test_without_a_peer_the_other_arms_are_measured(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(time_to_loss, "ours", lambda given: config_of(()))
+    monkeypatch.setattr(time_to_loss, "export", lambda folder, config: "hash")
+    monkeypatch.setattr(time_to_loss, "plot", lambda result, file: None)
+    text = {"data": [f"{tmp_path}/wiki/x"], "valid": ["y"], "budget": "1m", "only": None}
+    time_to_loss.measure(argparse.Namespace(**text, peer_python=None), Measured([3.0, 4.0, 5.0]))
+    assert "left out: trainer-tuned (--peer-python names no Python for them)" in capsys.readouterr().err
+    assert "| Trainer, run_mlm's defaults |  |  |  |  |  |  |" in page.read_text()
+    assert "| keras-hub's guide, through jax_mlm | float32 | 9 | 5.000 | 0.500 | 60 s | 1/1.0 |" in page.read_text()
+
+
+def test_the_first_measurement_as_low_as_a_loss() -> None:
+    curve = [[1.0, 9.0, 0.0], [2.0, 5.0, 0.0], [4.0, 5.5, 0.0], [8.0, 3.0, 0.0]]
+    assert [time_to_loss.reached(curve, loss) for loss in (9.5, 5.2, 3.0, 2.9)] == [1.0, 2.0, 8.0, None]
+
+
+# ---- the clock, and what is examined -------------------------------------------------------------
+
+
+def test_validation_stops_the_clock_and_comes_at_its_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from common.timed import Clock, TimedPace
+
+    now = 100.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    clock = Clock()
+    meta = {"step": 0, "elapsed": 0.0, "horizon": 0}
+    pace = TimedPace(0, 10.0, 0, meta, 4.0, stopping=clock, marks=[1.0, 2.0, 5.0])
+    due = []
+    for done in range(1, 11):
+        now += 0.75
+        pace.measure(done)
+        if pace.evaluation_due(done):
+            due.append(pace.elapsed())
+            with pace.evaluating():
+                now += 30
+    assert due == [1.5, 2.25, 5.25]
+    assert pace.elapsed() == pytest.approx(7.5)
+    assert pace.horizon == 13, "ten seconds of steps, of which validations take nothing"
+
+
+def test_q_k_and_v_apart_are_orthogonalised_as_matrices_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax.numpy as jnp
+    from common.timed import orthogonalise_apart
+
+    from jax_mlm.train import optim
+
+    monkeypatch.setattr(optim, "_every_orthogonalised", optim._every_orthogonalised)  # put back afterwards
+    draw = np.random.default_rng(0)
+    fused, plain = (jnp.asarray(draw.normal(size=(8, width)), jnp.float32) for width in (24, 8))
+    orthogonalise_apart()
+    done = optim._every_orthogonalised({"qkv": {"kernel": fused}, "out": {"kernel": plain}}, optim.PLAIN)
+    expected = [optim.orthogonalised(part) for part in (*jnp.split(fused, 3, axis=1), plain)]
+    np.testing.assert_allclose(done["qkv"]["kernel"], np.concatenate(expected[:3], 1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(done["out"]["kernel"], expected[3], rtol=1e-5, atol=1e-6)
+
+
+# ---- what is committed ---------------------------------------------------------------------------
+
+
+def test_records_that_are_committed_are_whole_and_the_page_shows_them() -> None:
+    records, page = ablations.all_records(), (ROOT / "docs" / "recipe.md").read_text()
+    names = {run.record for run in ablations.screening(5)}
+    for record in records:
+        assert record["arm"] in names
+        assert 0 < record["accuracy"] < 1 < record["loss"]
+        assert record["seconds"] == pytest.approx(60 * record["minutes"], rel=0.05)
+        assert {"bits_per_byte", "steps", "options", "versions", "processor", "commit", "seed", "rate"} <= set(record)
+    assert arms.filled(page, "ablations", ablations.sections(records, 5)) == page
+    parts = []
+    for path in sorted(time_to_loss.RESULTS.glob("time-to-loss-*.json")):
+        result = json.loads(path.read_text())
+        assert set(result["arms"]) <= set(time_to_loss.ARMS)
+        for record in result["arms"].values():
+            seconds = [point[0] for point in record["curve"]]
+            assert seconds == sorted(seconds)
+            assert {"loss", "accuracy", "settings", "versions", "processor", "steps"} <= set(record)
+        assert path.with_suffix(".png").is_file()
+        parts.append(time_to_loss.section(path, result))
+    assert arms.filled(page, "time to loss", "\n\n".join(parts) or time_to_loss.NOTHING) == page
+
+
+# ---- for real ------------------------------------------------------------------------------------
+
+SMALL = ("--layers", "1", "--width", "32", "--heads", "2", "--ff-width", "32", "--tokenizer-limit", "256")
+
+
+@pytest.mark.slow
+def test_two_arms_are_trained_and_their_records_kept(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    mean = Arm("mean of the last fifth", SMALL, how="mean")
+    monkeypatch.setattr(ablations, "LEVERS", (Lever("averaging", (Arm("none", SMALL), mean)),))
+    monkeypatch.setattr(ablations, "PIECE", 30)
+    monkeypatch.setattr("os.environ", environment)
+    (tmp_path / "text.txt").write_text(sentences(300))
+    files = {"data": [f"{tmp_path}/text.txt"], "valid": [f"{tmp_path}/text.txt"]}
+    ablations.measure(argparse.Namespace(**files, minutes=0.1, finalists=False))
+    last, averaged = sorted(ablations.all_records(), key=lambda record: record["arm"] != ablations.DEFAULTS)
+    for record in (last, averaged):
+        assert record["seconds"] == pytest.approx(6, abs=2)
+        assert record["steps"] > 5
+        assert 0 < record["bits_per_byte"] < 8
+        assert record["processor"] == processor()
+    assert averaged["states"] > 1
+    assert averaged["loss"] != averaged["last state"]["loss"]
+
+
+@pytest.mark.slow
+def test_transformers_has_the_same_loss_on_the_masked_documents(tmp_path: Path, environment: dict[str, str]) -> None:
+    torch = pytest.importorskip("torch", reason="compares with torch: pip install 'jax-mlm[reference]'")
+    pytest.importorskip("accelerate")
+    import jax
+    from time_to_loss_peer import Held
+    from transformers import ModernBertForMaskedLM
+
+    from jax_mlm.data.batches import pack_rows
+    from jax_mlm.data.dataset import open_dataset
+    from jax_mlm.evals.heldout import evaluate_rows, evenly_spaced
+    from jax_mlm.hf.weights import WEIGHTS, write_params
+    from jax_mlm.model.heads import init_params, make_forward
+    from jax_mlm.tasks.mlm import make_examine
+
+    (tmp_path / "text.txt").write_text(sentences(300))
+    options = [*SMALL, "--preset", "tiny", "--init-std", "0.2", "--eval-rows", "3", "--budget", "1m"]
+    config = COMMAND.read([*options, "--data", f"{tmp_path}/text.txt", "--valid", f"{tmp_path}/text.txt"])
+    time_to_loss.export(tmp_path, config)
+    data = open_dataset(config, tmp_path)
+    params = init_params(data.config.model, jax.random.key(0))
+    write_params(tmp_path / WEIGHTS, jax.device_get(params), data.config.model)
+    rows = pack_rows(data.valid.files, data.vocabulary, time_to_loss.LENGTH, "document")
+    examine = jax.jit(make_examine(make_forward(data.config.model), data.vocabulary, time_to_loss.LENGTH))
+    held = Held(tmp_path / "valid.npz", torch.device("cpu"))
+    model = ModernBertForMaskedLM.from_pretrained(tmp_path)
+    for indices, texts in zip(evenly_spaced(len(rows), 3), (held.part, held.rest), strict=True):
+        ours, (loss, right, count) = evaluate_rows(examine, params, rows, indices, 8), held.sums(model, texts)
+        assert (right, count) == (ours.correct, ours.count)
+        assert loss == pytest.approx(ours.loss_sum, rel=1e-4)
