@@ -1,5 +1,7 @@
 """Every way to compute attention gives what the scores of all pairs give."""
 
+import math
+import re
 from functools import partial
 
 import jax
@@ -8,8 +10,10 @@ import numpy as np
 import pytest
 from support.attention import dense, drawn, mixed
 
+from jax_mlm.model.ops import tiles
 from jax_mlm.model.ops.attention import Drop, attend
 from jax_mlm.model.ops.scores import block_attention
+from jax_mlm.model.ops.tiles import SHORTEST, TILE, tiled_attention
 
 
 @pytest.mark.parametrize(
@@ -35,7 +39,73 @@ def test_blocks_in_16_bits_round_as_the_scores_of_all_pairs_do():
     assert all(ours <= 3 * theirs for ours, theirs in zip(*errors, strict=True)), errors
 
 
-@pytest.mark.parametrize(("length", "window", "in_blocks"), [(192, 32, True), (191, 32, False), (512, None, False)])
+@pytest.fixture
+def in_tiles(monkeypatch):
+    """Return `tiled_attention` over documents, in tiles of 32 float32 weights or 64 of bfloat16."""
+    monkeypatch.setattr(tiles, "TILE", 128)
+    return lambda segments: partial(tiled_attention, segments=segments)
+
+
+@pytest.mark.parametrize("length", [1, 32, 97])
+def test_tiles_equal_the_scores_of_all_pairs(in_tiles, length):
+    q, k, v, g, segments = drawn(3, 2, length, 8, seed=length)
+    ours, theirs = (jax.jit(partial(mixed, way))(q, k, v, g) for way in (in_tiles(segments), dense(segments, None)))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()) + 1e-6)
+
+
+def test_tiles_in_16_bits_round_as_the_scores_of_all_pairs_do(in_tiles):
+    q, k, v, g, segments = drawn(2, 2, 200, 8, jnp.bfloat16)
+    exact = mixed(dense(segments, None), *(x.astype(jnp.float32) for x in (q, k, v, g)))
+    errors = [
+        [float(jnp.abs(a - b).max()) for a, b in zip(jax.jit(partial(mixed, way))(q, k, v, g), exact, strict=True)]
+        for way in (in_tiles(segments), dense(segments, None))
+    ]
+    assert all(ours <= 3 * theirs for ours, theirs in zip(*errors, strict=True)), errors
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [[7] * 128, [3] * 40 + [1] * 60 + [2] * 28, [5, 0] * 64],
+    ids=["one", "in any order", "padding between"],
+)
+def test_tiles_that_no_document_joins_are_left_out_and_no_others(in_tiles, documents):
+    q, k, v, g, _ = drawn(1, 2, 128, 8)
+    segments = jnp.asarray([documents], jnp.int32)
+    ours, theirs = (jax.jit(partial(mixed, way))(q, k, v, g) for way in (in_tiles(segments), dense(segments, None)))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_tiles_meet_where_a_row_has_a_document_in_both():
+    first, second = [1, 1, 1, 2, 2, 2, 0, 0], [1, 1, 2, 2, 3, 3, 4, 5]
+    batches = jnp.asarray([[first, first], [second, second], [first, second]], jnp.int32)
+    meet = jax.jit(jax.vmap(lambda rows: tiles._may_meet(tiles._tiles(rows[:, None, :, None], 2, -1))))(batches)
+    rows = [" ".join("".join(map(str, row)) for row in each) for each in meet.astype(int).tolist()]
+    assert rows == ["1100 1110 0110 0001", "1000 0100 0010 0001", "1100 1110 0110 0001"]
+
+
+def test_another_documents_tokens_change_nothing_however_large(in_tiles):
+    q, k, v, g, _ = drawn(1, 2, 96, 8)
+    segments = jnp.asarray([[1] * 40 + [2] * 56], jnp.int32)
+    run = jax.jit(partial(mixed, in_tiles(segments)))
+    larger = (jnp.where(jnp.arange(96)[:, None] < 40, 1e4, x) for x in (k, v))
+    for a, b in zip(run(q, k, v, g), run(q, *larger, g), strict=True):
+        np.testing.assert_array_equal(a[:, :, 40:], b[:, :, 40:])
+
+
+@pytest.mark.parametrize(("dtype", "length"), [("float32", SHORTEST), ("bfloat16", SHORTEST + 1)])
+def test_the_largest_array_of_attention_to_a_long_row_is_a_tile_of_scores(dtype, length):
+    q, k, v, g, segments = drawn(1, 2, length, 8, jnp.dtype(dtype))
+    text = jax.jit(partial(mixed, lambda *x: attend(*x, segments, None))).lower(q, k, v, g).as_text()
+    shapes = re.findall(r"tensor<([\dx]+)x[a-z]", text)
+    tile = TILE // jnp.dtype(dtype).itemsize
+    assert max(math.prod(map(int, shape.split("x"))) for shape in shapes) == 2 * tile * tile < length * length / 4
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "in_blocks"), [(192, 32, True), (191, 32, False), (512, None, False), (SHORTEST, None, True)]
+)
 def test_a_long_row_makes_no_scores_of_all_pairs(length, window, in_blocks):
     q, k, v, _, segments = drawn(2, 2, length, 8)
     text = jax.jit(jax.grad(lambda q: attend(q, k, v, segments, window).sum())).lower(q).as_text()

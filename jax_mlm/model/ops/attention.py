@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jax_mlm.model.ops.dense import in_rows
 from jax_mlm.model.ops.kernels import OURS, OWN, Kernels, by_kernel
 from jax_mlm.model.ops.scores import NEGATIVE, block_attention, dense_attention, pays_in_blocks, visible
+from jax_mlm.model.ops.tiles import pays_in_tiles, tiled_attention
 
 
 class Drop(NamedTuple):
@@ -91,7 +92,8 @@ def attend(
 ) -> Float[Array, "B H S K"]:
     """Return softmax(q · kᵀ) · v over the visible keys, by the kernel that was chosen for the run, or by our own.
 
-    Ours is the dense one, or the same block by block where the row is long against the window.
+    Ours is the dense one; where the row is long, it goes block by block in layers with a window, and tile by tile in
+    the others. Dropout is drawn for all pairs, so that it is always dense.
 
     Args:
         q, k, v: queries (scaled already), keys and values.
@@ -104,6 +106,8 @@ def attend(
         return by_kernel(q, k, v, segments, window, kernels)
     if drop is None and window is not None and pays_in_blocks(q.shape[2], window):
         return block_attention(q, k, v, segments, window)
+    if drop is None and window is None and pays_in_tiles(q.shape[2]):
+        return tiled_attention(q, k, v, segments)
     keep = None
     if drop is not None:
         B, H, S, _ = q.shape
