@@ -10,6 +10,7 @@ import itertools
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,7 +60,8 @@ def options_of(kind: type, base: object = None, part: str = "the run") -> Iterat
             yield name, part, f"--{name.replace('_', '-')}", {**settings, "dest": name, "default": argparse.SUPPRESS}
 
 
-def field_docs(kind: type) -> dict[str, str]:
+@cache
+def field_docs(kind: type) -> Mapping[str, str]:
     """Return the string that follows each field of a class."""
     body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]).body
     docs = {}
@@ -69,6 +71,7 @@ def field_docs(kind: type) -> dict[str, str]:
     return docs
 
 
+@cache
 def keys_of(table: str) -> tuple[str, ...]:
     """Return the keys of a module's table, read from its source: importing the module would import JAX as well."""
     *path, name = table.split(".")
