@@ -77,6 +77,7 @@ def test_a_thousand_first_answers_are_jaxs(imported: Imported, queries: list[str
     np.testing.assert_allclose([each["probability"] for each in found], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_int8_is_measured_on_the_text(imported: Imported, lines: list[str], tmp_path: Path) -> None:
     (tmp_path / "held-out.txt").write_text("\n".join(lines[:400]), encoding="utf-8")
     fill = convert(imported, tmp_path / "b", Request(calibration=tmp_path / "held-out.txt"))

@@ -168,6 +168,7 @@ def test_bad_input_gets_one_friendly_line(open_page: Callable[..., Page]) -> Non
 
 
 @needs_gradio
+@pytest.mark.slow
 def test_hidden_words_stay_hidden_while_others_are_written(open_page: Callable[..., Page]) -> None:
     page = open_page()
     page.fill("#text textarea", SENTENCE.replace("what word", "words"))
@@ -195,7 +196,7 @@ def test_attention_is_shown_when_unfolded(open_page: Callable[..., Page]) -> Non
 
 
 @needs_gradio
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_a_narrow_screen_holds_everything(open_page: Callable[..., Page], scheme: str) -> None:
     long = "Pneumonoultramicroscopicsilicovolcanoconiosis" * 3
     page = open_page(f"?text=model+{long}+a+super&hide=0", viewport={"width": 375, "height": 700}, color_scheme=scheme)
@@ -224,6 +225,7 @@ def test_a_bundle_without_attention_says_so(sentence_bundles: dict[str, Path]) -
 
 
 @needs_gradio
+@pytest.mark.slow
 def test_an_explanation_that_comes_too_late_is_dropped(
     sentence_bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

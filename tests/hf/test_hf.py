@@ -179,6 +179,7 @@ def test_bundles_of_real_checkpoints_give_the_same_top5(real: Any, tmp_path: Pat
             assert mask["candidates"][0]["token"] == recorded["published_fill"][row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("real", BUNDLED, indirect=True)
 def test_int8_bundles_of_real_checkpoints_keep_tokens_and_most_answers(real: Any, tmp_path: Path) -> None:
     name, folder, run = real

@@ -101,7 +101,10 @@ def made(web_runtime: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
     return make
 
 
-@pytest.mark.parametrize("kind", ["word", "wordpiece", "bpe", "unigram"])
+KINDS = ["wordpiece", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("word", "bpe", "unigram"))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_float32_answers_are_pythons(kind: str, made: Any, asked: Callable[[Path], Driven]) -> None:
     path = made(kind, "fp32")
     driven, fill = asked(path), FillMask(path)
@@ -109,6 +112,7 @@ def test_float32_answers_are_pythons(kind: str, made: Any, asked: Callable[[Path
         check(beside(driven, fill, text, hidden), FP32_TOLERANCE)
 
 
+@pytest.mark.slow
 def test_characters_without_spaces_are_words_and_added_ones_are_whole(
     web_runtime: dict[str, bytes], tmp_path: Path, open_page: Callable[..., Driven]
 ) -> None:
@@ -273,6 +277,7 @@ def test_the_address_carries_what_is_shown(sentence: Path, open_page: Callable[.
     assert again.page.input_value("#sentence") == "This model creates a super word"
 
 
+@pytest.mark.slow
 def test_examples_can_be_chosen(made: Any, tmp_path: Path, open_page: Callable[..., Driven]) -> None:
     path = Path(shutil.copytree(made("wordpiece", "fp32"), tmp_path / "b"))
     examples = ["one two three four", "five six"]
@@ -290,6 +295,7 @@ def test_examples_can_be_chosen(made: Any, tmp_path: Path, open_page: Callable[.
     assert open_page(made("bpe", "fp32")).text("status") == "Write a sentence first.", "no examples"
 
 
+@pytest.mark.slow
 def test_typing_keeps_the_words_that_stay(sentence: Path, open_page: Callable[..., Driven]) -> None:
     driven = open_page(sentence)
     driven.page.press("#sentence", "End")
@@ -301,6 +307,7 @@ def test_typing_keeps_the_words_that_stay(sentence: Path, open_page: Callable[..
     assert "At [MASK]" in driven.text("answers")
 
 
+@pytest.mark.slow
 def test_what_is_typed_while_the_model_loads_stays(sentence: Path, chromium: Browser, serve: Any) -> None:
     page, held = chromium.new_page(), []
     page.route("**/fast/fill_mask.onnx.data*", lambda route: held.append(route))
@@ -336,6 +343,7 @@ def test_bad_input_gets_a_friendly_line(sentence: Path, open_page: Callable[...,
     assert "this page takes up to 20000" in driven.settle().text("status")
 
 
+@pytest.mark.slow
 def test_nothing_overflows_a_narrow_screen(sentence: Path, open_page: Callable[..., Driven]) -> None:
     driven = open_page(sentence, viewport={"width": 375, "height": 700})
     for text in (SENTENCE, f"This {'very' * 60} {'x' * 300} word", "This model creates a word, " * 40):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.models import EACH_FAMILY, MODELS, SHAPE, assert_trees_equal, logits_of, softened
+from support.models import MODELS, SHAPE, assert_trees_equal, logits_of, softened
 from support.rows import prepared
 from support.runs import SMALL, save_run, train_line
 
@@ -34,6 +34,8 @@ from jax_mlm.train.new_words import with_words
 from jax_mlm.train.start import Initial, start_from
 
 LINES = 200
+FEW = ("bert", "modernbert")
+"""Families whose positions differ most: learned and rotary."""
 CONSTANT = [*SMALL, "--schedule", "constant", "--warmup", 0]
 
 
@@ -101,7 +103,9 @@ def test_it_resumes_without_the_weights_it_began_with(text: Path, tokenizer: Any
     assert "has lost its checkpoints" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("family", EACH_FAMILY)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in MODELS]
+)
 def test_new_words_and_more_positions_leave_the_old_answers(
     family: str, text: Path, tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -400,30 +400,34 @@ def test_a_mistake_costs_one_line_and_nothing_is_written(
     assert not (folder / "new").exists()
 
 
-def test_a_bundle_answers_a_file_as_evaluate_does(trained: Path, tagger: Path, folder: Path, capsys: Any) -> None:
-    for run, command, given in ((trained, "classify", "dev.tsv"), (tagger, "tag", "plain.jsonl")):
-        rows = [{"text": text} for text in texts(40, 3)]
-        (folder / "plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        answers, out = folder / "answers.jsonl", folder / "deep" / f"{command}.jsonl"
-        line = [str(run), "--data", str(folder / given), "--predictions", str(answers)]
-        assert evaluate.main(line) == 0
-        calibrate = ["--calibrate", str(folder / ("dev.tsv" if command == "classify" else "dev.conll"))]
-        assert onnx(["convert", str(run), str(folder / f"b-{command}"), *calibrate]) == 0
-        capsys.readouterr()
-        assert onnx([command, str(folder / f"b-{command}"), "--file", str(folder / given), "--out", str(out)]) == 0
-        assert f"{out}: {64 if command == 'classify' else 40} rows in" in capsys.readouterr().err
-        for ours, theirs in zip(map(json.loads, out.open()), map(json.loads, answers.open()), strict=True):
-            assert ours.keys() >= {"sentence" if command == "classify" else "text"}
-            if command == "classify":
-                assert (ours["label"], ours["predicted_label"]) == (theirs["label"], theirs["prediction"])
-                assert ours["probability"] == pytest.approx(theirs["probability"], abs=0.1)
-            else:
-                assert [each["text"] for each in ours["entities"]] == [each["text"] for each in theirs["entities"]]
-        manifest = read_manifest(folder / f"b-{command}")
-        calibration = manifest["parity"]["calibration"]
-        assert calibration["as_jax"]["fp32"] == 1
-        assert calibration["drop"] <= 0.005
-        assert manifest["labels"] == list(read_task(run).labels)
+@pytest.mark.parametrize(
+    ("command", "given"), [("classify", "dev.tsv"), pytest.param("tag", "plain.jsonl", marks=pytest.mark.slow)]
+)
+def test_a_bundle_answers_a_file_as_evaluate_does(
+    command: str, given: str, folder: Path, request: pytest.FixtureRequest, capsys: Any
+) -> None:
+    run: Path = request.getfixturevalue("trained" if command == "classify" else "tagger")
+    rows = [{"text": text} for text in texts(40, 3)]
+    (folder / "plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers, out = folder / "answers.jsonl", folder / "deep" / f"{command}.jsonl"
+    assert evaluate.main([str(run), "--data", str(folder / given), "--predictions", str(answers)]) == 0
+    calibrate = ["--calibrate", str(folder / ("dev.tsv" if command == "classify" else "dev.conll"))]
+    assert onnx(["convert", str(run), str(folder / f"b-{command}"), *calibrate]) == 0
+    capsys.readouterr()
+    assert onnx([command, str(folder / f"b-{command}"), "--file", str(folder / given), "--out", str(out)]) == 0
+    assert f"{out}: {64 if command == 'classify' else 40} rows in" in capsys.readouterr().err
+    for ours, theirs in zip(map(json.loads, out.open()), map(json.loads, answers.open()), strict=True):
+        assert ours.keys() >= {"sentence" if command == "classify" else "text"}
+        if command == "classify":
+            assert (ours["label"], ours["predicted_label"]) == (theirs["label"], theirs["prediction"])
+            assert ours["probability"] == pytest.approx(theirs["probability"], abs=0.1)
+        else:
+            assert [each["text"] for each in ours["entities"]] == [each["text"] for each in theirs["entities"]]
+    manifest = read_manifest(folder / f"b-{command}")
+    calibration = manifest["parity"]["calibration"]
+    assert calibration["as_jax"]["fp32"] == 1
+    assert calibration["drop"] <= 0.005
+    assert manifest["labels"] == list(read_task(run).labels)
 
 
 def test_commands_for_masked_words_name_what_fits(trained: Path, folder: Path, capsys: Any) -> None:
