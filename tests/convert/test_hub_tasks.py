@@ -41,6 +41,24 @@ IN_CHROMIUM = [
 """Of the default suite one family; the others are slow tests."""
 
 
+@pytest.fixture(scope="module")
+def optimum() -> str:
+    """Return a Python that has optimum, or skip: before any bundle is made for it."""
+    python = os.environ.get("JAX_MLM_PEERS_PYTHON")
+    if not python or subprocess.run([python, "-c", "import optimum.onnxruntime"], capture_output=True).returncode:
+        pytest.skip("set JAX_MLM_PEERS_PYTHON to a Python that has jax-mlm's extra `peers` (optimum-onnx)")
+    return python
+
+
+@pytest.fixture(scope="module")
+def node_modules() -> Path:
+    """Return the folder with @huggingface/transformers that $JAX_MLM_NODE_MODULES names, or skip."""
+    modules = os.environ.get("JAX_MLM_NODE_MODULES")
+    if not modules or not (Path(modules) / "@huggingface" / "transformers").is_dir():
+        pytest.skip("needs JAX_MLM_NODE_MODULES: a node_modules folder with @huggingface/transformers")
+    return Path(modules).resolve()
+
+
 @pytest.fixture(scope="module", params=[(task, family) for task in NAMED for family in FAMILIES], ids="-".join)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
     """Return a task, a family and a bundle of them for the hub."""
@@ -55,12 +73,9 @@ def asked(task: str) -> list[Any]:
     return [("the cat", text) for text in short] if task == "question-answering" else short
 
 
-def test_optimum_answers_alike(made: tuple[str, str, Path]) -> None:
-    python = os.environ.get("JAX_MLM_PEERS_PYTHON")
-    if not python or subprocess.run([python, "-c", "import optimum.onnxruntime"], capture_output=True).returncode:
-        pytest.skip("set JAX_MLM_PEERS_PYTHON to a Python that has jax-mlm's extra `peers` (optimum-onnx)")
+def test_optimum_answers_alike(optimum: str, made: tuple[str, str, Path]) -> None:
     task, _, folder = made
-    found = run_json([python, str(HERE / "hub_tasks.py"), task, str(folder), json.dumps(asked(task))])
+    found = run_json([optimum, str(HERE / "hub_tasks.py"), task, str(folder), json.dumps(asked(task))])
     if task == "text-classification":
         check_labels(found, folder)
     elif task == "token-classification":
@@ -78,14 +93,6 @@ def test_optimum_answers_alike(made: tuple[str, str, Path]) -> None:
             assert theirs["answer"].strip() == ours["answer"]
 
 
-def node_modules() -> Path:
-    """Return the folder with @huggingface/transformers that $JAX_MLM_NODE_MODULES names, or skip."""
-    modules = os.environ.get("JAX_MLM_NODE_MODULES")
-    if not modules or not (Path(modules) / "@huggingface" / "transformers").is_dir():
-        pytest.skip("needs JAX_MLM_NODE_MODULES: a node_modules folder with @huggingface/transformers")
-    return Path(modules).resolve()
-
-
 def check_transformers_js(found: Any, task: str, folder: Path) -> None:
     if task == "text-classification":
         check_labels(found, folder)
@@ -99,11 +106,11 @@ def check_transformers_js(found: Any, task: str, folder: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js")
-def test_transformers_js_answers_alike(made: tuple[str, str, Path]) -> None:
-    modules, (task, family, folder) = node_modules(), made
+def test_transformers_js_answers_alike(node_modules: Path, made: tuple[str, str, Path]) -> None:
+    task, family, folder = made
     if (task, family) in NO_CLASS:
         pytest.skip("transformers.js has no such class")
-    line = ["node", str(HERE / "hub_tasks.mjs"), str(modules), task, str(folder), json.dumps(asked(task))]
+    line = ["node", str(HERE / "hub_tasks.mjs"), str(node_modules), task, str(folder), json.dumps(asked(task))]
     check_transformers_js(run_json(line), task, folder)
 
 
@@ -121,9 +128,9 @@ IN_A_BROWSER = """async ([task, texts]) => {
 
 @pytest.mark.parametrize(("task", "family"), IN_CHROMIUM)
 def test_transformers_js_answers_alike_in_chromium(
-    task: str, family: str, chromium: Browser, serve: Callable[[Path], str], tmp_path: Path
+    task: str, family: str, node_modules: Path, chromium: Browser, serve: Callable[[Path], str], tmp_path: Path
 ) -> None:
-    (tmp_path / "modules").symlink_to(node_modules())
+    (tmp_path / "modules").symlink_to(node_modules)
     (tmp_path / "index.html").write_text("<!doctype html><title>empty</title>")
     folder = task_bundle(tmp_path / "bundle", NAMED[task], FAMILIES[family], family, layout="hub")
     address, page, requests = serve(tmp_path), chromium.new_page(), []
