@@ -16,7 +16,7 @@ from mlm_onnx.convert.precision import FP32, Precision
 from mlm_onnx.convert.quantize import INT8, block_size, quantize_blocks, quantize_columns
 from mlm_onnx.convert.targets import fill_mask_graph
 from support.bundles import fast_side
-from support.models import BERT, CONFIGS, MODERN, SHAPES, randomised, reference
+from support.models import BERT, CONFIGS, MODERN, SHAPES, USUAL, randomised, reference
 
 from jax_mlm.config import ModelConfig
 from jax_mlm.model.encoder import Inputs
@@ -43,7 +43,9 @@ def test_the_reference_answers_as_training_computes(name: str) -> None:
     np.testing.assert_allclose(reference(name).logits(ids, at), theirs, atol=1e-5 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in CONFIGS]
+)
 def test_logits_equal_jax(name: str, run: Any) -> None:
     config = CONFIGS[name]
     parity = LOGITS.compare(reference(name).logits, run(config, randomised(config)), config.vocab_size, SHAPES)

@@ -219,6 +219,7 @@ def test_json_lines_hold_words_or_offsets(tmp_path: Path) -> None:
     assert (first.text, first.spans) == (second.text, second.spans)
 
 
+@pytest.mark.slow
 def test_the_real_files_are_read_whole(shared_data: Path) -> None:
     sst2 = [str(shared_data / "sst2" / name) for name in ("train.tsv", "dev.tsv")]
     read = read_examples("classify", *sst2, "", Columns())

@@ -213,7 +213,7 @@ def test_the_table_names_every_array_once(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["tied", "untied"])
 def test_every_family_survives_the_way_out_and_in(
     family: str, tied: bool, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:

@@ -82,6 +82,7 @@ for resume_after, step in ((None, 7), (7, 14)):
 """
 
 
+@pytest.mark.slow
 def test_trackio_holds_the_same_figures_and_says_nothing_on_stdout(tmp_path):
     pytest.importorskip("trackio", reason="the extra trackio is not installed")
     (tmp_path / "run").mkdir()

@@ -79,7 +79,9 @@ def test_the_objective_is_their_weighted_sum_and_only_the_student_learns() -> No
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(to_teacher))
 
 
-@pytest.mark.parametrize("family", EACH_FAMILY)
+@pytest.mark.parametrize(
+    "family", ["roberta", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != "roberta")]
+)
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(family: str) -> None:
     model = replace(MODELS[family], layers=1, dropout=0.0, attention_dropout=0.0)
     params = softened(model)

@@ -431,7 +431,7 @@ def test_a_bundle_answers_a_file_as_evaluate_does(
 
 
 def test_commands_for_masked_words_name_what_fits(trained: Path, folder: Path, capsys: Any) -> None:
-    assert onnx(["convert", str(trained), str(folder / "bundle"), "--for", "web"]) == 2
+    assert onnx(["convert", str(trained), str(folder / "bundle"), "--for", "space"]) == 2
     assert train(["--init", str(trained), "--data", str(folder / "train.tsv"), "--out", str(folder / "x")]) == 2
     assert evaluate.main([str(trained), "--data", str(folder / "dev.tsv"), "--pll"]) == 2
     assert evaluate.main([str(trained), "--pairs", str(folder / "dev.tsv")]) == 2
