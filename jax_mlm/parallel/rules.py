@@ -36,6 +36,8 @@ AXES: Mapping[str, str] = {
     "up.kernel": "DF",
     "down.kernel": "FD",
     "head.kernel": "DE",
+    "pooler.kernel": "DE",
+    "classifier.kernel": "D-",
 }
 """Logical axes of the matrices, by the end of their path; the optimizer's copies of them have the same ends.
 

@@ -24,7 +24,7 @@ SEEDS_FILE = "seeds.json"
 GROUPS = {
     "text": ("init", "task", "data", "valid", "test", "text", "pair", "label", "labels", "problem"),
     "duration and output": ("epochs", "budget", "patience", "metric", "seeds", "out", "resume", "json"),
-    "training": ("lr", "batch", "length", "overlap", "class_weights", "freeze", "seed"),
+    "training": ("lr", "batch", "length", "overlap", "class_weights", "freeze", "mesh", "seed"),
 }
 
 
@@ -83,6 +83,8 @@ class FinetuneConfig:
     """Weight of each label in the loss: balanced, or a=2,b=0.5."""
     freeze: int = 0
     """Leave the embeddings and so many of the first layers as they are."""
+    mesh: str = ""
+    """Devices along each axis: data=4,fsdp=2,tensor=1, say, as for training; empty puts all along data."""
     seed: int = 0
     """Seed of the fresh weights, the order and the dropout."""
 
@@ -105,7 +107,7 @@ class FinetuneConfig:
 
 
 def defaults(given: Given) -> FinetuneConfig | None:
-    """Return the options of the run to resume, which those given override; None for a new run."""
+    """Return the options of the run to resume, of which --mesh alone may change; None for a new run."""
     if not given.get("resume"):
         for name, what in (("init", "the encoder"), ("task", "classify, tag or answer"), ("data", "the examples")):
             if not given.get(name):
@@ -115,11 +117,12 @@ def defaults(given: Given) -> FinetuneConfig | None:
         raise UserError("--resume needs --out DIR: the run directory to continue")
     before = options_of(Path(given["out"]))
     for name, value in given.items():
-        if name not in ("resume", "out", "json") and value != getattr(before, name):
+        if name not in ("resume", "out", "json", "mesh") and value != getattr(before, name):
             raise UserError(
                 f"--resume continues {given['out']} with its own options, but {name} differs from its {RUN_FILE}"
             )
-    return replace(before, resume=True, out=given["out"], json=given.get("json", False))
+    free = {"mesh": given.get("mesh", before.mesh), "json": given.get("json", False)}
+    return replace(before, resume=True, out=given["out"], **free)
 
 
 def options_of(run: Path) -> FinetuneConfig:

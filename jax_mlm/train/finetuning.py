@@ -30,7 +30,7 @@ from jax_mlm.hf.tasks import check_family
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.task_heads import begin_with
 from jax_mlm.parallel.compile import compile_step, compute_dtype
-from jax_mlm.parallel.mesh import replicated
+from jax_mlm.parallel.mesh import layout_of, read_layout, replicated
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run, read_run_file, read_task
 from jax_mlm.tasks.classify import class_weights, labelled, make_logits
@@ -103,7 +103,7 @@ def plan(options: FinetuneConfig) -> Plan:
     pad = vocabulary_of(tokenizer).pad
     rows, valid = train.rows(length, pad, options.seed), choosing.rows(length, pad)
     config = before or _recipe(options, model, length, rows, len(examples.train))
-    config = replace(config, resume=options.resume, out=options.out)
+    config = replace(config, resume=options.resume, out=options.out, mesh=options.mesh)
     start = None
     if params is not None:
         begun = begin_with(params, config.model, task, jax.random.key(options.seed))
@@ -206,9 +206,8 @@ def _length(
 
 def _recipe(options: FinetuneConfig, model: ModelConfig, length: int, rows: LabelledRows, examples: int) -> TrainConfig:
     """Return AdamW with a linear decay, and a rate and a length that suit the width and the number of examples."""
-    devices = jax.device_count()
-    batch = options.batch or max(1, round(EXAMPLES_A_STEP * len(rows) / examples))
-    batch = options.batch or -(-batch // devices) * devices
+    devices = read_layout(options.mesh, jax.device_count()).rows
+    batch = options.batch or -(-max(1, round(EXAMPLES_A_STEP * len(rows) / examples)) // devices) * devices
     epochs = options.epochs or (3 if examples > 50_000 else 10 if examples >= 5_000 else 20)
     steps = max(1, round(epochs * len(rows) / batch))
     return TrainConfig(
@@ -282,7 +281,8 @@ def _measures(
     """Compile the validation on the examples that choose; there are no samples."""
     config, rows = setup.config, plan.data.valid
     batch = min(max(config.batch, AT_ONCE), -(-len(rows) // config.batch) * config.batch)
-    batch = -(-batch // jax.device_count()) * jax.device_count()
+    devices = layout_of(setup.mesh).rows
+    batch = -(-batch // devices) * devices
     logits = make_logits(config.model, plan.task, jnp.float32)
     example = place(batch_of(rows, np.arange(batch)))
     compiled = compile_step(jax.jit(logits, out_shardings=replicated(setup.mesh)).lower(params, example))

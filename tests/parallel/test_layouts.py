@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from support.eight import on_eight_devices
-from support.steps import losses
+from support.steps import TUNED, losses
 
 from jax_mlm.errors import UserError
 from jax_mlm.parallel.mesh import Layout, read_layout
@@ -24,7 +24,7 @@ rules.LARGE = 0  # the moments of these small matrices are divided over data too
 print(json.dumps([losses(name, int(parts), make_mesh(16, int(parts), mesh))
                   for name, parts, mesh in (case.split(":") for case in sys.argv[1:])]))
 """
-FEW = ("muon:2:data=2,fsdp=2,tensor=2",)
+FEW = ("muon:2:data=2,fsdp=2,tensor=2", "single:1:data=4,fsdp=2")
 ALL = tuple(
     case
     for optimizer in ("adamw", "muon", "lamb")
@@ -32,10 +32,13 @@ ALL = tuple(
     if (case := f"{optimizer}:2:{mesh}") not in FEW
 )
 
+TASKS = tuple(f"{task}:2:data=2,fsdp=2,tensor=2" for task in TUNED)
+SLOW = tuple(pytest.param(cases, marks=pytest.mark.slow) for cases in (ALL, TASKS))
 
-@pytest.mark.parametrize("cases", [FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
+
+@pytest.mark.parametrize("cases", [FEW, *SLOW], ids=["few", "all", "tasks"])
 def test_every_layout_learns_as_one_device_does(cases: tuple[str, ...]) -> None:
-    """Twenty steps on isolated documents, with dropout, in float32."""
+    """Twenty steps on isolated documents, with dropout, in float32: masked tokens, and every task."""
     one = {name: losses(name, 1, None) for name in {case.split(":")[0] for case in cases}}
     for case, found in zip(cases, json.loads(on_eight_devices(LOSSES, *cases)), strict=True):
         np.testing.assert_allclose(found, one[case.split(":")[0]], rtol=1e-5, err_msg=case)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,19 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 from support.eight import on_eight_devices
 from support.models import CONFIGS
-from support.steps import state_shapes
+from support.steps import TUNED, state_shapes
 
 from jax_mlm.model.heads import init_params
+from jax_mlm.model.task_heads import init_task_params
 from jax_mlm.parallel.rules import AXES, STATE, axes_of, state_shardings
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_matrix_of_every_family_has_its_axes(name: str) -> None:
-    params = jax.eval_shape(lambda: init_params(CONFIGS[name], jax.random.key(0)))
+@pytest.mark.parametrize(
+    ("name", "task"), [*((name, None) for name in CONFIGS), ("bert", "single"), ("modernbert", "tag")]
+)
+def test_every_matrix_of_every_family_and_head_has_its_axes(name: str, task: str | None) -> None:
+    first = partial(init_task_params, CONFIGS[name], TUNED[task]) if task else partial(init_params, CONFIGS[name])
+    params = jax.eval_shape(first, jax.random.key(0))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         assert len(axes_of(path)) == (leaf.ndim if leaf.ndim > 1 else 0), jax.tree_util.keystr(path)
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_mlm.config import MaskConfig, ModelConfig, OptimConfig
+from jax_mlm.config import MaskConfig, ModelConfig, OptimConfig, TaskConfig
 from jax_mlm.data.batches import Batch
+from jax_mlm.data.labelled import LabelledBatch
 from jax_mlm.data.tokenizer import Vocabulary
 from jax_mlm.model.heads import init_params
 from jax_mlm.model.ops.kernels import OURS, Kernels
 from jax_mlm.parallel.mesh import make_placer
+from jax_mlm.tasks.classify import labelled
 from jax_mlm.tasks.mlm import masked_lm
+from jax_mlm.tasks.task import Task
 from jax_mlm.train import program
 from jax_mlm.train.optim import Products, make_optimizer, make_schedule
 from jax_mlm.train.state import laid_out
@@ -24,6 +28,15 @@ from jax_mlm.train.step import TrainState, init_state, make_train_step
 VOCABULARY = Vocabulary(size=64, pad=0, mask=4, unk=1, cls=2, sep=3, special=(0, 1, 2, 3, 4))
 CONFIG = ModelConfig(vocab_size=64, width=32, layers=1, heads=4, ff_width=48, max_length=32, dropout=0.1)
 LENGTH, BATCH = 32, 16
+TUNED = {
+    "single": TaskConfig("classify", ("no", "perhaps", "yes")),
+    "several": TaskConfig("classify", ("a", "b"), "multi"),
+    "number": TaskConfig("classify", (), "regression"),
+    "mean": TaskConfig("classify", ("no", "yes"), pooling="mean"),
+    "tag": TaskConfig("tag", ("O", "B-x", "I-x")),
+    "answer": TaskConfig("answer", pair=True),
+}
+"""What a model is fine-tuned for."""
 
 
 def uneven_batch(seed: int = 0) -> Batch:
@@ -66,6 +79,23 @@ def packed_batch(seed: int) -> Batch:
     return Batch(tokens, segments, positions, words, np.arange(BATCH, dtype=np.int32))
 
 
+def labelled_batch(task: TaskConfig, seed: int) -> LabelledBatch:
+    """Return such rows with a target for each document, read off its first token."""
+    batch = packed_batch(seed)
+    second = (batch.segments == 2).argmax(1)
+    at = np.stack([np.zeros_like(second), second], 1).astype(np.int32)
+    number = np.take_along_axis(batch.tokens, at, 1)
+    targets = number % max(task.outputs, 2)
+    if task.kind == "answer":
+        targets = np.stack([number % 2, 1 + number % 3], -1)
+    elif task.problem != "single":
+        targets = (number[..., None] % [2, 3] > 0 if task.problem == "multi" else number / 64).astype(np.float32)
+    items = np.arange(at.size, dtype=np.int32).reshape(at.shape)
+    ones = np.ones(at.shape, np.float32)
+    read = batch.tokens, batch.segments, batch.positions, np.zeros_like(batch.tokens)
+    return LabelledBatch(*read, at, items, targets, ones, ones, batch.rows)
+
+
 def jitted_step(
     optimizer: str,
     accumulate: int,
@@ -73,26 +103,38 @@ def jitted_step(
     config: ModelConfig = CONFIG,
     dtype=jnp.float32,
     kernels: Kernels = OURS,
+    task: Task[Any] | None = None,
 ):
     """Return a jitted training step and its first state, each device of the mesh having its part."""
     optim = OptimConfig(optimizer, lr=0.01, muon_lr=0.02, warmup=0.2)
-    tx = make_optimizer(optim, None, Products(jnp.float32, mesh))
-    task = masked_lm(config, MaskConfig(), VOCABULARY, LENGTH, dtype, kernels)
+    task = task or masked_lm(config, MaskConfig(), VOCABULARY, LENGTH, dtype, kernels)
+    tx = make_optimizer(optim, task.fixed, Products(jnp.float32, mesh))
     rest = task, tx, make_schedule(optim), jax.random.key(7), accumulate
-    first = lambda key: init_state(init_params(config, key), tx)  # noqa: E731
+    first = lambda key: init_state(task.init(key), tx)  # noqa: E731
     if mesh is None:
         return jax.jit(make_train_step(*rest)), jax.jit(first)(jax.random.key(0))
     laid = laid_out(jax.eval_shape(first, jax.random.key(0)), mesh)
     return program.jitted_step(*rest, mesh, laid), jax.jit(first, out_shardings=laid)(jax.random.key(0))
 
 
-def losses(optimizer: str, accumulate: int, mesh: Mesh | None, steps: int = 20) -> list[float]:
-    """Return the loss of each step on isolated documents."""
-    step, state = jitted_step(optimizer, accumulate, mesh)
+def losses(name: str, accumulate: int, mesh: Mesh | None, steps: int = 20) -> list[float]:
+    """Return the loss of each step on isolated documents, with that optimizer, or fine-tuned for that task of TUNED.
+
+    The models of all tasks are BERT's, but for that whose texts are the mean of their tokens; the table of that which
+    finds answers is frozen, with its layer.
+    """
+    tuned = TUNED.get(name)
+    if tuned:
+        model = replace(CONFIG, family="modernbert" if tuned.pooling == "mean" else "bert")
+        task = labelled(model, tuned, jnp.float32, freeze=int(tuned.kind == "answer"))
+        step, state = jitted_step("adamw", accumulate, mesh, task=task)
+    else:
+        step, state = jitted_step(name, accumulate, mesh)
     place = make_placer(mesh) if mesh else lambda batch: batch
     found = []
     for i in range(steps):
-        state, metrics = step(state, place(packed_batch(i)), jnp.int32(steps))
+        batch = labelled_batch(tuned, i % 4) if tuned else packed_batch(i)
+        state, metrics = step(state, place(batch), jnp.int32(steps))
         found.append(float(metrics.loss_sum) / float(metrics.count))
     return found
 

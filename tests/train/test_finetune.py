@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from mlm_onnx.__main__ import main as onnx
 from mlm_onnx.bundle.read import read_manifest
+from support.eight import on_eight_devices
 from support.models import assert_trees_equal
 from support.paths import ROOT
 
@@ -24,8 +25,10 @@ from jax_mlm.data.tokenizer import load_tokenizer
 from jax_mlm.evals.answers import predicted
 from jax_mlm.finetune import finetune, main
 from jax_mlm.hf.__main__ import main as hf
+from jax_mlm.parallel import compile as compiling
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run, read_run_file, read_task
+from jax_mlm.run.log import read_metrics
 from jax_mlm.tasks.classify import class_weights, label_metrics
 from jax_mlm.train.__main__ import main as train
 from jax_mlm.train.finetune_options import FinetuneConfig
@@ -152,6 +155,38 @@ def test_stopped_and_resumed_is_bitwise_the_same(trained: Path, folder: Path) ->
     again, _ = finetune(replace(config(folder, out=out), resume=True))
     assert_trees_equal(load_params(again, "latest"), load_params(trained, "latest"))
     assert json.loads((again / "scores.json").read_text()) == json.loads((trained / "scores.json").read_text())
+
+
+EIGHT = """
+import json, sys
+from jax_mlm.finetune import finetune
+from jax_mlm.parallel import compile as compiling, rules
+from jax_mlm.run.log import read_metrics
+from jax_mlm.train.finetune_options import FinetuneConfig, defaults
+from train.test_finetune import stopped_after
+compiling.FAST_BF16, rules.LARGE = False, 0  # in float32, and with the moments divided over data
+given, out = json.loads(sys.argv[1]), sys.argv[2]
+try:
+    finetune(FinetuneConfig(**given, mesh="data=2,fsdp=4", out=out), stopped_after(15))
+except KeyboardInterrupt:
+    run, _ = finetune(defaults({"resume": True, "out": out, "mesh": "data=4,fsdp=1,tensor=2"}))
+print(json.dumps([line["loss"] for line in read_metrics(run) if line["kind"] == "train"]))
+"""
+
+
+@pytest.mark.slow
+def test_a_layout_is_tuned_as_one_device_is_and_goes_on_as_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "FAST_BF16", False)
+    given = asdict(config(folder, epochs=3.0))
+    one, _ = finetune(FinetuneConfig(**{**given, "out": str(folder / "one")}))
+    expected = [line["loss"] for line in read_metrics(one) if line["kind"] == "train"]
+    del given["mesh"], given["out"]
+    printed = on_eight_devices(EIGHT, json.dumps(given), str(folder / "moved"))
+    np.testing.assert_allclose(json.loads(printed.splitlines()[-1]), expected, rtol=1e-5)
+    assert read_run(folder / "moved").mesh == "data=4,fsdp=1,tensor=2"
+    assert len(expected) > 2
 
 
 def test_a_run_is_not_resumed_with_other_examples(trained: Path, folder: Path, capsys: Any) -> None:
@@ -378,6 +413,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "two lengths": (["--epochs", "1", "--budget", "1m"], "exclude each other"),
     "a test without a choice": (["--valid", "", "--test", "dev.tsv"], "--test needs --valid"),
     "an unknown task": (["--task", "clasify"], "did you mean classify?"),
+    "no such axis": (["--mesh", "fdsp=2"], "did you mean fsdp?"),
+    "devices that are not here": (["--mesh", "fsdp=3"], "--mesh fsdp=3 is for 3 devices"),
     "a taken directory": (["--out", "."], "exists already"),
 }
 
