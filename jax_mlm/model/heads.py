@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import KeyPath
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
@@ -39,7 +41,7 @@ class MaskedLM(Encoder):
         c = self.config
         self.head = Dense(c, c.table_width, c.head_bias, self.dtype)
         self.head_norm = Norm(c)
-        if not c.tied:
+        if not c.tied or self.has_variable("params", "decoder"):  # a tied table has a copy once it is cast
             init = nn.initializers.normal(c.init_std)
             self.decoder = self.param("decoder", init, (c.vocab_size, c.table_width), jnp.float32)
         if c.decoder_bias:
@@ -52,8 +54,8 @@ class MaskedLM(Encoder):
         x = x.reshape(B * P, D)
         x = self.final_norm(x) if c.norm_first else x
         x = self.head_norm(ACTIVATIONS[c.head_activation or c.activation](self.head(x)))
-        table = (self.token_table if c.tied else self.decoder).astype(self.dtype)
-        logits = vocabulary_logits(x, table)
+        table = self.token_table if c.tied and not self.has_variable("params", "decoder") else self.decoder
+        logits = vocabulary_logits(x, table.astype(self.dtype))
         return (add_bias(logits, self.decoder_bias) if c.decoder_bias else logits).reshape(B, P, -1)
 
     def __call__(
@@ -72,6 +74,26 @@ def init_params(config: ModelConfig, key: Key[Array, ""]) -> Params:
     """Return initial parameters: matrices normal with `init_std`, norm scales 1, biases 0, all float32."""
     row = jnp.zeros((1, 2), jnp.int32)
     return MaskedLM(config).init(key, Inputs(row, row + 1, row), row)["params"]
+
+
+def make_cast(config: ModelConfig, dtype: DTypeLike, tied: bool) -> Callable[[Params], Params]:
+    """Return `cast(params)`: the matrices in the type that they are multiplied in, so that no use of them casts.
+
+    What is looked up, added or a norm's scale stays in float32; a `tied` table, which is both looked up and multiplied,
+    gets a copy named `decoder`. So do matrices of shared layers, whose gradients are added up in float32.
+    """
+    shared = 0 < config.layer_groups < config.layers
+
+    def one(path: KeyPath, x: Array) -> Array:
+        first, last = path[0].key, path[-1].key
+        return x.astype(dtype) if last in ("kernel", "decoder") and not (shared and first.startswith("layer_")) else x
+
+    def cast(params: Params) -> Params:
+        if jnp.dtype(dtype) == jnp.float32:
+            return params
+        return jax.tree_util.tree_map_with_path(one, {**params, "decoder": params["token_table"]} if tied else params)
+
+    return cast
 
 
 def make_forward(config: ModelConfig, dtype: DTypeLike = jnp.float32, kernels: Kernels = OURS) -> Forward:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey, KeyPath
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 Tree = TypeVar("Tree")
@@ -80,21 +81,26 @@ def state_shardings(shapes: Tree, mesh: Mesh, rules: Rules, large: Rules | None 
     return jax.tree_util.tree_map_with_path(sharding, shapes)
 
 
-def gathered(mesh: Mesh, tree: Tree) -> Tree:
+def gathered(mesh: Mesh, dtype: DTypeLike, tree: Tree) -> Tree:
     """Return the parameters as products need them; their gradient is divided again as the state is.
 
-    Each device then adds up only its own part of a gradient. Without fsdp, the parameters as they are.
+    Each device then adds up only its own part of a gradient. What is divided is sent in `dtype`, the type of the
+    products: a table that is looked up in float32 comes in its precision. Without fsdp, the parameters as they are.
     """
     if mesh.shape["fsdp"] == 1:
         return tree
+    constrained = jax.lax.with_sharding_constraint
 
-    def one(whole: NamedSharding, part: NamedSharding) -> Callable[[Array], Array]:
-        gather = jax.custom_vjp(lambda x: jax.lax.with_sharding_constraint(x, whole))
-        gather.defvjp(lambda x: (gather(x), None), lambda _, g: (jax.lax.with_sharding_constraint(g, part),))
-        return gather
+    def one(x: Array, whole: NamedSharding, part: NamedSharding) -> Array:
+        def sent(x: Array) -> Array:
+            own = x.astype(dtype if part.spec != whole.spec else x.dtype)
+            return constrained(constrained(own, part), whole).astype(x.dtype)  # without the first, it is sent uncast
 
-    laid = (state_shardings(tree, mesh, rules) for rules in (PRODUCTS, STATE))
-    return jax.tree.map(lambda x, whole, part: one(whole, part)(x), tree, *laid)
+        gather = jax.custom_vjp(sent)
+        gather.defvjp(lambda x: (sent(x), None), lambda _, g: (constrained(g, part),))
+        return gather(x)
+
+    return jax.tree.map(one, tree, *(state_shardings(tree, mesh, rules) for rules in (PRODUCTS, STATE)))
 
 
 def spread(mesh: Mesh, stack: Array) -> Array:

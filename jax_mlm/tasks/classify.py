@@ -16,6 +16,7 @@ from jax_mlm.data.labelled import LabelledBatch
 from jax_mlm.data.labels import Example, number_of, one_label, several
 from jax_mlm.errors import UserError, nearest
 from jax_mlm.model.encoder import Inputs, Params
+from jax_mlm.model.heads import make_cast
 from jax_mlm.model.task_heads import init_task_params, make_task_forward
 from jax_mlm.tasks.metrics import Metrics
 from jax_mlm.tasks.questions import span_metrics
@@ -103,6 +104,7 @@ def labelled(model: ModelConfig, task: TaskConfig, dtype: DTypeLike, freeze: int
         scheduled=lambda step, horizon: {},
         targets=0,  # the vocabulary is not projected at all
         fixed=fixed,
+        cast=make_cast(model, dtype, tied=False),
     )
 
 

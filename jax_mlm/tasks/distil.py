@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 from jax_mlm.config import DistilConfig, ModelConfig
 from jax_mlm.data.batches import Batch
 from jax_mlm.model.encoder import Inputs, Params
-from jax_mlm.model.heads import MaskedLM
+from jax_mlm.model.heads import MaskedLM, make_cast
 from jax_mlm.model.ops.kernels import OURS, Kernels
 from jax_mlm.tasks.metrics import Metrics, masked_metrics
 from jax_mlm.tasks.mlm import MaskedBatch
@@ -104,4 +104,6 @@ def distilled(
             total += config.distil_cosine * more["cosine"]
         return total, metrics._replace(more=more)
 
-    return Task(task.init, prepare, loss, task.examine, task.scheduled, task.targets, frozen=teacher_params)
+    frozen = make_cast(teacher, dtype, teacher.tied)(teacher_params)
+    given = task.init, prepare, loss, task.examine, task.scheduled, task.targets
+    return Task(*given, cast=task.cast, frozen=frozen)

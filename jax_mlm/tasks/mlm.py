@@ -14,7 +14,7 @@ from jax_mlm.config import MaskConfig, ModelConfig
 from jax_mlm.data.batches import Batch
 from jax_mlm.data.tokenizer import Vocabulary
 from jax_mlm.model.encoder import Inputs, Params
-from jax_mlm.model.heads import Forward, init_params, make_forward
+from jax_mlm.model.heads import Forward, init_params, make_cast, make_forward
 from jax_mlm.model.ops.kernels import OURS, Kernels
 from jax_mlm.tasks.masking import Masked, make_mask, rate_at, row_keys, slots
 from jax_mlm.tasks.metrics import Metrics, masked_metrics
@@ -98,4 +98,5 @@ def masked_lm(
         examine=make_examine(make_forward(model), vocabulary, length),
         scheduled=lambda step, horizon: {"mask_rate": float(rate_at(config, step, horizon))},
         targets=slots(config, length),
+        cast=make_cast(model, dtype, model.tied),
     )

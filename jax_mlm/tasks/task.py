@@ -36,5 +36,7 @@ class Task(Generic[Example]):
     """Maximum number of positions per row at which the vocabulary is projected."""
     fixed: Callable[[Params], Params] | None = None
     """Return True for each parameter that stays as it is (--freeze); None where all are trained."""
+    cast: Callable[[Params], Params] = lambda params: params
+    """Return the parameters as the loss multiplies them; done once a step, however many microbatches it has."""
     frozen: Params | None = None
     """Parameters that the loss reads but does not train, such as a teacher's; an argument of the step."""

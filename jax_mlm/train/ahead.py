@@ -34,7 +34,7 @@ def lowered_step(config: TrainConfig, mesh: Mesh) -> jax.stages.Lowered:
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(lambda key: init_state(task.init(key), tx), init_key)
     shardings = laid_out(shapes, mesh)
-    step = jitted_step(task, tx, make_schedule(config.optim), step_key, config.accumulate, mesh, shardings)
+    step = jitted_step(task, tx, make_schedule(config.optim), step_key, config.accumulate, dtype, mesh, shardings)
     tokens: Any = jax.ShapeDtypeStruct((config.batch, length), jnp.int32, sharding=by_row(mesh))
     rows: Any = jax.ShapeDtypeStruct((config.batch,), jnp.int32, sharding=by_row(mesh))
     batch = Batch(tokens, segments=tokens, positions=tokens, words=tokens, rows=rows)

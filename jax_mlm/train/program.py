@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Key
 
 from jax_mlm.config import ModelConfig
@@ -21,7 +22,7 @@ from jax_mlm.evals.heldout import Validates, Validator
 from jax_mlm.evals.samples import Answer, choose_samples, compile_samples
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.heads import make_forward
-from jax_mlm.parallel.compile import compile_step
+from jax_mlm.parallel.compile import compile_step, compute_dtype
 from jax_mlm.parallel.mesh import make_copier, make_placer, replicated
 from jax_mlm.parallel.rules import gathered
 from jax_mlm.tasks.metrics import Metrics
@@ -84,7 +85,8 @@ def compile_program(
 
     began = time.perf_counter()
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    step = jitted_step(setup.task, tx, schedule, step_key, config.accumulate, mesh, shardings)
+    dtype = compute_dtype(config)
+    step = jitted_step(setup.task, tx, schedule, step_key, config.accumulate, dtype, mesh, shardings)
     controls = frozen, scalar(np.float32(0)), scalar(np.int32(0))
     compiled = compile_step(step.lower(state, placed(first, 0).batch, scalar(np.int32(1)), *controls))
     finite = compile_step(jax.jit(all_finite, out_shardings=everywhere).lower(state))
@@ -108,14 +110,15 @@ def jitted_step(
     schedule: Schedule,
     key: Key[Array, ""],
     accumulate: int,
+    dtype: DTypeLike,
     mesh: Mesh,
     shardings: TrainState,
 ) -> jax.stages.Wrapped:
     """Return the step on a mesh, to be lowered; the next state lives where `shardings` says, in the last one's memory.
 
-    `make_train_step` describes the other arguments.
+    `dtype` is the type that the task computes in. `make_train_step` describes the other arguments.
     """
-    step = make_train_step(task, tx, schedule, key, accumulate, partial(gathered, mesh))
+    step = make_train_step(task, tx, schedule, key, accumulate, partial(gathered, mesh, dtype))
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 

@@ -51,9 +51,10 @@ def make_train_step(
     The gradient is that of Σloss / Σcount over the whole batch, in whatever number of microbatches it is computed.
     `frozen` are the parameters that the task does not train. Where the objective or the gradient is not finite, or the
     mean loss is not below `limit`, only the step's number advances. `order` chooses other masks for the same steps.
-    `gather` returns the parameters as products need them, where a device keeps only a part of each.
+    `gather` returns the parameters as products need them, where a device keeps only a part of each. They are cast and
+    gathered once, and each microbatch's gradient is that of the parameters in float32, where the state has them.
     """
-    value_and_gradient = jax.value_and_grad(lambda params, *rest: task.loss(gather(params), *rest), has_aux=True)
+    value_and_gradient = jax.value_and_grad(task.loss, has_aux=True)
 
     def train_step(
         state: TrainState,
@@ -67,12 +68,14 @@ def make_train_step(
         keys = jax.vmap(jax.random.split)(row_keys(key, key_step, jnp.asarray(batch.rows)))
         parts = (task.prepare(batch, keys[:, 0], state.step, horizon), keys[:, 1])
 
-        def evaluate(params: Params, example: Example, drop_keys: Key[Array, " B"]) -> tuple[Array, Metrics, Params]:
-            (objective, metrics), grads = value_and_gradient(params, frozen, example, drop_keys)
-            return objective, metrics, grads
+        ready, gradient_of_state = jax.vjp(lambda params: task.cast(gather(params)), state.params)
+
+        def evaluate(example: Example, drop_keys: Key[Array, " B"]) -> tuple[Array, Metrics, Params]:
+            (objective, metrics), grads = value_and_gradient(ready, frozen, example, drop_keys)
+            return objective, metrics, *gradient_of_state(grads)
 
         if accumulate == 1:
-            objective, metrics, grads = evaluate(state.params, *parts)
+            objective, metrics, grads = evaluate(*parts)
         else:
             # Microbatch m takes rows m, m + A, m + 2A, …: each device keeps its own rows.
             parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), parts)
@@ -80,10 +83,10 @@ def make_train_step(
             def add(
                 total: tuple[Array, Metrics, Params], part: tuple[Example, Key[Array, " B"]]
             ) -> tuple[tuple[Array, Metrics, Params], None]:
-                return jax.tree.map(jnp.add, total, evaluate(state.params, *part)), None
+                return jax.tree.map(jnp.add, total, evaluate(*part)), None
 
             first = jax.tree.map(lambda x: x[0], parts)
-            shapes = jax.eval_shape(evaluate, state.params, *first)
+            shapes = jax.eval_shape(evaluate, *first)
             zero = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
             (objective, metrics, grads), _ = jax.lax.scan(add, zero, parts)
         grads = jax.tree.map(lambda g: g / jnp.maximum(metrics.count, 1.0), grads)

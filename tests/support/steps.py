@@ -114,7 +114,7 @@ def jitted_step(
     if mesh is None:
         return jax.jit(make_train_step(*rest)), jax.jit(first)(jax.random.key(0))
     laid = laid_out(jax.eval_shape(first, jax.random.key(0)), mesh)
-    return program.jitted_step(*rest, mesh, laid), jax.jit(first, out_shardings=laid)(jax.random.key(0))
+    return program.jitted_step(*rest, dtype, mesh, laid), jax.jit(first, out_shardings=laid)(jax.random.key(0))
 
 
 def losses(name: str, accumulate: int, mesh: Mesh | None, steps: int = 20) -> list[float]:

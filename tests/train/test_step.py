@@ -1,16 +1,24 @@
 """One step: the same whatever the microbatches, devices or batches before, and it compiles once."""
 
 import pickle
+from collections import Counter
 from functools import cache
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from support.eight import on_eight_devices
-from support.steps import take_steps, tree_difference
+from support.steps import CONFIG, LENGTH, VOCABULARY, packed_batch, state_shapes, take_steps, tree_difference
 
+from jax_mlm.config import MaskConfig, OptimConfig
 from jax_mlm.tasks.metrics import Metrics
+from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.train.meter import Meter
+from jax_mlm.train.optim import make_optimizer, make_schedule
+from jax_mlm.train.step import make_train_step
 
 
 @cache
@@ -25,6 +33,28 @@ def test_accumulation_equals_one_batch():
     assert tree_difference(whole, parts) < 2e-5
     assert their_metrics.count == metrics.count
     np.testing.assert_allclose(their_metrics.loss_sum, metrics.loss_sum, rtol=1e-5)
+
+
+def test_matrices_are_cast_once_a_step_outside_the_loop_over_microbatches() -> None:
+    """The table is cast for the projection; it is looked up in float32."""
+    task = masked_lm(CONFIG, MaskConfig(), VOCABULARY, LENGTH, jnp.bfloat16)
+    config = OptimConfig()
+    step = make_train_step(task, make_optimizer(config), make_schedule(config), jax.random.key(7), accumulate=4)
+    state = state_shapes()
+    casts = {"once": Counter[tuple[int, ...]](), "in the loop": Counter[tuple[int, ...]]()}
+
+    def count(jaxpr: Any, where: str) -> None:
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "convert_element_type" and equation.params["new_dtype"] == jnp.bfloat16:
+                casts[where][equation.invars[0].aval.shape] += 1
+            within = "in the loop" if equation.primitive.name == "scan" else where
+            for inside in jaxprs_in_params(equation.params):
+                count(inside, within)
+
+    count(jax.make_jaxpr(step)(state, packed_batch(0), jnp.int32(9)).jaxpr, "once")
+    matrices = Counter(leaf.shape for leaf in jax.tree.leaves(state.params) if leaf.ndim == 2)
+    assert {shape: casts["once"][shape] for shape in matrices} == matrices
+    assert not {shape: casts["in the loop"][shape] for shape in matrices if casts["in the loop"][shape]}
 
 
 EIGHT = """
