@@ -1,0 +1,86 @@
+"""What eight devices compute, hold and save on several layouts: for a process of its own (`on_eight_devices`)."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_mlm.parallel import rules
+from jax_mlm.parallel.mesh import make_mesh, make_placer
+from jax_mlm.run.checkpoint import restore, save_last, saving
+from jax_mlm.train.state import laid_out
+from support.steps import jitted_step, losses, packed_batch
+
+
+def learned(cases: list[str]) -> list[list[float]]:
+    """Return the losses of each case, written optimizer-or-task:microbatches:mesh."""
+    split = (case.split(":") for case in cases)
+    return [losses(name, int(parts), make_mesh(16, int(parts), mesh)) for name, parts, mesh in split]
+
+
+def gathers() -> dict[str, Any]:
+    """Return what a step in 16 bits gathers, before the exchanges of a CPU are widened, and the shapes of matrices."""
+    mesh = make_mesh(16, 2, "data=2,fsdp=4")
+    step, state = jitted_step("adamw", 2, mesh, dtype=jnp.bfloat16)
+    lowered = step.lower(state, make_placer(mesh)(packed_batch(0)), jnp.int32(9))
+    with tempfile.TemporaryDirectory() as folder:
+        lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd-partitioning"})
+        text = next(Path(folder).glob("*after_spmd-partitioning*")).read_text()
+    found = re.findall(r" = (\w+\[[\d,]*\])\S* all-gather\(", text)
+    return {"gathers": found, "matrices": [leaf.shape for leaf in jax.tree.leaves(state.params) if leaf.ndim == 2]}
+
+
+def memory(layout: str) -> dict[str, Any]:
+    """Return what a compiled step holds between steps, and the bytes of the whole state by kind."""
+    mesh = make_mesh(16, 1, layout)
+    step, state = jitted_step("adamw", 1, mesh)
+    batch = make_placer(mesh)(packed_batch(0))
+    compiled = step.lower(state, batch, jnp.int32(9)).compile()
+    leaves = jax.tree.leaves(state)
+    rest = sum(leaf.nbytes for leaf in leaves if leaf.ndim < 2)
+    return {
+        "arguments": compiled.memory_analysis().argument_size_in_bytes,
+        "params": sum(leaf.nbytes for leaf in jax.tree.leaves(state.params) if leaf.ndim == 2),
+        "matrices": sum(leaf.nbytes for leaf in leaves if leaf.ndim == 2),
+        "head": state.params["head"]["kernel"].nbytes,
+        "rest": rest + sum(leaf.nbytes for leaf in jax.tree.leaves(batch)) // (mesh.shape["data"] * mesh.shape["fsdp"]),
+        "gathers": compiled.as_text().count("all-gather("),
+    }
+
+
+def saved(folder: Path) -> int:
+    """Save a state on one layout, restore it onto two others, and return its number of arrays; state.npz has them."""
+    _, state = jitted_step("muon", 1, make_mesh(16, 1, "data=2,fsdp=2,tensor=2"))
+    np.savez(folder / "state.npz", *map(np.asarray, jax.tree.leaves(state)))
+    with saving(folder) as checkpoints:
+        save_last(checkpoints, state, {"step": 0, "elapsed": 0.0, "horizon": 0}, None)
+        for layout in ("data=8", "fsdp=8"):
+            mesh = make_mesh(16, 1, layout)
+            laid = laid_out(state, mesh)
+            like = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state, laid)
+            found = restore(checkpoints, like)
+            assert found is not None
+            for old, new, where in zip(*map(jax.tree.leaves, (state, found[0], like)), strict=True):
+                assert new.sharding == where.sharding
+                assert np.asarray(old).tobytes() == np.asarray(new).tobytes()
+    return len(jax.tree.leaves(state))
+
+
+if __name__ == "__main__":
+    report: dict[str, Any] = {}
+    if folder := sys.argv[1]:
+        report |= gathers()
+    rules.LARGE = 0  # the moments of these small matrices are divided over data too
+    report["losses"] = learned(sys.argv[2:])
+    if folder:
+        report["memory"] = {layout: memory(layout) for layout in ("data=8", "data=2,fsdp=2,tensor=2")}
+        report["saved"] = saved(Path(folder))
+    print(json.dumps(report))
