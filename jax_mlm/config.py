@@ -354,7 +354,8 @@ class TrainConfig:
     batch: int = 32
     """Rows in an optimizer step, over all devices."""
     accumulate: int = 1
-    """Microbatches that an optimizer step is computed in."""
+    """Microbatches that an optimizer step is computed in. 0, which accelerators take unless a number is given, is as
+    few as fit their memory."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the computation; auto is bfloat16 where the hardware multiplies it fast, else float32. Parameters are
     float32."""
@@ -386,10 +387,11 @@ class TrainConfig:
                 **dict.fromkeys(("steps", "eval_every", "eval_rows", "profile"), (0, LARGEST)),
                 "log_every": (1, LARGEST),
                 "seed": (0, (1 << 32) - 1),
-                **dict.fromkeys(("batch", "accumulate"), (1, 1 << 24)),
+                "batch": (1, 1 << 24),
+                "accumulate": (0, 1 << 24),
             },
         )
-        if self.batch % self.accumulate:
+        if self.accumulate and self.batch % self.accumulate:
             raise ValueError(f"--batch {self.batch} is not a multiple of --accumulate {self.accumulate}")
         if self.add_tokens and (self.tokenizer or not self.init):
             raise ValueError("--add-tokens adds to the tokenizer of --init: give --init, and no --tokenizer")

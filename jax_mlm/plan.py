@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -22,6 +23,7 @@ from jax_mlm.config import TrainConfig
 from jax_mlm.cost.chips import CHIPS, Chip
 from jax_mlm.cost.collectives import Exchange, exchanges
 from jax_mlm.cost.flops import layers_pairs, train_flops
+from jax_mlm.cost.memory import bytes_of, most_rows
 from jax_mlm.errors import UserError, unknown_choice
 from jax_mlm.presets import PRESETS
 
@@ -232,27 +234,10 @@ def made(where: Slice, config: PlanConfig, train: TrainConfig) -> Plan:
 
 def compile_for(mesh: Mesh, train: TrainConfig, options: Mapping[str, Any] | None = None) -> Compiled | None:
     """Return the compiled step of a run with this mesh; None where the compiler finds that it does not fit."""
-    import jax
-
+    from jax_mlm.parallel.compile import compiled_if_it_fits
     from jax_mlm.train.ahead import lowered_step
 
-    try:
-        return lowered_step(train, mesh).compile(compiler_options=dict(options or {}))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error) or "hbm" in str(error).lower():
-            return None
-        raise
-
-
-def bytes_of(compiled: Compiled | None) -> dict[str, int]:
-    """Return what a device holds: the state with its batch, the step's temporaries, and all."""
-    if compiled is None:
-        return {}
-    found = compiled.memory_analysis()
-    assert found is not None
-    new = found.output_size_in_bytes - found.alias_size_in_bytes
-    step = found.temp_size_in_bytes + max(new, 0)
-    return {"state": found.argument_size_in_bytes, "step": step, "all": found.argument_size_in_bytes + step}
+    return compiled_if_it_fits(lowered_step(train, mesh), options or {})
 
 
 def largest_batch(mesh: Mesh, train: TrainConfig, rows: int, memory: float, reference: int, known: int) -> int:
@@ -269,8 +254,8 @@ def largest_batch(mesh: Mesh, train: TrainConfig, rows: int, memory: float, refe
     at_reference, at_other = quick(reference), quick(other)
     if at_reference is None or at_other is None:  # it fits with optimization only, or twice the least is too much
         return reference if known <= memory else 0
-    slope = known / at_reference * (at_reference - at_other) / (reference - other)
-    return max(0, int((memory - known + slope * reference) / slope / rows)) * rows if slope > 0 else reference
+    most = most_rows((reference, known), (other, known * at_other / at_reference), memory)
+    return max(0, int(most / rows)) * rows if most < math.inf else reference
 
 
 def step_flops(train: TrainConfig) -> float:

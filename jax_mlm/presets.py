@@ -1,7 +1,7 @@
 """Named sets of defaults: shapes and recipes of our own, and those that the papers of the six families give.
 
-Where a paper's batch is larger than a device holds, it is computed in microbatches; give --batch and --accumulate for
-a different one. Vocabularies are rounded up to a multiple of 64.
+Where a paper's batch is larger than a processor's memory holds, it is computed in microbatches there; give --batch and
+--accumulate for a different one. Vocabularies are rounded up to a multiple of 64.
 """
 
 from __future__ import annotations

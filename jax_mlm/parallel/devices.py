@@ -24,10 +24,14 @@ def describe_machine() -> dict[str, str | int]:
     return {"backend": jax.default_backend(), "kind": device.device_kind, **counts}
 
 
+def limit_of_device() -> int | None:
+    """Return the bytes that JAX may take of a device's memory; None where the device does not tell, as a CPU."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
 def memory_of_device() -> int:
     """Return the bytes of one device's memory: this machine's, where it computes on the CPU."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return limit_of_device() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def warn_of_unused_accelerator() -> None:

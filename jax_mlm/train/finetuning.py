@@ -220,6 +220,7 @@ def _recipe(options: FinetuneConfig, model: ModelConfig, length: int, rows: Labe
         budget=options.budget,
         seed=options.seed,
         batch=batch,
+        accumulate=1 if jax.default_backend() == "cpu" else 0,
         model=model,
         corpus=DataConfig(length=length),
         optim=OptimConfig(

@@ -34,6 +34,7 @@ from jax_mlm.run.checkpoint import Meta, save, save_last, saving
 from jax_mlm.signals import Stopped
 from jax_mlm.train.memory import memory_advice
 from jax_mlm.train.meter import Meter
+from jax_mlm.train.microbatches import in_microbatches
 from jax_mlm.train.optim import Products, make_optimizer, make_schedule
 from jax_mlm.train.pace import Pace
 from jax_mlm.train.profile import profiled
@@ -80,7 +81,7 @@ def train(
         progress = stack.enter_context(Progress())
         stack.enter_context(mending_cache(compile_cache(config)))
         config, run, still_mine = stack.enter_context(claimed(config))
-        setup = set_up(config, run)
+        setup = in_microbatches(set_up(config, run))
         config = setup.config
         tx = make_optimizer(config.optim, setup.task.fixed, Products(compute_dtype(config), setup.mesh))
         schedule = make_schedule(config.optim)

@@ -49,7 +49,8 @@ def shown(argv: Sequence[str]) -> TrainConfig:
 def defaults(given: Given) -> TrainConfig:
     """Return the config that the given options override: that of the run to resume, or of the preset.
 
-    The other hosts are joined here, before any device is used.
+    The other hosts are joined here, before any device is used. A preset's microbatches are for processors: on
+    accelerators a new run takes as few as fit.
     """
     preset, data = given.get("preset"), given.get("data")
     if preset is not None and preset not in PRESETS:
@@ -66,13 +67,15 @@ def defaults(given: Given) -> TrainConfig:
         return replace(before, resume=True, profile=0)  # what was asked for once is not done again
     if preset is None and data is None:
         return PRESETS["sentence"]
-    if preset is None:
-        import jax
+    import jax
 
+    if preset is None:
         preset = "tiny" if jax.default_backend() == "cpu" else "small"
         if hosts.is_first():
             print(f"--data without --preset: using {preset} for {jax.default_backend()}", file=sys.stderr)
     chosen = replace(PRESETS[preset], steps=0) if "budget" in given else PRESETS[preset]
+    if jax.default_backend() != "cpu":
+        chosen = replace(chosen, accumulate=0)
     if "init" in given:
         from jax_mlm.train.start import continued
 

@@ -50,6 +50,10 @@ Measures = Callable[["Setup", Params, Callable[[Any], Any]], tuple[Validates, Ca
 """(setup, parameters, placer of batches) → validation, and answers to samples."""
 
 
+TRIED = 32
+"""Rows of a device that kernels are tried with where the number of microbatches follows later."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """What a run is made of; none of it changes while it trains."""
@@ -144,7 +148,7 @@ def check_run(config: TrainConfig, run: Path) -> tuple[float | None, Mesh]:
     budget = parse_budget(config.budget) if config.budget else None
     if budget is None and config.steps < 1:
         raise UserError(f"--steps must be at least 1, not {config.steps}")
-    mesh = make_mesh(config.batch, config.accumulate, config.mesh)
+    mesh = make_mesh(config.batch, config.accumulate or 1, config.mesh)
     layout = layout_of(mesh)
     check_memory(config, memory_of_device(), *layout)
     print(describe_devices() + (f", mesh {layout}" if config.mesh else ""), file=sys.stderr)
@@ -184,7 +188,8 @@ def kernels_of(data: Dataset, mesh: Mesh, run: Path) -> tuple[Kernels, Json]:
     config, rows = data.config, data.train
     if jax.default_backend() == "cpu":
         return OURS, {}
-    share = np.arange(config.batch // config.accumulate // layout_of(mesh).rows) % len(rows)
+    most = config.batch // layout_of(mesh).rows
+    share = np.arange(most // config.accumulate if config.accumulate else min(most, TRIED)) % len(rows)
     documents = rows.documents + 1 if rows.pack == "document" else 1
     device = read_run_file(run).get("device") if config.resume else None
     before = None
