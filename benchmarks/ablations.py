@@ -1,7 +1,7 @@
 """Measure what each part of the recipe is worth: one lever at a time from the defaults of the preset tiny.
 
-    python benchmarks/ablations.py --data wiki.train.tokens --valid wiki.valid.tokens --minutes 5
-    python benchmarks/ablations.py --data wiki.train.tokens --valid wiki.valid.tokens --finalists
+    python benchmarks/ablations.py --data wikitext-2/wiki.train.tokens --valid wikitext-2/wiki.valid.tokens --minutes 5
+    python benchmarks/ablations.py --data wikitext-2/wiki.train.tokens --valid wikitext-2/wiki.valid.tokens --finalists
     python benchmarks/ablations.py --list
     python benchmarks/ablations.py --table
 
@@ -29,7 +29,7 @@ from common.machine import command, processor
 
 FOLDER = ROOT / "benchmarks" / "results" / "ablations"
 FINAL_MINUTES, SEEDS, RATES = 10.0, (0, 1, 2), (1.0, 0.5)
-"""Of the finalists; rates are shares of the defaults."""
+"""How the finalists are run; rates are shares of the defaults."""
 PIECES, PIECE = 100, 300
 """Pieces of the validation text whose bits per byte are measured, and the characters of each at most."""
 
@@ -39,7 +39,7 @@ class Arm(NamedTuple):
 
     name: str
     options: tuple[str, ...] = ()
-    """Of `python -m jax_mlm.train`."""
+    """Words of the command line of `python -m jax_mlm.train`."""
     how: str = ""
     """What no option says: mean, the mean of the states of the last fifth; apart, Q, K and V orthogonalised apart."""
     missing: str = ""

@@ -1,7 +1,7 @@
 """Measure the loss that recipes reach in equal time: ours, transformers' Trainer, and the recipe of a public guide.
 
-    python benchmarks/time_to_loss.py --data wiki.train.tokens --valid wiki.valid.tokens --budget 10m \
-        --peer-python ../reference/bin/python
+    python benchmarks/time_to_loss.py --data wikitext-2/wiki.train.tokens --valid wikitext-2/wiki.valid.tokens \
+        --budget 10m --peer-python ../reference/bin/python
     python benchmarks/time_to_loss.py --table
 
 All arms have one text, one WordPiece tokenizer, and one shape but for the guide's; all are measured on the same masked

@@ -51,7 +51,7 @@ class PlanConfig:
     batch: int = 0
     """Rows in an optimizer step, over all devices; 0 takes the preset's, or a row a device if that is more."""
     accumulate: int = 0
-    """Microbatches that a step is computed in; 0 takes the preset's."""
+    """Microbatches that a step is computed in; 0 takes the preset's, where a run chooses as few as fit."""
     length: int = 0
     """Tokens in a row; 0 takes the preset's."""
     optimizer: Literal["", "adamw", "muon", "lamb"] = ""

@@ -47,7 +47,7 @@ def has(python: str, modules: str) -> bool:
 
 
 def facts() -> dict[str, str]:
-    """Return what each record says of where and when it was measured."""
+    """Return where and when each record was measured."""
     return {"processor": processor(), "commit": commit(), "date": time.strftime("%Y-%m-%d")}
 
 

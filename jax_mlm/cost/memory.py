@@ -63,7 +63,7 @@ def bytes_of(compiled: Compiled | None) -> dict[str, int]:
 
 
 def most_rows(one: tuple[int, float], other: tuple[int, float], memory: float) -> float:
-    """Return how many rows fit at a time, as two programs tell: (rows, bytes) each. Memory grows in proportion.
+    """Return how many rows fit at a time, from two programs: (rows, bytes) each. Memory grows in proportion.
 
     Infinite where it does not grow.
     """

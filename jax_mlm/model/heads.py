@@ -80,7 +80,7 @@ def make_cast(config: ModelConfig, dtype: DTypeLike, tied: bool) -> Callable[[Pa
     """Return `cast(params)`: the matrices in the type that they are multiplied in, so that no use of them casts.
 
     What is looked up, added or a norm's scale stays in float32; a `tied` table, which is both looked up and multiplied,
-    gets a copy named `decoder`. So do matrices of shared layers, whose gradients are added up in float32.
+    gets a copy named `decoder`. Matrices of shared layers stay in float32 too: their gradients are added up in it.
     """
     shared = 0 < config.layer_groups < config.layers
 

@@ -80,7 +80,8 @@ def make_mesh(batch: int, accumulate: int, mesh: str = "") -> Mesh:
     if (batch // accumulate) % layout.rows:
         raise UserError(
             f"--batch {batch} in {accumulate} microbatches does not divide over {layout.rows} devices: "
-            f"make it a multiple of {accumulate * layout.rows}"
+            f"make it a multiple of {accumulate * layout.rows}, or choose a --mesh whose data × fsdp divides "
+            f"{batch // accumulate}"
         )
     return mesh_over(devices, layout)
 

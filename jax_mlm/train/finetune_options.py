@@ -107,7 +107,10 @@ class FinetuneConfig:
 
 
 def defaults(given: Given) -> FinetuneConfig | None:
-    """Return the options of the run to resume, of which --mesh alone may change; None for a new run."""
+    """Return the options of the run to resume; None for a new run.
+
+    --mesh alone may change, but not between several seeds: their batches could differ.
+    """
     if not given.get("resume"):
         for name, what in (("init", "the encoder"), ("task", "classify, tag or answer"), ("data", "the examples")):
             if not given.get(name):
@@ -116,13 +119,16 @@ def defaults(given: Given) -> FinetuneConfig | None:
     if not given.get("out"):
         raise UserError("--resume needs --out DIR: the run directory to continue")
     before = options_of(Path(given["out"]))
+    free = (
+        ("resume", "out", "json") if (Path(given["out"]) / SEEDS_FILE).is_file() else ("resume", "out", "json", "mesh")
+    )
     for name, value in given.items():
-        if name not in ("resume", "out", "json", "mesh") and value != getattr(before, name):
+        if name not in free and value != getattr(before, name):
             raise UserError(
                 f"--resume continues {given['out']} with its own options, but {name} differs from its {RUN_FILE}"
             )
-    free = {"mesh": given.get("mesh", before.mesh), "json": given.get("json", False)}
-    return replace(before, resume=True, out=given["out"], **free)
+    taken = {"mesh": given.get("mesh", before.mesh), "json": given.get("json", False)}
+    return replace(before, resume=True, out=given["out"], **taken)
 
 
 def options_of(run: Path) -> FinetuneConfig:

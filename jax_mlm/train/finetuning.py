@@ -37,6 +37,7 @@ from jax_mlm.tasks.classify import class_weights, labelled, make_logits
 from jax_mlm.tasks.questions import longest_answer
 from jax_mlm.tasks.tagging import check_types, tags_for, types_of
 from jax_mlm.train.finetune_options import FinetuneConfig
+from jax_mlm.train.memory import TUNED
 from jax_mlm.train.setup import Setup, check_run
 from jax_mlm.train.start import Initial, is_run
 from jax_mlm.train.survey import Survey
@@ -211,7 +212,7 @@ def _recipe(options: FinetuneConfig, model: ModelConfig, length: int, rows: Labe
     epochs = options.epochs or (3 if examples > 50_000 else 10 if examples >= 5_000 else 20)
     steps = max(1, round(epochs * len(rows) / batch))
     return TrainConfig(
-        preset="finetune",
+        preset=TUNED,
         data=(options.data,),
         valid=tuple(filter(None, (options.valid, options.test))),
         init=options.init,

@@ -27,7 +27,7 @@ SHARE = 0.9
 def in_microbatches(setup: Setup) -> Setup:
     """Return the set-up with as few microbatches as fit a device's memory, if their number is left open, and print it.
 
-    What a step needs is told by programs of this very run. Where a device does not tell how much it has, there is one.
+    What a step needs is read from programs of this very run. A device that does not report its memory takes one.
     """
     config = setup.config
     if config.accumulate:
@@ -58,7 +58,8 @@ def choose(need: Callable[[int], float], batch: int, devices: int, room: float) 
 
     Args:
         need: number of microbatches → bytes of the step on a device; infinite where it is known not to fit. It is
-            asked of two numbers besides those, of which the second has at most half the rows of the first.
+            asked of two numbers besides those, of which the second has at most half the rows of the first, and of the
+            one that their line gives, and finer ones until one fits.
         devices: devices that compute different rows.
         room: bytes.
     """
@@ -70,8 +71,12 @@ def choose(need: Callable[[int], float], batch: int, devices: int, room: float) 
     rows, size = measured(batch)
     if size <= room:
         return 1
+    too_many = rows
     while math.isinf(size) and rows > devices:
         rows, size = measured(rows / 4)
     fewer, less = measured(rows / 2 * min(room / size, 1))
     most = most_rows((rows, size), (fewer, less), room) if fewer < rows and size < math.inf else 0
-    return fewest_microbatches(batch, devices, most)
+    parts = fewest_microbatches(batch, devices, min(most, too_many - 1))
+    while need(parts) > room and batch // parts > devices:
+        parts = fewest_microbatches(batch, devices, batch // parts - 1)
+    return parts

@@ -49,8 +49,8 @@ def shown(argv: Sequence[str]) -> TrainConfig:
 def defaults(given: Given) -> TrainConfig:
     """Return the config that the given options override: that of the run to resume, or of the preset.
 
-    The other hosts are joined here, before any device is used. A preset's microbatches are for processors: on
-    accelerators a new run takes as few as fit.
+    The other hosts are joined here, before any device is used. A preset's microbatches are for devices
+    that do not say how much memory they have: on others a new run takes as few as fit.
     """
     preset, data = given.get("preset"), given.get("data")
     if preset is not None and preset not in PRESETS:
@@ -69,12 +69,14 @@ def defaults(given: Given) -> TrainConfig:
         return PRESETS["sentence"]
     import jax
 
+    from jax_mlm.parallel.devices import limit_of_device
+
     if preset is None:
         preset = "tiny" if jax.default_backend() == "cpu" else "small"
         if hosts.is_first():
             print(f"--data without --preset: using {preset} for {jax.default_backend()}", file=sys.stderr)
     chosen = replace(PRESETS[preset], steps=0) if "budget" in given else PRESETS[preset]
-    if jax.default_backend() != "cpu":
+    if limit_of_device() is not None:
         chosen = replace(chosen, accumulate=0)
     if "init" in given:
         from jax_mlm.train.start import continued

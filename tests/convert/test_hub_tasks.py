@@ -38,7 +38,7 @@ IN_CHROMIUM = [
     for case in ((task, family) for task in NAMED for family in FAMILIES)
     if case not in NO_CLASS
 ]
-"""Of the default suite one family; the others are slow tests."""
+"""One family in the default suite; the others are slow tests."""
 
 
 @pytest.fixture(scope="module")

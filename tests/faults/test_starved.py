@@ -390,6 +390,8 @@ def test_advice_on_memory_fits_the_rules() -> None:
         "try --accumulate 2, with --resume --out r (the same gradient, 32 rows"
     )
     assert advice(8, 1, 8, Path("r")) == "try a new run with a smaller --length, --width or --layers"
+    assert advice(64, 1, 1, Path("r"), tuned=True) == "try a new run with --batch 32"
+    assert advice(1, 1, 1, Path("r"), tuned=True) == "try a new run with a smaller --length"
 
 
 @pytest.mark.parametrize(

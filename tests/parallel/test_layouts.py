@@ -86,6 +86,30 @@ def test_weights_are_gathered_once_a_step_in_the_type_of_the_products(few: Few) 
     assert sorted(weights) == sorted("bf16" + matrix for matrix in matrices)
 
 
+TEMPORARIES = """
+import json, sys
+from support.layouts import temporaries
+print(json.dumps([temporaries(*case) for case in json.loads(sys.argv[1])]))
+"""
+
+
+@pytest.mark.slow
+def test_temporaries_fall_with_the_rows_of_a_device_as_theory_says() -> None:
+    """A device that computes 16 of 128 rows at a time needs what one device needs for 16 rows; 32 need twice as much.
+
+    Weights do not fall along fsdp: they are whole while they are multiplied. Their gradients do, which are whole along
+    data. Along tensor what is as wide as the heads, the feed-forward layer or the vocabulary is halved, and hidden
+    states are whole on both devices.
+    """
+    alone = [("data=1", 16, 1), ("data=1", 32, 1), ("data=1", 128, 8)]
+    divided = [("data=8", 128, 1), ("fsdp=8", 128, 1), ("data=4,tensor=2", 128, 1)]
+    found = json.loads(on_eight_devices(TEMPORARIES, json.dumps([*alone, *divided])))
+    few, more, parts, data, fsdp, tensor = found
+    assert more == pytest.approx(2 * few, rel=0.1)
+    assert [parts, data, fsdp] == pytest.approx([few] * 3, rel=0.1)
+    assert 0.5 * more < tensor < 0.8 * more
+
+
 def test_a_checkpoint_is_restored_onto_any_other_layout_and_count(few: Few) -> None:
     with np.load(few.folder / "state.npz") as saved:
         assert len(saved.files) == few.found["saved"]

@@ -13,9 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_mlm.config import DataConfig, ModelConfig, TrainConfig
+from jax_mlm.cost.memory import bytes_of
 from jax_mlm.parallel import rules
-from jax_mlm.parallel.mesh import make_mesh, make_placer
+from jax_mlm.parallel.mesh import make_mesh, make_placer, mesh_over, read_layout
 from jax_mlm.run.checkpoint import restore, save_last, saving
+from jax_mlm.train.ahead import lowered_step
 from jax_mlm.train.state import laid_out
 from support.steps import jitted_step, losses, packed_batch
 
@@ -54,6 +57,15 @@ def memory(layout: str) -> dict[str, Any]:
         "rest": rest + sum(leaf.nbytes for leaf in jax.tree.leaves(batch)) // (mesh.shape["data"] * mesh.shape["fsdp"]),
         "gathers": compiled.as_text().count("all-gather("),
     }
+
+
+def temporaries(layout: str, batch: int, parts: int) -> int:
+    """Return the bytes that a device needs within a step, besides the state and the batch."""
+    count = 1 if layout == "data=1" else 8
+    model = ModelConfig(vocab_size=256, width=64, layers=1, heads=4, ff_width=128, max_length=64)
+    config = TrainConfig(model=model, dtype="float32", batch=batch, accumulate=parts, corpus=DataConfig(length=64))
+    mesh = mesh_over(jax.devices()[:count], read_layout(layout, count))
+    return bytes_of(lowered_step(config, mesh).compile())["step"]
 
 
 def saved(folder: Path) -> int:

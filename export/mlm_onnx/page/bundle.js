@@ -56,7 +56,7 @@ export async function load(manifest, graph, progress) {
 /** Return the file with the weights of all graphs in fast/. */
 const weightsOf = ({ files }) => Object.keys(files).find((name) => name.endsWith('.onnx.data')) ?? 'fast/*.onnx.data';
 
-/** Return what a page says about its model. */
+/** Return what a page shows about its model. */
 export const factsOf = (manifest) => ({
   dtype: manifest.dtype,
   origin: manifest.origin,

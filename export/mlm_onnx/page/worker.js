@@ -6,7 +6,7 @@ const messageOf = (error) => (error instanceof Problem ? error.message : `Someth
 /**
  * Open a model and reply to the page's questions.
  *
- * `open(progress, known)` returns it; `known` tells the page what is known before everything is downloaded.
+ * `open(progress, known)` returns it; `known` gives the page what is known before everything is downloaded.
  */
 export function serve(open) {
   const progress = (fraction) => postMessage({ kind: 'progress', fraction });

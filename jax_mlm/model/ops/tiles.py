@@ -52,7 +52,7 @@ class _Saved(NamedTuple):
     segments: Array
     out: Array
     log_total: Array
-    """Of each query: ln Σ exp(score)."""
+    """ln Σ exp(score) of each query."""
 
 
 def _forward(q: Array, k: Array, v: Array, segments: Array) -> tuple[Array, _Saved]:
