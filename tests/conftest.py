@@ -35,10 +35,10 @@ cached_shapes = cache(expected_shapes)
 WORKERS = 4
 """Most workers at a time: each takes a gigabyte of memory."""
 LONGEST = (
-    "page",
     "train/test_train",
-    "docs/test_docs",
     "parallel",
+    "page",
+    "docs/test_docs",
     "tasks",
     "faults/test_kills",
     "train",
@@ -49,7 +49,8 @@ LONGEST = (
     "model",
     "faults",
 )
-"""Folders and files of tests that start first, so that all workers end together."""
+"""Folders and files of tests that start first, so that all workers end together; those that need the founding sentence
+follow when it is trained."""
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -107,6 +107,7 @@ def test_words_are_clicked_and_answers_are_the_predictors(open_page: Callable[..
 
 
 @needs_gradio
+@pytest.mark.slow
 def test_the_address_is_the_page(open_page: Callable[..., Page], bundle: Path) -> None:
     page = open_page()
     page.click(".chip[data-position='7']")

@@ -133,6 +133,7 @@ def test_characters_without_spaces_are_words_and_added_ones_are_whole(
     assert "“Deniz” itself is" in driven.text("answers")
 
 
+@pytest.mark.slow
 def test_int8_answers_are_near_pythons(made: Any, open_page: Callable[..., Driven]) -> None:
     path = made("wordpiece", "int8")
     driven, fill = open_page(path), FillMask(path)
@@ -264,6 +265,7 @@ def test_keyboard_and_screen_reader(sentence: Path, open_page: Callable[..., Dri
     assert driven.page.eval_on_selector_all("button, input, select, textarea", unnamed) == 0
 
 
+@pytest.mark.slow
 def test_the_address_carries_what_is_shown(sentence: Path, open_page: Callable[..., Driven]) -> None:
     driven = open_page(sentence)
     driven.page.fill("#sentence", "This model creates a super word")

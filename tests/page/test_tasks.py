@@ -140,6 +140,7 @@ def test_answers_are_pythons(name: str, kind: str, family: str, made: Any, asked
     assert answered > 0
 
 
+@pytest.mark.slow
 def test_int8_labels_are_near_pythons(made: Any, open_page: Callable[..., Driven]) -> None:
     folder = made("classify", "wordpiece", dtype="int8")
     driven = open_page(folder, "#" + urlencode({"text1": LONG}))

@@ -50,7 +50,7 @@ def test_lengths_and_offsets_lay_out_every_token_once():
         assert offset.tolist() == [*cuts[:-1], *unused, -1]
 
 
-@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.slow), 20])
 def test_splash_equals_the_scores_of_all_pairs(monkeypatch, window):
     from jax.experimental.pallas.ops.tpu import splash_attention
 
@@ -80,8 +80,8 @@ def lowered(kernels: Kernels, mesh=None) -> str:
     ("kernels", "masks"),
     [
         (Kernels("cudnn packed", "cudnn mask", 4), 1),
-        (Kernels("cudnn lengths", "cudnn mask", 1), 1),
-        pytest.param(Kernels("cudnn packed", "cudnn flex", 4), 0, marks=FLEX),
+        pytest.param(Kernels("cudnn lengths", "cudnn mask", 1), 1, marks=pytest.mark.slow),
+        pytest.param(Kernels("cudnn packed", "cudnn flex", 4), 0, marks=[FLEX, pytest.mark.slow]),
         pytest.param(Kernels("cudnn flex", "cudnn flex", 4), 0, marks=FLEX),
     ],
     ids=lambda value: ", ".join(value[:2]) if isinstance(value, Kernels) else "",

@@ -28,10 +28,9 @@ TASKS = ("single:1:data=4,fsdp=2", *(f"{task}:2:data=2,fsdp=2,tensor=2" for task
 SLOW = tuple(pytest.param(cases, marks=pytest.mark.slow) for cases in (ALL, TASKS))
 
 
-def on_eight(cases: tuple[str, ...], folder: Path | str = "") -> dict[str, Any]:
-    """What `support.layouts` reports; all of it if it has a folder to save in."""
-    program = "import runpy; runpy.run_module('support.layouts', run_name='__main__')"
-    return json.loads(on_eight_devices(program, str(folder), *cases))
+def on_eight(*what: str) -> Any:
+    """What `support.layouts` reports: held; temporaries; or what is learned, with a folder to save a state in or ""."""
+    return json.loads(on_eight_devices("import runpy; runpy.run_module('support.layouts', run_name='__main__')", *what))
 
 
 class Few(NamedTuple):
@@ -42,9 +41,15 @@ class Few(NamedTuple):
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Few:
-    """One process for all that the default suite asks of eight devices."""
+    """One process for what the default suite asks of eight devices."""
     folder = tmp_path_factory.mktemp("layouts")
-    return Few(on_eight(FEW, folder), folder)
+    return Few(on_eight(str(folder), *FEW), folder)
+
+
+@pytest.fixture(scope="module")
+def held() -> dict[str, Any]:
+    """What compiled steps hold and gather."""
+    return on_eight("held")
 
 
 def assert_learned_alike(cases: tuple[str, ...], found: list[list[float]]) -> None:
@@ -62,15 +67,16 @@ def test_every_layout_learns_as_one_device_does(few: Few) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("cases", [ALL, TASKS], ids=["masked tokens", "tasks"])
 def test_every_other_layout_does_too(cases: tuple[str, ...]) -> None:
-    assert_learned_alike(cases, on_eight(cases)["losses"])
+    assert_learned_alike(cases, on_eight("", *cases)["losses"])
 
 
-def test_memory_falls_as_theory_says(few: Few) -> None:
+@pytest.mark.slow
+def test_memory_falls_as_theory_says(held: dict[str, Any]) -> None:
     """What a compiled step holds between steps: along data a copy of the parameters, and an eighth of the moments.
 
     The square matrix of the head has no axis for tensor: twice as much of it and of its two moments is held.
     """
-    for text, found in few.found["memory"].items():
+    for text, found in held["memory"].items():
         moments = found["matrices"] - found["params"]
         own = found["params"] if text == "data=8" else found["params"] / 4
         again = found["head"] / 4 + 2 * found["head"] / 8 if "tensor" in text else 0
@@ -79,18 +85,12 @@ def test_memory_falls_as_theory_says(few: Few) -> None:
         assert found["gathers"], text
 
 
-def test_weights_are_gathered_once_a_step_in_the_type_of_the_products(few: Few) -> None:
+@pytest.mark.slow
+def test_weights_are_gathered_once_a_step_in_the_type_of_the_products(held: dict[str, Any]) -> None:
     """In 16 bits, with two microbatches. JAX 0.10 gathers what is laid out for its products as well, on CPUs."""
-    matrices = [f"[{rows},{columns}]" for rows, columns in few.found["matrices"]]
-    weights = [found for found in few.found["gathers"] if found[found.index("[") :] in matrices]
+    matrices = [f"[{rows},{columns}]" for rows, columns in held["matrices"]]
+    weights = [found for found in held["gathers"] if found[found.index("[") :] in matrices]
     assert sorted(weights) == sorted("bf16" + matrix for matrix in matrices)
-
-
-TEMPORARIES = """
-import json, sys
-from support.layouts import temporaries
-print(json.dumps([temporaries(*case) for case in json.loads(sys.argv[1])]))
-"""
 
 
 @pytest.mark.slow
@@ -103,8 +103,7 @@ def test_temporaries_fall_with_the_rows_of_a_device_as_theory_says() -> None:
     """
     alone = [("data=1", 16, 1), ("data=1", 32, 1), ("data=1", 128, 8)]
     divided = [("data=8", 128, 1), ("fsdp=8", 128, 1), ("data=4,tensor=2", 128, 1)]
-    found = json.loads(on_eight_devices(TEMPORARIES, json.dumps([*alone, *divided])))
-    few, more, parts, data, fsdp, tensor = found
+    few, more, parts, data, fsdp, tensor = on_eight("temporaries", json.dumps([*alone, *divided]))
     assert more == pytest.approx(2 * few, rel=0.1)
     assert [parts, data, fsdp] == pytest.approx([few] * 3, rel=0.1)
     assert 0.5 * more < tensor < 0.8 * more

@@ -79,7 +79,7 @@ def test_a_pipe_gets_plain_lines():
     assert len(lines) == 5
 
 
-@pytest.mark.parametrize("columns", [60, 200])
+@pytest.mark.parametrize("columns", [60, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_terminal_gets_a_panel_that_fits(columns):
     sent, _ = seen_at_terminal(columns, "-c", SCENE)
     assert "╭" in sent

@@ -87,12 +87,13 @@ def saved(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    report: dict[str, Any] = {}
-    if folder := sys.argv[1]:
-        report |= gathers()
+    what, *rest = sys.argv[1:]
+    report: Any = gathers() if what == "held" else None
     rules.LARGE = 0  # the moments of these small matrices are divided over data too
-    report["losses"] = learned(sys.argv[2:])
-    if folder:
+    if what == "held":
         report["memory"] = {layout: memory(layout) for layout in ("data=8", "data=2,fsdp=2,tensor=2")}
-        report["saved"] = saved(Path(folder))
+    elif what == "temporaries":
+        report = [temporaries(*case) for case in json.loads(rest[0])]
+    else:
+        report = {"losses": learned(rest), "saved": saved(Path(what)) if what else 0}
     print(json.dumps(report))

@@ -73,6 +73,9 @@ NAMESAKES = ("xlm-roberta", "camembert")
 EACH_FAMILY = [pytest.param(name, marks=pytest.mark.slow if name in NAMESAKES else ()) for name in MODELS]
 """Families to try; two differ from RoBERTa in nothing but the name, and are slow tests."""
 
+TWO_FAMILIES = [pytest.param(name, marks=() if name in ("bert", "modernbert") else pytest.mark.slow) for name in MODELS]
+"""Families to try: those whose positions differ most, learned and rotary; the others are slow tests."""
+
 SHAPE = {"vocab_size": 128, "width": 16, "layers": 1, "heads": 2, "ff_width": 24, "max_length": 32}
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.models import EACH_FAMILY, MODELS, SHAPE, assert_trees_equal, logits_of, randomised, softened
+from support.models import EACH_FAMILY, MODELS, SHAPE, TWO_FAMILIES, assert_trees_equal, logits_of, randomised, softened
 from support.runs import SMALL, save_run, train_line
 from support.steps import BATCH, LENGTH, VOCABULARY, tree_difference, uneven_batch
 from support.texts import write_sentences
@@ -79,9 +79,7 @@ def test_the_objective_is_their_weighted_sum_and_only_the_student_learns() -> No
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(to_teacher))
 
 
-@pytest.mark.parametrize(
-    "family", ["roberta", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != "roberta")]
-)
+@pytest.mark.parametrize("family", TWO_FAMILIES)
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(family: str) -> None:
     model = replace(MODELS[family], layers=1, dropout=0.0, attention_dropout=0.0)
     params = softened(model)

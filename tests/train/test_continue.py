@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.models import MODELS, SHAPE, assert_trees_equal, logits_of, softened
+from support.models import MODELS, SHAPE, TWO_FAMILIES, assert_trees_equal, logits_of, softened
 from support.rows import prepared
 from support.runs import SMALL, save_run, train_line
 
@@ -34,8 +34,6 @@ from jax_mlm.train.new_words import with_words
 from jax_mlm.train.start import Initial, start_from
 
 LINES = 200
-FEW = ("bert", "modernbert")
-"""Families whose positions differ most: learned and rotary."""
 CONSTANT = [*SMALL, "--schedule", "constant", "--warmup", 0]
 
 
@@ -86,6 +84,7 @@ def test_the_first_step_has_the_loss_of_the_weights(family: str, text: Path, tok
     assert read_run_file(run)["data"]["init"] == {"from": str(source)}
 
 
+@pytest.mark.slow
 def test_it_resumes_without_the_weights_it_began_with(text: Path, tokenizer: Any, tmp_path: Path, capsys: Any) -> None:
     model = model_of("roberta")
     save_run(tmp_path / "from", model, softened(model), tokenizer)
@@ -103,9 +102,7 @@ def test_it_resumes_without_the_weights_it_began_with(text: Path, tokenizer: Any
     assert "has lost its checkpoints" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in MODELS]
-)
+@pytest.mark.parametrize("family", TWO_FAMILIES)
 def test_new_words_and_more_positions_leave_the_old_answers(
     family: str, text: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
