@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,11 +67,13 @@ def trained(init: Path, task: str, arm: Arm, train: Path, dev: Path | None) -> A
         for name in ("lr", "epochs", "seed"):
             options += [f"--{name}", str(arm[name])]
         options += ["--valid", str(dev)] if dev else []
-        began = time.perf_counter()
         scores = json.loads(_jax_mlm("finetune", *options).splitlines()[-1])
-    held_out = scores["choosing"][metric]
-    found = {"held out": held_out, "step": scores["step"], "seconds": round(time.perf_counter() - began)}
-    return {**arm, **found, **({"dev": scores[metric]} if dev else {})}
+    return {
+        **arm,
+        "held out": scores["choosing"][metric],
+        "step": scores["step"],
+        **({"dev": scores[metric]} if dev else {}),
+    }
 
 
 def table(task: str, arms: list[Arm]) -> dict[str, Any]:
