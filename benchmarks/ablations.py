@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from common.arms import ROOT, Record, answer, facts, keep, publish, rows, text_name
+from common.arms import ROOT, Record, answer, command_line, facts, keep, publish, rows, text_name
 from common.machine import command, processor
 
 FOLDER = ROOT / "benchmarks" / "results" / "ablations"
@@ -328,13 +328,10 @@ def main() -> int:
     if sys.argv[1:2] == ["worker"]:
         worker(sys.argv[2])
         return 0
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", help="text to train on")
-    parser.add_argument("--valid", nargs="+", help="text to validate on")
+    parser = command_line(__doc__)
     parser.add_argument("--minutes", type=float, default=5.0, help="of the first comparison: 5")
     parser.add_argument("--finalists", action="store_true", help="run the best two of each lever for longer")
     parser.add_argument("--list", action="store_true", help="print the arms and what is done")
-    parser.add_argument("--table", action="store_true", help="print the table, and write it to the page")
     given = parser.parse_args()
     if given.list:
         print(listed(all_records(), given.minutes))

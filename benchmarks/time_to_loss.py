@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.arms import Record, answer, facts, has, keep, publish, rows, text_name
+from common.arms import Record, answer, command_line, facts, has, keep, publish, rows, text_name
 from common.machine import command, processor
 
 if TYPE_CHECKING:
@@ -300,13 +300,10 @@ def main() -> int:
     if sys.argv[1:2] == ["worker"]:
         worker(sys.argv[2])
         return 0
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", help="text to train on")
-    parser.add_argument("--valid", nargs="+", help="text to validate on")
+    parser = command_line(__doc__)
     parser.add_argument("--budget", default="10m", help="time of each arm: 10m")
     parser.add_argument("--peer-python", help="a Python with torch, transformers and accelerate")
     parser.add_argument("--only", choices=ARMS, metavar="ARM", help=f"one of: {'; '.join(ARMS)}")
-    parser.add_argument("--table", action="store_true", help="show what stands in the results, and measure nothing")
     given = parser.parse_args()
     if not given.table and not (given.data and given.valid):
         parser.error("--data and --valid are needed, or --table")

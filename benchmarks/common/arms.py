@@ -5,6 +5,7 @@ The peer's Python need not have JAX: nothing here imports a framework.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -19,6 +20,17 @@ from common.machine import processor, shortened
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "recipe.md"
 Record = dict[str, Any]
+
+
+def command_line(about: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what all comparisons take: the text, and whether only the table is wanted."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", help="text to train on")
+    parser.add_argument("--valid", nargs="+", help="text to validate on")
+    parser.add_argument(
+        "--table", action="store_true", help="print the table, write it to the page, and measure nothing"
+    )
+    return parser
 
 
 def answer(line: Sequence[str], job: Record) -> Record:

@@ -221,7 +221,9 @@ def _recipe(options: FinetuneConfig, model: ModelConfig, length: int, rows: Labe
         budget=options.budget,
         seed=options.seed,
         batch=batch,
-        accumulate=1 if jax.default_backend() == "cpu" else 0,
+        accumulate=1
+        if jax.default_backend() == "cpu"
+        else 0,  # 1: a batch too large for this machine is refused at once
         model=model,
         corpus=DataConfig(length=length),
         optim=OptimConfig(

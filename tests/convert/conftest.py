@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,3 +32,21 @@ def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manager.wait_until_finished()
     manager.close()
     return path
+
+
+@pytest.fixture(scope="session")
+def optimum() -> str:
+    """Return a Python that has optimum, or skip: before any bundle is made for it."""
+    python = os.environ.get("JAX_MLM_PEERS_PYTHON")
+    if not python or subprocess.run([python, "-c", "import optimum.onnxruntime"], capture_output=True).returncode:
+        pytest.skip("set JAX_MLM_PEERS_PYTHON to a Python that has jax-mlm's extra `peers` (optimum-onnx)")
+    return python
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """Return the folder with @huggingface/transformers that $JAX_MLM_NODE_MODULES names, or skip."""
+    modules = os.environ.get("JAX_MLM_NODE_MODULES")
+    if not modules or not (Path(modules) / "@huggingface" / "transformers").is_dir():
+        pytest.skip("needs JAX_MLM_NODE_MODULES: a node_modules folder with @huggingface/transformers")
+    return Path(modules).resolve()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -224,21 +222,16 @@ def check_answers(found: Any, bundle: Path) -> None:
             assert theirs[0][0] == answer["masks"][0]["candidates"][0]["id"] == mine[0][0]
 
 
-def test_optimum_loads_it_unchanged(bundle: Path) -> None:
-    python = os.environ.get("JAX_MLM_PEERS_PYTHON")
-    if not python or subprocess.run([python, "-c", "import optimum.onnxruntime"], capture_output=True).returncode:
-        pytest.skip("set JAX_MLM_PEERS_PYTHON to a Python that has jax-mlm's extra `peers` (optimum-onnx)")
-    found = run_json([python, str(HERE / "hub_loader.py"), str(bundle), json.dumps(TEXTS)])
+def test_optimum_loads_it_unchanged(optimum: str, bundle: Path) -> None:
+    found = run_json([optimum, str(HERE / "hub_loader.py"), str(bundle), json.dumps(TEXTS)])
     check_answers(found["answers"], bundle)
 
 
-def test_transformers_js_and_wasm_load_it_unchanged(bundle: Path) -> None:
-    modules = os.environ.get("JAX_MLM_NODE_MODULES")
-    if not modules or not shutil.which("node") or not (Path(modules) / "@huggingface" / "transformers").is_dir():
-        pytest.skip("needs node, and JAX_MLM_NODE_MODULES: a node_modules folder with @huggingface/transformers")
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js")
+def test_transformers_js_and_wasm_load_it_unchanged(node_modules: Path, bundle: Path) -> None:
     feeds = {name: array.tolist() for name, array in ours(bundle, HUB_GRAPH)[1].items()}
     script = str(HERE / "hub_loader.mjs")
-    found = run_json(["node", script, modules, str(bundle), json.dumps(TEXTS), json.dumps(feeds)])
+    found = run_json(["node", script, str(node_modules), str(bundle), json.dumps(TEXTS), json.dumps(feeds)])
     check_answers(found["answers"], bundle)
     for name, tolerance in (("model", 1e-3), ("model_quantized", 0.5)):
         expected = ours(bundle, f"onnx/{name}.onnx")[2]
@@ -262,13 +255,10 @@ IN_A_BROWSER = """async (texts) => {
 
 
 def test_transformers_js_loads_it_unchanged_in_chromium(
-    bundle: Path, chromium: Browser, serve: Callable[[Path], str], tmp_path: Path
+    node_modules: Path, bundle: Path, chromium: Browser, serve: Callable[[Path], str], tmp_path: Path
 ) -> None:
-    modules = os.environ.get("JAX_MLM_NODE_MODULES")
-    if not modules or not (Path(modules) / "@huggingface" / "transformers").is_dir():
-        pytest.skip("needs JAX_MLM_NODE_MODULES: a node_modules folder with @huggingface/transformers")
     (tmp_path / "bundle").symlink_to(bundle)
-    (tmp_path / "modules").symlink_to(Path(modules).resolve())
+    (tmp_path / "modules").symlink_to(node_modules)
     (tmp_path / "index.html").write_text("<!doctype html><title>empty</title>")
     address = serve(tmp_path)
     page = chromium.new_page()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,24 +37,6 @@ IN_CHROMIUM = [
     if case not in NO_CLASS
 ]
 """One family in the default suite; the others are slow tests."""
-
-
-@pytest.fixture(scope="module")
-def optimum() -> str:
-    """Return a Python that has optimum, or skip: before any bundle is made for it."""
-    python = os.environ.get("JAX_MLM_PEERS_PYTHON")
-    if not python or subprocess.run([python, "-c", "import optimum.onnxruntime"], capture_output=True).returncode:
-        pytest.skip("set JAX_MLM_PEERS_PYTHON to a Python that has jax-mlm's extra `peers` (optimum-onnx)")
-    return python
-
-
-@pytest.fixture(scope="module")
-def node_modules() -> Path:
-    """Return the folder with @huggingface/transformers that $JAX_MLM_NODE_MODULES names, or skip."""
-    modules = os.environ.get("JAX_MLM_NODE_MODULES")
-    if not modules or not (Path(modules) / "@huggingface" / "transformers").is_dir():
-        pytest.skip("needs JAX_MLM_NODE_MODULES: a node_modules folder with @huggingface/transformers")
-    return Path(modules).resolve()
 
 
 @pytest.fixture(scope="module", params=[(task, family) for task in NAMED for family in FAMILIES], ids="-".join)
