@@ -221,9 +221,8 @@ def _recipe(options: FinetuneConfig, model: ModelConfig, length: int, rows: Labe
         budget=options.budget,
         seed=options.seed,
         batch=batch,
-        accumulate=1
-        if jax.default_backend() == "cpu"
-        else 0,  # 1: a batch too large for this machine is refused at once
+        # On a CPU, 1: a batch that is too large for the machine is refused at once.
+        accumulate=1 if jax.default_backend() == "cpu" else 0,
         model=model,
         corpus=DataConfig(length=length),
         optim=OptimConfig(
