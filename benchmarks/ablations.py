@@ -2,6 +2,7 @@
 
     python benchmarks/ablations.py --data wikitext-2/wiki.train.tokens --valid wikitext-2/wiki.valid.tokens --minutes 5
     python benchmarks/ablations.py --data wikitext-2/wiki.train.tokens --valid wikitext-2/wiki.valid.tokens --finalists
+    python benchmarks/ablations.py --data … --valid … --minutes 1 --only size batch
     python benchmarks/ablations.py --list
     python benchmarks/ablations.py --table
 
@@ -57,6 +58,8 @@ class Lever(NamedTuple):
 
 DEFAULTS = "defaults"
 """The name of the record of a lever's first arm, which all levers share."""
+BY_TIME = ("size", "batch")
+"""Levers of which more than one time is shown."""
 ONE_SHAPE = "the step is compiled for one shape of batch"
 
 
@@ -65,6 +68,13 @@ def _lever(name: str, default: str, *others: Arm, by: str = "loss") -> Lever:
 
 
 LEVERS = (
+    _lever(
+        "size",
+        "4×256",
+        Arm("2×128", ("--layers", "2", "--width", "128", "--heads", "2", "--ff-width", "192")),
+        Arm("2×256", ("--layers", "2")),
+        Arm("6×384", ("--layers", "6", "--width", "384", "--heads", "6", "--ff-width", "576")),
+    ),
     _lever("optimizer", "Muon", Arm("AdamW", ("--optimizer", "adamw"))),
     _lever(
         "mask rate",
@@ -75,7 +85,13 @@ LEVERS = (
         Arm("40 → 15 %", ("--mask-rate", "0.4", "--mask-rate-end", "0.15")),
     ),
     _lever("replacement", "80/10/10", Arm("all [MASK]", ("--mask-token", "1", "--mask-random", "0"))),
-    _lever("batch", "32", Arm("16", ("--batch", "16")), Arm("8 → 32", missing=ONE_SHAPE)),
+    _lever(
+        "batch",
+        "32",
+        Arm("16", ("--batch", "16")),
+        Arm("8", ("--batch", "8")),
+        Arm("8 → 32", missing=ONE_SHAPE),
+    ),
     _lever("length", "128", Arm("64", ("--length", "64")), Arm("64 → 128", missing=ONE_SHAPE)),
     _lever(
         "schedule",
@@ -134,10 +150,12 @@ def name_of(lever: Lever, arm: Arm) -> str:
     return DEFAULTS if arm is lever.arms[0] else f"{lever.name} {arm.name}"
 
 
-def screening(minutes: float) -> Iterable[Run]:
-    """Yield the runs that come first: every arm once."""
+def screening(minutes: float, only: Sequence[str] = ()) -> Iterable[Run]:
+    """Yield the runs that come first: every arm once, of all levers or of some."""
     seen = set()
     for lever in LEVERS:
+        if only and lever.name not in only:
+            continue
         for arm in lever.arms:
             if not arm.missing and (name := name_of(lever, arm)) not in seen:
                 seen.add(name)
@@ -224,7 +242,7 @@ def measure(given: argparse.Namespace, run: Callable[[Sequence[str], Record], Re
     """Run what is not there yet, and write a file for each."""
     text = text_name(given.data)
     check_machine(text)
-    wanted = finals(text, given.minutes) if given.finalists else screening(given.minutes)
+    wanted = finals(text, given.minutes) if given.finalists else screening(given.minutes, given.only)
     files = ["--data", *given.data, "--valid", *given.valid]
     for each in wanted:
         if (path := each.path(text)).is_file():
@@ -301,12 +319,26 @@ def sections(records: Sequence[Record], minutes: float) -> str:
     return "\n\n".join(parts)
 
 
+def by_time(records: Sequence[Record]) -> str:
+    """Return the losses of the levers that a budget decides, by the minutes of their runs with one seed."""
+    mine = [record for record in records if record["rate"] == 1 and record["seed"] == 0]
+    times = sorted({record["minutes"] for record in mine})
+    lines = []
+    for lever in LEVERS:
+        for arm in lever.arms if lever.name in BY_TIME else ():
+            found = {each["minutes"]: f"{each['loss']:.3f}" for each in mine if each["arm"] == name_of(lever, arm)}
+            if found:
+                lines.append([lever.name, arm.name, *(found.get(minutes, "") for minutes in times)])
+    return rows(["", "", *(f"{minutes:g} min" for minutes in times)], *lines) if lines else "Nothing was measured yet."
+
+
 def all_records() -> list[Record]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
 
 
 def show(minutes: float) -> None:
-    """Print the table of all results, and write it to the page."""
+    """Print the tables of all results, and write them to the page."""
+    publish("sizes by time", by_time(all_records()))
     publish("ablations", sections(all_records(), minutes))
 
 
@@ -330,6 +362,7 @@ def main() -> int:
         return 0
     parser = command_line(__doc__)
     parser.add_argument("--minutes", type=float, default=5.0, help="of the first comparison: 5")
+    parser.add_argument("--only", nargs="+", choices=[each.name for each in LEVERS], default=(), metavar="LEVER")
     parser.add_argument("--finalists", action="store_true", help="run the best two of each lever for longer")
     parser.add_argument("--list", action="store_true", help="print the arms and what is done")
     given = parser.parse_args()

@@ -3,6 +3,7 @@
     python -m jax_mlm.train --data 'books/train-0*.txt.xz' --valid books/valid.txt --lowercase --budget 30m --out RUN
     python benchmarks/task_quality.py RUN sst2 --train sst2/train.tsv --dev sst2/dev.tsv
     python benchmarks/task_quality.py RUN wnut17 --train wnut17train.conll --dev emerging.dev.conll
+    python benchmarks/task_quality.py RUN squad --train squad_sample_train.json --dev squad_sample_valid.json
 
 Both sides choose among the same learning rates, with one seed, by the 5 % of the training file that fine-tuning holds
 out; the one they choose is trained with each seed, and those runs alone read the development file, once each. Arms that
@@ -27,7 +28,7 @@ from common.machine import command, processor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-TASKS = {"sst2": ("classify", "accuracy"), "wnut17": ("tag", "f1")}
+TASKS = {"sst2": ("classify", "accuracy"), "wnut17": ("tag", "f1"), "squad": ("answer", "f1")}
 """What each data set is fine-tuned for, and the metric that is reported."""
 SIDES = ("pretrained", "random")
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)

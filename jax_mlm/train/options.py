@@ -7,9 +7,11 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from jax_mlm.cli.options import Given
+from jax_mlm.cli.options import build
+from jax_mlm.cli.parser import Given
 from jax_mlm.config import TrainConfig
 from jax_mlm.errors import UserError, unknown_choice
 from jax_mlm.presets import PRESETS
@@ -71,11 +73,14 @@ def defaults(given: Given) -> TrainConfig:
 
     from jax_mlm.parallel.devices import limit_of_device
 
-    if preset is None:
-        preset = "tiny" if jax.default_backend() == "cpu" else "small"
-        if hosts.is_first():
-            print(f"--data without --preset: using {preset} for {jax.default_backend()}", file=sys.stderr)
-    chosen = replace(PRESETS[preset], steps=0) if "budget" in given else PRESETS[preset]
+    if preset is None and "budget" in given and not {"init", "distil"}.intersection(given):
+        chosen = _chosen_for(given)
+    else:
+        if preset is None:
+            preset = "tiny" if jax.default_backend() == "cpu" else "small"
+            if hosts.is_first():
+                print(f"--data without --preset: using {preset} for {jax.default_backend()}", file=sys.stderr)
+        chosen = replace(PRESETS[preset], steps=0) if "budget" in given else PRESETS[preset]
     if limit_of_device() is not None:
         chosen = replace(chosen, accumulate=0)
     if "init" in given:
@@ -87,6 +92,24 @@ def defaults(given: Given) -> TrainConfig:
 
         return student_defaults(chosen, Path(given["distil"]), "preset" in given)
     return chosen
+
+
+def _chosen_for(given: Given) -> TrainConfig:
+    """Return what a budget is spent on, the same on all hosts, and print why."""
+    from jax_mlm.parallel import hosts
+    from jax_mlm.train.budget import choose, measured_speed, text_tokens
+    from jax_mlm.train.pace import parse_budget
+
+    override = partial(build, TrainConfig, given)
+    seconds = parse_budget(given["budget"])
+    text = hosts.on_every_host(lambda: text_tokens(given["data"]))
+    speed = measured_speed(override(replace(PRESETS["tiny"], steps=0)))
+    slowest = min(map(float, hosts.gather(str(speed.flops))))
+    choice = choose(seconds, speed._replace(flops=slowest), text, override)
+    if hosts.is_first():
+        for line in (*choice.lines, *(f"warning: {line}" for line in choice.warnings)):
+            print(line, file=sys.stderr)
+    return choice.config
 
 
 def _run_to_resume(resume: bool, out: str) -> TrainConfig | None:

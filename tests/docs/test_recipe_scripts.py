@@ -41,7 +41,9 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(arms, "PAGE", tmp_path / "recipe.md")
     monkeypatch.setattr(ablations, "FOLDER", tmp_path / "ablations")
     monkeypatch.setattr(time_to_loss, "RESULTS", tmp_path)
-    parts = (f"<!-- {part} -->\nold\n<!-- end of {part} -->\n" for part in ("time to loss", "ablations"))
+    parts = (
+        f"<!-- {part} -->\nold\n<!-- end of {part} -->\n" for part in ("time to loss", "sizes by time", "ablations")
+    )
     (tmp_path / "recipe.md").write_text("Before.\n" + "Between.\n".join(parts) + "After.\n")
     return tmp_path / "recipe.md"
 
@@ -129,7 +131,7 @@ def test_ablations_go_on_where_they_stopped_and_then_run_the_best_two(
     monkeypatch.setattr(ablations, "LEVERS", (lever, other))
     (tmp_path / "valid.txt").write_text("\n".join("many words " * 40 for _ in range(3)))
     text = {"data": [f"{tmp_path}/wiki/x"], "valid": [f"{tmp_path}/valid.txt"], "minutes": 5.0}
-    given = argparse.Namespace(**text, finalists=False)
+    given = argparse.Namespace(**text, finalists=False, only=())
     with pytest.raises(KeyboardInterrupt):
         ablations.measure(given, Measured([5, 4], stops_after=2))
     assert sorted(path.name for path in ablations.FOLDER.iterdir()) == [
@@ -144,7 +146,7 @@ def test_ablations_go_on_where_they_stopped_and_then_run_the_best_two(
         (False, True),
     ]
     last = Measured([4.5] * 3 + [3.0, 3.5, 4.0] + [6.0] * 12)
-    ablations.measure(argparse.Namespace(**text, finalists=True), last)
+    ablations.measure(argparse.Namespace(**text, finalists=True, only=()), last)
     chosen = {run.record for run in ablations.finals("wiki", 5)}
     assert chosen == {"batch 16", ablations.DEFAULTS, "replacement all"}
     assert len(last.jobs) == 18
@@ -152,11 +154,15 @@ def test_ablations_go_on_where_they_stopped_and_then_run_the_best_two(
     assert lines[0] == "Before."
     assert lines[-1] == "After."
     assert "old" in page.read_text().split("Between.")[0]
-    (sixteen,) = (line for line in lines if line.startswith("| batch | 16 "))
+    (sixteen,) = (line for line in lines[lines.index("Between.") :] if line.startswith("| batch | 16 | 4.000 | 0"))
     assert sixteen == "| batch | 16 | 4.000 | 0.500 | 6.000 | " \
         "3.500 ± 0.500 | 0.500 ± 0.000 | 6.500 ± 0.500 | ×0.5 |  |"  # fmt: skip
     assert "| batch | 64 | 6.000 | 0.500 | 4.000 |  |  |  |  |  |" in lines
     assert "| batch | never |  |  |  |  |  |  |  | not measured: why |" in lines
+    assert [run.record for run in ablations.screening(5, ["replacement"])] == [ablations.DEFAULTS, "replacement all"]
+    assert [
+        line for line in ablations.by_time(ablations.all_records()).splitlines() if "| 16 |" in line or "| 64 |" in line
+    ] == ["| batch | 16 | 4.000 | 4.500 |", "| batch | 64 | 6.000 |  |"]
     assert "6 of 6 final runs" in ablations.listed(ablations.all_records(), 5)
     record = json.loads((ablations.FOLDER / "wiki-batch-16-5m-rate1-seed0.json").read_text())
     assert str(tmp_path) not in json.dumps(record)
@@ -269,6 +275,7 @@ def test_records_that_are_committed_are_whole_and_the_page_shows_them() -> None:
         assert record["seconds"] == pytest.approx(60 * record["minutes"], rel=0.05)
         assert {"bits_per_byte", "steps", "options", "versions", "processor", "commit", "seed", "rate"} <= set(record)
     assert arms.filled(page, "ablations", ablations.sections(records, 5)) == page
+    assert arms.filled(page, "sizes by time", ablations.by_time(records)) == page
     parts = []
     for path in sorted(time_to_loss.RESULTS.glob("time-to-loss-*.json")):
         result = json.loads(path.read_text())
@@ -297,7 +304,7 @@ def test_two_arms_are_trained_and_their_records_kept(
     monkeypatch.setattr("os.environ", environment)
     (tmp_path / "text.txt").write_text(sentences(300))
     files = {"data": [f"{tmp_path}/text.txt"], "valid": [f"{tmp_path}/text.txt"]}
-    ablations.measure(argparse.Namespace(**files, minutes=0.1, finalists=False))
+    ablations.measure(argparse.Namespace(**files, minutes=0.1, finalists=False, only=()))
     last, averaged = sorted(ablations.all_records(), key=lambda record: record["arm"] != ablations.DEFAULTS)
     for record in (last, averaged):
         assert record["seconds"] == pytest.approx(6, abs=2)
