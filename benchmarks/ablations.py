@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,8 @@ class Arm(NamedTuple):
     options: tuple[str, ...] = ()
     """Words of the command line of `python -m jax_mlm.train`."""
     how: str = ""
-    """What no option says: mean, the mean of the states of the last fifth; apart, Q, K and V orthogonalised apart."""
+    """What no option gives: mean, the mean of the states of the last fifth; apart, Q, K and V orthogonalised apart; or
+    one of TEXTS."""
     missing: str = ""
     """Why it cannot be measured yet."""
 
@@ -114,6 +116,15 @@ LEVERS = (
         Arm("7×192", ("--layers", "7", "--width", "192", "--heads", "3", "--ff-width", "288")),
     ),
     _lever("documents", "isolated", Arm("crossing", ("--pack", "plain"))),
+    _lever(
+        "text",
+        "as it is",
+        Arm("copies dropped", ("--dedup",)),
+        Arm("a document a sentence", how="sentences"),
+        Arm("documents shuffled", how="shuffled"),
+        Arm("headings left out", how="prose"),
+        by="bits_per_byte",
+    ),
     _lever("averaging", "none", Arm("mean of the last fifth", how="mean")),
     _lever("Muon's Q, K and V", "together", Arm("apart", how="apart")),
     _lever(
@@ -186,6 +197,47 @@ def read(path: Path) -> Record | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+# ---- what the text is made into ------------------------------------------------------------------
+
+
+def sentences(documents: Iterable[str]) -> Iterator[str]:
+    """Yield the sentences of documents, cut where a full stop and a space are followed by a capital letter."""
+    for document in documents:
+        yield from re.split(r"(?<=[.!?]) +(?=[\"'“‘]?[A-Z])", document)
+
+
+def shuffled(documents: Iterable[str]) -> list[str]:
+    """Return the documents in another order, always the same."""
+    return random.Random(0).sample(every := list(documents), len(every))
+
+
+def prose(documents: Iterable[str]) -> Iterator[str]:
+    """Yield the documents with a sentence that ends: no headings, page numbers or tables of contents."""
+    return (document for document in documents if re.search(r"\w{2}[.!?][\"'”’)]?( |$)", document))
+
+
+TEXTS: Mapping[str, Callable[[Iterable[str]], Iterable[str]]] = {
+    "sentences": sentences,
+    "shuffled": shuffled,
+    "prose": prose,
+}
+"""What the text to train on is made into before a run; its documents are lines."""
+
+
+def text_for(how: str, files: Sequence[str], folder: Path) -> list[str]:
+    """Return the files to train on: those given, or one that is made of them."""
+    if how not in TEXTS:
+        return list(files)
+    from jax_mlm.config import DataConfig
+    from jax_mlm.data.sources import documents, expand
+
+    path = folder / "text.txt"
+    with path.open("w", encoding="utf-8") as file:
+        for document in TEXTS[how](documents(expand(files), "line", DataConfig.text_field)):
+            file.write(f"{document}\n")
+    return [str(path)]
+
+
 # ---- one run -------------------------------------------------------------------------------------
 
 
@@ -243,13 +295,13 @@ def measure(given: argparse.Namespace, run: Callable[[Sequence[str], Record], Re
     text = text_name(given.data)
     check_machine(text)
     wanted = finals(text, given.minutes) if given.finalists else screening(given.minutes, given.only)
-    files = ["--data", *given.data, "--valid", *given.valid]
     for each in wanted:
         if (path := each.path(text)).is_file():
             continue
         print(f"{path.stem} …", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
             pieces, options = pieces_of(given.valid, Path(folder)), options_of(each)
+            files = ["--data", *text_for(each.arm.how, given.data, Path(folder)), "--valid", *given.valid]
             job = {"options": [*options, *files, "--out", f"{folder}/run"], "pieces": str(pieces), "how": each.arm.how}
             found = run([sys.executable, __file__, "worker"], job)
         about = {"arm": each.record, "text": text, "minutes": each.minutes, "rate": each.rate, "seed": each.seed}

@@ -171,6 +171,26 @@ def test_ablations_go_on_where_they_stopped_and_then_run_the_best_two(
         ablations.measure(given, Measured([]))
 
 
+def test_texts_are_made_of_what_there_is(tmp_path: Path) -> None:
+    documents = [
+        "Chapter 1",
+        'He left. "Why?" she said. It rained.',
+        "12",
+        "Mr. Pott spoke (at last.) Then not",
+        "so he did.",
+    ]
+    assert list(ablations.sentences(documents[1:2])) == ["He left.", '"Why?" she said.', "It rained."]
+    assert list(ablations.prose(documents)) == [documents[1], documents[3], documents[4]]
+    assert sorted(ablations.shuffled(documents)) == sorted(documents)
+    assert ablations.shuffled(documents) != documents
+    assert ablations.shuffled(documents) == ablations.shuffled(iter(documents))
+    (tmp_path / "a.txt").write_text("\n".join(documents) + "\n")
+    files = [str(tmp_path / "a.txt")]
+    assert ablations.text_for("", files, tmp_path) == files
+    (made,) = ablations.text_for("prose", files, tmp_path)
+    assert Path(made).read_text().splitlines() == list(ablations.prose(documents))
+
+
 def test_vocabularies_are_judged_by_bits_per_byte(page: Path) -> None:
     (lever,) = (lever for lever in LEVERS if lever.name == "vocabulary")
     for number, arm in enumerate(lever.arms):
