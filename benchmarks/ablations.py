@@ -30,6 +30,8 @@ from common.arms import ROOT, Record, answer, command_line, facts, keep, publish
 from common.machine import command, processor
 
 FOLDER = ROOT / "benchmarks" / "results" / "ablations"
+MINUTES = 5.0
+"""How long every arm is trained first."""
 FINAL_MINUTES, SEEDS, RATES = 10.0, (0, 1, 2), (1.0, 0.5)
 """How the finalists are run; rates are shares of the defaults."""
 PIECES, PIECE = 100, 300
@@ -307,7 +309,7 @@ def measure(given: argparse.Namespace, run: Callable[[Sequence[str], Record], Re
         about = {"arm": each.record, "text": text, "minutes": each.minutes, "rate": each.rate, "seed": each.seed}
         settings = {"options": options, "how": each.arm.how, "command": command(sys.argv)}
         keep(path, {**about, **found, **settings, **facts()})
-    show(given.minutes)
+    show()
 
 
 def check_machine(text: str) -> None:
@@ -372,26 +374,32 @@ def sections(records: Sequence[Record], minutes: float) -> str:
 
 
 def by_time(records: Sequence[Record]) -> str:
-    """Return the losses of the levers that a budget decides, by the minutes of their runs with one seed."""
-    mine = [record for record in records if record["rate"] == 1 and record["seed"] == 0]
-    times = sorted({record["minutes"] for record in mine})
-    lines = []
-    for lever in LEVERS:
-        for arm in lever.arms if lever.name in BY_TIME else ():
-            found = {each["minutes"]: f"{each['loss']:.3f}" for each in mine if each["arm"] == name_of(lever, arm)}
-            if found:
-                lines.append([lever.name, arm.name, *(found.get(minutes, "") for minutes in times)])
-    return rows(["", "", *(f"{minutes:g} min" for minutes in times)], *lines) if lines else "Nothing was measured yet."
+    """Return, for each text, the losses of the levers that a budget decides, by the minutes of their runs."""
+    parts = []
+    for text in sorted({record["text"] for record in records}):
+        names = {name_of(lever, arm): arm for lever in LEVERS if lever.name in BY_TIME for arm in lever.arms}
+        mine = [each for each in records if (each["text"], each["rate"], each["seed"]) == (text, 1, 0)]
+        mine = [each for each in mine if each["arm"] in names]
+        times = sorted({each["minutes"] for each in mine if each["arm"] != DEFAULTS})
+        losses = {(each["arm"], each["minutes"]): f"{each['loss']:.3f}" for each in mine}
+        lines = [
+            ["4×256, batch 32" if name == DEFAULTS else name, *(losses.get((name, minutes), "") for minutes in times)]
+            for name in names
+            if any((name, minutes) in losses for minutes in times)
+        ]
+        if lines:
+            parts.append(f"{text}:\n\n{rows([text, *(f'{minutes:g} min' for minutes in times)], *lines)}")
+    return "\n\n".join(parts) or "Nothing was measured yet."
 
 
 def all_records() -> list[Record]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
 
 
-def show(minutes: float) -> None:
+def show() -> None:
     """Print the tables of all results, and write them to the page."""
     publish("sizes by time", by_time(all_records()))
-    publish("ablations", sections(all_records(), minutes))
+    publish("ablations", sections(all_records(), MINUTES))
 
 
 def listed(records: Sequence[Record], minutes: float) -> str:
@@ -413,11 +421,20 @@ def main() -> int:
         worker(sys.argv[2])
         return 0
     parser = command_line(__doc__)
-    parser.add_argument("--minutes", type=float, default=5.0, help="of the first comparison: 5")
-    parser.add_argument("--only", nargs="+", choices=[each.name for each in LEVERS], default=(), metavar="LEVER")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="of the first comparison: 5")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[each.name for each in LEVERS],
+        default=(),
+        metavar="LEVER",
+        help="screen only these levers, for instance for other --minutes",
+    )
     parser.add_argument("--finalists", action="store_true", help="run the best two of each lever for longer")
     parser.add_argument("--list", action="store_true", help="print the arms and what is done")
     given = parser.parse_args()
+    if given.only and given.finalists:
+        parser.error("--only screens levers; --finalists runs what was screened")
     if given.list:
         print(listed(all_records(), given.minutes))
         return 0
@@ -425,7 +442,7 @@ def main() -> int:
         parser.error("--data and --valid are needed, or --list or --table")
     from jax_mlm.errors import exit_status
 
-    return exit_status(lambda: show(given.minutes) if given.table else measure(given))
+    return exit_status(show if given.table else lambda: measure(given))
 
 
 if __name__ == "__main__":

@@ -135,9 +135,12 @@ def masked_documents(held: Any, part: int) -> dict[str, Any]:
     return {"ids": np.concatenate(ids), "labels": np.concatenate(labels), "starts": starts, "part": in_part}
 
 
-def our_job(arm: str, folder: Path, given: argparse.Namespace) -> Record:
+def our_job(arm: str, folder: Path, given: argparse.Namespace, config: TrainConfig) -> Record:
+    """Return the job of an arm of ours: all but the guide have the preset that the time was found to be enough for."""
     files = ["--data", *given.data, "--valid", *given.valid, "--tokenizer", str(folder / "tokenizer.json")]
-    options = [*OURS[arm], *files, "--budget", given.budget, "--out", str(folder / f"run-{arm}")]
+    preset = [] if "--preset" in OURS[arm] else ["--preset", config.preset]
+    batch = [] if "--batch" in OURS[arm] else ["--batch", str(config.batch)]
+    options = [*preset, *batch, *OURS[arm], *files, "--budget", given.budget, "--out", str(folder / f"run-{arm}")]
     return {"options": options, "marks": MARKS}
 
 
@@ -284,7 +287,7 @@ def measure(given: argparse.Namespace, run: Callable[[Sequence[str], Record], Re
             without = f"{given.peer_python} has no torch, transformers and accelerate"
         for arm in [given.only] if given.only else ARMS:
             if arm in OURS:
-                kept("arms", arm, [sys.executable, __file__, "worker"], our_job(arm, folder, given))
+                kept("arms", arm, [sys.executable, __file__, "worker"], our_job(arm, folder, given, config))
             elif without:
                 print(f"left out: {arm} ({without})", file=sys.stderr)
             elif arm == "trainer":

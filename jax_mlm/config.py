@@ -346,7 +346,8 @@ class TrainConfig:
     steps: int = 0
     """Optimizer steps; 0 where a budget decides."""
     budget: str = ""
-    """Train for this long instead of a number of steps: 90s, 30m, 2h. Without --preset it chooses one, with the reason."""
+    """Train for this long instead of a number of steps: 90s, 30m, 2h. Text without --preset, --init or --distil gets
+    the preset and the batch that suit the time."""
     resume: bool = False
     """Continue the run in --out from its newest checkpoint."""
     seed: int = 0

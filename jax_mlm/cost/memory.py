@@ -16,11 +16,16 @@ COPIES = 3
 """Numbers kept for each weight: itself, its gradient and at least one moment."""
 
 
-def weights_of(c: ModelConfig) -> int:
-    """Count the weights of the matrices; norms and biases are too few to matter."""
+def layers_weights(c: ModelConfig) -> int:
+    """Count the weights of the layers' matrices."""
     layer = 4 * c.width * c.width + (3 if c.gated else 2) * c.width * c.ff_width
+    return (c.layer_groups or c.layers) * layer
+
+
+def weights_of(c: ModelConfig) -> int:
+    """Count the weights of all matrices; norms and biases are too few to matter."""
     positions = c.max_length * c.width if c.positions == "learned" else 0
-    return (c.layer_groups or c.layers) * layer + c.vocab_size * c.table_width + positions + c.width * c.table_width
+    return layers_weights(c) + c.vocab_size * c.table_width + positions + c.width * c.table_width
 
 
 def check_memory(config: TrainConfig, device: int, data: int = 1, fsdp: int = 1, tensor: int = 1) -> None:

@@ -51,8 +51,8 @@ class Rows:
 
     @property
     def documents(self) -> int:
-        """Return the most documents of a row that are isolated from each other."""
-        return int(np.diff(self.first).max()) if self.pack == "document" else 1
+        """Return the most documents of a row, its padding being one of them; 1 where all of a row is one."""
+        return int(np.diff(self.first).max()) + 1 if self.pack == "document" else 1
 
     def gather(self, indices: np.ndarray) -> Batch:
         """Return the rows of these numbers; a row past the end is all padding."""

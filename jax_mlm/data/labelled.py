@@ -73,6 +73,11 @@ class LabelledRows:
     def __len__(self) -> int:
         return len(self.first) - 1
 
+    @property
+    def documents(self) -> int:
+        """Return the most windows of a row, its padding being one of them."""
+        return int(np.diff(self.first).max()) + 1
+
     def gather(self, indices: np.ndarray) -> LabelledBatch:
         """Return the rows of these numbers; a row past the end is all padding."""
         w, B = self.windows, len(indices)

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int, Key
 from jax_mlm.config import ModelConfig, TaskConfig
 from jax_mlm.model.encoder import ACTIVATIONS, Dense, Encoder, Inputs, Norm, Params, drop_at, dropout
 from jax_mlm.model.heads import Forward, pure
+from jax_mlm.model.ops.kernels import OURS, Kernels
 
 
 class TaskHead(Encoder):
@@ -81,9 +82,11 @@ def init_task_params(config: ModelConfig, task: TaskConfig, key: Key[Array, ""])
     return TaskHead(config, task=task).init(key, Inputs(row, row + 1, row), row)["params"]
 
 
-def make_task_forward(config: ModelConfig, task: TaskConfig, dtype: DTypeLike = jnp.float32) -> Forward:
+def make_task_forward(
+    config: ModelConfig, task: TaskConfig, dtype: DTypeLike = jnp.float32, kernels: Kernels = OURS
+) -> Forward:
     """Return the model with the task's head as a pure function of its parameters, computed in `dtype`."""
-    return pure(TaskHead(config, dtype, task=task))
+    return pure(TaskHead(config, dtype, kernels, task=task))
 
 
 class Begun(NamedTuple):

@@ -17,6 +17,7 @@ from jax_mlm.data.labels import Example, number_of, one_label, several
 from jax_mlm.errors import UserError, nearest
 from jax_mlm.model.encoder import Inputs, Params
 from jax_mlm.model.heads import make_cast
+from jax_mlm.model.ops.kernels import OURS, Kernels
 from jax_mlm.model.task_heads import init_task_params, make_task_forward
 from jax_mlm.tasks.metrics import Metrics
 from jax_mlm.tasks.questions import span_metrics
@@ -26,12 +27,14 @@ from jax_mlm.tasks.task import Task
 BALANCED = "balanced"
 
 
-def make_logits(model: ModelConfig, task: TaskConfig, dtype: DTypeLike) -> Callable[..., Float[Array, "B P K"]]:
+def make_logits(
+    model: ModelConfig, task: TaskConfig, dtype: DTypeLike, kernels: Kernels = OURS
+) -> Callable[..., Float[Array, "B P K"]]:
     """Return `logits(params, batch, dropout keys=None)`; token types are read by models that have two of them.
 
     They are those of the slots; to find answers, those of every position.
     """
-    forward = make_task_forward(model, task, dtype)
+    forward = make_task_forward(model, task, dtype, kernels)
 
     def logits(
         params: Params, batch: LabelledBatch, drop_keys: Key[Array, " B"] | None = None
@@ -66,13 +69,17 @@ def label_metrics(
     return Metrics((loss * weights).sum(), (right * weights).sum(), weights.sum())
 
 
-def labelled(model: ModelConfig, task: TaskConfig, dtype: DTypeLike, freeze: int = 0) -> Task[LabelledBatch]:
+def labelled(
+    model: ModelConfig, task: TaskConfig, dtype: DTypeLike, freeze: int = 0, kernels: Kernels = OURS
+) -> Task[LabelledBatch]:
     """Return the task of predicting the targets in the batch; `freeze` leaves that many layers, and the table, alone.
+
+    `kernels` compute the attention while learning.
 
     Raises:
         UserError: there are not so many layers, or they share their parameters.
     """
-    logits = make_logits(model, task, dtype)
+    logits = make_logits(model, task, dtype, kernels)
     fixed = _first_layers(model, freeze) if freeze else None
 
     def prepare(

@@ -6,7 +6,8 @@ Every choice is a default that an option overrides. `docs/recipe.md` shows what 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,12 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_mlm.cli.options import build
+from jax_mlm.cli.parser import Given
 from jax_mlm.config import TrainConfig
 from jax_mlm.cost.flops import layers_pairs, train_flops
-from jax_mlm.cost.memory import weights_of
+from jax_mlm.cost.memory import check_memory, layers_weights
 from jax_mlm.data.decoding import COMPRESSED
 from jax_mlm.data.sources import STDIN, find_sources
-from jax_mlm.parallel.compile import compute_dtype
+from jax_mlm.errors import UserError
+from jax_mlm.parallel.compile import compile_step, compute_dtype
+from jax_mlm.parallel.devices import limit_of_device, memory_of_device
+from jax_mlm.parallel.mesh import Layout, read_layout
 from jax_mlm.presets import PRESETS
 
 SIZES = ("tiny", "small", "base", "large")
@@ -30,144 +36,211 @@ REREAD = 40
 """Readings of a text after which another teaches next to nothing (Muennighoff et al. 2023, measured on decoders)."""
 FEW_STEPS, LEAST_BATCH = 500, 8
 """Steps below which the batch is halved, and how far."""
+AT_ONCE = 8192
+"""Tokens of a microbatch on a device that does not give the size of its memory."""
 BYTES_A_TOKEN, UNPACKED = 4.5, 3.0
 """Bytes of text in a token, and of text in a byte of a compressed file."""
 REACHED = ((0.5e6, 6.0), (8.03e6, 3.436))
 """Tokens that `tiny` learned from on WikiText-2, each in a run of its own, and its validation loss after them."""
 
 
-class Speed(NamedTuple):
-    """How fast the devices of a run are together."""
+class Machine(NamedTuple):
+    """The devices that a run has."""
 
     flops: float
-    """Floating-point operations a second of products in the type of the run."""
+    """Floating-point operations a second of products in the type of the run, of all devices together."""
     share: float
     """What a training step has of it."""
+    memory: int
+    """Bytes of a device."""
+    bounded: bool
+    """Whether microbatches are chosen by that memory."""
+    layout: Layout
 
 
 class Choice(NamedTuple):
-    """A preset, and what there is to say of it."""
+    """The chosen preset, with its batch, and the lines to print."""
 
     config: TrainConfig
     lines: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
-def measured_speed(config: TrainConfig) -> Speed:
-    """Time products in the type that a run of this configuration takes, for a fraction of a second."""
-    cpu, dtype = jax.default_backend() == "cpu", compute_dtype(config)
+def measured(given: Given) -> Machine:
+    """Return the devices, after timing products in the type of the run for a fraction of a second.
+
+    Raises:
+        UserError: `--mesh` does not fit them.
+    """
+    cpu, dtype = jax.default_backend() == "cpu", compute_dtype(TrainConfig(dtype=given.get("dtype", "auto")))
     side, rows = (512, 4096) if cpu else (4096, 8192)
     left, right = jnp.ones((rows, side), dtype), jnp.ones((side, side), dtype)
-    product = jax.jit(jnp.matmul).lower(left, right).compile()
+    product = compile_step(jax.jit(jnp.matmul).lower(left, right))
     seconds = []
     for _ in range(9):
         began = time.perf_counter()
         jax.block_until_ready(product(left, right))
         seconds.append(time.perf_counter() - began)
-    share = {True: 0.2 if dtype == jnp.bfloat16 else 0.45, False: 0.4}[cpu]
-    return Speed(2 * rows * side * side / min(seconds) * jax.device_count(), share)
+    devices = jax.process_count() if cpu else jax.device_count()  # simulated devices share the processor
+    share = 0.4 if not cpu else 0.2 if dtype == jnp.bfloat16 else 0.45
+    flops = 2 * rows * side * side / min(seconds) * devices
+    layout = read_layout(given.get("mesh", ""), jax.device_count())
+    return Machine(flops, share, memory_of_device(), limit_of_device() is not None, layout)
 
 
 def text_tokens(data: Sequence[str]) -> float | None:
-    """Estimate the tokens of the files that `--data` names, by their bytes; None of standard input.
+    """Estimate the tokens of the files that `--data` names, by their bytes; None for standard input.
 
     Raises:
         UserError: there is no such text.
     """
     if STDIN in data:
         return None
+    packed = (*COMPRESSED, ".parquet")
     sizes = (
-        (path.stat().st_size, path.suffix.lower() in (*COMPRESSED, ".parquet")) for path in find_sources(data).files
+        path.stat().st_size * (UNPACKED if path.suffix.lower() in packed else 1.0) for path in find_sources(data).files
     )
-    return sum(size * (UNPACKED if packed else 1.0) for size, packed in sizes) / BYTES_A_TOKEN
+    return sum(sizes) / BYTES_A_TOKEN
 
 
-def flops_of_token(config: TrainConfig) -> float:
+def flops_of_token(run: TrainConfig) -> float:
     """Count the operations of a training step for each token, in rows that are one document."""
-    model = replace(config.model, vocab_size=config.corpus.tokenizer_size or config.corpus.tokenizer_limit)
-    pairs = layers_pairs(model, np.array([config.corpus.length])) / config.corpus.length
-    return train_flops(model, 1, pairs, config.mask.mask_rate)
+    model = replace(
+        run.model, vocab_size=run.model.vocab_size or run.corpus.tokenizer_size or run.corpus.tokenizer_limit
+    )
+    pairs = layers_pairs(model, np.array([run.corpus.length])) / run.corpus.length
+    return train_flops(model, 1, pairs, run.mask.mask_rate)
 
 
-def choose(seconds: float, speed: Speed, text: float | None, override: Callable[[TrainConfig], TrainConfig]) -> Choice:
-    """Choose what to train in some seconds.
+def choose(given: Given, seconds: float, machine: Machine, text: float | None) -> Choice:
+    """Choose what to train in some seconds: the largest size that has enough to learn from.
 
     Args:
+        given: the options of the command line, which override the preset's.
         seconds: the budget.
-        speed: of all devices together.
+        machine: what computes.
         text: tokens there are to learn from; None if that is not known.
-        override: puts the options that are given in the place of a preset's.
     """
+    speed = machine.flops * machine.share
+    presets, runs = dict[str, TrainConfig](), dict[str, TrainConfig]()
+    for name in SIZES:
+        with suppress(UserError):  # the options do not fit this size, or it does not fit the memory
+            presets[name] = _preset(name, given, machine)
+            run = build(TrainConfig, given, presets[name])
+            check_memory(run, machine.memory, *machine.layout)
+            runs[name] = run
+    if not runs:
+        return Choice(replace(PRESETS[SIZES[0]], steps=0), (), ())  # which will be refused with the reason
+    weights = {name: layers_weights(run.model) for name, run in runs.items()}
+    seen = {name: seconds * speed / flops_of_token(run) for name, run in runs.items()}
+    useful = {name: min(tokens, tokens if text is None else REREAD * text) for name, tokens in seen.items()}
+    enough = [name for name in runs if useful[name] >= PER_WEIGHT * weights[name]] or [*runs][:1]
+    name = max(enough, key=weights.__getitem__)
+    larger = next((other for other in runs if weights[other] > weights[name]), None)
 
-    def tokens(config: TrainConfig) -> float:
-        return seconds * speed.flops * speed.share / flops_of_token(config)
+    def steps(batch: int) -> float:
+        return seen[name] / (batch * runs[name].corpus.length)
 
-    def per_weight(name: str) -> float:
-        """Tokens that are worth reading, for each weight of the layers."""
-        seen = tokens(PRESETS[name])
-        return min(seen, seen if text is None else REREAD * text) / weights_of(
-            replace(PRESETS[name].model, vocab_size=0)
-        )
-
-    name = max((each for each in SIZES if per_weight(each) >= PER_WEIGHT), key=SIZES.index, default=SIZES[0])
-    larger = SIZES[SIZES.index(name) + 1 :][:1]
-    chosen = replace(PRESETS[name], steps=0)
-    while (halved := chosen.batch // 2) >= LEAST_BATCH and _steps(override(chosen), tokens) < FEW_STEPS:
-        if override(replace(chosen, batch=halved)).batch != halved:  # an option gives it
-            break
-        chosen = replace(chosen, batch=halved, accumulate=min(chosen.accumulate, halved))
-    run = override(chosen)
-    seen, model = tokens(run), run.model
-    why = "; ".join(
-        f"{each} would have {per_weight(each):.2g} tokens a weight, fewer than {PER_WEIGHT}" for each in larger
-    )
+    unit, batch = _unit(given, machine), runs[name].batch
+    while "batch" not in given and batch // 2 >= LEAST_BATCH and batch // 2 % unit == 0 and steps(batch) < FEW_STEPS:
+        batch //= 2
+    halved = f" (halved from {runs[name].batch}, for {FEW_STEPS} steps)" if batch < runs[name].batch else ""
+    chosen = replace(presets[name], batch=batch, accumulate=_parts(presets[name], batch, given, machine))
+    run = build(TrainConfig, given, chosen)
+    why = ""
+    if larger:
+        need, time_for = PER_WEIGHT * weights[larger], seen[larger]
+        limit = f"there is time for {_short(time_for)}"
+        if text is not None and REREAD * text < time_for:
+            limit = f"{REREAD} readings of the text are {_short(REREAD * text)}"
+        why = f"; {larger} would need {_short(need)} tokens, and {limit}"
+    times = None if text is None else seen[name] / text
+    of_text = ", of a text whose size is not known" if times is None else f", {_short(times)} times the text"
     lines = (
-        f"chosen for {run.budget}: preset {name}, {model.layers} layers of {model.width}"
-        + (f" ({why})" if why else ""),
-        f"  rows of {run.corpus.length} tokens, {run.batch} a step, at most {run.corpus.tokenizer_limit:,} pieces",
-        f"  about {_short(seen / seconds)} tokens a second, {_short(seen)} in all"
-        + (f", {seen / text:.2g} times the text" if text else "")
-        + f", in {_short(_steps(run, tokens))} steps",
-        f"  {_loss_line(name, seen)}",
+        f"chosen for {run.budget}: preset {name}, {run.model.layers} layers of {run.model.width}{why}",
+        f"  {batch} rows of {run.corpus.length} tokens a step{halved}, {_pieces(run)}",
+        f"  about {_short(speed / flops_of_token(run))} tokens a second: {_short(seen[name])}{of_text}, "
+        f"in {_short(max(steps(batch), 1))} steps",
+        f"  {_loss_line(run, seen[name])}",
     )
-    return Choice(chosen, lines, tuple(_warnings(seen, text)))
+    return Choice(chosen, lines, tuple(_warnings(times)))
 
 
-def _steps(run: TrainConfig, tokens: Callable[[TrainConfig], float]) -> float:
-    return tokens(run) / (run.batch * run.corpus.length)
+def _unit(given: Given, machine: Machine) -> int:
+    """Return what a batch is a multiple of: the rows of all devices, in as many microbatches as are asked for."""
+    return machine.layout.rows * max(given.get("accumulate", 1), 1)
 
 
-def expected_loss(preset: str, tokens: float) -> float | None:
-    """Return the loss that a preset reached after so many tokens, between measurements; None beyond them."""
+def _preset(name: str, given: Given, machine: Machine) -> TrainConfig:
+    """Return a preset for a budget, with a batch that divides over the devices.
+
+    Raises:
+        UserError: the batch that is given is refused.
+    """
+    preset = replace(PRESETS[name], steps=0, accumulate=1)
+    unit = _unit(given, machine)
+    batch = given.get("batch", -(-preset.batch // unit) * unit)
+    return build(TrainConfig, {"batch": batch, "accumulate": _parts(preset, batch, given, machine)}, preset)
+
+
+def _parts(preset: TrainConfig, batch: int, given: Given, machine: Machine) -> int:
+    """Return in how many microbatches a batch is computed, if that is not given; 0 leaves it to the memory."""
+    if machine.bounded or "accumulate" in given:
+        return 0
+    parts, rows = 1, machine.layout.rows
+    while batch // parts // rows * preset.corpus.length > AT_ONCE and batch % (2 * parts * rows) == 0:
+        parts *= 2
+    return parts
+
+
+def expected_loss(run: TrainConfig, tokens: float) -> float | None:
+    """Return the loss that `tiny` reached after so many tokens, between measurements; None for other runs."""
+    tiny = PRESETS["tiny"]
+    same = replace(tiny.corpus, **{name: getattr(run.corpus, name) for name in INDIFFERENT})
     (least, *_), (most, *_) = REACHED[0], REACHED[-1]
-    if preset != "tiny" or not least <= tokens <= most:
+    if (run.model, run.mask, run.optim, run.corpus, run.tokenizer) != (tiny.model, tiny.mask, tiny.optim, same, ""):
+        return None
+    if not least <= tokens <= most:
         return None
     at, losses = zip(*REACHED, strict=True)
     return float(np.interp(np.log(tokens), np.log(at), losses))
 
 
-def _loss_line(preset: str, tokens: float) -> str:
-    loss = expected_loss(preset, tokens)
+INDIFFERENT = ("text_field", "document", "dedup", "valid_fraction", "workers", "cache")
+"""Fields of the corpus that do not change what a loss means."""
+
+
+def _loss_line(run: TrainConfig, tokens: float) -> str:
+    loss = expected_loss(run, tokens)
     if loss is None:
-        return "expected loss: not measured for this preset and time"
+        return "expected loss: not measured for these options and this time"
     return f"expected validation loss: about {loss:.2f}, WikiText-2's after as many tokens; other text has another"
 
 
-def _warnings(seen: float, text: float | None) -> Iterator[str]:
-    times = seen / text if text else 1.0
-    if times > REREAD:
+def _pieces(run: TrainConfig) -> str:
+    if run.tokenizer:
+        return f"the tokenizer {run.tokenizer}"
+    size = run.corpus.tokenizer_size
+    return f"{size:,} pieces" if size else f"at most {run.corpus.tokenizer_limit:,} pieces"
+
+
+def _warnings(times: float | None) -> Iterator[str]:
+    if times is not None and times > REREAD:
         yield (
             f"the text will be read about {_short(times)} times, and after {REREAD} another reading teaches next to "
             "nothing: give more text, or less time"
         )
-    if times < 0.95:
-        yield f"there is time for about {times:.0%} of the text: more time, or less text, for all of it"
+    if times is not None and times < 0.95:
+        part = "less than 1%" if times < 0.01 else f"about {times:.0%}"
+        yield f"there is time for {part} of the text: give more time for all of it"
 
 
 def _short(number: float) -> str:
-    """Return a number with two digits that count: 8.0 million."""
+    """Return a number with two digits that count, or its millions: 0.012, 3.4, 8,000, 8.1 million, 123 million."""
     for unit, name in ((1e9, " billion"), (1e6, " million")):
         if number >= unit:
             return f"{number / unit:.2g}{name}" if number < 10 * unit else f"{number / unit:,.0f}{name}"
-    digits = 10 ** max(len(f"{number:.0f}") - 2, 0)
-    return f"{round(number / digits) * digits:,.0f}"
+    if number < 10:
+        return f"{number:.2g}"
+    digits = 10 ** (len(f"{number:.0f}") - 2)
+    return f"{round(number / digits) * digits:,}"

@@ -38,7 +38,7 @@ from jax_mlm.tasks.questions import longest_answer
 from jax_mlm.tasks.tagging import check_types, tags_for, types_of
 from jax_mlm.train.finetune_options import FinetuneConfig
 from jax_mlm.train.memory import TUNED
-from jax_mlm.train.setup import Setup, check_run
+from jax_mlm.train.setup import Setup, check_run, kernels_of
 from jax_mlm.train.start import Initial, is_run
 from jax_mlm.train.survey import Survey
 
@@ -256,7 +256,8 @@ def set_up_plan(plan: Plan, config: TrainConfig, run: Path) -> Setup:
     budget, mesh = check_run(config, run)
     for line in plan.lines:
         print(line, file=sys.stderr, flush=True)
-    task = labelled(config.model, plan.task, compute_dtype(config), plan.options.freeze)
+    kernels, attention = kernels_of(config, plan.data.train, mesh, run)
+    task = labelled(config.model, plan.task, compute_dtype(config), plan.options.freeze, kernels)
     figures: Json = {"examples": plan.learned, "labels": list(plan.task.labels)}
     return Setup(
         config,
@@ -271,6 +272,7 @@ def set_up_plan(plan: Plan, config: TrainConfig, run: Path) -> Setup:
         measures=partial(_measures, plan),
         tuned={"task": _json(plan.task), "finetune": _json(replace(plan.options, resume=False, json=False))},
         patience=plan.options.patience,
+        attention=attention,
     )
 
 

@@ -7,10 +7,8 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-from jax_mlm.cli.options import build
 from jax_mlm.cli.parser import Given
 from jax_mlm.config import TrainConfig
 from jax_mlm.errors import UserError, unknown_choice
@@ -68,7 +66,7 @@ def defaults(given: Given) -> TrainConfig:
     if before is not None:
         return replace(before, resume=True, profile=0)  # what was asked for once is not done again
     if preset is None and data is None:
-        return PRESETS["sentence"]
+        return replace(PRESETS["sentence"], steps=0) if "budget" in given else PRESETS["sentence"]
     import jax
 
     from jax_mlm.parallel.devices import limit_of_device
@@ -97,15 +95,14 @@ def defaults(given: Given) -> TrainConfig:
 def _chosen_for(given: Given) -> TrainConfig:
     """Return what a budget is spent on, the same on all hosts, and print why."""
     from jax_mlm.parallel import hosts
-    from jax_mlm.train.budget import choose, measured_speed, text_tokens
+    from jax_mlm.train.budget import choose, measured, text_tokens
     from jax_mlm.train.pace import parse_budget
 
-    override = partial(build, TrainConfig, given)
     seconds = parse_budget(given["budget"])
     text = hosts.on_every_host(lambda: text_tokens(given["data"]))
-    speed = measured_speed(override(replace(PRESETS["tiny"], steps=0)))
-    slowest = min(map(float, hosts.gather(str(speed.flops))))
-    choice = choose(seconds, speed._replace(flops=slowest), text, override)
+    machine = measured(given)
+    slowest = min(map(float, hosts.gather(str(machine.flops))))
+    choice = choose(given, seconds, machine._replace(flops=slowest), text)
     if hosts.is_first():
         for line in (*choice.lines, *(f"warning: {line}" for line in choice.warnings)):
             print(line, file=sys.stderr)

@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 
 from jax_mlm.config import Json, TrainConfig
 from jax_mlm.cost.memory import check_memory
-from jax_mlm.data.batches import batch_of
+from jax_mlm.data.batches import Rows
 from jax_mlm.data.dataset import Dataset, open_dataset
-from jax_mlm.data.labelled import Labelled
+from jax_mlm.data.labelled import Labelled, LabelledRows
 from jax_mlm.errors import UserError
 from jax_mlm.evals.heldout import Validates
 from jax_mlm.evals.samples import Answer
@@ -178,25 +178,23 @@ def set_up(config: TrainConfig, run: Path) -> Setup:
     looked = survey(data)
     if data.config.data:
         _say(looked, data.config.resume)
-    kernels, attention = kernels_of(data, mesh, run)
+    kernels, attention = kernels_of(data.config, data.train, mesh, run)
     task = task_of(data, teacher, kernels)
     return Setup(data.config, run, budget, mesh, data, looked, start, teacher, task, attention=attention)
 
 
-def kernels_of(data: Dataset, mesh: Mesh, run: Path) -> tuple[Kernels, Json]:
+def kernels_of(config: TrainConfig, rows: Rows | LabelledRows, mesh: Mesh, run: Path) -> tuple[Kernels, Json]:
     """Return the kernels of attention, and what was tried: on an accelerator, on the first rows of one device."""
-    config, rows = data.config, data.train
     if jax.default_backend() == "cpu":
         return OURS, {}
     most = config.batch // layout_of(mesh).rows
     share = np.arange(most // config.accumulate if config.accumulate else min(most, TRIED)) % len(rows)
-    documents = rows.documents + 1 if rows.pack == "document" else 1
     device = read_run_file(run).get("device") if config.resume else None
     before = None
     if isinstance(device, dict) and device.get("kind") == describe_machine()["kind"]:
         before = device.get("attention")
-    segments = np.asarray(batch_of(rows, share).segments)
-    kernels, record = choose_attention(config.model, compute_dtype(config), mesh, segments, documents, before)
+    segments = np.asarray(rows.gather(share).segments)
+    kernels, record = choose_attention(config.model, compute_dtype(config), mesh, segments, rows.documents, before)
     if record != (before or {}):
         print(line_of(record), file=sys.stderr, flush=True)
     return kernels, record

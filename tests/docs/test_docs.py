@@ -264,7 +264,7 @@ def test_the_commands_of_the_readme_run(runner: ModuleType, scratch: Path, envir
     assert float(first[1].rstrip("%")) >= 98
     (asked,) = (text for command, text in printed.items() if "fill bundles/mine" in command)
     assert len(asked.splitlines()) == 6, "the sentence filled in, and five candidates"
-    assert (scratch / "runs" / "tiny" / "report.html").is_file()
+    assert (scratch / "runs" / "mine" / "report.html").is_file()
     run_page(ROOT / "docs" / "python.md", runner, scratch, environment, slow=False)
 
 

@@ -12,8 +12,9 @@ import pytest
 from support.attention import dense, documents, drawn, mixed
 from support.eight import on_eight_devices
 from support.runs import TINY, train_line
-from support.steps import CONFIG, jitted_step, packed_batch
+from support.steps import CONFIG, TUNED, jitted_step, labelled_batch, packed_batch
 
+from jax_mlm.config import TaskConfig
 from jax_mlm.model.ops import kernels as library
 from jax_mlm.model.ops.kernels import KERNELS, OURS, OWN, Case, Kernels
 from jax_mlm.model.ops.scores import visible
@@ -21,6 +22,7 @@ from jax_mlm.parallel import attention
 from jax_mlm.parallel.attention import choose_attention, chosen_of, line_of, tried_apart
 from jax_mlm.parallel.mesh import make_mesh
 from jax_mlm.report import outcome
+from jax_mlm.tasks.classify import labelled
 from jax_mlm.train import loop
 from jax_mlm.train.record import write_run_files
 from jax_mlm.train.setup import claimed, set_up
@@ -70,10 +72,12 @@ def without_a_gpu(patch):
         patch(library._library(), name, lambda *_, value=value: value)
 
 
-def lowered(kernels: Kernels, mesh=None) -> str:
-    """Return the training step for NVIDIA's GPUs as text."""
-    step, state = jitted_step("adamw", 1, mesh, SMALL, jnp.bfloat16, kernels)
-    return step.trace(state, packed_batch(0), jnp.int32(9)).lower(lowering_platforms=("cuda",)).as_text()
+def lowered(kernels: Kernels, mesh=None, tuned: TaskConfig | None = None) -> str:
+    """Return the training step for NVIDIA's GPUs as text: of masked tokens, or of a task."""
+    task = labelled(SMALL, tuned, jnp.bfloat16, 0, kernels) if tuned else None
+    step, state = jitted_step("adamw", 1, mesh, SMALL, jnp.bfloat16, kernels, task)
+    batch = labelled_batch(tuned, 0) if tuned else packed_batch(0)
+    return step.trace(state, batch, jnp.int32(9)).lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize(
@@ -99,6 +103,13 @@ def test_a_step_on_a_gpu_has_no_scores_in_memory(monkeypatch, kernels, masks):
     products = re.findall(r"stablehlo.dot_general .*: \(tensor<\S*x([a-z]\w+)>, tensor<\S*x([a-z]\w+)>\)", text)
     assert {kind for pair in products for kind in pair} == {"bf16"}
     assert (r"max_seg_per_batch\22: 4" in text) == ("cudnn packed" in kernels)
+
+
+def test_fine_tuning_on_a_gpu_has_no_scores_in_memory_either(monkeypatch):
+    without_a_gpu(monkeypatch.setattr)
+    text = lowered(Kernels("cudnn packed", "cudnn mask", 4), tuned=TUNED["tag"])
+    assert len(re.findall(r"custom_call @__cudnn\$fmha\w*Softmax", text)) == 4
+    assert set(re.findall(r"tensor<\w*x32x32x(\w+)>", text)) - {"i1", "i32"} == {"bf16"}
 
 
 ON_A_MESH = """

@@ -1,88 +1,132 @@
-"""What a time budget is spent on follows from the speed of the device and the size of the text."""
+"""What a time budget is spent on follows from the speed of the devices and the size of the text."""
 
 from __future__ import annotations
 
 import lzma
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.runs import train_line
 
 from jax_mlm.cli.options import build
 from jax_mlm.config import TrainConfig
-from jax_mlm.cost.flops import train_flops
 from jax_mlm.errors import UserError
+from jax_mlm.parallel.mesh import Layout
 from jax_mlm.presets import PRESETS
+from jax_mlm.run.directory import read_run
 from jax_mlm.train import budget
 from jax_mlm.train.__main__ import COMMAND
-from jax_mlm.train.budget import REACHED, SIZES, Choice, Speed, choose, expected_loss, text_tokens
+from jax_mlm.train.budget import REACHED, SIZES, Choice, Machine, choose, expected_loss, flops_of_token, text_tokens
 
-CPU = Speed(2e11, 0.4)
-SPEEDS = st.floats(1e9, 1e18)
-TEXTS = st.floats(1e3, 1e13)
-SECONDS = st.floats(1, 1e7)
+CPU = Machine(flops=2e11, share=0.4, memory=16 << 30, bounded=False, layout=Layout(1))
+GPU = Machine(flops=1e15, share=0.4, memory=80 << 30, bounded=True, layout=Layout(1))
+TINY_PRESET = replace(PRESETS["tiny"], steps=0)
+quickly = settings(deadline=None, max_examples=30)
 
 
-def chosen(seconds: float, flops: float = CPU.flops, text: float | None = None, **given: object) -> Choice:
-    options = {"budget": "1h", **given}
-    return choose(seconds, Speed(flops, 0.4), text, partial(build, TrainConfig, options))
+def chosen(seconds: float, machine: Machine = CPU, text: float | None = None, **given: object) -> Choice:
+    return choose({"budget": "1h", **given}, seconds, machine, text)
 
 
 def size(choice: Choice) -> int:
     return SIZES.index(choice.config.preset)
 
 
-@given(SECONDS, SPEEDS, TEXTS, st.floats(1, 1e3))
+# ---- the size ------------------------------------------------------------------------------------
+
+
+@quickly
+@given(st.floats(1, 1e7), st.floats(1e9, 1e18), st.floats(1e3, 1e13), st.floats(1, 1e3))
 def test_more_time_speed_or_text_never_gives_a_smaller_model(
     seconds: float, flops: float, text: float, more: float
 ) -> None:
-    here = chosen(seconds, flops, text)
-    assert size(chosen(seconds * more, flops, text)) >= size(here)
-    assert size(chosen(seconds, flops * more, text)) >= size(here)
-    assert size(chosen(seconds, flops, text * more)) >= size(here)
-    assert size(chosen(seconds, flops, None)) >= size(here)
+    machine = GPU._replace(flops=flops)
+    here = chosen(seconds, machine, text)
+    assert size(chosen(seconds * more, machine, text)) >= size(here)
+    assert size(chosen(seconds, GPU._replace(flops=flops * more), text)) >= size(here)
+    assert size(chosen(seconds, machine, text * more)) >= size(here)
+    assert size(chosen(seconds, machine)) >= size(here)
 
 
 def test_a_processor_gets_tiny_and_an_accelerator_larger_ones() -> None:
-    assert chosen(600).config == replace(PRESETS["tiny"], steps=0)
-    assert [chosen(seconds, 400e12 / 0.4).config.preset for seconds in (300, 3600, 1e6)] == ["small", "base", "large"]
-    assert chosen(3600, 400e12 / 0.4, text=1e4).config.preset == "tiny", "a text so small teaches no more"
+    assert chosen(600).config == TINY_PRESET
+    assert chosen(300).config == replace(TINY_PRESET, batch=16), "fewer than 500 steps of 32 rows"
+    assert [chosen(seconds, GPU).config.preset for seconds in (300, 3600, 1e6)] == ["small", "base", "large"]
+    assert chosen(3600, GPU, text=1e4).config.preset == "tiny", "a text so small teaches no more"
+    assert chosen(1e6, GPU._replace(memory=600 << 20)).config.preset == "small", "base does not fit"
 
 
-@given(SECONDS, SPEEDS, TEXTS)
-def test_a_batch_is_halved_only_where_steps_are_few(seconds: float, flops: float, text: float) -> None:
-    config = chosen(seconds, flops, text).config
-    whole = PRESETS[config.preset].batch
-    assert config.batch <= whole
-    assert config.batch % config.accumulate == 0
-    if config.batch < whole:
-        per_token = budget.flops_of_token(config)
-        assert seconds * flops * 0.4 / per_token / (2 * config.batch * config.corpus.length) < budget.FEW_STEPS
-    assert config.batch >= min(whole, budget.LEAST_BATCH)
+def test_options_that_fit_one_size_alone_choose_it_and_those_that_fit_none_are_left_to_be_refused() -> None:
+    assert chosen(300, GPU, heads=12).config.preset == "base", "neither 256 nor 512 divides by 12"
+    edge = chosen(3600, GPU, layers=2, width=128, heads=2, ff_width=192)
+    assert edge.config.preset == "tiny", "of equal sizes the smallest recipe"
+    assert "2 layers of 128" in edge.lines[0]
+    assert chosen(300, GPU, width=100, heads=3).config.preset == "tiny"
 
 
-def test_options_that_are_given_are_what_it_reckons_with() -> None:
-    assert chosen(5).config.batch < 32
-    few = chosen(5, batch=32, layers=2, width=128, heads=2)
-    assert few.config.batch == 32
-    assert "2 layers of 128" in few.lines[0]
-    assert "32 a step" in few.lines[1]
+# ---- the batch -----------------------------------------------------------------------------------
+
+
+@quickly
+@given(
+    st.floats(1, 1e6),
+    st.sampled_from([CPU, GPU, CPU._replace(layout=Layout(16)), GPU._replace(layout=Layout(64, 2, 2))]),
+    st.sampled_from([{}, {"batch": 32}, {"accumulate": 64}, {"batch": 24, "accumulate": 3}]),
+)
+def test_the_batch_divides_over_devices_and_is_halved_only_where_steps_are_few(
+    seconds: float, machine: Machine, options: dict[str, int]
+) -> None:
+    choice = chosen(seconds, machine, **options)
+    run = build(TrainConfig, options, choice.config)
+    if "batch" in options:
+        assert run.batch == options["batch"]
+        return
+    assert run.batch // max(run.accumulate, 1) % machine.layout.rows == 0
+    if run.batch < PRESETS[run.preset].batch:
+        per_step = 2 * run.batch * run.corpus.length * flops_of_token(run)
+        assert seconds * machine.flops * machine.share / per_step < budget.FEW_STEPS
+        assert run.batch >= budget.LEAST_BATCH
+        assert "halved" in choice.lines[1]
+
+
+def test_large_batches_are_computed_in_parts_where_memory_is_not_known() -> None:
+    config = chosen(1e6, GPU._replace(bounded=False)).config
+    assert config.batch * config.corpus.length // config.accumulate == budget.AT_ONCE
+    assert chosen(1e6, GPU).config.accumulate == 0
+    assert chosen(600).config.accumulate == 1
+
+
+# ---- what is said --------------------------------------------------------------------------------
 
 
 def test_operations_of_a_token_by_hand() -> None:
-    config = PRESETS["tiny"]
-    row = config.corpus.length
-    model = replace(config.model, vocab_size=8192)
-    whole = train_flops(model, row, model.layers * row * row, row * 0.15)
-    assert budget.flops_of_token(config) == pytest.approx(whole / row)
+    layers = 4 * (4 * 256**2 + 3 * 256 * 384)
+    head = 256**2 + 256 * 8192
+    assert flops_of_token(PRESETS["tiny"]) == pytest.approx(6 * layers + 12 * 256 * 4 * 128 + 6 * 0.15 * head)
+
+
+def test_the_reason_is_the_time_or_the_text() -> None:
+    assert "and there is time for" in chosen(600).lines[0]
+    assert "and 40 readings of the text are 400,000" in chosen(3600, GPU, text=1e4).lines[0]
+    assert ";" not in chosen(1e7, GPU).lines[0], "there is no larger one"
+    assert "at most 8,192 pieces" in chosen(600).lines[1]
+    assert "4,096 pieces" in chosen(600, tokenizer_size=4096).lines[1]
+    assert "of a text whose size is not known" in chosen(600).lines[2]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [(1e4, "read about"), (1e12, "there is time for about 0% of the text"), (None, ""), (1e6, "")]
+    ("text", "said"),
+    [
+        (1e4, "read about 280 times"),
+        (1e12, "for less than 1% of the text"),
+        (4e6, "for about 71%"),
+        (None, ""),
+        (1e6, ""),
+    ],
 )
 def test_a_text_too_small_or_too_large_is_said(text: float | None, said: str) -> None:
     warnings = chosen(600, text=text).warnings
@@ -91,28 +135,32 @@ def test_a_text_too_small_or_too_large_is_said(text: float | None, said: str) ->
 
 def test_the_expected_loss_is_measured_or_not_said() -> None:
     for tokens, loss in REACHED:
-        assert expected_loss("tiny", tokens) == pytest.approx(loss)
-        assert expected_loss("small", tokens) is None
+        assert expected_loss(TINY_PRESET, tokens) == pytest.approx(loss)
+        for other in ({"layers": 3}, {"mask_rate": 0.3}, {"lr": 1e-3}, {"lowercase": True}, {"tokenizer": "t.json"}):
+            assert expected_loss(build(TrainConfig, other, TINY_PRESET), tokens) is None
+        assert expected_loss(build(TrainConfig, {"document": "blank"}, TINY_PRESET), tokens) is not None
     for (less, before), (more, after) in pairwise(REACHED):
-        assert expected_loss("tiny", (less * more) ** 0.5) == pytest.approx((before + after) / 2)
-    assert expected_loss("tiny", REACHED[0][0] / 2) is None
-    assert expected_loss("tiny", REACHED[-1][0] * 2) is None
+        assert expected_loss(TINY_PRESET, (less * more) ** 0.5) == pytest.approx((before + after) / 2)
+    assert expected_loss(TINY_PRESET, REACHED[0][0] / 2) is None
+    assert expected_loss(TINY_PRESET, REACHED[-1][0] * 2) is None
+
+
+# ---- what is measured ----------------------------------------------------------------------------
 
 
 def test_a_text_is_measured_by_its_files(tmp_path: Path) -> None:
     text = "the river sees a green stone\n" * 3000
+    packed = lzma.compress(text.encode())
     (tmp_path / "a.txt").write_text(text)
-    (tmp_path / "b.txt.xz").write_bytes(lzma.compress(text.encode()))
-    plain, packed = text_tokens([str(tmp_path / "a.txt")]), text_tokens([str(tmp_path / "b.txt.xz")])
-    assert plain == pytest.approx(len(text) / budget.BYTES_A_TOKEN)
-    assert packed is not None
-    assert text_tokens([str(tmp_path)]) == pytest.approx(plain + packed)
+    (tmp_path / "b.txt.xz").write_bytes(packed)
+    size = len(text) + len(packed) * budget.UNPACKED
+    assert text_tokens([str(tmp_path)]) == pytest.approx(size / budget.BYTES_A_TOKEN)
     assert text_tokens(["-"]) is None
     with pytest.raises(UserError, match=r"none\.txt"):
         text_tokens([str(tmp_path / "none.txt")])
 
 
-def test_the_command_prints_its_choice_unless_a_preset_is_named(
+def test_the_command_prints_its_choice_unless_there_is_nothing_to_choose(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.txt").write_text("the river sees a green stone\n" * 300)
@@ -122,6 +170,18 @@ def test_the_command_prints_its_choice_unless_a_preset_is_named(
     assert (config.preset, config.budget, config.steps) == ("tiny", "1h", 0)
     assert "chosen for 1h: preset tiny, 4 layers of 256" in said
     assert "warning: the text will be read about" in said
-    named = COMMAND.read([*line, "--preset", "tiny"])
-    assert named == config
-    assert not capsys.readouterr().err
+    assert COMMAND.read([*line, "--preset", "tiny"]) == config
+    assert (COMMAND.read(["--budget", "5s"]).preset, capsys.readouterr().err) == ("sentence", "")
+    with pytest.raises(UserError, match="--mesh"):
+        COMMAND.read([*line, "--mesh", "data=4096"])
+    with pytest.raises(UserError, match="--batch"):
+        COMMAND.read([*line, "--batch", "-4"])
+
+
+def test_a_run_that_goes_on_chooses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert train_line("--steps", 1, "--width", 8, "--heads", 2, "--layers", 1, "--ff-width", 8, "--out", run) == 0
+    capsys.readouterr()
+    config = COMMAND.read(["--resume", "--out", str(run), "--steps", "2"])
+    assert config.preset == read_run(run).preset
+    assert capsys.readouterr().err == ""

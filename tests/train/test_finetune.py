@@ -25,13 +25,17 @@ from jax_mlm.data.tokenizer import load_tokenizer
 from jax_mlm.evals.answers import predicted
 from jax_mlm.finetune import finetune, main
 from jax_mlm.hf.__main__ import main as hf
+from jax_mlm.model.ops.kernels import Kernels
 from jax_mlm.parallel import compile as compiling
+from jax_mlm.parallel.mesh import make_mesh
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run, read_run_file, read_task
 from jax_mlm.run.log import read_metrics
 from jax_mlm.tasks.classify import class_weights, label_metrics
+from jax_mlm.train import finetuning, setup
 from jax_mlm.train.__main__ import main as train
 from jax_mlm.train.finetune_options import FinetuneConfig
+from jax_mlm.train.finetuning import plan
 from jax_mlm.train.pace import Pace
 
 INIT = ROOT / "tests" / "golden" / "run"
@@ -100,6 +104,28 @@ def test_labels_are_learned_and_stored_once(trained: Path) -> None:
     assert all(word in page for word in ("Scores", "right \\ predicted", "best accuracy"))
     log = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert {"loss", "accuracy", "macro_f1", "mcc"} <= next(line for line in log if line["kind"] == "valid").keys()
+
+
+def test_attention_is_chosen_on_rows_of_examples(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for masked tokens: on an accelerator, for the most examples that a row isolates; run.json keeps it."""
+    asked: list[tuple[np.ndarray, int]] = []
+
+    def choose(model: Any, dtype: Any, mesh: Any, segments: np.ndarray, documents: int, before: Any) -> Any:
+        asked.append((segments, documents))
+        return Kernels(documents=16), {"whole": {"kernel": "ours", "tried": {}}}
+
+    monkeypatch.setattr(setup, "choose_attention", choose)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    ready = plan(config(folder))
+    kernels, record = setup.kernels_of(ready.config, ready.data.train, make_mesh(8, 1), tmp_path)
+    ((segments, documents),) = asked
+    assert segments.shape == (8, 64)
+    rows = ready.data.train.gather(np.arange(len(ready.data.train))).segments
+    assert documents == 1 + np.max(rows), "padding is one of them"
+    assert record
+    assert kernels.documents == 16
+    monkeypatch.setattr(finetuning, "kernels_of", lambda *_: (kernels, record))
+    assert finetuning.set_up_plan(ready, ready.config, tmp_path).attention == record
 
 
 def test_evaluate_measures_what_training_reported(trained: Path, folder: Path, capsys: Any) -> None:
