@@ -31,7 +31,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 TASKS = {"sst2": ("classify", "accuracy"), "wnut17": ("tag", "f1"), "squad": ("answer", "f1")}
 """What each data set is fine-tuned for, and the metric that is reported."""
 SIDES = ("pretrained", "random")
-RATES = {"sst2": (1e-4, 2e-4, 5e-4, 1e-3), "wnut17": (5e-4, 1e-3, 2e-3, 4e-3), "squad": (2e-4, 5e-4, 1e-3, 2e-3)}
+RATES = {"sst2": (2e-4, 5e-4, 1e-3, 2e-3), "wnut17": (5e-4, 1e-3, 2e-3, 4e-3), "squad": (2e-4, 5e-4, 1e-3, 2e-3)}
 """Learning rates that both sides choose among."""
 Arm = dict[str, Any]
 

@@ -72,7 +72,8 @@ class FinetuneConfig:
     json: bool = False
     """Print the figures as one JSON object."""
     lr: float = 0.0
-    """Peak learning rate; 0 takes one for the width of the model: 2e-4 at 256, 1e-4 at 512."""
+    """Peak learning rate; 0 takes one for the width of the model: 2e-4 at 256, 1e-4 at 512, and 2.5 times as much for a
+    run that began with random weights."""
     batch: int = 0
     """Rows in an optimizer step, each of several examples; 0 takes about 32 examples."""
     length: int = 0

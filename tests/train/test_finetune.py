@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -104,6 +105,21 @@ def test_labels_are_learned_and_stored_once(trained: Path) -> None:
     assert all(word in page for word in ("Scores", "right \\ predicted", "best accuracy"))
     log = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert {"loss", "accuracy", "macro_f1", "mcc"} <= next(line for line in log if line["kind"] == "valid").keys()
+
+
+@pytest.mark.parametrize(
+    ("changed", "own"),
+    [({}, True), ({"steps": 0}, False), ({"steps": 0, "budget": "30m"}, True), ({"init": "bert-base/"}, False)],
+    ids=["steps", "imported", "budget", "continued"],
+)
+def test_a_run_from_random_weights_takes_larger_steps(changed: dict[str, Any], own: bool, tmp_path: Path) -> None:
+    shutil.copy(INIT / "run.json", tmp_path)
+    kept = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**kept, "config": {**kept["config"], **changed}}))
+    assert [finetuning.rate_for(tmp_path, width) for width in (64, 256, 512)] == (
+        [1e-3, 5e-4, 2.5e-4] if own else [3e-4, 2e-4, 1e-4]
+    )
+    assert finetuning.rate_for(tmp_path / "bert-base", 256) == 2e-4
 
 
 def test_attention_is_chosen_on_rows_of_examples(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
