@@ -119,7 +119,8 @@ def test_a_run_from_random_weights_takes_larger_steps(changed: dict[str, Any], o
     assert [finetuning.rate_for(tmp_path, width) for width in (64, 256, 512)] == (
         [1e-3, 5e-4, 2.5e-4] if own else [3e-4, 2e-4, 1e-4]
     )
-    assert finetuning.rate_for(tmp_path / "bert-base", 256) == 2e-4
+    (tmp_path / "run.json").rename(tmp_path / "config.json")
+    assert finetuning.rate_for(tmp_path, 256) == 2e-4, "a Hugging Face directory"
 
 
 def test_attention_is_chosen_on_rows_of_examples(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
