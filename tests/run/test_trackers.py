@@ -56,6 +56,7 @@ def test_wandb_offline_holds_the_same_figures_and_the_run_goes_on_under_its_name
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_wandb_without_an_account_is_one_line_with_the_remedy(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="the extra wandb is not installed")
     for variable in ("WANDB_MODE", "WANDB_API_KEY"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.runs import train_line
+from support.paths import ROOT
 
 from jax_mlm.cli.options import build
 from jax_mlm.config import TrainConfig
@@ -25,7 +26,7 @@ from jax_mlm.train.budget import REACHED, SIZES, Choice, Machine, choose, expect
 CPU = Machine(flops=2e11, share=0.4, memory=16 << 30, bounded=False, layout=Layout(1))
 GPU = Machine(flops=1e15, share=0.4, memory=80 << 30, bounded=True, layout=Layout(1))
 TINY_PRESET = replace(PRESETS["tiny"], steps=0)
-quickly = settings(deadline=None, max_examples=30)
+quickly = settings(deadline=None, max_examples=15)
 
 
 def chosen(seconds: float, machine: Machine = CPU, text: float | None = None, **given: object) -> Choice:
@@ -179,9 +180,7 @@ def test_the_command_prints_its_choice_unless_there_is_nothing_to_choose(
 
 
 def test_a_run_that_goes_on_chooses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    assert train_line("--steps", 1, "--width", 8, "--heads", 2, "--layers", 1, "--ff-width", 8, "--out", run) == 0
-    capsys.readouterr()
-    config = COMMAND.read(["--resume", "--out", str(run), "--steps", "2"])
-    assert config.preset == read_run(run).preset
+    run = shutil.copytree(ROOT / "tests" / "golden" / "run", tmp_path / "run")
+    config = COMMAND.read(["--resume", "--out", str(run), "--budget", "1h", "--steps", "0"])
+    assert config == replace(read_run(run), resume=True, budget="1h", steps=0, out=str(run))
     assert capsys.readouterr().err == ""
