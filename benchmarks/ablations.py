@@ -215,7 +215,7 @@ def shuffled(documents: Iterable[str]) -> list[str]:
 
 def prose(documents: Iterable[str]) -> Iterator[str]:
     """Yield the documents with a sentence that ends: no headings, page numbers or tables of contents."""
-    return (document for document in documents if re.search(r"\w{2}[.!?][\"'”’)]?( |$)", document))
+    return (document for document in documents if re.search(r"\w{2}[ )\"'”’]*[.!?][\"'”’)]?( |$)", document))
 
 
 TEXTS: Mapping[str, Callable[[Iterable[str]], Iterable[str]]] = {
@@ -377,7 +377,8 @@ def by_time(records: Sequence[Record]) -> str:
     """Return, for each text, the losses of the levers that a budget decides, by the minutes of their runs."""
     parts = []
     for text in sorted({record["text"] for record in records}):
-        names = {name_of(lever, arm): arm for lever in LEVERS if lever.name in BY_TIME for arm in lever.arms}
+        levers = [lever for lever in LEVERS if lever.name in BY_TIME]
+        names = list(dict.fromkeys(name_of(lever, arm) for lever in levers for arm in lever.arms))
         mine = [each for each in records if (each["text"], each["rate"], each["seed"]) == (text, 1, 0)]
         mine = [each for each in mine if each["arm"] in names]
         times = sorted({each["minutes"] for each in mine if each["arm"] != DEFAULTS})
@@ -435,6 +436,8 @@ def main() -> int:
     given = parser.parse_args()
     if given.only and given.finalists:
         parser.error("--only screens levers; --finalists runs what was screened")
+    if given.minutes != MINUTES and not (given.only and set(given.only) <= set(BY_TIME)):
+        parser.error(f"other --minutes than {MINUTES:g} are shown for these levers alone: --only {' '.join(BY_TIME)}")
     if given.list:
         print(listed(all_records(), given.minutes))
         return 0

@@ -65,12 +65,16 @@ TITLES = {
 # ---- what the arms are given ---------------------------------------------------------------------
 
 
-def ours(given: argparse.Namespace) -> TrainConfig:
-    """Return the configuration of our recipe: the peers have its shape, and the tuned one its batch and type."""
+def ours(given: argparse.Namespace, before: Record) -> TrainConfig:
+    """Return the configuration of our recipe: the peers have its shape, and the tuned one its batch and type.
+
+    Where a result is continued, preset and batch are those of its other arms.
+    """
     from jax_mlm.parallel.compile import resolved
     from jax_mlm.train.__main__ import COMMAND
 
-    return resolved(COMMAND.read(["--data", *given.data, "--valid", *given.valid, "--budget", given.budget]))
+    kept = ["--preset", before["preset"], "--batch", str(before["batch"])] if "preset" in before else []
+    return resolved(COMMAND.read([*kept, "--data", *given.data, "--valid", *given.valid, "--budget", given.budget]))
 
 
 def export(folder: Path, config: TrainConfig) -> str:
@@ -261,13 +265,14 @@ def measure(given: argparse.Namespace, run: Callable[[Sequence[str], Record], Re
     from jax_mlm.errors import UserError
     from jax_mlm.train.pace import parse_budget
 
-    seconds, config = parse_budget(given.budget), ours(given)
     path = RESULTS / f"time-to-loss-{text_name(given.data)}-{given.budget}.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    seconds, config = parse_budget(given.budget), ours(given, before)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         same = {"text": text_name(given.data), "budget": given.budget, "processor": processor()}
-        same |= {"fixed": export(folder, config)}
-        result = json.loads(path.read_text()) if path.is_file() else {**same, "command": "", "rates": {}, "arms": {}}
+        same |= {"fixed": export(folder, config), "preset": config.preset, "batch": config.batch}
+        result = before or {**same, "command": "", "rates": {}, "arms": {}}
         for name, value in same.items():
             if result[name] != value:
                 raise UserError(f"{path}: it has another {name}, {result[name]}, not {value}: move it away")

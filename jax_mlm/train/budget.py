@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from jax_mlm.cost.flops import layers_pairs, train_flops
 from jax_mlm.cost.memory import check_memory, layers_weights
 from jax_mlm.data.decoding import COMPRESSED
 from jax_mlm.data.sources import STDIN, find_sources
+from jax_mlm.data.tokenizer import load_tokenizer
 from jax_mlm.errors import UserError
 from jax_mlm.parallel.compile import compile_step, compute_dtype
 from jax_mlm.parallel.devices import limit_of_device, memory_of_device
@@ -105,11 +107,16 @@ def text_tokens(data: Sequence[str]) -> float | None:
 
 def flops_of_token(run: TrainConfig) -> float:
     """Count the operations of a training step for each token, in rows that are one document."""
-    model = replace(
-        run.model, vocab_size=run.model.vocab_size or run.corpus.tokenizer_size or run.corpus.tokenizer_limit
-    )
+    model = replace(run.model, vocab_size=_vocabulary(run))
     pairs = layers_pairs(model, np.array([run.corpus.length])) / run.corpus.length
     return train_flops(model, 1, pairs, run.mask.mask_rate)
+
+
+def _vocabulary(run: TrainConfig) -> int:
+    """Return the entries of the vocabulary: those of --tokenizer, or the most that are learned."""
+    if run.tokenizer:
+        return load_tokenizer(Path(run.tokenizer)).get_vocab_size()
+    return run.model.vocab_size or run.corpus.tokenizer_size or run.corpus.tokenizer_limit
 
 
 def choose(given: Given, seconds: float, machine: Machine, text: float | None) -> Choice:
@@ -127,7 +134,9 @@ def choose(given: Given, seconds: float, machine: Machine, text: float | None) -
         with suppress(UserError):  # the options do not fit this size, or it does not fit the memory
             presets[name] = _preset(name, given, machine)
             run = build(TrainConfig, given, presets[name])
-            check_memory(run, machine.memory, *machine.layout)
+            check_memory(
+                replace(run, model=replace(run.model, vocab_size=_vocabulary(run))), machine.memory, *machine.layout
+            )
             runs[name] = run
     if not runs:
         return Choice(replace(PRESETS[SIZES[0]], steps=0), (), ())  # which will be refused with the reason
@@ -198,7 +207,9 @@ def expected_loss(run: TrainConfig, tokens: float) -> float | None:
     tiny = PRESETS["tiny"]
     same = replace(tiny.corpus, **{name: getattr(run.corpus, name) for name in INDIFFERENT})
     (least, *_), (most, *_) = REACHED[0], REACHED[-1]
-    if (run.model, run.mask, run.optim, run.corpus, run.tokenizer) != (tiny.model, tiny.mask, tiny.optim, same, ""):
+    if run.tokenizer or run.batch != tiny.batch:
+        return None
+    if (run.model, run.mask, run.optim, run.corpus) != (tiny.model, tiny.mask, tiny.optim, same):
         return None
     if not least <= tokens <= most:
         return None

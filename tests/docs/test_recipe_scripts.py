@@ -185,6 +185,10 @@ def test_texts_are_made_of_what_there_is(tmp_path: Path) -> None:
     ]
     assert list(ablations.sentences(documents[1:2])) == ["He left.", '"Why?" she said.', "It rained."]
     assert list(ablations.prose(documents)) == [documents[1], documents[3], documents[4]]
+    assert list(ablations.prose([" = Robert = ", " He left . ", " It is ( at last ) . "])) == [
+        " He left . ",
+        " It is ( at last ) . ",
+    ]
     assert sorted(ablations.shuffled(documents)) == sorted(documents)
     assert ablations.shuffled(documents) != documents
     assert ablations.shuffled(documents) == ablations.shuffled(iter(documents))
@@ -206,7 +210,7 @@ def test_vocabularies_are_judged_by_bits_per_byte(page: Path) -> None:
 def test_time_to_loss_goes_on_and_tunes_its_peer_at_half_the_time(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(time_to_loss, "ours", lambda given: config_of(()))
+    monkeypatch.setattr(time_to_loss, "ours", lambda given, before: config_of(()))
     monkeypatch.setattr(time_to_loss, "export", lambda folder, config: fixed)
     monkeypatch.setattr(time_to_loss, "has", lambda python, modules: True)
     fixed, text = "hash", {"data": [f"{tmp_path}/wiki/x"], "valid": ["y"], "budget": "1m", "only": None}
@@ -232,7 +236,7 @@ def test_time_to_loss_goes_on_and_tunes_its_peer_at_half_the_time(
 def test_without_a_peer_the_other_arms_are_measured(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(time_to_loss, "ours", lambda given: config_of(()))
+    monkeypatch.setattr(time_to_loss, "ours", lambda given, before: config_of(()))
     monkeypatch.setattr(time_to_loss, "export", lambda folder, config: "hash")
     monkeypatch.setattr(time_to_loss, "plot", lambda result, file: None)
     text = {"data": [f"{tmp_path}/wiki/x"], "valid": ["y"], "budget": "1m", "only": None}

@@ -137,7 +137,14 @@ def test_a_text_too_small_or_too_large_is_said(text: float | None, said: str) ->
 def test_the_expected_loss_is_measured_or_not_said() -> None:
     for tokens, loss in REACHED:
         assert expected_loss(TINY_PRESET, tokens) == pytest.approx(loss)
-        for other in ({"layers": 3}, {"mask_rate": 0.3}, {"lr": 1e-3}, {"lowercase": True}, {"tokenizer": "t.json"}):
+        for other in (
+            {"layers": 3},
+            {"mask_rate": 0.3},
+            {"lr": 1e-3},
+            {"lowercase": True},
+            {"batch": 64},
+            {"tokenizer": "t.json"},
+        ):
             assert expected_loss(build(TrainConfig, other, TINY_PRESET), tokens) is None
         assert expected_loss(build(TrainConfig, {"document": "blank"}, TINY_PRESET), tokens) is not None
     for (less, before), (more, after) in pairwise(REACHED):

@@ -109,16 +109,21 @@ def test_labels_are_learned_and_stored_once(trained: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changed", "own"),
-    [({}, True), ({"steps": 0}, False), ({"steps": 0, "budget": "30m"}, True), ({"init": "bert-base/"}, False)],
-    ids=["steps", "imported", "budget", "continued"],
+    [
+        ({}, True),
+        ({"steps": 0}, False),
+        ({"steps": 0, "budget": "30m"}, True),
+        ({"init": "bert-base/"}, False),
+        ({"distil": {"distil": "teacher/"}}, False),
+    ],
+    ids=["steps", "imported", "budget", "continued", "distilled"],
 )
 def test_a_run_from_random_weights_takes_larger_steps(changed: dict[str, Any], own: bool, tmp_path: Path) -> None:
     shutil.copy(INIT / "run.json", tmp_path)
     kept = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({**kept, "config": {**kept["config"], **changed}}))
-    assert [finetuning.rate_for(tmp_path, width) for width in (64, 256, 512)] == (
-        [1e-3, 5e-4, 2.5e-4] if own else [3e-4, 2e-4, 1e-4]
-    )
+    found = [finetuning.rate_for(tmp_path, width) for width in (64, 256, 512)]
+    assert found == pytest.approx([7.5e-4, 5e-4, 2.5e-4] if own else [3e-4, 2e-4, 1e-4])
     (tmp_path / "run.json").rename(tmp_path / "config.json")
     assert finetuning.rate_for(tmp_path, 256) == 2e-4, "a Hugging Face directory"
 
