@@ -135,7 +135,7 @@ def test_a_run_on_a_full_disk_ends_with_one_line_and_keeps_its_last_good_checkpo
 ) -> None:
     text = made_text(tmp_path / "made.txt")
     options = [*TINY, "--data", text, "--steps", 40, "--eval-every", 10]
-    with small_disk(tmp_path / "disk", 800) as disk:
+    with small_disk(tmp_path / "disk", 700) as disk:
         assert train_line(*options, "--out", disk / "run") == 2
         errors = capfd.readouterr().err.splitlines()
         assert not [line for line in errors if "Traceback" in line]
