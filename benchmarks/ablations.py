@@ -17,17 +17,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import re
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from common.arms import ROOT, Record, answer, command_line, facts, keep, publish, rows, text_name
+from common.levers import BY_TIME, DEFAULTS, LEVERS, Arm, Lever, name_of
 from common.machine import command, processor
+from common.texts import text_for
 
 FOLDER = ROOT / "benchmarks" / "results" / "ablations"
 MINUTES = 5.0
@@ -36,111 +37,6 @@ FINAL_MINUTES, SEEDS, RATES = 10.0, (0, 1, 2), (1.0, 0.5)
 """How the finalists are run; rates are shares of the defaults."""
 PIECES, PIECE = 100, 300
 """Pieces of the validation text whose bits per byte are measured, and the characters of each at most."""
-
-
-class Arm(NamedTuple):
-    """The defaults but for one lever."""
-
-    name: str
-    options: tuple[str, ...] = ()
-    """Words of the command line of `python -m jax_mlm.train`."""
-    how: str = ""
-    """What no option gives: mean, the mean of the states of the last fifth; apart, Q, K and V orthogonalised apart; or
-    one of TEXTS."""
-    missing: str = ""
-    """Why it cannot be measured yet."""
-
-
-class Lever(NamedTuple):
-    """A part of the recipe, and what it could be; the first arm stands for the defaults."""
-
-    name: str
-    arms: tuple[Arm, ...]
-    by: str = "loss"
-    """The figure that arms are compared by, where the losses of two mean different things."""
-
-
-DEFAULTS = "defaults"
-"""The name of the record of a lever's first arm, which all levers share."""
-BY_TIME = ("size", "batch")
-"""Levers of which more than one time is shown."""
-ONE_SHAPE = "the step is compiled for one shape of batch"
-
-
-def _lever(name: str, default: str, *others: Arm, by: str = "loss") -> Lever:
-    return Lever(name, (Arm(default), *others), by)
-
-
-LEVERS = (
-    _lever(
-        "size",
-        "4×256",
-        Arm("2×128", ("--layers", "2", "--width", "128", "--heads", "2", "--ff-width", "192")),
-        Arm("2×256", ("--layers", "2")),
-        Arm("6×384", ("--layers", "6", "--width", "384", "--heads", "6", "--ff-width", "576")),
-    ),
-    _lever("optimizer", "Muon", Arm("AdamW", ("--optimizer", "adamw"))),
-    _lever(
-        "mask rate",
-        "15 %",
-        Arm("30 %", ("--mask-rate", "0.3")),
-        Arm("40 %", ("--mask-rate", "0.4")),
-        Arm("30 → 15 %", ("--mask-rate", "0.3", "--mask-rate-end", "0.15")),
-        Arm("40 → 15 %", ("--mask-rate", "0.4", "--mask-rate-end", "0.15")),
-    ),
-    _lever("replacement", "80/10/10", Arm("all [MASK]", ("--mask-token", "1", "--mask-random", "0"))),
-    _lever(
-        "batch",
-        "32",
-        Arm("16", ("--batch", "16")),
-        Arm("8", ("--batch", "8")),
-        Arm("8 → 32", missing=ONE_SHAPE),
-    ),
-    _lever("length", "128", Arm("64", ("--length", "64")), Arm("64 → 128", missing=ONE_SHAPE)),
-    _lever(
-        "schedule",
-        "stable, then 30 % decay",
-        Arm("linear to zero", ("--schedule", "linear")),
-        Arm("cosine", ("--schedule", "cosine")),
-    ),
-    _lever(
-        "vocabulary",
-        "8,192",
-        Arm("4,096", ("--tokenizer-limit", "4096")),
-        Arm("16,384", ("--tokenizer-limit", "16384")),
-        Arm("32,768", ("--tokenizer-limit", "32768")),
-        by="bits_per_byte",
-    ),
-    _lever(
-        "depth × width",
-        "4×256",
-        Arm("2×384", ("--layers", "2", "--width", "384", "--heads", "6", "--ff-width", "448")),
-        Arm("7×192", ("--layers", "7", "--width", "192", "--heads", "3", "--ff-width", "288")),
-    ),
-    _lever("documents", "isolated", Arm("crossing", ("--pack", "plain"))),
-    _lever(
-        "text",
-        "as it is",
-        Arm("copies dropped", ("--dedup",)),
-        Arm("a document a sentence", how="sentences"),
-        Arm("documents shuffled", how="shuffled"),
-        Arm("headings left out", how="prose"),
-        by="bits_per_byte",
-    ),
-    _lever("averaging", "none", Arm("mean of the last fifth", how="mean")),
-    _lever("Muon's Q, K and V", "together", Arm("apart", how="apart")),
-    _lever(
-        "weight decay", "0.01", Arm("0", ("--weight-decay", "0")), Arm("0.1", ("--weight-decay", "0.1"))
-    ),
-    _lever(
-        "initialisation",
-        "0.02",
-        Arm("0.01", ("--init-std", "0.01")),
-        Arm("0.04", ("--init-std", "0.04")),
-        Arm("smaller with depth", missing="there is one deviation for all matrices"),
-    ),
-)  # fmt: skip
-"""In the order in which they are measured."""
 
 
 class Run(NamedTuple):
@@ -156,11 +52,6 @@ class Run(NamedTuple):
     def path(self, text: str) -> Path:
         words = re.sub(r"[^a-z0-9.]+", "-", self.record.lower()).strip("-")
         return FOLDER / f"{text}-{words}-{self.minutes:g}m-rate{self.rate:g}-seed{self.seed}.json"
-
-
-def name_of(lever: Lever, arm: Arm) -> str:
-    """Return the name of an arm's records: the defaults are measured once for all levers."""
-    return DEFAULTS if arm is lever.arms[0] else f"{lever.name} {arm.name}"
 
 
 def screening(minutes: float, only: Sequence[str] = ()) -> Iterable[Run]:
@@ -197,47 +88,6 @@ def best_two(lever: Lever, text: str, minutes: float) -> list[tuple[str, Arm]]:
 
 def read(path: Path) -> Record | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-# ---- what the text is made into ------------------------------------------------------------------
-
-
-def sentences(documents: Iterable[str]) -> Iterator[str]:
-    """Yield the sentences of documents, cut where a full stop and a space are followed by a capital letter."""
-    for document in documents:
-        yield from re.split(r"(?<=[.!?]) +(?=[\"'“‘]?[A-Z])", document)
-
-
-def shuffled(documents: Iterable[str]) -> list[str]:
-    """Return the documents in another order, always the same."""
-    return random.Random(0).sample(every := list(documents), len(every))
-
-
-def prose(documents: Iterable[str]) -> Iterator[str]:
-    """Yield the documents with a sentence that ends: no headings, page numbers or tables of contents."""
-    return (document for document in documents if re.search(r"\w{2}[ )\"'”’]*[.!?][\"'”’)]?( |$)", document))
-
-
-TEXTS: Mapping[str, Callable[[Iterable[str]], Iterable[str]]] = {
-    "sentences": sentences,
-    "shuffled": shuffled,
-    "prose": prose,
-}
-"""What the text to train on is made into before a run; its documents are lines."""
-
-
-def text_for(how: str, files: Sequence[str], folder: Path) -> list[str]:
-    """Return the files to train on: those given, or one that is made of them."""
-    if how not in TEXTS:
-        return list(files)
-    from jax_mlm.config import DataConfig
-    from jax_mlm.data.sources import documents, expand
-
-    path = folder / "text.txt"
-    with path.open("w", encoding="utf-8") as file:
-        for document in TEXTS[how](documents(expand(files), "line", DataConfig.text_field)):
-            file.write(f"{document}\n")
-    return [str(path)]
 
 
 # ---- one run -------------------------------------------------------------------------------------

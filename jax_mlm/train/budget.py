@@ -107,16 +107,15 @@ def text_tokens(data: Sequence[str]) -> float | None:
 
 def flops_of_token(run: TrainConfig) -> float:
     """Count the operations of a training step for each token, in rows that are one document."""
-    model = replace(run.model, vocab_size=_vocabulary(run))
+    model = _with_vocabulary(run).model
     pairs = layers_pairs(model, np.array([run.corpus.length])) / run.corpus.length
     return train_flops(model, 1, pairs, run.mask.mask_rate)
 
 
-def _vocabulary(run: TrainConfig) -> int:
-    """Return the entries of the vocabulary: those of --tokenizer, or the most that are learned."""
-    if run.tokenizer:
-        return load_tokenizer(Path(run.tokenizer)).get_vocab_size()
-    return run.model.vocab_size or run.corpus.tokenizer_size or run.corpus.tokenizer_limit
+def _with_vocabulary(run: TrainConfig, entries: int = 0) -> TrainConfig:
+    """Return the run with the entries of its vocabulary: those known, or the most that are learned."""
+    found = entries or run.model.vocab_size or run.corpus.tokenizer_size or run.corpus.tokenizer_limit
+    return replace(run, model=replace(run.model, vocab_size=found))
 
 
 def choose(given: Given, seconds: float, machine: Machine, text: float | None) -> Choice:
@@ -127,16 +126,18 @@ def choose(given: Given, seconds: float, machine: Machine, text: float | None) -
         seconds: the budget.
         machine: what computes.
         text: tokens there are to learn from; None if that is not known.
+
+    Raises:
+        UserError: the tokenizer that is given cannot be read.
     """
+    entries = load_tokenizer(Path(given["tokenizer"])).get_vocab_size() if given.get("tokenizer") else 0
     speed = machine.flops * machine.share
     presets, runs = dict[str, TrainConfig](), dict[str, TrainConfig]()
     for name in SIZES:
         with suppress(UserError):  # the options do not fit this size, or it does not fit the memory
             presets[name] = _preset(name, given, machine)
-            run = build(TrainConfig, given, presets[name])
-            check_memory(
-                replace(run, model=replace(run.model, vocab_size=_vocabulary(run))), machine.memory, *machine.layout
-            )
+            run = _with_vocabulary(build(TrainConfig, given, presets[name]), entries)
+            check_memory(run, machine.memory, *machine.layout)
             runs[name] = run
     if not runs:
         return Choice(replace(PRESETS[SIZES[0]], steps=0), (), ())  # which will be refused with the reason
@@ -153,26 +154,27 @@ def choose(given: Given, seconds: float, machine: Machine, text: float | None) -
     unit, batch = _unit(given, machine), runs[name].batch
     while "batch" not in given and batch // 2 >= LEAST_BATCH and batch // 2 % unit == 0 and steps(batch) < FEW_STEPS:
         batch //= 2
-    halved = f" (halved from {runs[name].batch}, for {FEW_STEPS} steps)" if batch < runs[name].batch else ""
     chosen = replace(presets[name], batch=batch, accumulate=_parts(presets[name], batch, given, machine))
-    run = build(TrainConfig, given, chosen)
-    why = ""
-    if larger:
-        need, time_for = PER_WEIGHT * weights[larger], seen[larger]
-        limit = f"there is time for {_short(time_for)}"
-        if text is not None and REREAD * text < time_for:
-            limit = f"{REREAD} readings of the text are {_short(REREAD * text)}"
-        why = f"; {larger} would need {_short(need)} tokens, and {limit}"
-    times = None if text is None else seen[name] / text
+    run, times = build(TrainConfig, given, chosen), None if text is None else seen[name] / text
+    halved = f" (halved from {runs[name].batch}, for {FEW_STEPS} steps)" if batch < runs[name].batch else ""
     of_text = ", of a text whose size is not known" if times is None else f", {_short(times)} times the text"
+    why = "" if larger is None else _why_not(larger, PER_WEIGHT * weights[larger], seen[larger], text)
     lines = (
         f"chosen for {run.budget}: preset {name}, {run.model.layers} layers of {run.model.width}{why}",
         f"  {batch} rows of {run.corpus.length} tokens a step{halved}, {_pieces(run)}",
-        f"  about {_short(speed / flops_of_token(run))} tokens a second: {_short(seen[name])}{of_text}, "
+        f"  about {_short(seen[name] / seconds)} tokens a second: {_short(seen[name])}{of_text}, "
         f"in {_short(max(steps(batch), 1))} steps",
         f"  {_loss_line(run, seen[name])}",
     )
     return Choice(chosen, lines, tuple(_warnings(times)))
+
+
+def _why_not(larger: str, need: float, time_for: float, text: float | None) -> str:
+    """Return why a larger size was not chosen: the time, or the text."""
+    limit = f"there is time for {_short(time_for)}"
+    if text is not None and REREAD * text < time_for:
+        limit = f"{REREAD} readings of the text are {_short(REREAD * text)}"
+    return f"; {larger} would need {_short(need)} tokens, and {limit}"
 
 
 def _unit(given: Given, machine: Machine) -> int:

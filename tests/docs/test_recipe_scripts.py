@@ -20,8 +20,9 @@ from support.texts import sentences
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablations
 import time_to_loss
-from ablations import LEVERS, Arm, Lever, Run
-from common import arms
+from ablations import Run
+from common import arms, texts
+from common.levers import LEVERS, Arm, Lever
 from common.machine import processor
 
 from jax_mlm.cli.options import build
@@ -183,20 +184,20 @@ def test_texts_are_made_of_what_there_is(tmp_path: Path) -> None:
         "Mr. Pott spoke (at last.) Then not",
         "so he did.",
     ]
-    assert list(ablations.sentences(documents[1:2])) == ["He left.", '"Why?" she said.', "It rained."]
-    assert list(ablations.prose(documents)) == [documents[1], documents[3], documents[4]]
-    assert list(ablations.prose([" = Robert = ", " He left . ", " It is ( at last ) . "])) == [
+    assert list(texts.sentences(documents[1:2])) == ["He left.", '"Why?" she said.', "It rained."]
+    assert list(texts.prose(documents)) == [documents[1], documents[3], documents[4]]
+    assert list(texts.prose([" = Robert = ", " He left . ", " It is ( at last ) . "])) == [
         " He left . ",
         " It is ( at last ) . ",
     ]
-    assert sorted(ablations.shuffled(documents)) == sorted(documents)
-    assert ablations.shuffled(documents) != documents
-    assert ablations.shuffled(documents) == ablations.shuffled(iter(documents))
+    assert sorted(texts.shuffled(documents)) == sorted(documents)
+    assert texts.shuffled(documents) != documents
+    assert texts.shuffled(documents) == texts.shuffled(iter(documents))
     (tmp_path / "a.txt").write_text("\n".join(documents) + "\n")
     files = [str(tmp_path / "a.txt")]
-    assert ablations.text_for("", files, tmp_path) == files
-    (made,) = ablations.text_for("prose", files, tmp_path)
-    assert Path(made).read_text().splitlines() == list(ablations.prose(documents))
+    assert texts.text_for("", files, tmp_path) == files
+    (made,) = texts.text_for("prose", files, tmp_path)
+    assert Path(made).read_text().splitlines() == list(texts.prose(documents))
 
 
 def test_vocabularies_are_judged_by_bits_per_byte(page: Path) -> None:
@@ -369,7 +370,7 @@ def test_transformers_has_the_same_loss_on_the_masked_documents(tmp_path: Path, 
     examine = jax.jit(make_examine(make_forward(data.config.model), data.vocabulary, time_to_loss.LENGTH))
     held = Held(tmp_path / "valid.npz", torch.device("cpu"))
     model = ModernBertForMaskedLM.from_pretrained(tmp_path)
-    for indices, texts in zip(evenly_spaced(len(rows), 3), (held.part, held.rest), strict=True):
-        ours, (loss, right, count) = evaluate_rows(examine, params, rows, indices, 8), held.sums(model, texts)
+    for indices, part in zip(evenly_spaced(len(rows), 3), (held.part, held.rest), strict=True):
+        ours, (loss, right, count) = evaluate_rows(examine, params, rows, indices, 8), held.sums(model, part)
         assert (right, count) == (ours.correct, ours.count)
         assert loss == pytest.approx(ours.loss_sum, rel=1e-4)
