@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,21 +25,20 @@ from jax_mlm.errors import UserError, unknown_choice
 from jax_mlm.evals.answers import Laid, lay_out
 from jax_mlm.evals.labelled import TaskValidator
 from jax_mlm.evals.samples import Answer
-from jax_mlm.hf.directory import read_body_of
 from jax_mlm.hf.tasks import check_family
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.task_heads import begin_with
 from jax_mlm.parallel.compile import compile_step, compute_dtype
 from jax_mlm.parallel.mesh import layout_of, read_layout, replicated
-from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run, read_run_file, read_task
 from jax_mlm.tasks.classify import class_weights, labelled, make_logits
 from jax_mlm.tasks.questions import longest_answer
 from jax_mlm.tasks.tagging import check_types, tags_for, types_of
 from jax_mlm.train.finetune_options import FinetuneConfig
 from jax_mlm.train.memory import TUNED
+from jax_mlm.train.pretrained import read_pretrained
 from jax_mlm.train.setup import Setup, check_run, kernels_of
-from jax_mlm.train.start import Initial, is_run
+from jax_mlm.train.start import Initial
 from jax_mlm.train.survey import Survey
 
 DROPOUT = 0.1
@@ -82,14 +81,15 @@ def plan(options: FinetuneConfig) -> Plan:
     task, lines = _task(options, examples)
     before = read_run(Path(options.out)) if options.resume else None
     if before is not None:
-        model, tokenizer, params = before.model, load_tokenizer(Path(options.out) / TOKENIZER_FILE), None
+        model, tokenizer, given = before.model, load_tokenizer(Path(options.out) / TOKENIZER_FILE), None
         kept = read_task(Path(options.out))
         task = replace(task, pooling=kept.pooling if kept else task.pooling)
     else:
-        model, tokenizer, params, pooling = _given(Path(options.init), task)
-        task = replace(task, pooling=pooling if task.kind == "classify" else task.pooling)
-        check_family(model.family, task.kind, f"--init {options.init}")
-        model = replace(model, dropout=max(model.dropout, DROPOUT))
+        given = read_pretrained(Path(options.init), task, options.freeze)
+        tokenizer = given.tokenizer
+        task = replace(task, pooling=given.pooling if task.kind == "classify" else task.pooling)
+        check_family(given.model.family, task.kind, f"--init {options.init}")
+        model = replace(given.model, dropout=max(given.model.dropout, DROPOUT))
     length = before.corpus.length if before else _length(options, model, tokenizer, examples, task)
     task = replace(task, overlap=length // 4 if options.overlap < 0 else options.overlap)
     train, choosing = (lay_out(tokenizer, each, task, length) for each in (examples.train, examples.choose))
@@ -103,11 +103,12 @@ def plan(options: FinetuneConfig) -> Plan:
         train, choosing = (each.weighted(weights) for each in (train, choosing))
     pad = vocabulary_of(tokenizer).pad
     rows, valid = train.rows(length, pad, options.seed), choosing.rows(length, pad)
-    config = before or _recipe(options, model, length, rows, len(examples.train))
+    config = before or _recipe(options, model, given.rate if given else 0.0, rows, len(examples.train))
     config = replace(config, resume=options.resume, out=options.out, mesh=options.mesh)
     start = None
-    if params is not None:
-        begun = begin_with(params, config.model, task, jax.random.key(options.seed))
+    if given is not None:
+        begun = begin_with(given.params, config.model, task, jax.random.key(options.seed))
+        lines += given.remarks
         lines += (f"starting fresh: {', '.join(begun.fresh)}",) if begun.fresh else ()
         start = Initial(config.model, begun.params, tokenizer, {"from": str(Path(options.init).resolve())})
     remarks = (*examples.remarks, *train.remarks, *choosing.remarks)
@@ -171,23 +172,6 @@ def _metric(options: FinetuneConfig, usual: str, allowed: Sequence[str]) -> str:
     return options.metric or usual
 
 
-def _given(source: Path, task: TaskConfig) -> tuple[ModelConfig, Tokenizer, Params, Literal["cls", "mean"]]:
-    """Read the encoder, what a head can keep, and what stands for a text; an earlier task's classifier is not kept.
-
-    Of a run of ours the mean does where its family has the choice: no token was trained to stand for the text.
-    """
-    if is_run(source):
-        _, params = load_params(source, "best")
-        kept = {name: value for name, value in params.items() if name != "classifier"}
-        model = read_run(source).model
-        return model, load_tokenizer(source / TOKENIZER_FILE), kept, "mean" if model.family == "modernbert" else "cls"
-    read = read_body_of(source, task)
-    assert read.task is not None
-    for remark in read.remarks:
-        print(f"--init {source}: {remark}", file=sys.stderr)
-    return read.model, Tokenizer.from_str(read.tokenizer.to_str()), read.params, read.task.pooling
-
-
 def _length(
     options: FinetuneConfig, model: ModelConfig, tokenizer: Tokenizer, examples: Examples, task: TaskConfig
 ) -> int:
@@ -205,8 +189,8 @@ def _length(
     return min(max(128, -(-longest // 64) * 64), LONGEST, model.max_length)
 
 
-def _recipe(options: FinetuneConfig, model: ModelConfig, length: int, rows: LabelledRows, examples: int) -> TrainConfig:
-    """Return AdamW with a linear decay, and a rate and a length that suit the width and the number of examples."""
+def _recipe(options: FinetuneConfig, model: ModelConfig, rate: float, rows: LabelledRows, examples: int) -> TrainConfig:
+    """Return AdamW with a linear decay, and a length that suits the number of examples."""
     devices = read_layout(options.mesh, jax.device_count()).rows
     batch = options.batch or -(-max(1, round(EXAMPLES_A_STEP * len(rows) / examples)) // devices) * devices
     epochs = options.epochs or (3 if examples > 50_000 else 10 if examples >= 5_000 else 20)
@@ -224,29 +208,15 @@ def _recipe(options: FinetuneConfig, model: ModelConfig, length: int, rows: Labe
         # On a CPU, 1: a batch that is too large for the machine is refused at once.
         accumulate=1 if jax.default_backend() == "cpu" else 0,
         model=model,
-        corpus=DataConfig(length=length),
+        corpus=DataConfig(length=rows.length),
         optim=OptimConfig(
-            lr=options.lr or rate_for(Path(options.init), model.width),
+            lr=options.lr or rate,
             schedule="linear",
             warmup=0.1,
             beta2=0.999,
             decay=0.0,
         ),
     )
-
-
-def rate_for(init: Path, width: int) -> float:
-    """Return the peak learning rate for an encoder of this width: 2e-4 at 256.
-
-    A run of ours from random weights has seen far less text than a published model, and takes 5e-4: after 30 minutes of
-    a CPU that makes 2 points more on SST-2 than 2e-4 (benchmarks/README.md).
-    """
-    published = min(3e-4, 0.0512 / width)
-    if is_run(init):
-        before = read_run(init)
-        if (before.steps or before.budget) and not before.init and not before.distil.distil:
-            return 2.5 * published
-    return published
 
 
 def _check_same(run: Path, task: TaskConfig, fingerprints: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import lzma
 import os
 import random
 import re
@@ -31,6 +32,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from support.forked import Server, serving_forks
 from support.paths import ROOT
 
 PAGES = [
@@ -210,6 +212,34 @@ def run(command: str, folder: Path, environment: dict[str, str]) -> str:
     return done.stdout
 
 
+def words_of(command: str) -> list[str]:
+    """The module and arguments of a command of ours that needs no shell; of any other, nothing."""
+    alone = re.match(r"python -m (jax_mlm|mlm_onnx)\b", command) and not re.search(r"[|;&<>$]", command)
+    return shlex.split(command, comments=True)[2:] if alone else []
+
+
+@pytest.fixture(scope="module")
+def server(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """What the commands are forked from, so that each need not import anew what all import."""
+    imports = ("train.loop", "train.__main__", "train.finetuning", "report.outcome", "evals.heldout", "hf.directory")
+    onnx = ("mlm_onnx.convert.pipeline", "mlm_onnx.__main__", "mlm_onnx.answer.predictor")
+    folder = tmp_path_factory.mktemp("forks")
+    with serving_forks(environment, folder, *(f"jax_mlm.{name}" for name in imports), *onnx) as server:
+        yield server
+
+
+def run_forked(command: str, folder: Path, environment: dict[str, str], server: Server) -> str:
+    """What the command prints, as `run` returns it; without a shell if it needs none."""
+    if not (words := words_of(command)):
+        return run(command, folder, environment)
+    spec = importlib.util.find_spec(words[0])
+    assert spec is not None, words[0]
+    main = f"{words[0]}.__main__" if spec.submodule_search_locations else words[0]
+    status, child = server.run(main, *words[1:], cwd=folder)
+    assert status == 0, f"{command}\n{child.out()}{child.err()}"
+    return child.out()
+
+
 def answers_http(command: str, folder: Path, environment: dict[str, str]) -> None:
     """Starts a server, reads its page, ends it."""
     port = 7860 if "demo" in command else 8000
@@ -231,7 +261,9 @@ def answers_http(command: str, folder: Path, environment: dict[str, str]) -> Non
         process.communicate(timeout=30)
 
 
-def run_page(page: Path, runner: ModuleType, folder: Path, environment: dict[str, str], slow: bool) -> dict[str, str]:
+def run_page(
+    page: Path, runner: ModuleType, folder: Path, environment: dict[str, str], server: Server, slow: bool
+) -> dict[str, str]:
     """Runs the commands of a page, those of fences marked slow or all others: command → what it printed."""
     printed = {}
     trained = "python -m jax_mlm.train --out runs/sentence"  # the fixture's, without --out
@@ -251,13 +283,15 @@ def run_page(page: Path, runner: ModuleType, folder: Path, environment: dict[str
                 if "demo" not in command or importlib.util.find_spec("gradio"):
                     answers_http(command, folder, environment)
                 continue
-            printed[command] = run(shortened(command), folder, environment)
+            printed[command] = run_forked(shortened(command), folder, environment, server)
     return printed
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_readme_run(runner: ModuleType, scratch: Path, environment: dict[str, str]) -> None:
-    printed = run_page(ROOT / "README.md", runner, scratch, environment, slow=False)
+def test_the_commands_of_the_readme_run(
+    runner: ModuleType, scratch: Path, environment: dict[str, str], server: Server
+) -> None:
+    printed = run_page(ROOT / "README.md", runner, scratch, environment, server, slow=False)
     (answer,) = (text for command, text in printed.items() if "fill bundles/sentence" in command)
     first = answer.splitlines()[1].split()
     assert first[0] == "creates"
@@ -265,34 +299,33 @@ def test_the_commands_of_the_readme_run(runner: ModuleType, scratch: Path, envir
     (asked,) = (text for command, text in printed.items() if "fill bundles/mine" in command)
     assert len(asked.splitlines()) == 6, "the sentence filled in, and five candidates"
     assert (scratch / "runs" / "mine" / "report.html").is_file()
-    run_page(ROOT / "docs" / "python.md", runner, scratch, environment, slow=False)
+    run_page(ROOT / "docs" / "python.md", runner, scratch, environment, server, slow=False)
 
 
 @pytest.fixture
-def with_bert(scratch: Path, environment: dict[str, str]) -> Path:
+def with_bert(scratch: Path, environment: dict[str, str], server: Server) -> Path:
     """Also Hugging Face directories of a BERT."""
-    run(
-        f"python -m jax_mlm.train --preset bert-base --data my-text/ {SMALL} --steps 1 --out runs/of-bert",
-        scratch,
-        environment,
-    )
+    train = f"python -m jax_mlm.train --preset bert-base --data my-text/ {SMALL} --steps 1 --out runs/of-bert"
+    run_forked(train, scratch, environment, server)
     for name in ("bert-base", "bert-base-uncased"):
-        run(f"python -m jax_mlm.hf export runs/of-bert {name}/", scratch, environment)
+        run_forked(f"python -m jax_mlm.hf export runs/of-bert {name}/", scratch, environment, server)
     return scratch
 
 
 @pytest.mark.slow
 def test_the_notebook_example_of_the_readme_runs(
-    runner: ModuleType, scratch: Path, environment: dict[str, str], trained_bundle: Callable[..., Path]
+    runner: ModuleType, scratch: Path, environment: dict[str, str], server: Server, trained_bundle: Callable[..., Path]
 ) -> None:
     shutil.copytree(trained_bundle("--dtype", "int8"), scratch / "bundles" / "sentence")
-    run_page(ROOT / "README.md", runner, scratch, environment, slow=True)
+    run_page(ROOT / "README.md", runner, scratch, environment, server, slow=True)
     assert list((scratch / "runs" / "notebook" / "checkpoints").iterdir())
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_bert_family_run(runner: ModuleType, with_bert: Path, environment: dict[str, str]) -> None:
-    printed = run_page(ROOT / "docs" / "bert-family.md", runner, with_bert, environment, slow=True)
+def test_the_commands_of_the_bert_family_run(
+    runner: ModuleType, with_bert: Path, environment: dict[str, str], server: Server
+) -> None:
+    printed = run_page(ROOT / "docs" / "bert-family.md", runner, with_bert, environment, server, slow=True)
     for word in ("--preset roberta-base", "--init", "--distil", "hf export"):
         assert any(word in command for command in printed), word
     for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md"):
@@ -300,8 +333,8 @@ def test_the_commands_of_the_bert_family_run(runner: ModuleType, with_bert: Path
 
 
 @pytest.mark.slow
-def test_the_recipes_run(runner: ModuleType, with_bert: Path, environment: dict[str, str]) -> None:
-    printed = run_page(ROOT / "docs" / "recipes.md", runner, with_bert, environment, slow=False)
+def test_the_recipes_run(runner: ModuleType, with_bert: Path, environment: dict[str, str], server: Server) -> None:
+    printed = run_page(ROOT / "docs" / "recipes.md", runner, with_bert, environment, server, slow=False)
     trained = {name for command in printed for name in re.findall(r"--out (runs/[\w-]+)", command)}
     assert len(trained) >= 6
     for name in trained:
@@ -309,20 +342,28 @@ def test_the_recipes_run(runner: ModuleType, with_bert: Path, environment: dict[
 
 
 @pytest.mark.slow
-def test_the_commands_of_fine_tuning_run(runner: ModuleType, scratch: Path, environment: dict[str, str]) -> None:
+def test_the_commands_of_fine_tuning_run(
+    runner: ModuleType, scratch: Path, environment: dict[str, str], server: Server
+) -> None:
     train = f"python -m jax_mlm.train --data my-text/ {SMALL} --tokenizer-kind wordpiece --steps 1 --out runs/domain"
-    run(train, scratch, environment)
+    run_forked(train, scratch, environment, server)
     texts = (scratch / "held-out.txt").read_text().split("\n\n")
+    rows = [f"{text},{'good' if i % 2 else 'bad'}\n" for i, text in enumerate(texts)]
     for name in ("reviews", "reviews-dev", "new-reviews"):
-        rows = "".join(f"{text},{'good' if i % 2 else 'bad'}\n" for i, text in enumerate(texts))
-        (scratch / f"{name}.csv").write_text("text,label\n" + rows)
-    for name in ("people", "people-dev"):
-        words = ["".join(f"{word}\t{'B-x' if word == 'with' else 'O'}\n" for word in text.split()) for text in texts]
+        (scratch / f"{name}.csv").write_text("text,label\n" + "".join(rows))
+    words = ["".join(f"{word}\t{'B-x' if word == 'with' else 'O'}\n" for word in text.split()) for text in texts]
+    for name in ("people", "people-dev", "wnut17train", "emerging.dev"):
         (scratch / f"{name}.conll").write_text("\n".join(words))
     asked = [{"question": "What?", "context": text, "answer": text[:4], "answer_start": 0} for text in texts]
-    for name in ("asked", "asked-dev"):
+    for name in ("asked", "asked-dev", "squad_sample_train", "squad_sample_valid"):
         (scratch / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in asked))
-    run_page(ROOT / "docs" / "finetuning.md", runner, scratch, environment, slow=False)
+    (scratch / "sst2").mkdir()
+    for name in ("train", "dev"):
+        (scratch / "sst2" / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(rows).replace(",", "\t"))
+    (scratch / "books").mkdir()
+    (scratch / "books" / "train-00.txt.xz").write_bytes(lzma.compress("\n".join(texts).encode()))
+    (scratch / "books" / "valid.txt").write_text("\n".join(texts[:9]))
+    run_page(ROOT / "docs" / "finetuning.md", runner, scratch, environment, server, slow=False)
     for name in ("answers", "labelled", "found"):
         assert len((scratch / f"{name}.jsonl").read_text().splitlines()) == len(texts)
     assert (scratch / "reviews-hf" / "config.json").is_file()

@@ -54,6 +54,7 @@ def test_the_processor_is_asked_for_products_of_16_bits(monkeypatch, tmp_path, f
     assert cores.multiplies_bf16() is expected
 
 
+@pytest.mark.slow
 def test_16_bits_learn_as_32_do():
     losses = [
         float(metrics.loss_sum / metrics.count) for _, metrics, _ in (take_steps(1), take_steps(1, dtype=jnp.bfloat16))

@@ -113,6 +113,7 @@ class Server:
         slow: dict[str, float] | None = None,
         ignored: tuple[int, ...] = (),
         values: dict[str, Any] | None = None,
+        cwd: Path | str = "",
     ) -> Child:
         """Run a module's `main` in a child.
 
@@ -120,13 +121,15 @@ class Server:
             slow: seconds by which phases take longer, half of them before and half after.
             ignored: signals that the child ignores from its start, as after `nohup`.
             values: what stands for constants of the product, by "module:name".
+            cwd: the folder that it runs in, if not this one.
         """
         self._count += 1
         folder = self._folder / str(self._count)
         folder.mkdir()
         line = [str(word) for word in arguments]
         request = {"module": module, "line": line, "folder": str(folder), "slow": slow or {}}
-        pid = self.ask({"start": {**request, "ignored": [*map(int, ignored)], "values": values or {}}})
+        request |= {"ignored": [*map(int, ignored)], "values": values or {}, "cwd": str(cwd or Path.cwd())}
+        pid = self.ask({"start": request})
         return Child(self, pid, folder)
 
     def run(self, module: str, *arguments: Any, **settings: Any) -> tuple[int, Child]:
@@ -182,9 +185,16 @@ def _serve() -> None:
 
 
 def _become(
-    module: str, line: list[str], folder: str, slow: dict[str, float], ignored: list[int], values: dict[str, Any]
+    module: str,
+    line: list[str],
+    folder: str,
+    slow: dict[str, float],
+    ignored: list[int],
+    values: dict[str, Any],
+    cwd: str,
 ) -> None:
     """Be the command."""
+    os.chdir(cwd)
     for descriptor, name in ((0, os.devnull), (1, "out"), (2, "err")):
         flags = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT
         os.dup2(os.open(os.path.join(folder, name), flags), descriptor)

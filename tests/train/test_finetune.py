@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -20,6 +19,7 @@ from support.models import assert_trees_equal
 from support.paths import ROOT
 
 from jax_mlm import evaluate, load
+from jax_mlm.config import DistilConfig
 from jax_mlm.data.examples import split_by_text
 from jax_mlm.data.labels import Example
 from jax_mlm.data.tokenizer import load_tokenizer
@@ -27,6 +27,7 @@ from jax_mlm.evals.answers import predicted
 from jax_mlm.finetune import finetune, main
 from jax_mlm.hf.__main__ import main as hf
 from jax_mlm.model.ops.kernels import Kernels
+from jax_mlm.model.params import leaves
 from jax_mlm.parallel import compile as compiling
 from jax_mlm.parallel.mesh import make_mesh
 from jax_mlm.run.checkpoint import load_params
@@ -38,6 +39,7 @@ from jax_mlm.train.__main__ import main as train
 from jax_mlm.train.finetune_options import FinetuneConfig
 from jax_mlm.train.finetuning import plan
 from jax_mlm.train.pace import Pace
+from jax_mlm.train.pretrained import rate_for, seen_little, shrunk
 
 INIT = ROOT / "tests" / "golden" / "run"
 FOODS, PLACES = ("bread", "jar"), ("market", "barn", "bridge")
@@ -114,18 +116,59 @@ def test_labels_are_learned_and_stored_once(trained: Path) -> None:
         ({"steps": 0}, False),
         ({"steps": 0, "budget": "30m"}, True),
         ({"init": "bert-base/"}, False),
-        ({"distil": {"distil": "teacher/"}}, False),
+        ({"distil": DistilConfig(distil="teacher/")}, False),
     ],
     ids=["steps", "imported", "budget", "continued", "distilled"],
 )
-def test_a_run_from_random_weights_takes_larger_steps(changed: dict[str, Any], own: bool, tmp_path: Path) -> None:
-    shutil.copy(INIT / "run.json", tmp_path)
-    kept = json.loads((tmp_path / "run.json").read_text())
-    (tmp_path / "run.json").write_text(json.dumps({**kept, "config": {**kept["config"], **changed}}))
-    found = [finetuning.rate_for(tmp_path, width) for width in (64, 256, 512)]
+def test_a_run_from_random_weights_takes_larger_steps(changed: dict[str, Any], own: bool) -> None:
+    assert seen_little(replace(read_run(INIT), **changed)) == own
+    found = [rate_for(width, own) for width in (64, 256, 512)]
     assert found == pytest.approx([7.5e-4, 5e-4, 2.5e-4] if own else [3e-4, 2e-4, 1e-4])
-    (tmp_path / "run.json").rename(tmp_path / "config.json")
-    assert finetuning.rate_for(tmp_path, 256) == 2e-4, "a Hugging Face directory"
+
+
+def size(matrix: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(matrix))))
+
+
+def test_large_matrices_are_shrunk_with_their_biases() -> None:
+    """No matrix is left larger than twice a random one; what an embedding adds up keeps its proportions."""
+    random = np.random.default_rng(0)
+
+    def drawn(std: float, *shape: int) -> np.ndarray:
+        return random.normal(0, std, shape).astype(np.float32)
+
+    given: dict[str, Any] = {
+        "token_table": drawn(0.2, 50, 8),
+        "position_table": drawn(0.03, 9, 8),
+        "embedding_norm": {"scale": drawn(3, 8), "bias": drawn(3, 8)},
+        "layer_0": {"up": {"kernel": drawn(0.5, 8, 16), "bias": drawn(1, 16)}, "down": {"kernel": drawn(0.03, 16, 8)}},
+    }
+    found, factor = shrunk(given, 0.02)
+    up, kept = found["layer_0"]["up"], given["layer_0"]["up"]
+    assert size(up["kernel"]) == pytest.approx(0.04, rel=1e-5)
+    assert factor == pytest.approx(0.04 / size(kept["kernel"]))
+    np.testing.assert_allclose(up["bias"] / kept["bias"], factor, rtol=1e-5)
+    tables = found["token_table"][:9] / found["position_table"], given["token_table"][:9] / given["position_table"]
+    np.testing.assert_allclose(*tables, rtol=1e-5)
+    assert size(found["token_table"]) == pytest.approx(0.04, rel=1e-5)
+    assert found["layer_0"]["down"]["kernel"] is given["layer_0"]["down"]["kernel"]
+    assert found["embedding_norm"] == given["embedding_norm"]
+
+
+def test_finetuning_begins_with_shrunk_matrices_unless_layers_are_frozen(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, params = load_params(INIT, "best")
+    large = jax.tree.map(lambda leaf: leaf * np.float32(30), params)
+    monkeypatch.setattr("jax_mlm.train.pretrained.load_params", lambda run, which: (step, large))
+    for freeze in (0, 1):
+        made = plan(config(folder, out=str(tmp_path / "run"), freeze=freeze))
+        assert made.start is not None
+        sizes = [
+            size(leaf) for path, leaf in leaves(made.start.params).items() if path[-1] in {"kernel", "token_table"}
+        ]
+        assert (max(sizes) < 0.0401) == (not freeze)
+        assert any("are shrunk" in line for line in made.lines) == (not freeze)
 
 
 def test_attention_is_chosen_on_rows_of_examples(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
