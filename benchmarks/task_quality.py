@@ -7,7 +7,8 @@
 
 Both sides choose among the same learning rates, with one seed, by the 5 % of the training file that fine-tuning holds
 out; the one they choose is trained with each seed, and those runs alone read the development file, once each. Arms that
-the result has already are not run again, so that it may be stopped and continued; another RUN begins anew.
+the result has already are not run again, so that it may be stopped and continued; another RUN, or another size that
+matrices are scaled down to before fine-tuning, begins anew.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 TASKS = {"sst2": ("classify", "accuracy"), "wnut17": ("tag", "f1"), "squad": ("answer", "f1")}
 """What each data set is fine-tuned for, and the metric that is reported."""
 SIDES = ("pretrained", "random")
-RATES = {"sst2": (2e-4, 5e-4, 1e-3, 2e-3), "wnut17": (5e-4, 1e-3, 2e-3, 4e-3), "squad": (2e-4, 5e-4, 1e-3, 2e-3)}
+RATES = {"sst2": (2e-4, 5e-4, 1e-3, 2e-3), "wnut17": (2.5e-4, 5e-4, 1e-3, 2e-3), "squad": (2e-4, 5e-4, 1e-3, 2e-3)}
 """Learning rates that both sides choose among."""
 Arm = dict[str, Any]
 
@@ -110,14 +111,17 @@ def main() -> None:
     given = parser.parse_args()
     out = RESULTS / f"quality-{given.task}.json"
     pretrained = json.loads((given.run / "run.json").read_text())
+    from jax_mlm.train.pretrained import LARGEST
+
     identity = hashlib.sha256((given.run / "run.json").read_bytes()).hexdigest()[:16]
     result = json.loads(out.read_text()) if out.is_file() else {}
-    if result.get("run") != identity:
+    if (result.get("run"), result.get("scaled above")) != (identity, LARGEST):
         options = {name: pretrained["config"][name] for name in ("preset", "budget", "dtype", "batch", "optim")}
         last = [json.loads(line) for line in (given.run / "metrics.jsonl").read_text().splitlines()]
         valid = next((line for line in reversed(last) if line["kind"] == "final"), None)
         result = {
             "run": identity,
+            "scaled above": LARGEST,
             "pretraining": {**options, "versions": pretrained["versions"], "final": valid},
             "arms": [],
         }

@@ -83,7 +83,7 @@ class FinetuneConfig:
     class_weights: str = ""
     """Weight of each label in the loss: balanced, or a=2,b=0.5."""
     freeze: int = 0
-    """Leave the embeddings and so many of the first layers as they are."""
+    """Leave the embeddings and so many of the first layers as they are; nothing is scaled down then."""
     mesh: str = ""
     """Devices along each axis: data=4,fsdp=2,tensor=1, say, as for training; empty puts all along data."""
     seed: int = 0

@@ -36,7 +36,7 @@ from jax_mlm.tasks.questions import longest_answer
 from jax_mlm.tasks.tagging import check_types, tags_for, types_of
 from jax_mlm.train.finetune_options import FinetuneConfig
 from jax_mlm.train.memory import TUNED
-from jax_mlm.train.pretrained import read_pretrained
+from jax_mlm.train.pretrained import LARGEST, read_pretrained, shrunk
 from jax_mlm.train.setup import Setup, check_run, kernels_of
 from jax_mlm.train.start import Initial
 from jax_mlm.train.survey import Survey
@@ -85,7 +85,7 @@ def plan(options: FinetuneConfig) -> Plan:
         kept = read_task(Path(options.out))
         task = replace(task, pooling=kept.pooling if kept else task.pooling)
     else:
-        given = read_pretrained(Path(options.init), task, options.freeze)
+        given = read_pretrained(Path(options.init), task)
         tokenizer = given.tokenizer
         task = replace(task, pooling=given.pooling if task.kind == "classify" else task.pooling)
         check_family(given.model.family, task.kind, f"--init {options.init}")
@@ -103,14 +103,18 @@ def plan(options: FinetuneConfig) -> Plan:
         train, choosing = (each.weighted(weights) for each in (train, choosing))
     pad = vocabulary_of(tokenizer).pad
     rows, valid = train.rows(length, pad, options.seed), choosing.rows(length, pad)
-    config = before or _recipe(options, model, given.rate if given else 0.0, rows, len(examples.train))
-    config = replace(config, resume=options.resume, out=options.out, mesh=options.mesh)
-    start = None
+    config, start = before, None
     if given is not None:
-        begun = begin_with(given.params, config.model, task, jax.random.key(options.seed))
-        lines += given.remarks
+        config = _recipe(options, model, options.lr or given.rate, rows, len(examples.train))
+        begun = begin_with(given.params, model, task, jax.random.key(options.seed))
         lines += (f"starting fresh: {', '.join(begun.fresh)}",) if begun.fresh else ()
-        start = Initial(config.model, begun.params, tokenizer, {"from": str(Path(options.init).resolve())})
+        params, factor = shrunk(begun.params) if given.from_scratch and not options.freeze else (begun.params, 1.0)
+        if factor < 1:
+            lines += (f"matrices of a root mean square above {LARGEST:g} are scaled to that, by {factor:.2f} or more",)
+        origin = {"from": str(Path(options.init).resolve()), **({"shrunk": factor} if factor < 1 else {})}
+        start = Initial(model, params, tokenizer, origin)
+    assert config is not None
+    config = replace(config, resume=options.resume, out=options.out, mesh=options.mesh)
     remarks = (*examples.remarks, *train.remarks, *choosing.remarks)
     lines += (
         f"{len(examples.train):,} examples in {len(rows):,} rows of {length} tokens; {config.batch} rows a step, "
@@ -190,7 +194,7 @@ def _length(
 
 
 def _recipe(options: FinetuneConfig, model: ModelConfig, rate: float, rows: LabelledRows, examples: int) -> TrainConfig:
-    """Return AdamW with a linear decay, and a length that suits the number of examples."""
+    """Return AdamW with a linear decay, and the rows of a step and the steps that suit the number of examples."""
     devices = read_layout(options.mesh, jax.device_count()).rows
     batch = options.batch or -(-max(1, round(EXAMPLES_A_STEP * len(rows) / examples)) // devices) * devices
     epochs = options.epochs or (3 if examples > 50_000 else 10 if examples >= 5_000 else 20)
@@ -210,7 +214,7 @@ def _recipe(options: FinetuneConfig, model: ModelConfig, rate: float, rows: Labe
         model=model,
         corpus=DataConfig(length=rows.length),
         optim=OptimConfig(
-            lr=options.lr or rate,
+            lr=rate,
             schedule="linear",
             warmup=0.1,
             beta2=0.999,

@@ -1,9 +1,10 @@
 """Hold the README and docs/ to what is there: files, tests, and every command.
 
-The commands of `bash` fences run in one folder for each page, on made-up text, in this order, with these changes:
-`--budget TIME` becomes three steps, and training on `--data` is of a small model. A word after `bash` or `python` says
-what else a fence needs: of those in `READ_ONLY` only the options are read, a server is asked for its page and ended,
-what installs is left to .ci/run, and `slow` is left to the slow tests. Pages with output (`console`) are run again by
+The commands of `bash` fences run in one folder for each page, on made-up text, in this order; those of ours that need
+no shell are forked from a process that has imported what they import. They run with these changes: `--budget TIME`
+becomes three steps, and training on `--data` is of a small model. A word after `bash` or `python` says what else a
+fence needs: of those in `READ_ONLY` only the options are read, a server is asked for its page and ended, what installs
+is left to .ci/run, and `slow` is left to the slow tests. Pages with output (`console`) are run again by
 docs/tools/run.py.
 """
 
@@ -32,7 +33,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from support.forked import Server, serving_forks
+from support.forked import Server, running, serving_forks
 from support.paths import ROOT
 
 PAGES = [
@@ -214,7 +215,7 @@ def run(command: str, folder: Path, environment: dict[str, str]) -> str:
 
 def words_of(command: str) -> list[str]:
     """The module and arguments of a command of ours that needs no shell; of any other, nothing."""
-    alone = re.match(r"python -m (jax_mlm|mlm_onnx)\b", command) and not re.search(r"[|;&<>$]", command)
+    alone = re.match(r"python -m (jax_mlm|mlm_onnx)\b", command) and not re.search(r"[|;&<>$*?~{]", command)
     return shlex.split(command, comments=True)[2:] if alone else []
 
 
@@ -235,8 +236,12 @@ def run_forked(command: str, folder: Path, environment: dict[str, str], server: 
     spec = importlib.util.find_spec(words[0])
     assert spec is not None, words[0]
     main = f"{words[0]}.__main__" if spec.submodule_search_locations else words[0]
-    status, child = server.run(main, *words[1:], cwd=folder)
-    assert status == 0, f"{command}\n{child.out()}{child.err()}"
+    child, until = server.start(main, *words[1:], cwd=folder), time.monotonic() + 300
+    while running(child.pid):
+        if time.monotonic() > until:
+            child.signal(signal.SIGKILL)
+        time.sleep(0.01)
+    assert child.wait() == 0, f"{command}\n{child.out()}{child.err()}"
     return child.out()
 
 

@@ -113,7 +113,7 @@ class Server:
         slow: dict[str, float] | None = None,
         ignored: tuple[int, ...] = (),
         values: dict[str, Any] | None = None,
-        cwd: Path | str = "",
+        cwd: Path | None = None,
     ) -> Child:
         """Run a module's `main` in a child.
 
@@ -121,7 +121,7 @@ class Server:
             slow: seconds by which phases take longer, half of them before and half after.
             ignored: signals that the child ignores from its start, as after `nohup`.
             values: what stands for constants of the product, by "module:name".
-            cwd: the folder that it runs in, if not this one.
+            cwd: the folder to run in; by default the caller's.
         """
         self._count += 1
         folder = self._folder / str(self._count)
@@ -194,7 +194,6 @@ def _become(
     cwd: str,
 ) -> None:
     """Be the command."""
-    os.chdir(cwd)
     for descriptor, name in ((0, os.devnull), (1, "out"), (2, "err")):
         flags = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT
         os.dup2(os.open(os.path.join(folder, name), flags), descriptor)
@@ -202,6 +201,7 @@ def _become(
         signal.signal(number, signal.SIG_IGN)
     status = 1
     try:
+        os.chdir(cwd)
         marks = os.open(os.path.join(folder, "marks"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for phase, where in MARKED.items():
             if where.partition(":")[0] in sys.modules:

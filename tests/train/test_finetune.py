@@ -34,12 +34,12 @@ from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run, read_run_file, read_task
 from jax_mlm.run.log import read_metrics
 from jax_mlm.tasks.classify import class_weights, label_metrics
-from jax_mlm.train import finetuning, setup
+from jax_mlm.train import finetuning, pretrained, setup
 from jax_mlm.train.__main__ import main as train
 from jax_mlm.train.finetune_options import FinetuneConfig
 from jax_mlm.train.finetuning import plan
 from jax_mlm.train.pace import Pace
-from jax_mlm.train.pretrained import rate_for, seen_little, shrunk
+from jax_mlm.train.pretrained import shrunk
 
 INIT = ROOT / "tests" / "golden" / "run"
 FOODS, PLACES = ("bread", "jar"), ("market", "barn", "bridge")
@@ -109,29 +109,61 @@ def test_labels_are_learned_and_stored_once(trained: Path) -> None:
     assert {"loss", "accuracy", "macro_f1", "mcc"} <= next(line for line in log if line["kind"] == "valid").keys()
 
 
-@pytest.mark.parametrize(
-    ("changed", "own"),
-    [
-        ({}, True),
-        ({"steps": 0}, False),
-        ({"steps": 0, "budget": "30m"}, True),
-        ({"init": "bert-base/"}, False),
-        ({"distil": DistilConfig(distil="teacher/")}, False),
-    ],
-    ids=["steps", "imported", "budget", "continued", "distilled"],
-)
-def test_a_run_from_random_weights_takes_larger_steps(changed: dict[str, Any], own: bool) -> None:
-    assert seen_little(replace(read_run(INIT), **changed)) == own
-    found = [rate_for(width, own) for width in (64, 256, 512)]
-    assert found == pytest.approx([7.5e-4, 5e-4, 2.5e-4] if own else [3e-4, 2e-4, 1e-4])
-
-
 def size(matrix: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(matrix))))
 
 
+@pytest.mark.parametrize(
+    ("changed", "freeze", "rate", "smaller"),
+    [
+        ({}, 0, 7.5e-4, True),
+        ({}, 1, 7.5e-4, False),
+        ({"steps": 0}, 0, 3e-4, False),
+        ({"steps": 0, "budget": "30m"}, 0, 7.5e-4, True),
+        ({"init": "bert-base/"}, 0, 3e-4, False),
+        ({"init": str(INIT)}, 0, 7.5e-4, True),
+        ({"distil": DistilConfig(distil="bert-base/")}, 0, 3e-4, False),
+    ],
+    ids=["steps", "frozen", "imported", "budget", "continued", "own continued", "distilled"],
+)
+def test_what_began_at_random_takes_larger_steps_from_smaller_matrices(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, Any],
+    freeze: int,
+    rate: float,
+    smaller: bool,
+) -> None:
+    before, (step, params) = read_run(INIT), load_params(INIT, "best")
+    first = iter([replace(before, **changed)])
+    large = jax.tree.map(lambda leaf: leaf * np.float32(30), params)
+    monkeypatch.setattr(pretrained, "read_run", lambda run: next(first, before))
+    monkeypatch.setattr(pretrained, "load_params", lambda run, which: (step, large))
+    made = plan(config(folder, out=str(tmp_path / "run"), lr=0.0, freeze=freeze))
+    assert made.config.optim.lr == pytest.approx(rate)
+    assert made.start is not None
+    given, begun = leaves(large), leaves(made.start.params)
+    kept = [path for path in begun if path in given and path[-1] in {"kernel", "token_table"}]
+    assert kept
+    for path in kept:
+        if smaller:
+            assert size(begun[path]) == pytest.approx(0.04, rel=1e-4)
+        else:
+            np.testing.assert_array_equal(begun[path], given[path])
+    assert any("are scaled" in line for line in made.lines) == smaller == ("shrunk" in made.start.origin)
+
+
+def test_a_hugging_face_directory_is_tuned_as_it_is(folder: Path, tmp_path: Path) -> None:
+    assert hf(["export", str(INIT), str(tmp_path / "hf")]) == 0
+    made = plan(config(folder, init=str(tmp_path / "hf"), out=str(tmp_path / "run"), lr=0.0))
+    assert made.config.optim.lr == pytest.approx(3e-4)
+    assert made.start is not None
+    assert made.start.origin == {"from": str((tmp_path / "hf").resolve())}
+
+
 def test_large_matrices_are_shrunk_with_their_biases() -> None:
-    """No matrix is left larger than twice a random one; what an embedding adds up keeps its proportions."""
+    """Kernels are left at twice a random one's size at most; what an embedding adds up keeps its proportions."""
     random = np.random.default_rng(0)
 
     def drawn(std: float, *shape: int) -> np.ndarray:
@@ -139,11 +171,11 @@ def test_large_matrices_are_shrunk_with_their_biases() -> None:
 
     given: dict[str, Any] = {
         "token_table": drawn(0.2, 50, 8),
-        "position_table": drawn(0.03, 9, 8),
+        "position_table": drawn(0.02, 9, 8),
         "embedding_norm": {"scale": drawn(3, 8), "bias": drawn(3, 8)},
         "layer_0": {"up": {"kernel": drawn(0.5, 8, 16), "bias": drawn(1, 16)}, "down": {"kernel": drawn(0.03, 16, 8)}},
     }
-    found, factor = shrunk(given, 0.02)
+    found, factor = shrunk(given)
     up, kept = found["layer_0"]["up"], given["layer_0"]["up"]
     assert size(up["kernel"]) == pytest.approx(0.04, rel=1e-5)
     assert factor == pytest.approx(0.04 / size(kept["kernel"]))
@@ -151,24 +183,9 @@ def test_large_matrices_are_shrunk_with_their_biases() -> None:
     tables = found["token_table"][:9] / found["position_table"], given["token_table"][:9] / given["position_table"]
     np.testing.assert_allclose(*tables, rtol=1e-5)
     assert size(found["token_table"]) == pytest.approx(0.04, rel=1e-5)
-    assert found["layer_0"]["down"]["kernel"] is given["layer_0"]["down"]["kernel"]
-    assert found["embedding_norm"] == given["embedding_norm"]
-
-
-def test_finetuning_begins_with_shrunk_matrices_unless_layers_are_frozen(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step, params = load_params(INIT, "best")
-    large = jax.tree.map(lambda leaf: leaf * np.float32(30), params)
-    monkeypatch.setattr("jax_mlm.train.pretrained.load_params", lambda run, which: (step, large))
-    for freeze in (0, 1):
-        made = plan(config(folder, out=str(tmp_path / "run"), freeze=freeze))
-        assert made.start is not None
-        sizes = [
-            size(leaf) for path, leaf in leaves(made.start.params).items() if path[-1] in {"kernel", "token_table"}
-        ]
-        assert (max(sizes) < 0.0401) == (not freeze)
-        assert any("are shrunk" in line for line in made.lines) == (not freeze)
+    for part in ("embedding_norm", "down"):
+        assert_trees_equal({**found, **found["layer_0"]}[part], {**given, **given["layer_0"]}[part])
+    assert shrunk(found)[1] == pytest.approx(1), "nothing is left to scale"
 
 
 def test_attention_is_chosen_on_rows_of_examples(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
