@@ -169,6 +169,7 @@ def shortened(command: str) -> str:
             head, tail = command.split(small, 1)
             command = head + small + re.sub(rf" {option} \S+", "", tail)
         command = re.sub(r"--steps (?!3\b)\d+", "--steps 3", command)
+    command = re.sub(r"(jax_mlm\.finetune .*) --epochs \S+", r"\1", command)
     return command.replace("jax_mlm.finetune", "jax_mlm.finetune --epochs 1 --length 32")
 
 

@@ -351,7 +351,7 @@ def test_several_labels_and_numbers_are_learned_of_pairs_too(problem: str, tmp_p
     for name, count, seed in (("train", 320, 0), ("dev", 40, 1)):
         (tmp_path / f"{name}.jsonl").write_text(rows_of(problem, count, seed))
     files = {"data": str(tmp_path / "train.jsonl"), "valid": str(tmp_path / "dev.jsonl"), "out": str(tmp_path / "run")}
-    given = FinetuneConfig(str(INIT), "classify", pair="second", epochs=8.0, **files, **SETTINGS)
+    given = FinetuneConfig(str(INIT), "classify", pair="second", epochs=12.0, **files, **SETTINGS)
     run, scores = finetune(given)
     task = read_task(run)
     assert task is not None
