@@ -16,12 +16,12 @@ from jax_mlm.hf.directory import read_body_of
 from jax_mlm.model.encoder import Params
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import RUN_FILE, TOKENIZER_FILE, read_run
-from jax_mlm.train.start import is_run
+from jax_mlm.train.start import check_finite, is_run
 
 LARGEST = 0.04
 """Largest root mean square of a matrix that a run from scratch is fine-tuned from: twice a random one's, and BERT's."""
-TABLES = {"token_table", "position_table", "type_table"}
-"""What is added up to an embedding: scaled together."""
+TOGETHER = {"kernel": ("kernel", "bias"), "token_table": ("token_table", "position_table", "type_table")}
+"""Arrays that are scaled by the factor of the first: a product and its bias, and what is added up to an embedding."""
 
 
 class Pretrained(NamedTuple):
@@ -48,15 +48,17 @@ def read_pretrained(source: Path, task: TaskConfig) -> Pretrained:
     The mean stands for a text of a run of ours, where its family has the choice: no token was trained to stand for it.
 
     Raises:
-        UserError: `source` is neither, or is broken.
+        UserError: `source` is neither, or is broken, or holds weights that are not finite.
     """
     if is_run(source):
         run, (_, params) = read_run(source), load_params(source, "best")
+        check_finite(params, source)
         kept = {name: value for name, value in params.items() if name != "classifier"}
         pooling: Literal["cls", "mean"] = "mean" if run.model.family == "modernbert" else "cls"
         return Pretrained(run.model, load_tokenizer(source / TOKENIZER_FILE), kept, pooling, from_scratch(run))
     read = read_body_of(source, task)
     assert read.task is not None
+    check_finite(read.params, source)
     for remark in read.remarks:
         print(f"--init {source}: {remark}", file=sys.stderr)
     return Pretrained(read.model, Tokenizer.from_str(read.tokenizer.to_str()), read.params, read.task.pooling, False)
@@ -88,11 +90,13 @@ def shrunk(params: Params) -> tuple[Params, float]:
         The parameters, and the smallest factor: 1 if nothing was scaled.
     """
     arrays: dict[tuple[str, ...], Any] = flatten_dict(dict(params))
-    factors: dict[tuple[str, ...], float] = {}
+    smallest, found = 1.0, dict(arrays)
     for *room, name in arrays:
-        measured = {"kernel": "kernel", "bias": "kernel", **dict.fromkeys(TABLES, "token_table")}.get(name)
-        if measured and (matrix := arrays.get((*room, measured))) is not None:
-            size = float(np.sqrt(np.mean(np.square(np.asarray(matrix, np.float32)))))
-            factors[*room, name] = min(1.0, LARGEST / max(size, 1e-30))
-    scaled = {path: np.asarray(arrays[path]) * np.float32(factor) for path, factor in factors.items() if factor < 1}
-    return unflatten_dict({**arrays, **scaled}), min(factors.values(), default=1.0)
+        if name not in TOGETHER:
+            continue
+        size = float(np.sqrt(np.mean(np.square(arrays[*room, name]))))
+        if size > LARGEST:
+            smallest = min(smallest, LARGEST / size)
+            for path in ((*room, other) for other in TOGETHER[name] if (*room, other) in arrays):
+                found[path] = np.asarray(arrays[path]) * np.float32(LARGEST / size)
+    return unflatten_dict(found), smallest

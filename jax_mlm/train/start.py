@@ -54,11 +54,11 @@ def read_initial(source: Path) -> Initial:
                 "that it began with"
             )
         step, params = load_params(source, "best")
-        _check_finite(params, source)
+        check_finite(params, source)
         origin = {"from": str(source.resolve()), "step": step}
         return Initial(read_run(source).model, params, load_tokenizer(source / TOKENIZER_FILE), origin)
     imported = read_hf(source)
-    _check_finite(imported.params, source)
+    check_finite(imported.params, source)
     # JSON keeps the last digit of a Unigram's scores only from its second reading on: read the tokenizer once more, so
     # that this run trains with the one that a resumed run finds in its tokenizer.json.
     tokenizer = Tokenizer.from_str(imported.tokenizer.to_str())
@@ -70,7 +70,8 @@ def initial_model(source: Path) -> ModelConfig:
     return read_run(source).model if is_run(source) else open_hf(source)[1]
 
 
-def _check_finite(params: Params, source: Path) -> None:
+def check_finite(params: Params, source: Path) -> None:
+    """Refuse weights of which one is NaN or infinite, by the name of the array."""
     for path, array in leaves(params).items():
         if not np.isfinite(array).all():
             raise UserError(f"{source} holds weights that are not finite, in {'.'.join(path)}: take other weights")

@@ -156,8 +156,8 @@ def attention(q, k, v, segments, window, documents):
 def wrong(q, k, v, segments, window, documents):
     return attend(q, k, v, segments * 0, window)
 
-def unfit(*_):  # as JAX's kernels do where a shape is none of theirs
-    raise NotImplementedError("heads of 3")
+def unfit(q, *_):  # how JAX's own kernels refuse a shape that they do not support
+    raise NotImplementedError(f"heads of {q.shape[-1]}")
 
 def deadly(*_):
     print("F0000 cannot translate", file=sys.stderr, flush=True)
@@ -179,7 +179,7 @@ def test_a_kernel_that_is_wrong_or_kills_its_process_is_refused():
     refused = {name: result["refused"] for name, result in record["tried"].items() if "refused" in result}
     assert "times ours" in refused["wrong"]
     assert "F0000 cannot translate" in refused["deadly"]
-    assert refused["unfit"] == "NotImplementedError: heads of 3"
+    assert refused["unfit"] == "NotImplementedError: heads of 8"
     assert "finite" in refused["blind"]
     assert set(record["tried"]) - set(refused) == {OWN, "fast"}
     assert "deadly refused (its process ended with -6: F0000" in line_of({"whole": record})

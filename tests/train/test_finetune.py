@@ -23,6 +23,7 @@ from jax_mlm.config import DistilConfig
 from jax_mlm.data.examples import split_by_text
 from jax_mlm.data.labels import Example
 from jax_mlm.data.tokenizer import load_tokenizer
+from jax_mlm.errors import UserError
 from jax_mlm.evals.answers import predicted
 from jax_mlm.finetune import finetune, main
 from jax_mlm.hf.__main__ import main as hf
@@ -160,6 +161,17 @@ def test_a_hugging_face_directory_is_tuned_as_it_is(folder: Path, tmp_path: Path
     assert made.config.optim.lr == pytest.approx(3e-4)
     assert made.start is not None
     assert made.start.origin == {"from": str((tmp_path / "hf").resolve())}
+
+
+def test_weights_that_are_not_finite_are_not_tuned(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, params = load_params(INIT, "best")
+    params["layer_0"]["mlp"]["up"]["kernel"] = np.full_like(params["layer_0"]["mlp"]["up"]["kernel"], np.nan)
+    monkeypatch.setattr(pretrained, "load_params", lambda run, which: (step, params))
+    with pytest.raises(UserError, match=r"weights that are not finite, in layer_0\.mlp\.up\.kernel"):
+        plan(config(folder, out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
 
 
 def test_large_matrices_are_shrunk_with_their_biases() -> None:
