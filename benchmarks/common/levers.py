@@ -59,6 +59,7 @@ LEVERS = (
     _lever(
         "batch",
         "32",
+        Arm("64", ("--batch", "64")),
         Arm("16", ("--batch", "16")),
         Arm("8", ("--batch", "8")),
         Arm("8 → 32", missing=ONE_SHAPE),
