@@ -85,6 +85,18 @@ LEVERS = (
         Arm("2×384", ("--layers", "2", "--width", "384", "--heads", "6", "--ff-width", "448")),
         Arm("7×192", ("--layers", "7", "--width", "192", "--heads", "3", "--ff-width", "288")),
     ),
+    _lever(
+        "learning rates",
+        "×1",
+        Arm("×0.5", ("--lr", "1e-3", "--muon-lr", "0.006")),
+        Arm("×2", ("--lr", "4e-3", "--muon-lr", "0.024")),
+    ),
+    _lever(
+        "attention",
+        "global",
+        Arm("every 2nd layer ±8", ("--global-every", "2", "--local-window", "16")),
+    ),
+    _lever("rotary base", "10,000", Arm("1,000", ("--rope-theta", "1000"))),
     _lever("documents", "isolated", Arm("crossing", ("--pack", "plain"))),
     _lever(
         "text",
