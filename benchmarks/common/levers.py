@@ -110,7 +110,8 @@ LEVERS = (
     _lever("averaging", "none", Arm("mean of the last fifth", how="mean")),
     _lever("Muon's Q, K and V", "together", Arm("apart", how="apart")),
     _lever(
-        "weight decay", "0.01", Arm("0", ("--weight-decay", "0")), Arm("0.1", ("--weight-decay", "0.1"))
+        "weight decay", "0.01", Arm("0", ("--weight-decay", "0")), Arm("0.1", ("--weight-decay", "0.1")),
+        Arm("0.3", ("--weight-decay", "0.3")),
     ),
     _lever(
         "initialisation",
