@@ -54,6 +54,7 @@ LEVERS = (
         Arm("40 %", ("--mask-rate", "0.4")),
         Arm("30 → 15 %", ("--mask-rate", "0.3", "--mask-rate-end", "0.15")),
         Arm("40 → 15 %", ("--mask-rate", "0.4", "--mask-rate-end", "0.15")),
+        Arm("60 → 15 %", ("--mask-rate", "0.6", "--mask-rate-end", "0.15")),
     ),
     _lever("replacement", "80/10/10", Arm("all [MASK]", ("--mask-token", "1", "--mask-random", "0"))),
     _lever(
