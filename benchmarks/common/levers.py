@@ -34,6 +34,12 @@ BY_TIME = ("size", "batch")
 ONE_SHAPE = "the step is compiled for one shape of batch"
 
 
+_TOGETHER = (
+    *("--mask-rate", "0.4", "--mask-rate-end", "0.15", "--weight-decay", "0.1"),
+    *("--global-every", "2", "--local-window", "16"),
+)
+
+
 def _lever(name: str, default: str, *others: Arm, by: str = "loss") -> Lever:
     return Lever(name, (Arm(default), *others), by)
 
@@ -96,6 +102,16 @@ LEVERS = (
         "attention",
         "global",
         Arm("every 2nd layer ±8", ("--global-every", "2", "--local-window", "16")),
+        Arm("every 2nd layer ±16", ("--global-every", "2", "--local-window", "32")),
+        Arm("3 layers of 4 ±8", ("--global-every", "4", "--local-window", "16")),
+    ),
+    _lever(
+        "several",
+        "none",
+        Arm("masks 40 → 15 %, decay 0.1, every 2nd layer ±8", _TOGETHER),
+        Arm("the same, 3 layers of 4 ±8", (*_TOGETHER, "--global-every", "4")),
+        Arm("the same, rates ×0.5", (*_TOGETHER, "--lr", "1e-3", "--muon-lr", "0.006")),
+        Arm("the same, rates ×2", (*_TOGETHER, "--lr", "4e-3", "--muon-lr", "0.024")),
     ),
     _lever("rotary base", "10,000", Arm("1,000", ("--rope-theta", "1000"))),
     _lever("documents", "isolated", Arm("crossing", ("--pack", "plain"))),
