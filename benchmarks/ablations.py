@@ -114,7 +114,7 @@ def options_of(run: Run) -> list[str]:
     optim: OptimConfig = PRESETS["tiny"].optim
     rates = [] if run.rate == 1 else ["--lr", f"{run.rate * optim.lr:g}", "--muon-lr", f"{run.rate * optim.muon_lr:g}"]
     timed = ["--budget", f"{60 * run.minutes:g}s", "--seed", str(run.seed)]
-    return ["--preset", "tiny", "--dtype", "auto", *run.arm.options, *rates, *timed]
+    return ["--preset", "tiny", "--dtype", "auto", *run.arm.settings(), *rates, *timed]
 
 
 def worker(text: str) -> None:
@@ -204,9 +204,14 @@ def table(records: Sequence[Record], minutes: float) -> str:
             screened = [record for record in mine if record["minutes"] == minutes]
             figures = [f"{screened[0][name]:.3f}" for name in FIGURES] if screened else [""] * 3
             ends = summary([record for record in mine if record["minutes"] == FINAL_MINUTES], lever.by)
-            remark = f"not measured: {arm.missing}" if arm.missing else "default" if arm is lever.arms[0] else ""
+            remark = f"not measured: {arm.missing}" if arm.missing else "default" if is_default(arm, lever) else ""
             lines.append([lever.name, arm.name, *figures, *ends, remark])
     return rows(head, *lines)
+
+
+def is_default(arm: Arm, lever: Lever) -> bool:
+    """Return whether an arm is what the presets have today."""
+    return arm.won or (arm is lever.arms[0] and not any(other.won for other in lever.arms))
 
 
 def sections(records: Sequence[Record], minutes: float) -> str:

@@ -11,7 +11,7 @@ import json
 import math
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from jax_mlm.errors import shown
@@ -202,9 +202,9 @@ class MaskConfig:
     mask_rule: str = field(default="token", metadata={"choices": "jax_mlm.tasks.masking.RULES"})
     """What is chosen as one: a token, a word, or a span."""
     mask_rate: float = 0.15
-    """Part of the eligible tokens that are targets."""
+    """Part of the tokens that are targets."""
     mask_rate_end: float = -1.0
-    """Rate at the last step, reached linearly; negative keeps the rate constant."""
+    """Rate at the last step, reached linearly; negative, or left out beside --mask-rate, keeps the rate constant."""
     mask_token: float = 0.8
     """Part of the targets replaced by the mask token."""
     mask_random: float = 0.1
@@ -224,6 +224,11 @@ class MaskConfig:
     @property
     def largest_rate(self) -> float:
         return max(self.mask_rate, self.mask_rate_end)
+
+    @property
+    def constant(self) -> MaskConfig:
+        """Return these masks at the rate that they end with."""
+        return self if self.mask_rate_end < 0 else replace(self, mask_rate=self.mask_rate_end, mask_rate_end=-1.0)
 
 
 @dataclass(frozen=True)

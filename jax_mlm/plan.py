@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -23,7 +24,7 @@ from jax_mlm.config import TrainConfig
 from jax_mlm.cost.chips import CHIPS, Chip
 from jax_mlm.cost.collectives import Exchange, exchanges
 from jax_mlm.cost.flops import layers_pairs, train_flops
-from jax_mlm.cost.memory import bytes_of, most_rows
+from jax_mlm.cost.memory import bytes_of, least_activations, most_rows
 from jax_mlm.errors import UserError, unknown_choice
 from jax_mlm.presets import PRESETS
 
@@ -51,7 +52,7 @@ class PlanConfig:
     batch: int = 0
     """Rows in an optimizer step, over all devices; 0 takes the preset's, or a row a device if that is more."""
     accumulate: int = 0
-    """Microbatches that a step is computed in; 0 takes the preset's, where a run chooses as few as fit."""
+    """Microbatches that a step is computed in; 0 chooses as few as fit, as a run does there."""
     length: int = 0
     """Tokens in a row; 0 takes the preset's."""
     optimizer: Literal["", "adamw", "muon", "lamb"] = ""
@@ -78,6 +79,8 @@ class Plan:
     compiled_for: str
     """The compiler's target: the slice itself, or simulated devices of a CPU."""
     batch: int
+    accumulate: int
+    """Microbatches that a step is computed in."""
     tokens: int
     """Tokens in a step."""
     fits: bool
@@ -86,7 +89,7 @@ class Plan:
     memory: float
     """Bytes that a device has."""
     largest_batch: int
-    """Rows of the largest step that fits; 0 where none does."""
+    """Rows of the largest step in as many microbatches that fits; 0 where none does."""
     flops: float
     """Operations of a step, on all devices, counted from the configuration."""
     compute_seconds: float
@@ -151,7 +154,7 @@ def training(config: PlanConfig) -> TrainConfig:
             model=model,
             dtype="bfloat16",
             batch=config.batch or chosen.batch,
-            accumulate=config.accumulate or chosen.accumulate,
+            accumulate=config.accumulate,
             corpus=replace(chosen.corpus, length=config.length or chosen.corpus.length),
             optim=replace(chosen.optim, optimizer=config.optimizer or chosen.optim.optimizer),
         )
@@ -197,28 +200,40 @@ def mesh_of(where: Slice, layout: str) -> Mesh:
 def made(where: Slice, config: PlanConfig, train: TrainConfig) -> Plan:
     """Compile the step as a run would, and look for the largest batch that fits."""
     from jax_mlm.parallel.mesh import layout_of
+    from jax_mlm.train.microbatches import SHARE, choose
 
     mesh = mesh_of(where, config.mesh)
     layout = layout_of(mesh)
-    rows = layout.rows * train.accumulate
-    if config.batch and config.batch % rows:
-        raise UserError(f"--batch {config.batch} is not a multiple of {rows}: rows of data and fsdp × microbatches")
-    batch = config.batch or max(1, train.batch // rows) * rows
-    compiled = compile_for(mesh, replace(train, batch=batch))
-    sizes = bytes_of(compiled)
-    reference = batch
+    unit = layout.rows * max(config.accumulate, 1)
+    if config.batch and config.batch % unit:
+        raise UserError(f"--batch {config.batch} is not a multiple of {unit}: rows of data and fsdp × microbatches")
+    batch = config.batch or max(1, train.batch // unit) * unit
+
+    @cache
+    def in_parts(parts: int) -> Compiled | None:
+        if least_activations(train, batch // parts // layout.rows) > where.chip.memory:
+            return None
+        return compile_for(mesh, replace(train, batch=batch, accumulate=parts))
+
+    def need(parts: int) -> float:
+        return bytes_of(in_parts(parts)).get("all", math.inf)
+
+    parts = config.accumulate or choose(need, batch, layout.rows, SHARE * where.chip.memory)
+    train, rows, compiled = replace(train, batch=batch, accumulate=parts), layout.rows * parts, in_parts(parts)
+    sizes, reference = bytes_of(compiled), batch
     if compiled is None and batch > rows:
         reference, compiled = rows, compile_for(mesh, replace(train, batch=rows))
     largest, moved = 0, ()
     if compiled is not None:
         largest = largest_batch(mesh, train, rows, where.chip.memory, reference, bytes_of(compiled)["all"])
         moved = tuple(exchanges(compiled.as_text() or "", list(mesh.shape.items()), where.chip.linked))
-    flops = step_flops(replace(train, batch=batch))
+    flops = step_flops(train)
     return Plan(
         topology=where.name,
         mesh=str(layout),
         compiled_for=where.name if where.tpu else f"{where.devices} simulated devices of a CPU",
         batch=batch,
+        accumulate=parts,
         tokens=batch * train.corpus.length,
         fits=bool(sizes) and sizes["all"] <= where.chip.memory,
         bytes=sizes,
@@ -270,7 +285,8 @@ def step_flops(train: TrainConfig) -> float:
 def told(plan: Plan, train: TrainConfig) -> str:
     """Return a plan in words."""
     lines = [f"{plan.topology}, mesh {plan.mesh} (compiled for {plan.compiled_for})"]
-    lines.append(f"  a step: {plan.batch:,} rows × {train.corpus.length:,} tokens, {plan.flops:.3g} operations")
+    parts = f" in {plan.accumulate} microbatches" if plan.accumulate > 1 else ""
+    lines.append(f"  a step: {plan.batch:,} rows × {train.corpus.length:,} tokens{parts}, {plan.flops:.3g} operations")
     if plan.bytes:
         gigabytes = {name: size / 1e9 for name, size in plan.bytes.items()}
         lines.append(
@@ -285,12 +301,12 @@ def told(plan: Plan, train: TrainConfig) -> str:
         lines.append(
             f"  {each.kind:<18} along {each.axes:<16} {each.count:>5} times, {each.sent / 1e6:10,.1f} MB a device"
         )
-    parts = plan.compute_seconds, plan.memory_seconds, plan.exchange_seconds
-    products, memory, exchanged = (f"{1e3 * seconds:,.1f} ms" for seconds in parts)
+    times = plan.compute_seconds, plan.memory_seconds, plan.exchange_seconds
+    products, memory, exchanged = (f"{1e3 * seconds:,.1f} ms" for seconds in times)
     lines.append(
         f"  estimate, from data sheets; nothing was run: a step takes at least {products} for products, {memory} to\n"
-        f"  read and write the state, and {exchanged} for exchanges: at most {plan.tokens / max(parts):,.0f} tokens a\n"
-        f"  second, and {plan.tokens / sum(parts):,.0f} if none of them goes on beside another"
+        f"  read and write the state, and {exchanged} for exchanges: at most {plan.tokens / max(times):,.0f} tokens a\n"
+        f"  second, and {plan.tokens / sum(times):,.0f} if none of them goes on beside another"
     )
     return "\n".join(lines)
 

@@ -1,12 +1,15 @@
-"""The parts of the recipe, and what each could be: the arms that `ablations.py` compares."""
+"""The parts of the recipe, and what each could be: the arms that `ablations.py` compares with one recipe."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+BASE = {"--mask-rate": "0.15", "--global-every": "1", "--weight-decay": "0.01"}
+"""What the recipe that all arms differ from has besides today's defaults: those that the comparison has replaced."""
+
 
 class Arm(NamedTuple):
-    """The defaults but for one lever."""
+    """The recipe of the first arms but for one lever."""
 
     name: str
     options: tuple[str, ...] = ()
@@ -16,10 +19,17 @@ class Arm(NamedTuple):
     one of `texts.TEXTS`."""
     missing: str = ""
     """Why it cannot be measured yet."""
+    won: bool = False
+    """Whether it is a default now, instead of the lever's first arm."""
+
+    def settings(self) -> tuple[str, ...]:
+        """Return its options with those of the recipe that they do not replace."""
+        others = (pair for pair in BASE.items() if pair[0] not in self.options)
+        return (*(word for pair in others for word in pair), *self.options)
 
 
 class Lever(NamedTuple):
-    """A part of the recipe, and what it could be; the first arm stands for the defaults."""
+    """A part of the recipe, and what it could be; the first arm stands for the recipe that the others differ from."""
 
     name: str
     arms: tuple[Arm, ...]
@@ -59,7 +69,7 @@ LEVERS = (
         Arm("30 %", ("--mask-rate", "0.3")),
         Arm("40 %", ("--mask-rate", "0.4")),
         Arm("30 → 15 %", ("--mask-rate", "0.3", "--mask-rate-end", "0.15")),
-        Arm("40 → 15 %", ("--mask-rate", "0.4", "--mask-rate-end", "0.15")),
+        Arm("40 → 15 %", ("--mask-rate", "0.4", "--mask-rate-end", "0.15"), won=True),
         Arm("60 → 15 %", ("--mask-rate", "0.6", "--mask-rate-end", "0.15")),
     ),
     _lever("replacement", "80/10/10", Arm("all [MASK]", ("--mask-token", "1", "--mask-random", "0"))),
@@ -101,7 +111,7 @@ LEVERS = (
     _lever(
         "attention",
         "global",
-        Arm("every 2nd layer ±8", ("--global-every", "2", "--local-window", "16")),
+        Arm("every 2nd layer ±8", ("--global-every", "2", "--local-window", "16"), won=True),
         Arm("every 2nd layer ±16", ("--global-every", "2", "--local-window", "32")),
         Arm("3 layers of 4 ±8", ("--global-every", "4", "--local-window", "16")),
     ),
@@ -127,7 +137,7 @@ LEVERS = (
     _lever("averaging", "none", Arm("mean of the last fifth", how="mean")),
     _lever("Muon's Q, K and V", "together", Arm("apart", how="apart")),
     _lever(
-        "weight decay", "0.01", Arm("0", ("--weight-decay", "0")), Arm("0.1", ("--weight-decay", "0.1")),
+        "weight decay", "0.01", Arm("0", ("--weight-decay", "0")), Arm("0.1", ("--weight-decay", "0.1"), won=True),
         Arm("0.3", ("--weight-decay", "0.3")),
     ),
     _lever(

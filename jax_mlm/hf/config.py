@@ -352,6 +352,7 @@ def hf_config(c: ModelConfig, pad: int, cls: int | None, sep: int | None) -> Jso
 
 def _meaning(c: ModelConfig) -> ModelConfig:
     """Return the model with every field that has no effect, or two spellings, written in one way."""
+    c = replace(c, global_every=min(c.global_every, c.layers))
     if c.positions == "learned":
         c = replace(c, rope_theta=10_000.0)
     if c.positions == "learned" or c.global_every == 1:
@@ -360,7 +361,7 @@ def _meaning(c: ModelConfig) -> ModelConfig:
         c = replace(c, local_window=128)
     groups = c.layer_groups if c.family != "albert" else c.layer_groups or c.layers
     head = "" if c.head_activation == c.activation else c.head_activation
-    return replace(c, global_every=min(c.global_every, c.layers), layer_groups=groups, head_activation=head)
+    return replace(c, layer_groups=groups, head_activation=head)
 
 
 def check_expressible(c: ModelConfig, pad: int) -> None:

@@ -81,6 +81,10 @@ def defaults(given: Given) -> TrainConfig:
         chosen = replace(PRESETS[preset], steps=0) if "budget" in given else PRESETS[preset]
     if limit_of_device() is not None:
         chosen = replace(chosen, accumulate=0)
+    if {"init", "distil"}.intersection(given):
+        chosen = replace(chosen, mask=chosen.mask.constant)  # a change over the run was measured from scratch
+    if "mask_rate" in given:
+        chosen = replace(chosen, mask=replace(chosen.mask, mask_rate_end=-1.0))
     if "init" in given:
         from jax_mlm.train.start import continued
 

@@ -209,4 +209,6 @@ def grow(start: Initial, vocab_size: int, max_length: int, seed: int = 0, spare:
 
 def gentle(optim: OptimConfig, lr: float) -> OptimConfig:
     """Return the recipe for weights that are good already: a rate of at most `lr`, and AdamW instead of Muon."""
-    return replace(optim, optimizer="adamw" if optim.optimizer == "muon" else optim.optimizer, lr=min(optim.lr, lr))
+    if optim.optimizer == "muon":
+        optim = replace(optim, optimizer="adamw", weight_decay=OptimConfig.weight_decay)
+    return replace(optim, lr=min(optim.lr, lr))

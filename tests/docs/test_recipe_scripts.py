@@ -77,12 +77,13 @@ class Measured:
 
 
 def test_arms_are_options_that_differ_from_the_defaults_and_have_files_of_their_own() -> None:
-    default, paths = config_of(()), set()
+    base, paths, won = config_of(Arm("base").settings()), set(), config_of(())
     for lever in LEVERS:
         assert not lever.arms[0].options
         for arm in lever.arms[1:]:
             assert bool(arm.options) + bool(arm.how) + bool(arm.missing) == 1, arm
-            assert (config_of(arm.options) != default) == bool(arm.options), arm
+            assert (config_of(arm.settings()) != base) == bool(arm.options), arm
+            assert config_of(arm.options) == won or not arm.won, arm
     for run in ablations.screening(5):
         paths |= {run._replace(seed=seed, rate=rate).path("text") for seed in (0, 1) for rate in (1.0, 0.5)}
     assert len(paths) == 4 * len(list(ablations.screening(5)))

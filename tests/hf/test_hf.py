@@ -243,6 +243,9 @@ def test_our_presets_are_models_of_a_known_type(name: str, tmp_path: Path, token
 def test_every_preset_can_be_exported(name: str) -> None:
     model = replace(PRESETS[name].model, vocab_size=64)
     check_expressible(model, max(0, model.position_offset - 1))
+    check_expressible(
+        replace(model, layers=1, layer_groups=min(model.layer_groups, 1)), max(0, model.position_offset - 1)
+    )
 
 
 def test_roberta_positions_follow_the_padding_token(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -19,10 +19,8 @@ from jax_mlm.parallel import hosts
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.log import read_metrics
 
-OPTIONS = [
-    *TINY, "--eval-every", "5", "--valid-fraction", "0.1", "--accumulate", "2", "--dropout", "0.1",
-    "--dtype", "float32",
-]  # fmt: skip
+OPTIONS = [*TINY, "--eval-every", "5", "--valid-fraction", "0.1", "--dtype", "float32"]
+PARTS = ["--accumulate", "2", "--dropout", "0.1"]
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +91,12 @@ def test_what_gloo_prints_is_known_in_any_order() -> None:
 def test_two_hosts_train_as_one_does_and_stop_together(environment, text, tmp_path, stopped):
     """They end where one process does, also if SIGTERM to one of them made both save one checkpoint on the way.
 
-    Those that are stopped divide the state over four devices each, and continue with it laid out over both hosts.
+    Those that are stopped have dropout and microbatches as well, divide the state over four devices each, and continue
+    with it laid out over both hosts.
     """
     one, two = tmp_path / "one", tmp_path / "two"
     steps = 20 if stopped else 10  # the signal has to come before the end
-    options = [*OPTIONS, "--batch", 16 if stopped else 8, "--steps", steps, "--data", text]
+    options = [*OPTIONS, *(PARTS if stopped else ()), "--batch", 16 if stopped else 8, "--steps", steps, "--data", text]
     assert train_line(*options, "--out", one) == 0
 
     devices, mesh = (4, ("--mesh", "data=2,fsdp=2,tensor=2")) if stopped else (2, ())

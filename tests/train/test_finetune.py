@@ -100,6 +100,9 @@ def test_labels_are_learned_and_stored_once(trained: Path) -> None:
     scores = json.loads((trained / "scores.json").read_text())
     assert scores["accuracy"] > 0.9
     assert scores["of"] == "examples that chose nothing"
+    validated = [line for line in read_metrics(trained) if line["kind"] == "valid"]
+    kept = min(validated, key=lambda line: (-line["accuracy"], line["step"]))
+    assert scores["choosing"] == {name: kept[name] for name in ("step", "accuracy")}
     task = read_task(trained)
     assert task is not None
     assert task.labels == ("bread", "jar", "none") == tuple(scores["per_label"])

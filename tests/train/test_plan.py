@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.paths import ROOT
 
-from jax_mlm.plan import PlanConfig, largest_batch, read_slice, training
+from jax_mlm.plan import PlanConfig, largest_batch, made, read_slice, told, training
 from jax_mlm.plan import main as plan_line
 
 SMALL = ("--preset", "sentence")
@@ -35,6 +35,7 @@ def test_eight_devices_that_are_not_here() -> None:
     assert found["compiled_for"] == "8 simulated devices of a CPU"
     assert found["fits"]
     assert found["batch"] % 8 == 0
+    assert found["accumulate"] == 1
     train = training(PlanConfig(preset="sentence"))
     width, vocabulary = train.model.width, train.model.vocab_size
     matrices = train.model.layers * (4 * width * width + 3 * width * train.model.ff_width) + width * width
@@ -87,6 +88,30 @@ def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_compiled() -> No
 def test_slices_are_read() -> None:
     assert read_slice("v5p:2x2x2")[2:] == (8, True)
     assert read_slice("h200:256")[2:] == (256, False)
+
+
+@pytest.mark.parametrize(("given", "parts"), [(0, 4), (16, 16)])
+def test_a_step_is_planned_in_as_few_microbatches_as_fit(
+    given: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """256 rows in a step, of which 71 fit at a time: a row takes 1 GB, the state 1 GB, and a run has 90 % of 80 GB."""
+
+    class Step:
+        def __init__(self, train: Any) -> None:
+            rows = train.batch // train.accumulate
+            self.sizes = {"state": 10**9, "step": rows * 10**9, "all": (1 + rows) * 10**9}
+
+        def as_text(self) -> str:
+            return ""
+
+    monkeypatch.setattr("jax_mlm.plan.compile_for", lambda mesh, train, options=None: Step(train))
+    monkeypatch.setattr("jax_mlm.plan.bytes_of", lambda step: step.sizes if step else {})
+    config = PlanConfig(preset="tiny", batch=256, accumulate=given)
+    train = training(config)
+    plan = made(read_slice("h100:1"), config, train)
+    assert (plan.batch, plan.accumulate, plan.fits) == (256, parts, True)
+    assert plan.bytes["step"] == 256 // parts * 10**9
+    assert f"256 rows × 128 tokens in {parts} microbatches" in told(plan, train)
 
 
 @pytest.mark.parametrize("reference", [8, 24])

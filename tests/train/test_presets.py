@@ -13,9 +13,12 @@ import jax
 import pytest
 from mlm_onnx import FillMask
 from mlm_onnx.convert.pipeline import convert
+from support.paths import ROOT
 from support.runs import train_line
 from support.texts import write_sentences
 
+from jax_mlm.cli.options import build
+from jax_mlm.config import MaskConfig, TrainConfig
 from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
 from jax_mlm.hf.directory import export_hf, read_hf
 from jax_mlm.model.heads import init_params
@@ -23,6 +26,7 @@ from jax_mlm.model.params import expected_shapes, leaves
 from jax_mlm.presets import PRESETS
 from jax_mlm.run.directory import read_run
 from jax_mlm.run.log import read_metrics
+from jax_mlm.train.options import defaults
 
 PUBLISHED = {
     "bert-base": (30_522, 109_514_298),
@@ -53,6 +57,21 @@ def test_presets_have_weights_of_the_shapes_they_name_and_the_published_number(n
     if parameters is not None:
         assert sum(map(math.prod, shapes.values())) == parameters
         assert 0 <= PRESETS[name].corpus.tokenizer_limit - tokens < 64
+
+
+def test_masks_become_fewer_from_scratch_alone_and_a_rate_that_is_given_is_constant() -> None:
+    def made(preset: str = "tiny", **more: Any) -> TrainConfig:
+        given = {"preset": preset, "data": ("a.txt",), **more}
+        return build(TrainConfig, given, defaults(given))
+
+    assert made().mask == MaskConfig(mask_rate=0.4, mask_rate_end=0.15)
+    assert made(mask_rate=0.3).mask == MaskConfig(mask_rate=0.3)
+    assert made(mask_rate=0.3, mask_rate_end=0.2).mask == MaskConfig(mask_rate=0.3, mask_rate_end=0.2)
+    assert made("roberta-base").mask == MaskConfig()
+    for start in ("init", "distil"):
+        continued = made(**{start: str(ROOT / "tests" / "golden" / "run")})
+        assert continued.mask == MaskConfig(mask_rate=0.15)
+        assert (continued.optim.optimizer, continued.optim.weight_decay) == ("adamw", 0.01)
 
 
 @pytest.mark.parametrize("name", ["distilbert-base", "albert-base", "modernbert-base"])
