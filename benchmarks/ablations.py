@@ -1,4 +1,4 @@
-"""Measure what each part of the recipe is worth: one lever at a time from the defaults of the preset tiny.
+"""Measure what each part of the recipe is worth: one lever at a time from an earlier recipe of the preset tiny.
 
     python benchmarks/ablations.py --data wikitext-2/wiki.train.tokens --valid wikitext-2/wiki.valid.tokens --minutes 5
     python benchmarks/ablations.py --data wikitext-2/wiki.train.tokens --valid wikitext-2/wiki.valid.tokens --finalists
@@ -16,6 +16,7 @@ Vocabularies are compared by bits per byte, from the pseudo-log-likelihood of pi
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import statistics
@@ -112,7 +113,16 @@ def options_of(run: Run) -> list[str]:
     from jax_mlm.presets import PRESETS
 
     optim: OptimConfig = PRESETS["tiny"].optim
-    rates = [] if run.rate == 1 else ["--lr", f"{run.rate * optim.lr:g}", "--muon-lr", f"{run.rate * optim.muon_lr:g}"]
+    own = dict(itertools.pairwise(run.arm.options))
+    rates = (
+        []
+        if run.rate == 1
+        else [
+            word
+            for name, rate in (("--lr", optim.lr), ("--muon-lr", optim.muon_lr))
+            for word in (name, f"{run.rate * float(own.get(name, rate)):g}")
+        ]
+    )
     timed = ["--budget", f"{60 * run.minutes:g}s", "--seed", str(run.seed)]
     return ["--preset", "tiny", "--dtype", "auto", *run.arm.settings(), *rates, *timed]
 

@@ -4,11 +4,11 @@
         --budget 10m --peer-python ../reference/bin/python
     python benchmarks/time_to_loss.py --table
 
-All arms have one text, one WordPiece tokenizer, and one shape but for the guide's; all are measured on the same masked
-documents, each alone in its row, at the same times. Neither compilation nor evaluations count. The peer is given its
-rows, as run_mlm.py cuts them, and the masked documents as arrays. The tuned one is trained for half the time with each
-of four rates, and with the best of them for all of it; the record has all five. An arm is kept when it ends, and is not
-run again; nothing else should run beside it.
+All arms have one text, one WordPiece tokenizer, and layers of one size but for the guide's; windows of attention are a
+part of our recipe alone. All are measured on the same masked documents, each alone in its row, at the same times.
+Neither compilation nor evaluations count. The peer is given its rows, as run_mlm.py cuts them, and the masked documents
+as arrays. The tuned one is trained for half the time with each of four rates, and with the best of them for all of it;
+the record has all five. An arm is kept when it ends, and is not run again; nothing else should run beside it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WARMUP = 0.05
 
 _DEFAULTS = (
     *("--optimizer", "adamw", "--lr", "5e-5", "--schedule", "linear", "--warmup", "0", "--beta2", "0.999"),
-    *("--weight-decay", "0", "--batch", "8", "--pack", "plain", "--mask-rate", "0.15"),
+    *("--weight-decay", "0", "--batch", "8", "--pack", "plain", "--mask-rate", "0.15", "--global-every", "1"),
 )
 _GUIDE = (
     *("--preset", "bert-base", "--layers", "3", "--width", "256", "--heads", "4", "--ff-width", "512"),
@@ -66,7 +66,7 @@ TITLES = {
 
 
 def ours(given: argparse.Namespace, before: Record) -> TrainConfig:
-    """Return the configuration of our recipe: the peers have its shape, and the tuned one its batch and type.
+    """Return the configuration of our recipe: the peers have its layers' size, and the tuned one its batch and type.
 
     Where a result is continued, preset and batch are those of its other arms.
     """
@@ -87,7 +87,8 @@ def export(folder: Path, config: TrainConfig) -> str:
 
     text = open_dataset(replace(config, corpus=replace(config.corpus, tokenizer_kind="wordpiece")), folder)
     text.tokenizer.save(str(folder / "tokenizer.json"))
-    v, model, length = text.vocabulary, text.config.model, config.corpus.length
+    v, length = text.vocabulary, config.corpus.length
+    model = replace(text.config.model, global_every=1)
     roles = {role: text.tokenizer.id_to_token(getattr(v, role)) for role in ("pad", "unk", "cls", "sep", "mask")}
     (folder / "vocabulary.json").write_text(json.dumps({**roles, "special": v.special}))
     (folder / "config.json").write_text(json.dumps(hf_config(model, v.pad, v.cls, v.sep)))

@@ -202,9 +202,9 @@ class MaskConfig:
     mask_rule: str = field(default="token", metadata={"choices": "jax_mlm.tasks.masking.RULES"})
     """What is chosen as one: a token, a word, or a span."""
     mask_rate: float = 0.15
-    """Part of the tokens that are targets."""
+    """Part of the eligible tokens that are targets."""
     mask_rate_end: float = -1.0
-    """Rate at the last step, reached linearly; negative, or left out beside --mask-rate, keeps the rate constant."""
+    """Rate at the last step, reached linearly; negative keeps the rate constant, as --mask-rate alone does."""
     mask_token: float = 0.8
     """Part of the targets replaced by the mask token."""
     mask_random: float = 0.1

@@ -79,6 +79,7 @@ def _trained(plan: Plan, stopping: Stopping | None) -> tuple[Path, Json]:
     from functools import partial
 
     from jax_mlm.evals.answers import always, predicted, worst
+    from jax_mlm.evals.labelled import best_first
     from jax_mlm.report.figures import draw
     from jax_mlm.report.scores import scores_json, write_scores
     from jax_mlm.run.checkpoint import load_params
@@ -94,13 +95,14 @@ def _trained(plan: Plan, stopping: Stopping | None) -> tuple[Path, Json]:
     file = (options.test or options.valid) if plan.report else options.data
     laid, logits = predicted(plan.config, task, plan.data.tokenizer, params, examples)
     loss, scores = laid.measured(task, logits)
-    chosen = next(line for line in read_metrics(directory) if line["kind"] == "valid" and line["step"] == step)
+    valid = [line for line in read_metrics(directory) if line["kind"] == "valid"]
+    chosen = min(valid, key=lambda line: (best_first(line, task.metric), line["step"]))
     found: Json = {
         "metric": task.metric,
         "step": step,
         "of": "examples that chose nothing" if plan.report else "the part of --data that chose the checkpoint",
         **scores_json(file, len(examples), loss.loss, scores, task.labels),
-        "choosing": {"step": step, task.metric: chosen[task.metric]},
+        "choosing": {"step": chosen["step"], task.metric: chosen[task.metric]},
         "seed": options.seed,
     }
     if (answer := always(task, laid, logits)) is not None:
@@ -141,7 +143,7 @@ def _best_of(config: FinetuneConfig, stopping: Stopping | None) -> tuple[Path, J
                 raise Stopped(number_of(stop), f"stopped at seed {seed}; continue with: {again}") from None
         found.append({name: value for name, value in before.items() if name != "worst"})
     metric = found[0]["metric"]
-    best = min(range(len(seeds)), key=lambda i: best_first(found[i]["choosing"], metric))
+    best = min(range(len(seeds)), key=lambda i: (best_first(found[i]["choosing"], metric), i))
     values = [each[metric] for each in found]
     each_seed = [
         {"seed": seed, "score": each[metric], "choosing": each["choosing"][metric]}

@@ -87,7 +87,7 @@ class Plan:
     bytes: dict[str, int]
     """A device's memory: state, step (temporaries), all; empty where the compiler refused it."""
     memory: float
-    """Bytes that a device has."""
+    """Bytes that JAX takes of a device."""
     largest_batch: int
     """Rows of the largest step in as many microbatches that fits; 0 where none does."""
     flops: float
@@ -211,21 +211,21 @@ def made(where: Slice, config: PlanConfig, train: TrainConfig) -> Plan:
 
     @cache
     def in_parts(parts: int) -> Compiled | None:
-        if least_activations(train, batch // parts // layout.rows) > where.chip.memory:
+        if least_activations(train, batch // parts // layout.rows) > where.chip.pool:
             return None
         return compile_for(mesh, replace(train, batch=batch, accumulate=parts))
 
     def need(parts: int) -> float:
         return bytes_of(in_parts(parts)).get("all", math.inf)
 
-    parts = config.accumulate or choose(need, batch, layout.rows, SHARE * where.chip.memory)
+    parts = config.accumulate or choose(need, batch, layout.rows, SHARE * where.chip.pool)
     train, rows, compiled = replace(train, batch=batch, accumulate=parts), layout.rows * parts, in_parts(parts)
     sizes, reference = bytes_of(compiled), batch
     if compiled is None and batch > rows:
         reference, compiled = rows, compile_for(mesh, replace(train, batch=rows))
     largest, moved = 0, ()
     if compiled is not None:
-        largest = largest_batch(mesh, train, rows, where.chip.memory, reference, bytes_of(compiled)["all"])
+        largest = largest_batch(mesh, train, rows, where.chip.pool, reference, bytes_of(compiled)["all"])
         moved = tuple(exchanges(compiled.as_text() or "", list(mesh.shape.items()), where.chip.linked))
     flops = step_flops(train)
     return Plan(
@@ -235,9 +235,9 @@ def made(where: Slice, config: PlanConfig, train: TrainConfig) -> Plan:
         batch=batch,
         accumulate=parts,
         tokens=batch * train.corpus.length,
-        fits=bool(sizes) and sizes["all"] <= where.chip.memory,
+        fits=bool(sizes) and sizes["all"] <= where.chip.pool,
         bytes=sizes,
-        memory=where.chip.memory,
+        memory=where.chip.pool,
         largest_batch=largest,
         flops=flops,
         compute_seconds=flops / (where.devices * where.chip.flops),
@@ -296,7 +296,7 @@ def told(plan: Plan, train: TrainConfig) -> str:
     else:
         lines.append(f"  memory a device: more than {plan.memory / 1e9:.0f} GB, the compiler says: does not fit")
     most = f"about {plan.largest_batch:,} rows a step" if plan.largest_batch else "none, not one row a device: try fsdp"
-    lines.append(f"  the largest batch that fits: {most}")
+    lines.append(f"  the largest batch that fits{parts}: {most}")
     for each in plan.exchanges[:8]:
         lines.append(
             f"  {each.kind:<18} along {each.axes:<16} {each.count:>5} times, {each.sent / 1e6:10,.1f} MB a device"

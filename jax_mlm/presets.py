@@ -9,6 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from jax_mlm.config import DataConfig, MaskConfig, ModelConfig, OptimConfig, TrainConfig
 
@@ -256,6 +257,19 @@ _ALL = (
         optim=_ESM2_OPTIM,
     ),
 )
+
+
+def preset_for(name: str, given: Mapping[str, Any]) -> TrainConfig:
+    """Return the preset that options override: its masks are constant where they give a rate, or weights to begin with.
+
+    Masks that become fewer were measured from random weights only.
+    """
+    chosen = PRESETS[name]
+    if "mask_rate" in given:
+        return replace(chosen, mask=replace(chosen.mask, mask_rate_end=-1.0))
+    return replace(chosen, mask=chosen.mask.constant) if {"init", "distil"}.intersection(given) else chosen
+
+
 PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType({config.preset: config for config in _ALL})
 
 

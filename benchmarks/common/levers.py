@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 BASE = {"--mask-rate": "0.15", "--global-every": "1", "--weight-decay": "0.01"}
-"""What the recipe that all arms differ from has besides today's defaults: those that the comparison has replaced."""
+"""Options of the earlier recipe, which every arm changes in one lever, where today's defaults differ."""
 
 
 class Arm(NamedTuple):
-    """The recipe of the first arms but for one lever."""
+    """The earlier recipe but for one lever."""
 
     name: str
     options: tuple[str, ...] = ()
@@ -23,7 +23,7 @@ class Arm(NamedTuple):
     """Whether it is a default now, instead of the lever's first arm."""
 
     def settings(self) -> tuple[str, ...]:
-        """Return its options with those of the recipe that they do not replace."""
+        """Return its options, and those of the earlier recipe that they do not replace."""
         others = (pair for pair in BASE.items() if pair[0] not in self.options)
         return (*(word for pair in others for word in pair), *self.options)
 
@@ -118,7 +118,7 @@ LEVERS = (
     _lever(
         "several",
         "none",
-        Arm("masks 40 → 15 %, decay 0.1, every 2nd layer ±8", _TOGETHER),
+        Arm("masks 40 → 15 %, decay 0.1, every 2nd layer ±8", _TOGETHER, won=True),
         Arm("the same, 3 layers of 4 ±8", (*_TOGETHER, "--global-every", "4")),
         Arm("the same, rates ×0.5", (*_TOGETHER, "--lr", "1e-3", "--muon-lr", "0.006")),
         Arm("the same, rates ×2", (*_TOGETHER, "--lr", "4e-3", "--muon-lr", "0.024")),

@@ -26,6 +26,11 @@ class Chip(NamedTuple):
     """Bytes a second from one device into that network."""
 
     @property
+    def pool(self) -> float:
+        """Return the bytes that JAX takes for arrays: three quarters of a GPU's, unless it is told otherwise."""
+        return self.memory * (1 if self.kind.startswith("TPU") else 0.75)
+
+    @property
     def flops(self) -> float:
         """Return its dense bfloat16 peak."""
         found = peak_flops(self.kind)

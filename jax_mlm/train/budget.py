@@ -28,7 +28,7 @@ from jax_mlm.errors import UserError
 from jax_mlm.parallel.compile import compile_step, compute_dtype
 from jax_mlm.parallel.devices import limit_of_device, memory_of_device
 from jax_mlm.parallel.mesh import Layout, read_layout
-from jax_mlm.presets import PRESETS
+from jax_mlm.presets import PRESETS, preset_for
 
 SIZES = ("tiny", "small", "base", "large")
 """The presets of our own that are chosen among, the smallest first."""
@@ -188,7 +188,7 @@ def _preset(name: str, given: Given, machine: Machine) -> TrainConfig:
     Raises:
         UserError: the batch that is given is refused.
     """
-    preset = replace(PRESETS[name], steps=0, accumulate=1)
+    preset = replace(preset_for(name, given), steps=0, accumulate=1)
     unit = _unit(given, machine)
     batch = given.get("batch", -(-preset.batch // unit) * unit)
     return build(TrainConfig, {"batch": batch, "accumulate": _parts(preset, batch, given, machine)}, preset)

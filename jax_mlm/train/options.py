@@ -12,7 +12,7 @@ from pathlib import Path
 from jax_mlm.cli.parser import Given
 from jax_mlm.config import TrainConfig
 from jax_mlm.errors import UserError, unknown_choice
-from jax_mlm.presets import PRESETS
+from jax_mlm.presets import PRESETS, preset_for
 from jax_mlm.run.directory import RUN_FILE, read_run
 
 EXAMPLES = """examples:
@@ -78,13 +78,10 @@ def defaults(given: Given) -> TrainConfig:
             preset = "tiny" if jax.default_backend() == "cpu" else "small"
             if hosts.is_first():
                 print(f"--data without --preset: using {preset} for {jax.default_backend()}", file=sys.stderr)
-        chosen = replace(PRESETS[preset], steps=0) if "budget" in given else PRESETS[preset]
+        chosen = preset_for(preset, given)
+        chosen = replace(chosen, steps=0) if "budget" in given else chosen
     if limit_of_device() is not None:
         chosen = replace(chosen, accumulate=0)
-    if {"init", "distil"}.intersection(given):
-        chosen = replace(chosen, mask=chosen.mask.constant)  # a change over the run was measured from scratch
-    if "mask_rate" in given:
-        chosen = replace(chosen, mask=replace(chosen.mask, mask_rate_end=-1.0))
     if "init" in given:
         from jax_mlm.train.start import continued
 

@@ -128,6 +128,8 @@ def check_teacher(config: TrainConfig, teacher: Initial, tokenizer: Tokenizer) -
 def student_params(teacher: Initial, model: ModelConfig, say: Print = to_stderr) -> Params | None:
     """Take every other layer of the teacher, or whatever share of them fits, and all other weights unchanged.
 
+    A layer with a window gets the nearest that had one, and one without likewise.
+
     A student without token types gets the teacher's first type, which every token of a single text has, added to its
     positions. If a shape differs, print why and return None.
     """
@@ -143,7 +145,7 @@ def student_params(teacher: Initial, model: ModelConfig, say: Print = to_stderr)
             table if model.token_types or "type_table" not in theirs else table + theirs["type_table"][0]
         )
     distinct, their_distinct = model.layer_groups or model.layers, their_model.layer_groups or their_model.layers
-    taken = [i * (model.layers // distinct) * their_model.layers // model.layers for i in range(distinct)]
+    taken = [_nearest(i * (model.layers // distinct), model, their_model) for i in range(distinct)]
     layers = {f"layer_{i}": theirs[f"layer_{k * their_distinct // their_model.layers}"] for i, k in enumerate(taken)}
     arrays = leaves({**theirs, **layers})
     params = {}
@@ -156,3 +158,11 @@ def student_params(teacher: Initial, model: ModelConfig, say: Print = to_stderr)
         params[path] = array
     say(f"the student starts from layers {', '.join(map(str, taken))} of the teacher's {their_model.layers}")
     return unflatten_dict(params)
+
+
+def _nearest(layer: int, model: ModelConfig, teacher: ModelConfig) -> int:
+    """Return the teacher's layer that stands where a layer of the student does, or the nearest that sees as far."""
+    at = layer * teacher.layers // model.layers
+    far = model.window(layer) is None
+    alike = [other for other in range(teacher.layers) if (teacher.window(other) is None) == far]
+    return min(alike or range(teacher.layers), key=lambda other: (abs(other - at), -other))

@@ -27,9 +27,9 @@ from common.machine import processor
 
 from jax_mlm.cli.options import build
 from jax_mlm.cli.parser import Parser
-from jax_mlm.config import TrainConfig
+from jax_mlm.config import MaskConfig, TrainConfig
 from jax_mlm.errors import UserError
-from jax_mlm.presets import PRESETS
+from jax_mlm.presets import preset_for
 from jax_mlm.train.__main__ import COMMAND
 
 Record = dict[str, Any]
@@ -55,7 +55,8 @@ def parser() -> Parser:
 
 
 def config_of(options: Sequence[str], preset: str = "tiny") -> TrainConfig:
-    return build(TrainConfig, parser().read([*options, "--budget", "1m"]), replace(PRESETS[preset], steps=0))
+    given = parser().read([*options, "--budget", "1m"])
+    return build(TrainConfig, given, replace(preset_for(preset, given), steps=0))
 
 
 class Measured:
@@ -106,13 +107,17 @@ def test_rates_of_finalists_are_shares_of_the_defaults() -> None:
     assert (optim.lr, optim.muon_lr) == (default.lr / 2, default.muon_lr / 2)
     assert optim.optimizer == "adamw"
     assert ablations.options_of(run)[-4:] == ["--budget", "600s", "--seed", "2"]
+    run = run._replace(arm=Arm("x", ("--lr", "4e-3")))
+    optim = config_of(ablations.options_of(run)[2:-4]).optim
+    assert (optim.lr, optim.muon_lr) == (2e-3, default.muon_lr / 2)
 
 
 def test_recipes_of_others_are_as_their_sources_have_them() -> None:
     theirs, guide = (
         config_of(time_to_loss.OURS[arm], preset) for arm, preset in (("run-mlm", "tiny"), ("guide", "bert-base"))
     )
-    assert (theirs.batch, theirs.corpus.pack, theirs.mask.mask_rate) == (8, "plain", 0.15)
+    assert (theirs.batch, theirs.corpus.pack, theirs.mask) == (8, "plain", MaskConfig(mask_rate=0.15))
+    assert theirs.model.global_every == 1
     assert (theirs.optim.optimizer, theirs.optim.lr, theirs.optim.schedule) == ("adamw", 5e-5, "linear")
     assert (theirs.optim.warmup, theirs.optim.beta2, theirs.optim.weight_decay) == (0, 0.999, 0)
     model, optim = guide.model, guide.optim
