@@ -35,7 +35,7 @@ FOLDER = ROOT / "benchmarks" / "results" / "ablations"
 MINUTES = 5.0
 """How long every arm is trained first."""
 FINAL_MINUTES, SEEDS, RATES = 10.0, (0, 1, 2), (1.0, 0.5)
-"""How the finalists are run; rates are shares of the defaults."""
+"""How the finalists are run; rates are shares of an arm's own."""
 PIECES, PIECE = 100, 300
 """Pieces of the validation text whose bits per byte are measured, and the characters of each at most."""
 
@@ -113,7 +113,7 @@ def options_of(run: Run) -> list[str]:
     from jax_mlm.presets import PRESETS
 
     optim: OptimConfig = PRESETS["tiny"].optim
-    own = dict(itertools.pairwise(run.arm.options))
+    own = dict(itertools.pairwise(run.arm.options))  # a name and what follows it; other pairs are not asked for
     rates = (
         []
         if run.rate == 1

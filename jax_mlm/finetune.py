@@ -96,7 +96,7 @@ def _trained(plan: Plan, stopping: Stopping | None) -> tuple[Path, Json]:
     laid, logits = predicted(plan.config, task, plan.data.tokenizer, params, examples)
     loss, scores = laid.measured(task, logits)
     valid = [line for line in read_metrics(directory) if line["kind"] == "valid"]
-    chosen = min(valid, key=lambda line: (best_first(line, task.metric), line["step"]))
+    chosen = min(valid, key=lambda line: (line["step"] != step, best_first(line, task.metric), line["step"]))
     found: Json = {
         "metric": task.metric,
         "step": step,
@@ -143,7 +143,7 @@ def _best_of(config: FinetuneConfig, stopping: Stopping | None) -> tuple[Path, J
                 raise Stopped(number_of(stop), f"stopped at seed {seed}; continue with: {again}") from None
         found.append({name: value for name, value in before.items() if name != "worst"})
     metric = found[0]["metric"]
-    best = min(range(len(seeds)), key=lambda i: (best_first(found[i]["choosing"], metric), i))
+    best = min(range(len(seeds)), key=lambda i: best_first(found[i]["choosing"], metric))
     values = [each[metric] for each in found]
     each_seed = [
         {"seed": seed, "score": each[metric], "choosing": each["choosing"][metric]}

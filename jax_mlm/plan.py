@@ -218,14 +218,15 @@ def made(where: Slice, config: PlanConfig, train: TrainConfig) -> Plan:
     def need(parts: int) -> float:
         return bytes_of(in_parts(parts)).get("all", math.inf)
 
-    parts = config.accumulate or choose(need, batch, layout.rows, SHARE * where.chip.pool)
+    room = where.chip.pool if config.accumulate else SHARE * where.chip.pool
+    parts = config.accumulate or choose(need, batch, layout.rows, room)
     train, rows, compiled = replace(train, batch=batch, accumulate=parts), layout.rows * parts, in_parts(parts)
     sizes, reference = bytes_of(compiled), batch
     if compiled is None and batch > rows:
         reference, compiled = rows, compile_for(mesh, replace(train, batch=rows))
     largest, moved = 0, ()
     if compiled is not None:
-        largest = largest_batch(mesh, train, rows, where.chip.pool, reference, bytes_of(compiled)["all"])
+        largest = largest_batch(mesh, train, rows, room, reference, bytes_of(compiled)["all"])
         moved = tuple(exchanges(compiled.as_text() or "", list(mesh.shape.items()), where.chip.linked))
     flops = step_flops(train)
     return Plan(

@@ -262,7 +262,7 @@ _ALL = (
 def preset_for(name: str, given: Mapping[str, Any]) -> TrainConfig:
     """Return the preset that options override: its masks are constant where they give a rate, or weights to begin with.
 
-    Masks that become fewer were measured from random weights only.
+    What continues from weights has the last rate: masks that become fewer were measured from random weights only.
     """
     chosen = PRESETS[name]
     if "mask_rate" in given:

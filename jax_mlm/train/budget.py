@@ -42,7 +42,7 @@ AT_ONCE = 8192
 """Tokens of a microbatch on a device that does not give the size of its memory."""
 BYTES_A_TOKEN, UNPACKED = 4.5, 3.0
 """Bytes of text in a token, and of text in a byte of a compressed file."""
-REACHED = ((0.82e6, 5.91), (2.66e6, 4.41), (8.03e6, 3.44))
+REACHED = ((0.82e6, 5.38), (3.18e6, 3.74), (6.52e6, 3.24))
 """Tokens that `tiny` learned from on WikiText-2, each in a run of its own, and its validation loss after them."""
 
 
@@ -140,7 +140,7 @@ def choose(given: Given, seconds: float, machine: Machine, text: float | None) -
             check_memory(run, machine.memory, *machine.layout)
             runs[name] = run
     if not runs:
-        return Choice(replace(PRESETS[SIZES[0]], steps=0), (), ())  # which will be refused with the reason
+        return Choice(replace(preset_for(SIZES[0], given), steps=0), (), ())  # which will be refused with the reason
     weights = {name: layers_weights(run.model) for name, run in runs.items()}
     seen = {name: seconds * speed / flops_of_token(run) for name, run in runs.items()}
     useful = {name: min(tokens, tokens if text is None else REREAD * text) for name, tokens in seen.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -128,8 +129,6 @@ def check_teacher(config: TrainConfig, teacher: Initial, tokenizer: Tokenizer) -
 def student_params(teacher: Initial, model: ModelConfig, say: Print = to_stderr) -> Params | None:
     """Take every other layer of the teacher, or whatever share of them fits, and all other weights unchanged.
 
-    A layer with a window gets the nearest that had one, and one without likewise.
-
     A student without token types gets the teacher's first type, which every token of a single text has, added to its
     positions. If a shape differs, print why and return None.
     """
@@ -145,7 +144,8 @@ def student_params(teacher: Initial, model: ModelConfig, say: Print = to_stderr)
             table if model.token_types or "type_table" not in theirs else table + theirs["type_table"][0]
         )
     distinct, their_distinct = model.layer_groups or model.layers, their_model.layer_groups or their_model.layers
-    taken = [_nearest(i * (model.layers // distinct), model, their_model) for i in range(distinct)]
+    every = taken_layers(model, their_model)
+    taken = [every[i * (model.layers // distinct)] for i in range(distinct)]
     layers = {f"layer_{i}": theirs[f"layer_{k * their_distinct // their_model.layers}"] for i, k in enumerate(taken)}
     arrays = leaves({**theirs, **layers})
     params = {}
@@ -160,9 +160,19 @@ def student_params(teacher: Initial, model: ModelConfig, say: Print = to_stderr)
     return unflatten_dict(params)
 
 
-def _nearest(layer: int, model: ModelConfig, teacher: ModelConfig) -> int:
-    """Return the teacher's layer that stands where a layer of the student does, or the nearest that sees as far."""
-    at = layer * teacher.layers // model.layers
-    far = model.window(layer) is None
-    alike = [other for other in range(teacher.layers) if (teacher.window(other) is None) == far]
-    return min(alike or range(teacher.layers), key=lambda other: (abs(other - at), -other))
+def taken_layers(model: ModelConfig, teacher: ModelConfig) -> list[int]:
+    """Return the teacher's layer that each of the student's begins with: the one that stands where it does.
+
+    Where both alternate between windows and attention to all, it is the nearest of the same kind, whatever the window's
+    size, if each layer then gets a later one than the layer before.
+    """
+    standing = [layer * teacher.layers // model.layers for layer in range(model.layers)]
+    ours, theirs = ([c.window(layer) is None for layer in range(c.layers)] for c in (model, teacher))
+    if len({*ours}) == len({*theirs}) == 2:
+        alike = [
+            min((k for k, far in enumerate(theirs) if far == ours[layer]), key=lambda k: (abs(k - at), -k))
+            for layer, at in enumerate(standing)
+        ]
+        if all(before < after for before, after in itertools.pairwise(alike)):
+            return alike
+    return standing

@@ -101,7 +101,7 @@ def test_shapes_of_different_depth_cost_the_same() -> None:
     assert max(costs) < 1.15 * min(costs)
 
 
-def test_rates_of_finalists_are_shares_of_the_defaults() -> None:
+def test_rates_of_finalists_are_shares_of_their_own() -> None:
     run = Run("x", Arm("x", ("--optimizer", "adamw")), 10, 0.5, 2)
     optim, default = config_of(ablations.options_of(run)[2:-4]).optim, config_of(()).optim
     assert (optim.lr, optim.muon_lr) == (default.lr / 2, default.muon_lr / 2)
