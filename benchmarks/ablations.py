@@ -114,15 +114,10 @@ def options_of(run: Run) -> list[str]:
 
     optim: OptimConfig = PRESETS["tiny"].optim
     own = dict(itertools.pairwise(run.arm.options))  # a name and what follows it; other pairs are not asked for
-    rates = (
-        []
-        if run.rate == 1
-        else [
-            word
-            for name, rate in (("--lr", optim.lr), ("--muon-lr", optim.muon_lr))
-            for word in (name, f"{run.rate * float(own.get(name, rate)):g}")
-        ]
-    )
+    rates: list[str] = []
+    if run.rate != 1:
+        for name, rate in (("--lr", optim.lr), ("--muon-lr", optim.muon_lr)):
+            rates += [name, f"{run.rate * float(own.get(name, rate)):g}"]
     timed = ["--budget", f"{60 * run.minutes:g}s", "--seed", str(run.seed)]
     return ["--preset", "tiny", "--dtype", "auto", *run.arm.settings(), *rates, *timed]
 

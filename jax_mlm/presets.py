@@ -257,6 +257,7 @@ _ALL = (
         optim=_ESM2_OPTIM,
     ),
 )
+PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType({config.preset: config for config in _ALL})
 
 
 def preset_for(name: str, given: Mapping[str, Any]) -> TrainConfig:
@@ -268,9 +269,6 @@ def preset_for(name: str, given: Mapping[str, Any]) -> TrainConfig:
     if "mask_rate" in given:
         return replace(chosen, mask=replace(chosen.mask, mask_rate_end=-1.0))
     return replace(chosen, mask=chosen.mask.constant) if {"init", "distil"}.intersection(given) else chosen
-
-
-PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType({config.preset: config for config in _ALL})
 
 
 SENTENCE = "This model creates a super relationships between the words to predict what word"
