@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.arms import Record, answer, command_line, facts, has, keep, publish, rows, text_name
 from common.machine import command, processor
@@ -65,16 +65,47 @@ TITLES = {
 # ---- what the arms are given ---------------------------------------------------------------------
 
 
-def ours(given: argparse.Namespace, before: Record) -> TrainConfig:
-    """Return the configuration of our recipe: the peers have its layers' size, and the tuned one its batch and type.
+class Given(NamedTuple):
+    """What all arms share."""
 
-    Where a result is continued, preset and batch are those of its other arms.
+    preset: str
+    batch: int
+    dtype: str
+    fixed: str
+    """A hash of what is evaluated."""
+    device: str
+    """The processor, or the accelerator."""
+    result: str
+    """The file of the result; on an accelerator, its name ends with that of the device."""
+
+
+def prepare(options: Sequence[str], result: Path, folder: Path) -> Given:
+    """Let a process of its own choose what all arms share: the devices, and their memory, are then the arms' alone."""
+    job = {"options": list(options), "result": str(result), "folder": str(folder)}
+    return Given(**answer([sys.executable, __file__, "prepare"], job))
+
+
+def preparer(text: str) -> None:
+    """Read the options of our recipe, write what the arms are given to a folder, and print what they share.
+
+    The peers have the size of our layers, and the tuned one our batch and type. Where a result is continued, preset and
+    batch are those of its other arms.
     """
+    import jax
+
     from jax_mlm.parallel.compile import resolved
     from jax_mlm.train.__main__ import COMMAND
 
-    kept = ["--preset", before["preset"], "--batch", str(before["batch"])] if "preset" in before else []
-    return resolved(COMMAND.read([*kept, "--data", *given.data, "--valid", *given.valid, "--budget", given.budget]))
+    job = json.loads(text)
+    path, device = Path(job["result"]), processor()
+    if jax.default_backend() != "cpu":
+        device = jax.devices()[0].device_kind
+        path = path.with_stem(f"{path.stem}-{device.replace(' ', '-')}")
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    kept = ["--preset", before["preset"], "--batch", str(before["batch"])] if before else []
+    config = resolved(COMMAND.read([*kept, *job["options"]]))
+    fixed = export(Path(job["folder"]), config)
+    print(json.dumps(Given(config.preset, config.batch, config.dtype, fixed, device, str(path))._asdict()))
 
 
 def export(folder: Path, config: TrainConfig) -> str:
@@ -140,11 +171,11 @@ def masked_documents(held: Any, part: int) -> dict[str, Any]:
     return {"ids": np.concatenate(ids), "labels": np.concatenate(labels), "starts": starts, "part": in_part}
 
 
-def our_job(arm: str, folder: Path, given: argparse.Namespace, config: TrainConfig) -> Record:
+def our_job(arm: str, folder: Path, given: argparse.Namespace, shared: Given) -> Record:
     """Return the job of an arm of ours: all but the guide have the preset that the time was found to be enough for."""
     files = ["--data", *given.data, "--valid", *given.valid, "--tokenizer", str(folder / "tokenizer.json")]
-    preset = [] if "--preset" in OURS[arm] else ["--preset", config.preset]
-    batch = [] if "--batch" in OURS[arm] else ["--batch", str(config.batch)]
+    preset = [] if "--preset" in OURS[arm] else ["--preset", shared.preset]
+    batch = [] if "--batch" in OURS[arm] else ["--batch", str(shared.batch)]
     options = [*preset, *batch, *OURS[arm], *files, "--budget", given.budget, "--out", str(folder / f"run-{arm}")]
     return {"options": options, "marks": MARKS}
 
@@ -163,7 +194,7 @@ def worker(text: str) -> None:
     print(json.dumps({**record_of(run), "curve": curve_of(run), "settings": {**settings, **pack}}))
 
 
-def peer_job(folder: Path, seconds: float, config: TrainConfig, rate: float | None = None) -> Record:
+def peer_job(folder: Path, seconds: float, shared: Given, rate: float | None = None) -> Record:
     """Return the job of a peer: run_mlm.py's defaults; or tuned with a rate, and with our batch and type."""
     tuned = rate is not None
     return {
@@ -172,9 +203,9 @@ def peer_job(folder: Path, seconds: float, config: TrainConfig, rate: float | No
         "marks": MARKS,
         "seed": 42,
         "learning_rate": rate if tuned else 5e-5,
-        "per_device_train_batch_size": config.batch if tuned else 8,
+        "per_device_train_batch_size": shared.batch if tuned else 8,
         "warmup": WARMUP if tuned else 0.0,
-        "bf16": tuned and config.dtype == "bfloat16",
+        "bf16": tuned and shared.dtype == "bfloat16",
         "sparse_prediction": tuned,
     }
 
@@ -266,13 +297,15 @@ def measure(given: argparse.Namespace, run: Callable[[Sequence[str], Record], Re
     from jax_mlm.errors import UserError
     from jax_mlm.train.pace import parse_budget
 
-    path = RESULTS / f"time-to-loss-{text_name(given.data)}-{given.budget}.json"
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    seconds, config = parse_budget(given.budget), ours(given, before)
+    seconds, text = parse_budget(given.budget), text_name(given.data)
+    options = ["--data", *given.data, "--valid", *given.valid, "--budget", given.budget]
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        same = {"text": text_name(given.data), "budget": given.budget, "processor": processor()}
-        same |= {"fixed": export(folder, config), "preset": config.preset, "batch": config.batch}
+        shared = prepare(options, RESULTS / f"time-to-loss-{text}-{given.budget}.json", folder)
+        path = Path(shared.result)
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        same = {"text": text, "budget": given.budget, "processor": shared.device}
+        same |= {"fixed": shared.fixed, "preset": shared.preset, "batch": shared.batch}
         result = before or {**same, "command": "", "rates": {}, "arms": {}}
         for name, value in same.items():
             if result[name] != value:
@@ -293,21 +326,21 @@ def measure(given: argparse.Namespace, run: Callable[[Sequence[str], Record], Re
             without = f"{given.peer_python} has no torch, transformers and accelerate"
         for arm in [given.only] if given.only else ARMS:
             if arm in OURS:
-                kept("arms", arm, [sys.executable, __file__, "worker"], our_job(arm, folder, given, config))
+                kept("arms", arm, [sys.executable, __file__, "worker"], our_job(arm, folder, given, shared))
             elif without:
                 print(f"left out: {arm} ({without})", file=sys.stderr)
             elif arm == "trainer":
-                kept("arms", arm, peer, peer_job(folder, seconds, config))
+                kept("arms", arm, peer, peer_job(folder, seconds, shared))
             elif arm not in result["arms"]:
                 for rate in RATES:
-                    kept("rates", str(rate), peer, peer_job(folder, seconds / 2, config, rate))
-                kept("arms", arm, peer, peer_job(folder, seconds, config, best_rate(result["rates"])))
+                    kept("rates", str(rate), peer, peer_job(folder, seconds / 2, shared, rate))
+                kept("arms", arm, peer, peer_job(folder, seconds, shared, best_rate(result["rates"])))
     show()
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["worker"]:
-        worker(sys.argv[2])
+    if sys.argv[1:2] in (["worker"], ["prepare"]):
+        (worker if sys.argv[1] == "worker" else preparer)(sys.argv[2])
         return 0
     parser = command_line(__doc__)
     parser.add_argument("--budget", default="10m", help="time of each arm: 10m")

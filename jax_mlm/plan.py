@@ -44,7 +44,7 @@ class PlanConfig:
 
     topology: tuple[str, ...] = ()
     """Devices, one plan each: a TPU slice (v5e:4x4, v5p:2x2x2, v6e:1x1), compiled as on the slice itself
-    (pip install 'jax-mlm[tpu]'; no TPU is needed), or GPUs (a100:8, h100:64, h200:256), simulated."""
+    (pip install 'jax-mlm[plan]'; no TPU is needed), or GPUs (a100:8, h100:64, h200:256), simulated."""
     preset: str = "base"
     """The model and its recipe, as for training."""
     mesh: str = ""
@@ -189,7 +189,7 @@ def mesh_of(where: Slice, layout: str) -> Mesh:
     if not where.tpu:
         return mesh_over(jax.devices()[: where.devices], sizes)
     if find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:  # where JAX looks for it
-        raise UserError(f"--topology {where.name} needs the TPU's compiler: pip install 'jax-mlm[tpu]'")
+        raise UserError(f"--topology {where.name} needs the TPU's compiler: pip install 'jax-mlm[plan]'")
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=where.name)
     except jax.errors.JaxRuntimeError as error:  # no slice has this shape: libtpu alone knows them

@@ -133,8 +133,7 @@ def log_probs(
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     inputs = Inputs(tokens, (positions < sizes[:, None]).astype(jnp.int32), positions)
-    with jax.default_matmul_precision("float32"):  # accelerators round to fewer bits otherwise, and make ties
-        return -cross_entropy(make_forward(config)(params, inputs, at[:, None])[:, 0], targets)
+    return -cross_entropy(make_forward(config)(params, inputs, at[:, None])[:, 0], targets)
 
 
 def tokens_at_once(batch: int) -> int:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jax_mlm.config import ModelConfig
 from jax_mlm.model.encoder import ACTIVATIONS, Dense, Encoder, Inputs, Norm, Params
-from jax_mlm.model.ops.dense import add_bias, vocabulary_logits
+from jax_mlm.model.ops.dense import add_bias, vocabulary_logits, whole_products
 from jax_mlm.model.ops.kernels import OURS, Kernels
 
 
@@ -113,6 +113,7 @@ def pure(model: Encoder) -> Forward:
         row_keys: Key[Array, " B"] | None = None,
     ) -> Float[Array, "B P K"]:
         inputs, at, token_types = jax.tree.map(jnp.asarray, (inputs, at, token_types))
-        return logits({"params": params}, inputs, at, token_types, row_keys)
+        with whole_products(model.dtype):
+            return logits({"params": params}, inputs, at, token_types, row_keys)
 
     return forward

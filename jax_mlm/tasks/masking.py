@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -98,12 +99,18 @@ def slots(config: MaskConfig, length: int) -> int:
     return min(length, needed + rule_of(config).room(config))
 
 
-def rate_at(config: MaskConfig, step: Array | int, horizon: Array | int) -> Array:
+def library_of(step: Array | int) -> ModuleType:
+    """Return what computes a schedule: NumPy where a line is logged, which then does not wait for the device."""
+    return jnp if isinstance(step, Array) else np
+
+
+def rate_at(config: MaskConfig, step: Array | int, horizon: Array | int) -> Array | np.floating:
     """Return the mask rate at `step` of `horizon`: constant, or linear towards `mask_rate_end`."""
+    xp = library_of(step)
     if config.mask_rate_end < 0:
-        return jnp.float32(config.mask_rate)
-    part = jnp.clip(step / jnp.maximum(horizon, 1), 0.0, 1.0)
-    return config.mask_rate + (config.mask_rate_end - config.mask_rate) * part.astype(jnp.float32)
+        return xp.float32(config.mask_rate)
+    part = xp.clip(step / xp.maximum(horizon, 1), 0.0, 1.0)
+    return config.mask_rate + (config.mask_rate_end - config.mask_rate) * part.astype(xp.float32)
 
 
 def choose(

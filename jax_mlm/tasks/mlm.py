@@ -81,7 +81,7 @@ def masked_lm(
     mask = make_mask(config, vocabulary, length)
 
     def prepare(batch: Batch, keys: Key[Array, " B"], step: Int[Array, ""], horizon: Int[Array, ""]) -> MaskedBatch:
-        rate = rate_at(config, step, horizon)
+        rate = jnp.asarray(rate_at(config, step, horizon))
         return MaskedBatch(batch, mask(keys, jnp.asarray(batch.tokens), jnp.asarray(batch.words), rate))
 
     def loss(

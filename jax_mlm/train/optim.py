@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.tree_util import KeyPath
@@ -23,8 +24,9 @@ from jax_mlm.errors import unknown_choice
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.ops.dense import in_rows, turned
 from jax_mlm.parallel.rules import spread
+from jax_mlm.tasks.masking import library_of
 
-Schedule = Callable[[Array | int, Array | int], Array]
+Schedule = Callable[[Array | int, Array | int], Array | np.floating]
 """(step, horizon) → fraction of the peak learning rate, from 0 to 1."""
 
 
@@ -43,23 +45,24 @@ PLAIN = Products()
 def make_schedule(config: OptimConfig) -> Schedule:
     """Return warm-up, then the shape that the configuration names: the one place to add another."""
 
-    def schedule(step: Array | int, horizon: Array | int) -> Array:
-        end = jnp.maximum(jnp.asarray(horizon, jnp.float32), 1.0)
-        now = jnp.asarray(step, jnp.float32)
+    def schedule(step: Array | int, horizon: Array | int) -> Array | np.floating:
+        xp = library_of(step)
+        end = xp.maximum(xp.asarray(horizon, xp.float32), 1.0)
+        now = xp.asarray(step, xp.float32)
         warmup = config.warmup * end
-        rising = jnp.minimum(1.0, (now + 1.0) / jnp.maximum(warmup, 1.0))
+        rising = xp.minimum(1.0, (now + 1.0) / xp.maximum(warmup, 1.0))
         # The last step (horizon − 1) still updates; at the horizon the rate is 0.
-        left = jnp.clip((end - now) / jnp.maximum(end - warmup, 1.0), 0.0, 1.0)
+        left = xp.clip((end - now) / xp.maximum(end - warmup, 1.0), 0.0, 1.0)
         match config.schedule:
             case "wsd":
-                falling = jnp.clip((end - now) / jnp.maximum(config.decay * end, 1.0), 0.0, 1.0)
+                falling = xp.clip((end - now) / xp.maximum(config.decay * end, 1.0), 0.0, 1.0)
             case "cosine":
-                falling = 0.5 * (1.0 - jnp.cos(jnp.pi * left))
+                falling = 0.5 * (1.0 - xp.cos(xp.pi * left))
             case "linear":
                 falling = left
             case "constant":
-                falling = jnp.ones_like(left)
-        return jnp.minimum(rising, falling) if config.schedule == "wsd" else rising * falling
+                falling = xp.ones_like(left)
+        return xp.minimum(rising, falling) if config.schedule == "wsd" else rising * falling
 
     return schedule
 

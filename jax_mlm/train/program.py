@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from jax_mlm.evals.heldout import Validates, Validator
 from jax_mlm.evals.samples import Answer, choose_samples, compile_samples
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.heads import make_forward
+from jax_mlm.model.ops.dense import whole_products
 from jax_mlm.parallel.compile import compile_step, compute_dtype
 from jax_mlm.parallel.mesh import make_copier, make_placer, replicated
 from jax_mlm.parallel.rules import gathered
@@ -119,7 +120,13 @@ def jitted_step(
     `dtype` is the type that the task computes in. `make_train_step` describes the other arguments.
     """
     step = make_train_step(task, tx, schedule, key, accumulate, partial(gathered, mesh, dtype))
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+    @wraps(step)
+    def train_step(*args: Any) -> tuple[TrainState, Metrics]:  # those of a step, as they are
+        with whole_products(dtype):  # the gradients that are written out, too
+            return step(*args)
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def masked_measures(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from mlm_onnx.bundle.layout import BundleError
 from mlm_onnx.bundle.read import open_bundle
 from mlm_onnx.convert import calibrate
 from mlm_onnx.convert.asked import ALLOWED, Asked, against, queries
+from mlm_onnx.convert.parity import ParityError
 from mlm_onnx.convert.precision import FP32
-from mlm_onnx.convert.quantize import INT8, REDUCED, adjusted
+from mlm_onnx.convert.quantize import INT8, REDUCED, TABLE, adjusted
 from mlm_onnx.convert.targets import FILL_MASK, fill_mask_graph
 from onnx import numpy_helper
 from support.bundles import fast_side
@@ -49,7 +51,7 @@ def test_the_same_tokens_are_hidden_each_time_and_no_special_ones(text: Path) ->
 
 def test_too_little_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("one two three\n")
-    with pytest.raises(BundleError, match="only 1 tokens"):
+    with pytest.raises(BundleError, match=r"only \d tokens"):
         queries(tmp_path / "short.txt", TOKENIZER, VOCABULARY, 48)
     with pytest.raises(BundleError, match="no such file"):
         queries(tmp_path / "none.txt", TOKENIZER, VOCABULARY, 48)
@@ -60,8 +62,9 @@ def test_costs_by_hand() -> None:
     assert facts == {"tokens": 4, "top1_agreement": 0.75, "accuracy": {"fp32": 0.75, "int8": 0.5}, "drop": 0.25}
 
 
+@pytest.mark.parametrize("harmful", ["layer_1.mlp.down", TABLE])
 def test_the_matrix_that_costs_too_much_stays_in_float32(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harmful: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = randomised(CONFIG)
     fill_mask_graph(CONFIG, params).write(tmp_path / "g.onnx")
@@ -71,9 +74,12 @@ def test_the_matrix_that_costs_too_much_stays_in_float32(
 
     def broken(g: Any, x: str, name: str, kernel: Any, bias: Any, **rest: Any) -> str:
         """Int8 that loses one matrix; the others are exact."""
-        return FP32.linear(g, x, name, kernel * 0 if name == "layer_1.mlp.down" else kernel, bias)
+        return FP32.linear(g, x, name, kernel * 0 if name == harmful else kernel, bias)
 
-    monkeypatch.setattr(calibrate, "INT8", replace(FP32, name="int8", linear=broken))
+    def projected(g: Any, x: str, name: str, table: Any) -> str:
+        return FP32.project(g, x, name, table) if name != harmful else FP32.project(g, x, "lost", table * 0)
+
+    monkeypatch.setattr(calibrate, "INT8", replace(FP32, name="int8", linear=broken, project=projected))
     keep, facts = calibrate.calibrate(
         Asked(
             FILL_MASK,
@@ -87,11 +93,19 @@ def test_the_matrix_that_costs_too_much_stays_in_float32(
         ),
         text,
     )
-    assert keep == {"layer_1.mlp.down"}
-    assert facts["kept_in_fp32"] == ["layer_1.mlp.down"]
+    assert harmful in keep
+    assert len(keep) == 1 or harmful == TABLE, "the table is kept last"
+    assert facts["kept_in_fp32"] == sorted(keep)
     assert facts["before_keeping"]["drop"] > 0.01
     assert facts["drop"] == 0
     assert facts["top1_agreement"] == facts["accuracy"]["fp32"] == 1
+
+
+@pytest.mark.parametrize(("examples", "same", "refused"), [(20, 0.95, False), (20, 0.9, True), (1000, 0.98, True)])
+def test_answers_in_float32_are_jaxs(examples: int, same: float, refused: bool) -> None:
+    result = {"examples": examples, "as_jax": {"fp32": same, "int8": 1.0}}
+    with pytest.raises(ParityError, match="answers of the graph") if refused else nullcontext():
+        calibrate.check_answers(result)
 
 
 def test_kept_matrices_and_seven_bits_are_what_is_stored(tmp_path: Path) -> None:

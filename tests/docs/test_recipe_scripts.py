@@ -214,11 +214,14 @@ def test_vocabularies_are_judged_by_bits_per_byte(page: Path) -> None:
     assert [arm.name for _, arm in ablations.best_two(lever, "wiki", 5)] == ["32,768", "16,384"]
 
 
+def shared(fixed: str, result: Path) -> time_to_loss.Given:
+    return time_to_loss.Given("tiny", 32, "bfloat16", fixed, "two cores", str(result))
+
+
 def test_time_to_loss_goes_on_and_tunes_its_peer_at_half_the_time(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(time_to_loss, "ours", lambda given, before: config_of(()))
-    monkeypatch.setattr(time_to_loss, "export", lambda folder, config: fixed)
+    monkeypatch.setattr(time_to_loss, "prepare", lambda options, result, folder: shared(fixed, result))
     monkeypatch.setattr(time_to_loss, "has", lambda python, modules: True)
     fixed, text = "hash", {"data": [f"{tmp_path}/wiki/x"], "valid": ["y"], "budget": "1m", "only": None}
     given = argparse.Namespace(**text, peer_python="peer")
@@ -243,8 +246,7 @@ def test_time_to_loss_goes_on_and_tunes_its_peer_at_half_the_time(
 def test_without_a_peer_the_other_arms_are_measured(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(time_to_loss, "ours", lambda given, before: config_of(()))
-    monkeypatch.setattr(time_to_loss, "export", lambda folder, config: "hash")
+    monkeypatch.setattr(time_to_loss, "prepare", lambda options, result, folder: shared("hash", result))
     monkeypatch.setattr(time_to_loss, "plot", lambda result, file: None)
     text = {"data": [f"{tmp_path}/wiki/x"], "valid": ["y"], "budget": "1m", "only": None}
     time_to_loss.measure(argparse.Namespace(**text, peer_python=None), Measured([3.0, 4.0, 5.0]))
@@ -327,6 +329,21 @@ def test_records_that_are_committed_are_whole_and_the_page_shows_them() -> None:
 # ---- for real ------------------------------------------------------------------------------------
 
 SMALL = ("--layers", "1", "--width", "32", "--heads", "2", "--ff-width", "32", "--tokenizer-limit", "256")
+
+
+def test_a_result_is_continued_with_its_batch_and_all_that_its_arms_read_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(sentences(300))
+    (tmp_path / "before.json").write_text('{"preset": "tiny", "batch": 8}')
+    options = [*SMALL, "--data", f"{tmp_path}/text.txt", "--valid", f"{tmp_path}/text.txt", "--budget", "1m"]
+    job = {"options": options, "result": f"{tmp_path}/before.json", "folder": str(tmp_path)}
+    time_to_loss.preparer(json.dumps(job))
+    found = time_to_loss.Given(**json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert (found.preset, found.batch, found.device) == ("tiny", 8, processor())
+    assert found.result == job["result"]
+    for name in ("tokenizer.json", "vocabulary.json", "config.json", "train.npy", "valid.npz"):
+        assert (tmp_path / name).is_file(), name
 
 
 @pytest.mark.slow

@@ -54,6 +54,15 @@ def test_tiles_equal_the_scores_of_all_pairs(in_tiles, length):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()) + 1e-6)
 
 
+def test_in_float32_no_device_holds_the_scores_of_all_pairs() -> None:
+    """Kernels of GPUs are for 16 bits, and validation is in float32."""
+    heads, segments = jax.ShapeDtypeStruct((1, 1, 2048, 8), jnp.float32), jax.ShapeDtypeStruct((1, 2048), jnp.int32)
+    traced = jax.jit(tiled_attention).trace(heads, heads, heads, segments)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "2048x2048" not in text
+    assert "1024x1024" in text
+
+
 def test_tiles_in_16_bits_round_as_the_scores_of_all_pairs_do(in_tiles):
     q, k, v, g, segments = drawn(2, 2, 200, 8, jnp.bfloat16)
     exact = mixed(dense(segments, None), *(x.astype(jnp.float32) for x in (q, k, v, g)))

@@ -49,7 +49,7 @@ def test_eight_devices_that_are_not_here() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("libtpu") is None, reason="the TPU's compiler is not installed (pip install '.[tpu]')")
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="the TPU's compiler is not installed (pip install '.[plan]')")
 def test_a_slice_of_tpus_that_is_not_here() -> None:
     (found,) = planned("--topology", "v5e:2x2", *SMALL)["plans"]
     assert found["compiled_for"] == "v5e:2x2"

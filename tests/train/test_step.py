@@ -1,6 +1,7 @@
 """One step: the same whatever the microbatches, devices or batches before, and it compiles once."""
 
 import pickle
+import re
 from collections import Counter
 from functools import cache
 from typing import Any
@@ -11,9 +12,20 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 from support.eight import on_eight_devices
-from support.steps import CONFIG, LENGTH, VOCABULARY, packed_batch, state_shapes, take_steps, tree_difference
+from support.steps import (
+    BATCH,
+    CONFIG,
+    LENGTH,
+    VOCABULARY,
+    jitted_step,
+    packed_batch,
+    state_shapes,
+    take_steps,
+    tree_difference,
+)
 
 from jax_mlm.config import MaskConfig, OptimConfig
+from jax_mlm.parallel.mesh import make_mesh
 from jax_mlm.tasks.metrics import Metrics
 from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.train.meter import Meter
@@ -55,6 +67,18 @@ def test_matrices_are_cast_once_a_step_outside_the_loop_over_microbatches() -> N
     matrices = Counter(leaf.shape for leaf in jax.tree.leaves(state.params) if leaf.ndim == 2)
     assert {shape: casts["once"][shape] for shape in matrices} == matrices
     assert not {shape: casts["in the loop"][shape] for shape in matrices if casts["in the loop"][shape]}
+
+
+def test_float32_is_multiplied_as_float32_on_a_gpu() -> None:
+    """In a step in that type, with the gradients that are written out, and in the validation of any run."""
+    step, state = jitted_step("muon", 1, make_mesh(BATCH, 1, ""))
+    task, batch = masked_lm(CONFIG, MaskConfig(), VOCABULARY, LENGTH, jnp.bfloat16), packed_batch(0)
+    traces = step.trace(state, batch, jnp.int32(9)), jax.jit(task.examine).trace(state.params, batch)
+    for traced in traces:
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        products = re.findall("stablehlo.dot_general.*", text)
+        assert len(products) >= 8
+        assert all("precision = [HIGHEST, HIGHEST]" in product for product in products)
 
 
 EIGHT = """

@@ -12,18 +12,21 @@ import numpy as np
 from mlm_onnx.bundle.layout import Json
 from mlm_onnx.convert.asked import Asked
 from mlm_onnx.convert.onnx_file import Graph
-from mlm_onnx.convert.parity import Side, onnx_side, open_session
+from mlm_onnx.convert.parity import ParityError, Side, onnx_side, open_session
 from mlm_onnx.convert.precision import FP32, Precision
-from mlm_onnx.convert.quantize import INT8, adjusted
+from mlm_onnx.convert.quantize import INT8, TABLE, adjusted
 
 SAMPLE = 16
 """Number of rows on which the matrices are ranked."""
 
 
 def calibrate(asked: Asked, file: Path, reduce_range: bool = False) -> tuple[frozenset[str], Json]:
-    """Return the encoder matrices that stay in float32 (usually none), and the measurements for the manifest.
+    """Return the matrices that stay in float32 (usually none), and the measurements for the manifest.
 
-    One row is computed at a time, as the predictor does in int8.
+    The table is the last that is kept. One row is computed at a time, as the predictor does in int8.
+
+    Raises:
+        ParityError: a fine-tuned model's answers in float32 are not JAX's.
     """
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
 
@@ -42,8 +45,9 @@ def calibrate(asked: Asked, file: Path, reduce_range: bool = False) -> tuple[fro
         expected = results(exact)
         keep: frozenset[str] = frozenset()
         plain = result = measure(keep)
+        check_answers(result)
         if result["drop"] > asked.allowed:
-            ranked = _ranked(asked, exact, run, reduce_range)
+            ranked = [*_ranked(asked, exact, run, reduce_range), TABLE]
             count = 1
             while result["drop"] > asked.allowed and len(keep) < len(ranked):
                 keep = frozenset(ranked[:count])
@@ -52,6 +56,15 @@ def calibrate(asked: Asked, file: Path, reduce_range: bool = False) -> tuple[fro
     origin = {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "texts": asked.texts}
     kept = {"kept_in_fp32": sorted(keep), "before_keeping": plain} if keep else {"kept_in_fp32": []}
     return keep, {**origin, **result, **kept}
+
+
+def check_answers(result: Json) -> None:
+    """Refuse a graph in float32 that answers more than one example in a hundred in another way; one may be a tie."""
+    if "as_jax" in result and (1 - result["as_jax"]["fp32"]) * result["examples"] > max(1.5, result["examples"] / 100):
+        raise ParityError(
+            f"only {result['as_jax']['fp32']:.1%} of the answers of the graph in float32 are the JAX model's, so "
+            f"nothing was written: please report this with the run's run.json"
+        )
 
 
 def _ranked(asked: Asked, exact: Side, run: Callable[[Precision], Side], reduce_range: bool) -> list[str]:

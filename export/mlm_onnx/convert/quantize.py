@@ -20,6 +20,8 @@ from mlm_onnx.convert.precision import FP32, Precision
 LARGEST_BLOCK, SMALLEST_BLOCK = 128, 16
 REDUCED = 63
 """Largest magnitude of a 7-bit weight."""
+TABLE = "token_table"
+"""The name by which the table is kept, with the projection onto the vocabulary."""
 ZERO = 128
 """Zero point of the table's uint8 weights."""
 ROUNDER = 1.5 * 2**23
@@ -117,7 +119,7 @@ def project_hub(g: Graph, x: str, name: str, table: np.ndarray) -> str:
 
 
 def adjusted(int8: Precision, keep: Collection[str] = (), reduce_range: bool = False) -> Precision:
-    """Return the precision with some encoder matrices left in float32, or with all of them in 7 bits.
+    """Return the precision with some matrices left in float32, or with those of the encoder in 7 bits.
 
     Without VNNI, AVX2 and AVX-512 add pairs of 8-bit products in 16 bits, which can saturate; 7-bit weights cannot.
     """
@@ -127,7 +129,8 @@ def adjusted(int8: Precision, keep: Collection[str] = (), reduce_range: bool = F
             return FP32.linear(g, x, name, kernel, bias)
         return int8.linear(g, x, name, kernel, bias, **({"largest": REDUCED} if reduce_range else {}))
 
-    return replace(int8, linear=linear)
+    tables = {"lookup": FP32.lookup, "project": FP32.project} if TABLE in keep else {}
+    return replace(int8, linear=linear, **tables)
 
 
 def _multiply(g: Graph, x: str, values: str, scale: str) -> str:
