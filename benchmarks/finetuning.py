@@ -49,7 +49,7 @@ def ours(run: str, table: str) -> Turn:
         config, data = planned.config, planned.data.train
         setup = set_up_plan(planned, config, Path(folder) / "run")
     assert planned.start is not None
-    tx = make_optimizer(config.optim, setup.task.fixed, Products(compute_dtype(config)))
+    tx = make_optimizer(config.optim, setup.task.fixed, Products(compute_dtype(config), setup.mesh))
     step = jax.jit(make_train_step(setup.task, tx, make_schedule(config.optim), jax.random.key(0), 1), donate_argnums=0)
     state, done = jax.jit(lambda params: init_state(params, tx))(planned.start.params), 0
     controls = np.int32(1000), None, np.float32(np.inf), np.int32(0)

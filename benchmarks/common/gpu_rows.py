@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -262,7 +263,10 @@ class Table:
 
 
 def run(out: Path, minutes: float, peer_python: str | None, dry: bool, say: Callable[[str], None] = print) -> None:
-    """Measure one row after the other until all are there or the time is over, and print each."""
+    """Measure one row after the other until all are there or the time is over, and print each.
+
+    Without `peer_python`, the peer is measured by this Python if it has the peer's libraries.
+    """
     from jax_mlm.cost.flops import peak_flops
     from jax_mlm.presets import PRESETS
 
@@ -272,6 +276,7 @@ def run(out: Path, minutes: float, peer_python: str | None, dry: bool, say: Call
         raise SystemExit("error: JAX finds no GPU: is there one, and is the extra 'cuda' installed?")
     table, peak, names = Table(out, card), peak_flops(card), ("base", "large")
     rows = rows_of(names[:1] if dry else names)
+    peer_python = peer_python or here()
     if why := without_peer(peer_python, dry):
         say(f"rows of transformers are left out: {why}")
         rows = [row for row in rows if not row.peer]
@@ -310,10 +315,15 @@ def told(python: str, program: str) -> list[str]:
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
+def here() -> str | None:
+    """Return this Python if it has the peer's libraries."""
+    return sys.executable if all(map(find_spec, ("torch", "transformers"))) else None
+
+
 def without_peer(python: str | None, dry: bool) -> str:
     """Return why the peer cannot be measured; empty if it can."""
     if not python:
-        return "--peer-python names no Python for them"
+        return "this Python has no PyTorch and transformers, and --peer-python names none that has"
     match told(python, PEER):
         case ["True"]:
             return ""

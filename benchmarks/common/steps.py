@@ -75,7 +75,7 @@ def batch_of(shape: Shape, layout: Layout = "plain") -> tuple[Batch, int]:
     text = draw.integers(5, shape.vocabulary, documents[-1], dtype=np.uint32)
     words = np.full(-(-len(text) // 8), 255, np.uint8)
     rows = pack_rows(TokenFiles(text, words, documents, "drawn"), _vocabulary(shape), shape.length, "document")
-    return batch_at(rows, 0, 0, shape.batch), rows.documents + 1
+    return batch_at(rows, 0, 0, shape.batch), rows.documents
 
 
 def _vocabulary(shape: Shape) -> Any:  # a Vocabulary
@@ -103,9 +103,10 @@ def our_step(shape: Shape, dtype: str, layout: Layout = "plain") -> tuple[Step, 
 
     model, (rows, documents) = model_of(shape, layout), batch_of(shape, layout)
     mesh = mesh_over(jax.devices()[:1], Devices())
-    kernels, tried = choose_attention(model, jnp.dtype(dtype), mesh, np.asarray(rows.segments), documents)
+    full, segments = layout == "plain", np.asarray(rows.segments)
+    kernels, tried = choose_attention(model, jnp.dtype(dtype), mesh, segments, documents, full=full)
     optim, mask = OptimConfig(), MaskConfig(mask_rate=MASKED)
-    tx, key = make_optimizer(optim, products=Products(jnp.dtype(dtype))), jax.random.key(0)
+    tx, key = make_optimizer(optim, products=Products(jnp.dtype(dtype), mesh)), jax.random.key(0)
     task = masked_lm(model, mask, _vocabulary(shape), shape.length, jnp.dtype(dtype), kernels)
     step = make_train_step(task, tx, make_schedule(optim), key)
 

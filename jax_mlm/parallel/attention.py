@@ -1,7 +1,7 @@
 """The attention of a run on an accelerator: every kernel that fits is tried, and the fastest right one is taken.
 
-It is tried at the run's own shape, on rows of its data. A kernel that cuDNN cannot build may kill its process, so on
-GPUs another process tries them.
+They are tried on rows of the run's data; how many, the record keeps. A kernel that cuDNN cannot build may kill its
+process, so on GPUs another process tries them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from jax_mlm.parallel.mesh import layout_of
 
 REPETITIONS = 20
 COMPARED = 8
-"""Rows on which a kernel is compared with float32."""
+"""Most rows on which a kernel is compared with float32."""
+SCORES = 1 << 30
+"""Bytes that all scores of these rows may take in float32: of long rows, fewer are compared."""
 TOLERANCE = 3
 """A kernel may be off by so many times what our own attention in the same type is."""
 LONGEST = 600
@@ -45,6 +47,7 @@ def choose_attention(
     segments: np.ndarray,
     documents: int,
     before: Json | None = None,
+    full: bool = False,
 ) -> tuple[Kernels, Json]:
     """Return the kernels of a run, and the record of what was tried; ours and an empty record where none fits.
 
@@ -57,6 +60,7 @@ def choose_attention(
         segments: [B, S] documents of rows of one device.
         documents: most documents of any row, its padding being one of them; 1 where all of a row is one.
         before: the record of a run that is resumed on such a device.
+        full: whether no row of the run has padding.
     """
     if model.attention_dropout:
         return OURS, {}
@@ -66,18 +70,30 @@ def choose_attention(
     kind = (jax.default_backend(), jnp.dtype(dtype).name, len(segments), heads, segments.shape[1], model.head_width)
     chosen, record = Kernels(documents=most, mesh=mesh if mesh.size > 1 else None), {}
     for window in dict.fromkeys(map(model.window, range(model.layers))):
-        layers, case = "whole" if window is None else "near", Case(*kind, window, most)
+        layers, case = "whole" if window is None else "near", Case(*kind, window, most, full)
         names = [name for name, kernel in KERNELS.items() if kernel.fits(case)]
         if not names:
             continue
         kept = before.get(layers) if isinstance(before, dict) else None
-        if not isinstance(kept, dict) or kept.get("kernel") not in (OWN, *names):
+        if not isinstance(kept, dict) or not _stands(kept, names):
             mine = json.dumps(_tried((OWN, *names), case, segments)) if hosts.is_first() else ""
             tried = json.loads(hosts.gather(mine)[0])
-            kept = chosen_of(tried)
+            kept = {**chosen_of(tried), "rows": case.rows}
         record[layers] = kept
         chosen = chosen._replace(**{layers: kept["kernel"]})
     return chosen, record
+
+
+def _stands(kept: Json, names: Sequence[str]) -> bool:
+    """Return whether a resumed run keeps this choice: a kernel that is still there, or ours where it was timed.
+
+    Where ours was refused as well, it was only what was left, and all are tried again.
+    """
+    if kept.get("kernel") != OWN:
+        return kept.get("kernel") in names
+    tried = kept.get("tried")
+    own = tried.get(OWN) if isinstance(tried, dict) else None
+    return isinstance(own, dict) and "ms" in own
 
 
 def first_that_fits(model: ModelConfig, dtype: DTypeLike, mesh: Mesh, rows: int, length: int) -> Kernels:
@@ -98,13 +114,17 @@ def first_that_fits(model: ModelConfig, dtype: DTypeLike, mesh: Mesh, rows: int,
 
 
 def chosen_of(tried: Mapping[str, Json]) -> Json:
-    """Return the name of the fastest kernel whose errors are within the tolerance, beside all results."""
+    """Return the name of the fastest kernel whose errors are within the tolerance, beside all results.
+
+    The errors of ours count even if it was refused, for lack of memory, say: kernels are needed most then.
+    """
     own = tried[OWN].get("errors", [])
     results: dict[str, Json] = {}
     for name, result in tried.items():
         ratios = [error / max(ours, 1e-30) for error, ours in zip(result.get("errors", []), own, strict=False)]
         wrong = "ms" in result and not (ratios and max(ratios) <= TOLERANCE)
-        results[name] = {"refused": f"its error is {max(ratios, default=math.inf):.1f} times ours"} if wrong else result
+        why = f"its error is {max(ratios):.1f} times ours" if ratios else "ours has no errors to compare"
+        results[name] = {"refused": why} if wrong else result
     right = {name: result["ms"] for name, result in results.items() if "ms" in result}
     return {"kernel": min(right, key=right.__getitem__, default=OWN), "tried": results}
 
@@ -158,22 +178,29 @@ def _last_line(text: str) -> str:
 def trials(
     names: Sequence[str], case: Case, segments: np.ndarray, kernels: Mapping[str, Kernel]
 ) -> Iterator[tuple[str, Json]]:
-    """Yield the milliseconds of each kernel forward and backward, and its largest errors; or why it was refused."""
-    shape = (case.rows, case.heads, case.length, case.head_width)
-    keys = jax.random.split(jax.random.key(0), 4)
-    q, k, v, g = (jax.random.normal(key, shape, case.dtype) for key in keys)
-    real = jnp.asarray(segments > 0)[:, None, :, None]
-    every = (q * case.head_width**-0.5, k, v, jnp.where(real, g, 0), jnp.asarray(segments))
-    some = tuple(x[:COMPARED] for x in every)
-    with jax.default_matmul_precision("highest"):
-        exact = _both(OWN, case, kernels)(*(x.astype(jnp.float32) for x in some[:4]), some[4])
+    """Yield the milliseconds of each kernel forward and backward, and its largest errors; or why it was refused.
+
+    One that is refused after it was compared has its errors as well.
+    """
+    try:
+        every = _drawn(case, segments)
+        compared = max(1, min(COMPARED, SCORES // (4 * case.heads * case.length**2)))
+        some = tuple(x[:compared] for x in every)
+        with jax.default_matmul_precision("highest"):
+            exact = _both(OWN, case, kernels)(*(x.astype(jnp.float32) for x in some[:4]), some[4])
+        jax.block_until_ready(exact)
+    except Exception as error:  # as below
+        why = f"ours in float32, to compare it with, failed: {_reason(error)}"
+        yield from ((name, {"refused": why}) for name in names)
+        return
     for name in names:
         result: Json = {}
         try:
             both = _both(name, case, kernels)
-            result["errors"] = [float(jnp.abs(a - b).max()) for a, b in zip(both(*some), exact, strict=True)]
-            if not all(map(math.isfinite, result["errors"])):
+            errors = [float(jnp.abs(a - b).max()) for a, b in zip(both(*some), exact, strict=True)]
+            if not all(map(math.isfinite, errors)):
                 raise ArithmeticError("not all of its numbers are finite")
+            result["errors"] = errors
             jax.block_until_ready(both(*every))
             began = time.perf_counter()
             for _ in range(REPETITIONS):
@@ -181,8 +208,20 @@ def trials(
             jax.block_until_ready(last)
             result["ms"] = (time.perf_counter() - began) / REPETITIONS * 1e3
         except Exception as error:  # whatever a library raises, it is not this run's kernel
-            result = {"refused": f"{type(error).__name__}: {_last_line(str(error))}"}
+            result["refused"] = _reason(error)
         yield name, result
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {_last_line(str(error))}"
+
+
+def _drawn(case: Case, segments: np.ndarray) -> tuple[Array, ...]:
+    """Return queries (scaled), keys, values, a gradient of their mixture that padding does not have, and documents."""
+    shape = (case.rows, case.heads, case.length, case.head_width)
+    q, k, v, g = (jax.random.normal(key, shape, case.dtype) for key in jax.random.split(jax.random.key(0), 4))
+    real = jnp.asarray(segments > 0)[:, None, :, None]
+    return q * case.head_width**-0.5, k, v, jnp.where(real, g, 0), jnp.asarray(segments)
 
 
 def _both(name: str, case: Case, kernels: Mapping[str, Kernel]) -> Callable[..., tuple[Array, ...]]:

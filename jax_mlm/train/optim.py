@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -35,11 +36,11 @@ class Products(NamedTuple):
 
     dtype: DTypeLike = jnp.float32
     mesh: Mesh | None = None
-    """The devices; None for one alone."""
+    """The devices; None for one CPU."""
 
 
 PLAIN = Products()
-"""One device, in float32."""
+"""One CPU, in float32."""
 
 
 def make_schedule(config: OptimConfig) -> Schedule:
@@ -115,24 +116,27 @@ def orthogonalised(x: Float[Array, "M N"], dtype: DTypeLike = jnp.float32) -> Fl
 
 
 def _every_orthogonalised(matrices: optax.Updates, products: Products) -> optax.Updates:
-    """Return Muon's updates; on many devices, each orthogonalises whole matrices, and equal shares of them.
+    """Return Muon's updates: those of matrices of one shape are computed together, as a stack.
 
-    The matrices of a shape are stacked, padded with zeros to a multiple of the devices, and divided among them.
+    On many devices, each orthogonalises whole matrices, and equal shares of them: the stack is padded with zeros to a
+    multiple of the devices, and divided among them. On one CPU, where stacks are copies, each matrix is on its own.
     """
 
     def scaled(x: Float[Array, "M N"]) -> Float[Array, "M N"]:
         return orthogonalised(x, products.dtype) * max(1.0, x.shape[1] / x.shape[0]) ** 0.5
 
-    if products.mesh is None or products.mesh.size == 1:
+    mesh = products.mesh
+    if mesh is None or (mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"):
         return jax.tree.map(scaled, matrices)
+    divided = partial(spread, mesh) if mesh.size > 1 else lambda stack: stack
     leaves, tree = jax.tree.flatten(matrices)
     alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, leaf in enumerate(leaves):
         alike[leaf.shape].append(number)
     for shape, numbers in alike.items():
-        padding = [jnp.zeros(shape, leaves[numbers[0]].dtype)] * (-len(numbers) % products.mesh.size)
-        stack = spread(products.mesh, jnp.stack([leaves[number] for number in numbers] + padding))
-        updates = spread(products.mesh, jax.vmap(scaled)(stack))
+        padding = [jnp.zeros(shape, leaves[numbers[0]].dtype)] * (-len(numbers) % mesh.size)
+        stack = divided(jnp.stack([leaves[number] for number in numbers] + padding))
+        updates = divided(jax.vmap(scaled)(stack))
         for at, number in enumerate(numbers):
             leaves[number] = updates[at]
     return jax.tree.unflatten(tree, leaves)

@@ -34,6 +34,8 @@ PARTS = {
     "optimizer": "",
 }
 """What is said of an operation by the path that JAX gives it in the step; the first that is found counts."""
+ELSEWHERE = "not found in the compiled step"
+"""The row of operations that are not instructions of the step's program."""
 
 
 @contextmanager
@@ -90,11 +92,12 @@ class _Tracer:
 
 def described(folder: Path, hlo: str, seconds: float) -> str:
     """Return the table: each part's share of the time of all operations, and what it makes of a step's time."""
-    spent = dict.fromkeys(PARTS, 0.0)
+    spent = dict.fromkeys((*PARTS, ELSEWHERE), 0.0)
     names = named(hlo)
     for name, duration in operations(folder):
-        path = names.get(name, "")
-        spent[next(part for part, pattern in PARTS.items() if re.search(pattern, path))] += duration
+        path = names.get(name)
+        found = (part for part, pattern in PARTS.items() if path is not None and re.search(pattern, path))
+        spent[next(found, ELSEWHERE)] += duration
     total = sum(spent.values()) or 1.0
     lines = [f"a step takes {1e3 * seconds:,.1f} ms; of the time of its operations:"]
     lines += [
@@ -118,7 +121,10 @@ def named(hlo: str) -> dict[str, str]:
 
 
 def operations(folder: Path) -> Iterator[tuple[str, float]]:
-    """Yield the name and the nanoseconds of each operation in the newest trace of a folder."""
+    """Yield the instruction and the nanoseconds of each operation in the newest trace of a folder.
+
+    On a GPU the event itself is named after the kernel that computes the instruction.
+    """
     newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of the bindings themselves
         planes = list(jax.profiler.ProfileData.from_file(str(newest)).planes)
@@ -126,5 +132,6 @@ def operations(folder: Path) -> Iterator[tuple[str, float]]:
         for plane in devices or planes:
             for line in plane.lines:
                 for event in line.events:
-                    if "hlo_op" in dict(event.stats):
-                        yield event.name, event.duration_ns
+                    instruction = dict(event.stats).get("hlo_op")
+                    if instruction is not None:
+                        yield str(instruction), event.duration_ns

@@ -13,7 +13,10 @@ from support.paths import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from common import gpu_rows
 from common.gpu_rows import Failed, Row, Table
-from common.steps import Shape, batch_of
+from common.steps import Shape, batch_of, our_step
+
+from jax_mlm.data import batches
+from jax_mlm.parallel import attention
 
 SHAPE = Shape(width=32, layers=3, heads=2, ff_width=48, vocabulary=512, batch=8, length=512)
 
@@ -74,6 +77,41 @@ def test_packed_rows_are_isolated_documents_with_padding_at_the_end() -> None:
     assert segments.shape == (8, 512)
     assert 1 < segments.max() < most
     assert ((np.diff(segments) >= 0) | (segments[:, 1:] == 0)).all()
+
+
+class _Asked(Exception):
+    """What attention is chosen for."""
+
+
+def test_attention_is_chosen_for_the_documents_of_the_rows_as_a_run_counts_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packed: list[int] = []
+
+    def pack_rows(*given: Any) -> batches.Rows:
+        rows = pack(*given)
+        packed.append(rows.documents)
+        return rows
+
+    def choose(model: Any, dtype: Any, mesh: Any, segments: np.ndarray, documents: int, *, full: bool) -> Any:
+        raise _Asked(documents, full)
+
+    pack = batches.pack_rows
+    monkeypatch.setattr(batches, "pack_rows", pack_rows)
+    monkeypatch.setattr(attention, "choose_attention", choose)
+    for layout, expected in (("packed", lambda: (packed[-1], False)), ("plain", lambda: (1, True))):
+        with pytest.raises(_Asked) as asked:
+            our_step(SHAPE, "bfloat16", layout)
+        assert asked.value.args == expected()
+
+
+def test_the_peer_is_timed_by_this_python_if_it_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"torch"}
+    monkeypatch.setattr(gpu_rows, "find_spec", lambda name: name if name in there else None)
+    assert gpu_rows.here() is None
+    assert "this Python has no PyTorch and transformers" in gpu_rows.without_peer(gpu_rows.here(), False)
+    there.add("transformers")
+    assert gpu_rows.here() == sys.executable
 
 
 def test_shares_count_what_attends_and_all_that_is_computed() -> None:

@@ -2,8 +2,10 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,8 @@ from support.steps import CONFIG, TUNED, jitted_step, labelled_batch, packed_bat
 
 from jax_mlm.config import TaskConfig
 from jax_mlm.model.ops import kernels as library
-from jax_mlm.model.ops.kernels import KERNELS, OURS, OWN, Case, Kernels
+from jax_mlm.model.ops.attention import attend
+from jax_mlm.model.ops.kernels import KERNELS, OURS, OWN, Case, Kernel, Kernels
 from jax_mlm.model.ops.scores import visible
 from jax_mlm.parallel import attention
 from jax_mlm.parallel.attention import choose_attention, chosen_of, line_of, tried_apart
@@ -64,6 +67,31 @@ def test_splash_equals_the_scores_of_all_pairs(monkeypatch, window):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("window", [None, 5])
+def test_tokamax_is_given_intervals_that_are_right(monkeypatch, window):
+    """Its mask, as it is written in its `base.py`; queries come scaled."""
+
+    def mosaic(q, k, v, *, mask, logits_scale):
+        at = jnp.arange(k.shape[1])
+        seen = (at >= mask.k_start[..., None]) & (at < mask.k_end[..., None])
+        scores = jnp.einsum("BQHK,BSHK->BHQS", q, k) * logits_scale
+        return jnp.einsum("BHQS,BSHK->BQHK", jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)), v)
+
+    case = Case("gpu", "bfloat16", 4, 2, 33, 8, window, 16)
+    assert not KERNELS["tokamax"].fits(case)
+    spec = SimpleNamespace(name="tokamax")
+    api, base = SimpleNamespace(IMPLEMENTATIONS={"mosaic_gpu": mosaic}), SimpleNamespace(Mask=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "tokamax", SimpleNamespace(__spec__=spec))
+    for name, part in (("api", api), ("base", base)):
+        monkeypatch.setitem(sys.modules, f"tokamax._src.ops.attention.{name}", part)
+    assert KERNELS["tokamax"].fits(case)
+    assert not KERNELS["tokamax"].fits(case._replace(dtype="float32"))
+    q, k, v, g, segments = drawn(4, 2, 33, 8)
+    found = mixed(lambda q, k, v: library.tokamax_intervals(q, k, v, segments, window, 16), q, k, v, g)
+    for a, b in zip(found, mixed(dense(segments, window), q, k, v, g), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 def without_a_gpu(patch):
     """Let JAX lower cuDNN's kernels where there is no cuDNN."""
     for name, value in (
@@ -85,6 +113,7 @@ def lowered(kernels: Kernels, mesh=None, tuned: TaskConfig | None = None) -> str
     [
         (Kernels("cudnn packed", "cudnn mask", 4), 1),
         pytest.param(Kernels("cudnn lengths", "cudnn mask", 1), 1, marks=pytest.mark.slow),
+        pytest.param(Kernels("cudnn plain", "cudnn mask", 1), 1, marks=pytest.mark.slow),
         pytest.param(Kernels("cudnn packed", "cudnn flex", 4), 0, marks=[FLEX, pytest.mark.slow]),
         pytest.param(Kernels("cudnn flex", "cudnn flex", 4), 0, marks=FLEX),
     ],
@@ -99,10 +128,25 @@ def test_a_step_on_a_gpu_has_no_scores_in_memory(monkeypatch, kernels, masks):
     assert not any("32x32" in results for _, results in calls), "the gradient of a mask"
     outside = re.sub(r"func.func private @inside\w*\(.*?\n  }", "", text, flags=re.DOTALL)
     pairs = set(re.findall(r"tensor<\w*x32x32x(\w+)>", outside))
-    assert pairs - {"i1", "i32"} == ({"bf16"} if masks else set())
+    assert pairs - ({"i1", "i32"} if masks else set()) == ({"bf16"} if masks else set())
     products = re.findall(r"stablehlo.dot_general .*: \(tensor<\S*x([a-z]\w+)>, tensor<\S*x([a-z]\w+)>\)", text)
     assert {kind for pair in products for kind in pair} == {"bf16"}
     assert (r"max_seg_per_batch\22: 4" in text) == ("cudnn packed" in kernels)
+
+
+def test_full_rows_need_neither_mask_nor_lengths_on_a_gpu(monkeypatch):
+    without_a_gpu(monkeypatch.setattr)
+    x = jax.ShapeDtypeStruct((2, 2, 32, 16), jnp.bfloat16)
+
+    def kinds(name):
+        """Return the types of what the kernel is given, forward and backward."""
+        attention = jax.jit(partial(mixed, lambda q, k, v: KERNELS[name].attend(q, k, v, jnp.ones((2, 32)), None, 1)))
+        text = attention.trace(x, x, x, x).lower(lowering_platforms=("cuda",)).as_text()
+        calls = re.findall(r"custom_call @__cudnn\$fmhaSoftmax\w*\(.*: \((.*)\) -> ", text)
+        return [set(re.findall(r"x([a-z]+\d+)>", call)) for call in calls]
+
+    assert kinds("cudnn plain") == [{"bf16"}, {"bf16", "f32"}], "f32: the statistics of the softmax"
+    assert kinds("cudnn lengths") == [{"bf16", "i32"}, {"bf16", "f32", "i32"}]
 
 
 def test_fine_tuning_on_a_gpu_has_no_scores_in_memory_either(monkeypatch):
@@ -191,10 +235,46 @@ def test_a_kernel_that_is_wrong_or_kills_its_process_is_refused():
         ({"a": {"errors": [2.9, 0.1], "ms": 1.0}, "b": {"errors": [1.0, 1.0], "ms": 2.0}}, "a"),
         ({"a": {"errors": [3.1, 0.1], "ms": 1.0}, "b": {"errors": [1.0, 1.0], "ms": 2.0}}, "b"),
         ({"a": {"refused": "no"}, "b": {"errors": [1.0, 1.0], "ms": 6.0}}, OWN),
+        ({OWN: {"errors": [1.0], "refused": "memory"}, "a": {"errors": [1.0], "ms": 9.0}}, "a"),
+        ({OWN: {"errors": [1.0], "refused": "memory"}, "a": {"errors": [3.1], "ms": 9.0}}, OWN),
+        ({OWN: {"refused": "memory"}, "a": {"errors": [1.0], "ms": 9.0}}, OWN),
     ],
 )
 def test_the_fastest_right_one_is_taken(tried, chosen):
     assert chosen_of({OWN: {"errors": [1.0, 1.0], "ms": 5.0}, **tried})["kernel"] == chosen
+
+
+def test_long_rows_that_ours_has_no_memory_for_get_a_kernel(monkeypatch):
+    """As few rows are compared as their scores fit; ours is refused at the full number, and still compared with."""
+    compared = []
+
+    def short(q, k, v, segments, window):
+        compared.append(len(q))
+        if len(q) > fits:
+            raise MemoryError("RESOURCE_EXHAUSTED: Out of memory")
+        return attend(q, k, v, segments, window)
+
+    def fast(q, k, v, segments, window, documents):
+        return attend(q, k, v, segments, window)
+
+    monkeypatch.setattr(attention, "attend", short)
+    case, segments = Case("gpu", "bfloat16", 3, 2, 48, 8, None, 4), documents(np.random.default_rng(0), 3, 48)
+
+    def tried():
+        return dict(attention.trials((OWN, "fast"), case, segments, {"fast": Kernel(lambda case: True, fast)}))
+
+    for scores, fits in ((1, 1), (2 * 4 * 2 * 48**2, 2)):
+        monkeypatch.setattr(attention, "SCORES", scores)
+        compared.clear()
+        found = tried()
+        assert set(compared) == {fits, 3}
+        assert "RESOURCE_EXHAUSTED" in found[OWN]["refused"]
+        assert chosen_of(found)["kernel"] == "fast"
+    fits = 0
+    record = chosen_of(tried())
+    assert record["kernel"] == OWN
+    why = "ours in float32, to compare it with, failed: MemoryError"
+    assert all(why in each["refused"] for each in record["tried"].values())
 
 
 def test_what_was_chosen_is_kept_by_a_resumed_run(monkeypatch):
@@ -211,11 +291,16 @@ def test_what_was_chosen_is_kept_by_a_resumed_run(monkeypatch):
     chosen, record = choose(3)
     assert chosen == Kernels("cudnn mask", "cudnn mask", 4)
     assert asked == [Case("gpu", "bfloat16", 4, 4, 32, 16, window, 4) for window in (None, 4)]
-    assert choose(1)[0] == Kernels("cudnn lengths", "cudnn mask", 1)
+    chosen, plain = choose(1)
+    assert chosen == Kernels("cudnn lengths", "cudnn mask", 1)
+    assert "cudnn plain" not in plain["whole"]["tried"]
+    assert "cudnn plain" in choose(1, full=True)[1]["whole"]["tried"]
     asked.clear()
     kept = {layers: {**each, "kernel": OWN} for layers, each in record.items()}
     assert choose(3, kept) == (Kernels(documents=4), kept)
     assert choose(3, {layers: {"kernel": "removed since"} for layers in kept})[1] == record
+    left = {layers: {"kernel": OWN, "tried": {OWN: {"refused": "memory"}}} for layers in kept}
+    assert choose(3, left)[1] == record, "ours was only what was left"
     assert choose_attention(replace(SMALL, attention_dropout=0.1), jnp.bfloat16, mesh, segments, 3) == (OURS, {})
     assert choose_attention(SMALL, jnp.float32, mesh, segments, 3)[1] == {}
     assert {case.dtype for case in asked} == {"bfloat16"}
@@ -247,6 +332,7 @@ def test_run_json_keeps_what_was_tried(tmp_path, monkeypatch, capsys):
     assert train_line(*line, "--steps", "1") == 0, capsys.readouterr().err
     before = (run / "run.json").read_text()
     assert json.loads(before)["device"]["attention"]["whole"]["kernel"] == "cudnn mask"
+    assert json.loads(before)["device"]["attention"]["whole"]["rows"] == 4
     assert "attention: rows by cudnn mask (own 9.00 ms, cudnn packed" in capsys.readouterr().err
     monkeypatch.setattr(attention, "_tried", None)
     assert train_line("--resume", "--out", run) == 0

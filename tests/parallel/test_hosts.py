@@ -91,15 +91,15 @@ def test_what_gloo_prints_is_known_in_any_order() -> None:
 def test_two_hosts_train_as_one_does_and_stop_together(environment, text, tmp_path, stopped):
     """They end where one process does, also if SIGTERM to one of them made both save one checkpoint on the way.
 
-    Those that are stopped have dropout and microbatches as well, divide the state over four devices each, and continue
-    with it laid out over both hosts.
+    Those that are stopped have dropout and microbatches as well, divide the state over all eight devices, and continue
+    with a copy of it on each host.
     """
     one, two = tmp_path / "one", tmp_path / "two"
     steps = 20 if stopped else 10  # the signal has to come before the end
     options = [*OPTIONS, *(PARTS if stopped else ()), "--batch", 16 if stopped else 8, "--steps", steps, "--data", text]
     assert train_line(*options, "--out", one) == 0
 
-    devices, mesh = (4, ("--mesh", "data=2,fsdp=2,tensor=2")) if stopped else (2, ())
+    devices, mesh = (4, ("--mesh", "fsdp=8")) if stopped else (2, ())
     processes = start(environment, *options, *mesh, "--out", two, devices=devices)
     if stopped:
         began = time.monotonic()
@@ -111,7 +111,7 @@ def test_two_hosts_train_as_one_does_and_stop_together(environment, text, tmp_pa
         assert f"--resume --out {two}" in first.stderr
         assert not second.stdout
         assert 5 <= load_params(two)[0] < steps
-        processes = start(environment, "--resume", "--mesh", "fsdp=8", "--out", two, devices=devices)
+        processes = start(environment, "--resume", "--mesh", "data=2,fsdp=2,tensor=2", "--out", two, devices=devices)
 
     first, second = finish(processes)
     assert (first.returncode, second.returncode) == (0, 0), (first.stderr, second.stderr)

@@ -117,6 +117,11 @@ def test_a_checkpoint_is_restored_onto_any_other_layout_and_count(few: Few) -> N
     assert all(np.asarray(leaf).tobytes() in written for leaf in jax.tree.leaves(params))
 
 
+def test_every_device_has_a_vote_of_its_own_on_any_layout(few: Few) -> None:
+    """Hosts that gave copies of one vote would each read their own: only one of them would stop."""
+    assert few.found["votes"] == [[8, True]] * 3
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

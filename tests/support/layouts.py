@@ -17,6 +17,7 @@ from jax_mlm.config import DataConfig, ModelConfig, TrainConfig
 from jax_mlm.cost.memory import bytes_of
 from jax_mlm.parallel import rules
 from jax_mlm.parallel.mesh import make_mesh, make_placer, mesh_over, read_layout
+from jax_mlm.parallel.stop import Vote
 from jax_mlm.run.checkpoint import restore, save_last, saving
 from jax_mlm.train.ahead import lowered_step
 from jax_mlm.train.state import laid_out
@@ -86,6 +87,13 @@ def saved(folder: Path) -> int:
     return len(jax.tree.leaves(state))
 
 
+def votes(layout: str) -> tuple[int, bool]:
+    """Return how many votes of eight devices are told apart, and the outcome where only the last one's is to stop."""
+    vote = Vote(make_mesh(16, 1, layout))
+    cast = jax.make_array_from_callback((8,), vote._each, lambda at: (np.arange(8) == 7)[at].astype(np.int32))
+    return len({shard.index[0].start for shard in cast.addressable_shards}), bool(vote._any(cast))
+
+
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     report: Any = gathers() if what == "held" else None
@@ -95,5 +103,6 @@ if __name__ == "__main__":
     elif what == "temporaries":
         report = [temporaries(*case) for case in json.loads(rest[0])]
     else:
-        report = {"losses": learned(rest), "saved": saved(Path(what)) if what else 0}
+        counted = [votes(layout) for layout in ("data=8", "fsdp=8", "data=2,fsdp=2,tensor=2")]
+        report = {"losses": learned(rest), "saved": saved(Path(what)) if what else 0, "votes": counted}
     print(json.dumps(report))

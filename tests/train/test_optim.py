@@ -1,5 +1,8 @@
 """Schedules end at zero, decay spares norms and biases, Muon orthogonalises hidden matrices only."""
 
+import re
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -10,7 +13,8 @@ import pytest
 from support.models import randomised
 
 from jax_mlm.config import ModelConfig, OptimConfig
-from jax_mlm.train.optim import is_hidden_matrix, make_optimizer, make_schedule
+from jax_mlm.parallel.mesh import Layout, mesh_over
+from jax_mlm.train.optim import PLAIN, Products, is_hidden_matrix, make_optimizer, make_schedule
 
 PARAMS = jax.tree.map(jnp.asarray, randomised(ModelConfig(vocab_size=20, width=16, layers=2, heads=2, ff_width=24)))
 
@@ -73,6 +77,34 @@ def test_muon_takes_hidden_matrices_and_makes_them_nearly_orthogonal():
     assert up.shape == (16, 48), "it widens: its update is longer by the root of three"
     assert 0.4 < np.linalg.svd(np.asarray(up), compute_uv=False).mean() / 3**0.5 < 1.4
     assert 0.4 < np.linalg.svd(np.asarray(down), compute_uv=False).mean() < 1.4
+
+
+GPU: Any = SimpleNamespace(size=1, devices=np.array([SimpleNamespace(platform="gpu")]))
+"""What an optimizer knows of the mesh of one GPU."""
+
+
+def test_muon_multiplies_the_matrices_of_a_shape_together_but_on_one_cpu():
+    """On a GPU a chain of products a shape, in the type of the run; what they make is what each makes alone."""
+
+    def update(products, grads, params):
+        tx = make_optimizer(OptimConfig(optimizer="muon"), products=products)
+        return tx.update(grads, tx.init(params), params)[0]
+
+    def lowered(products, platform):
+        traced = jax.jit(partial(update, products)).trace(PARAMS, PARAMS)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    shapes = {
+        p.shape for p, hidden in zip(*map(jax.tree.leaves, (PARAMS, is_hidden_matrix(PARAMS))), strict=True) if hidden
+    }
+    found = re.findall(r"dot_general (.*): \((.*)\) ->", lowered(Products(jnp.bfloat16, GPU), "cuda"))
+    assert len(found) == 5 * 3 * len(shapes)
+    assert all("batching_dims = [0] x [0]" in dims and kinds.count("xbf16>") == 2 for dims, kinds in found)
+    one = mesh_over(jax.devices()[:1], Layout())
+    assert lowered(Products(jnp.float32, one), "cpu") == lowered(PLAIN, "cpu")
+    grads = jax.tree.map(lambda p: np.random.default_rng(1).normal(size=p.shape).astype(np.float32), PARAMS)
+    together, alone = (jax.jit(partial(update, each))(grads, PARAMS) for each in (Products(jnp.float32, GPU), PLAIN))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), together, alone)
 
 
 def test_clipping_bounds_the_gradient():

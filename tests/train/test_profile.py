@@ -3,7 +3,9 @@
 import re
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
+import jax
 import pytest
 from support.runs import BRIEF
 
@@ -13,9 +15,20 @@ from jax_mlm.tasks.metrics import Metrics
 from jax_mlm.train.loop import train
 from jax_mlm.train.meter import Meter
 from jax_mlm.train.options import defaults
-from jax_mlm.train.profile import PARTS, named
+from jax_mlm.train.profile import ELSEWHERE, PARTS, described, named
 
 SMALL = replace(PRESETS["sentence"], model=replace(PRESETS["sentence"].model, **BRIEF))
+HLO = """%inside.1 (p: f32[2]) -> f32[2] {
+  %a.1 = f32[2]{0} negate(%p), metadata={op_name="jit(step)/jvp(M)/layer_0/mlp/neg" id=1}
+  ROOT %b.1 = f32[2]{0} negate(%a.1), metadata={op_name="jit(step)/jvp(M)/layer_0/mlp/up/neg" id=1}
+}
+
+ENTRY %main (p: f32[2]) -> f32[2] {
+  %fusion.7 = f32[2]{0} fusion(%p), kind=kLoop, calls=%inside.1, backend_config={}
+  ROOT %copy.2 = f32[2]{0} copy(%fusion.7)
+}
+"""
+"""A compiled step."""
 
 
 def test_the_table_shares_a_step_out_among_its_parts(tmp_path, capsys):
@@ -41,19 +54,29 @@ def test_a_run_that_ends_before_the_trace_has_what_there_was(tmp_path, capsys, s
 
 
 def test_an_instruction_without_a_path_has_that_of_its_last_part():
-    hlo = """%inside.1 (p: f32[2]) -> f32[2] {
-  %a.1 = f32[2]{0} negate(%p), metadata={op_name="jit(step)/jvp(M)/layer_0/mlp/neg" id=1}
-  ROOT %b.1 = f32[2]{0} negate(%a.1), metadata={op_name="jit(step)/jvp(M)/layer_0/mlp/up/neg" id=1}
-}
-
-ENTRY %main (p: f32[2]) -> f32[2] {
-  %fusion.7 = f32[2]{0} fusion(%p), kind=kLoop, calls=%inside.1, backend_config={}
-  ROOT %copy.2 = f32[2]{0} copy(%fusion.7)
-}
-"""
-    names = named(hlo)
+    names = named(HLO)
     assert names["fusion.7"] == "jit(step)/jvp(M)/layer_0/mlp/up/neg"
     assert names["copy.2"] == ""
+
+
+def test_a_kernel_counts_for_the_instruction_that_it_computes(tmp_path, monkeypatch):
+    """A GPU names an event after its kernel; what is not an instruction of the step has a row of its own."""
+
+    def event(name, nanoseconds, **stats):
+        return SimpleNamespace(name=name, duration_ns=nanoseconds, stats=[*stats.items()])
+
+    events = [
+        event("void cutlass::Kernel2<cutlass_80>", 6.0, hlo_op="fusion.7", hlo_module="jit_step"),
+        event("loop_copy_fusion", 1.0, hlo_op="copy.2"),
+        event("void scale(float*)", 3.0, hlo_op="command_buffer"),
+        event("MemcpyD2D", 90.0),
+    ]
+    planes = [SimpleNamespace(name="/device:GPU:0", lines=[SimpleNamespace(events=events)])]
+    given = SimpleNamespace(from_file=lambda path: SimpleNamespace(planes=planes))
+    monkeypatch.setattr(jax.profiler, "ProfileData", given)
+    (tmp_path / "a.xplane.pb").touch()
+    rows = dict(re.findall(r"^  (.+?)  +([\d.]+)% ", described(tmp_path, HLO, 0.01), re.M))
+    assert rows == {"feed-forward: its matrices": "60.0", ELSEWHERE: "30.0", "optimizer": "10.0"}
 
 
 def test_the_meter_tells_the_share_of_time_that_data_was_waited_for():

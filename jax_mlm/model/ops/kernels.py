@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -57,6 +58,8 @@ class Case(NamedTuple):
     window: int | None
     documents: int
     """As in `Kernels`."""
+    full: bool = False
+    """Whether no row has padding."""
 
 
 Attend = Callable[[Array, Array, Array, Array, int | None, int], Array]
@@ -84,6 +87,12 @@ def _cudnn(q: Array, k: Array, v: Array, layout: str = "BNTH", **given: Any) -> 
     if hasattr(library, "should_export_dbias"):  # else JAX before 0.11.1 computes a gradient of the mask, S × S
         library.should_export_dbias = lambda *_: False
     return library.dot_product_attention(q, k, v, scale=1.0, qkv_layout=layout, **given)
+
+
+def cudnn_plain(q: Array, k: Array, v: Array, segments: Array, window: int | None, documents: int) -> Array:
+    """Attend to the whole row."""
+    del segments, window, documents
+    return _cudnn(q, k, v)
 
 
 def cudnn_lengths(q: Array, k: Array, v: Array, segments: Array, window: int | None, documents: int) -> Array:
@@ -152,6 +161,19 @@ def cudnn_mask(q: Array, k: Array, v: Array, segments: Array, window: int | None
     return _cudnn(q, k, v, mask=visible(segments, window))
 
 
+def tokamax_intervals(q: Array, k: Array, v: Array, segments: Array, window: int | None, documents: int) -> Array:
+    """Attend to an interval of keys, and skip blocks of keys outside of it forward.
+
+    Tokamax's public function takes documents as a mask of all pairs only, so its private parts are called.
+    """
+    del documents
+    api, base = (import_module(f"tokamax._src.ops.attention.{name}") for name in ("api", "base"))
+    start, end = (x[:, None] for x in interval(segments, window))
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    mask = base.Mask(k_start=start, k_end=end)
+    return api.IMPLEMENTATIONS["mosaic_gpu"](q, k, v, mask=mask, logits_scale=1.0).swapaxes(1, 2)
+
+
 def _on_gpu(case: Case) -> bool:
     return case.platform == "gpu" and case.dtype in ("bfloat16", "float16")
 
@@ -184,12 +206,16 @@ def splash(q: Array, k: Array, v: Array, segments: Array, window: int | None, do
 
 
 KERNELS: Mapping[str, Kernel] = {
+    "cudnn plain": Kernel(lambda case: _on_gpu(case) and not _masked(case) and case.full, cudnn_plain),
     "cudnn lengths": Kernel(lambda case: _on_gpu(case) and not _masked(case), cudnn_lengths),
     "cudnn packed": Kernel(
         lambda case: _on_gpu(case) and case.window is None and 1 < case.documents <= MOST_DOCUMENTS, cudnn_packed
     ),
     "cudnn flex": Kernel(lambda case: _on_gpu(case) and _masked(case) and _has_flex(), cudnn_flex),
     "cudnn mask": Kernel(lambda case: _on_gpu(case) and _masked(case), cudnn_mask),
+    "tokamax": Kernel(
+        lambda case: _on_gpu(case) and _masked(case) and find_spec("tokamax") is not None, tokamax_intervals
+    ),
     "splash": Kernel(lambda case: case.platform == "tpu" and case.length % 128 == 0, splash),
 }
 """Candidates in the order in which they are tried; a new one is an entry."""
