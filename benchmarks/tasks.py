@@ -1,4 +1,4 @@
-"""Measure how many texts a second a fine-tuned bundle classifies or tags, beside optimum's pipeline, and one text.
+"""Measure how many texts a second a fine-tuned bundle classifies, tags or searches for answers, beside optimum.
 
     python benchmarks/tasks.py RUN TEXTS.tsv --peer-python ../peers/bin/python
 
@@ -30,6 +30,7 @@ BATCHES = (1, 32)
 PIPELINES = {
     "text-classification": ("ORTModelForSequenceClassification", {}),
     "token-classification": ("ORTModelForTokenClassification", {"aggregation_strategy": "first"}),
+    "question-answering": ("ORTModelForQuestionAnswering", {"align_to_words": False}),
 }
 AT_A_TIME = 50
 """Answers to one text in a turn."""
@@ -44,7 +45,14 @@ def ours(bundle: str, threads: int) -> Any:
 
     opened = open_bundle(bundle)
     predictor = getattr(mlm_onnx, opened.files.predictor)(opened, threads)
-    return lambda texts, batch: predictor(texts)
+    if opened.task != "question-answering":
+        return lambda texts, batch: predictor(texts)
+
+    def answer(asked: Any, batch: int) -> Any:
+        every = asked if isinstance(asked, list) else [asked]
+        return predictor([each["question"] for each in every], [each["context"] for each in every])
+
+    return answer
 
 
 def optimum(bundle: str, threads: int) -> Any:
@@ -119,18 +127,33 @@ def bundles(run: Path, folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in ("int8", "fp32", "fill-int8", "fill-fp32")}
 
 
+def asked_of(task: str, row: list[str]) -> Any:
+    """Return what is asked of a row of the table."""
+    if task == "question-answering":
+        return {"question": row[0].strip(), "context": row[1].strip()}
+    return row[0].strip()
+
+
+def text_of(asked: Any) -> str:
+    return asked if isinstance(asked, str) else " ".join(asked.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="a run that was fine-tuned to classify or tag")
-    parser.add_argument("texts", type=Path, help="a table, whose first column holds texts")
+    parser.add_argument("run", type=Path, help="a fine-tuned run")
+    parser.add_argument(
+        "texts", type=Path, help="a table, whose first column holds texts, or questions about the second"
+    )
     parser.add_argument("--peer-python", required=True, help="a Python that has the extra `peers`")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=7)
     given = parser.parse_args()
-    texts = [line.split("\t")[0].strip() for line in given.texts.read_text(encoding="utf-8").splitlines()[1:]]
-    one = sorted(texts, key=len)[len(texts) // 2]
+    rows = [line.split("\t") for line in given.texts.read_text(encoding="utf-8").splitlines()[1:]]
     with tempfile.TemporaryDirectory() as folder:
         made = bundles(given.run, Path(folder))
+        task = json.loads((made["fp32"] / "manifest.json").read_text())["task"]
+        texts = [asked_of(task, row) for row in rows]
+        one = sorted(texts, key=lambda asked: len(text_of(asked)))[len(texts) // 2]
         sides = {
             "ours int8": launch(sys.executable, "ours", made["int8"], given.threads),
             "ours fp32": launch(sys.executable, "ours", made["fp32"], given.threads),
@@ -139,7 +162,7 @@ def main() -> None:
             "fill fp32": launch(sys.executable, "ours", made["fill-fp32"], given.threads),
         }
         mask = json.loads((made["fill-fp32"] / "manifest.json").read_text())["tokens"]["mask"]["text"]
-        masked = " ".join([*one.split()[:-1], mask])
+        masked = " ".join([*text_of(one).split()[:-1], mask])
         for name, process in sides.items():  # warm
             ask(process, masked if name.startswith("fill") else texts[:64], 32)
         many: dict[str, list[float]] = {name: [] for name in ("ours int8", "ours fp32", "optimum")}

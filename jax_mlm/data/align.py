@@ -8,6 +8,7 @@ a word to tag. What does not fit is in further windows, never cut off; what cann
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -76,12 +77,14 @@ class Laid(NamedTuple):
 
 
 def frame_of(tokenizer: Tokenizer, pair: bool) -> Frame:
-    """Return what the tokenizer's own template puts around a text or a pair."""
+    """Return what the tokenizer's own template puts around a text or a pair; a UserError if it reads no plain text."""
     for word in ("a", "A", "1", "."):
         encoding = tokenizer.encode(word, word if pair else None)
         sides = encoding.sequence_ids
         if ({0, 1} if pair else {0}) <= {*sides}:
             break
+    else:
+        raise UserError("--init: its tokenizer reads no plain text: start from a model with another tokenizer")
     ids, types = encoding.ids, encoding.type_ids
     start = sides.index(0)
     last = len(sides) - 1 - sides[::-1].index(1 if pair else 0)
@@ -231,24 +234,35 @@ def lay_words(tokenizer: Tokenizer, examples: Sequence[Example], length: int, ov
     number = 0
     for example, encoding in zip(examples, encoded(tokenizer, [each.text for each in examples]), strict=True):
         opens, words = units_of(tokenizer, example.text, encoding)
-        parts = spread(len(encoding.ids), room, overlap)
+        ids = encoding.ids
+        parts = spread(len(ids), room, overlap)
         if len(parts) > 1:
             long.add(example.where)
-        home = [max(range(len(parts)), key=lambda i: _distance(at, parts, i)) for at in opens]
-        for i, (a, b) in enumerate(parts):
-            here = [(number + k, at - a + len(frame.before)) for k, at in enumerate(opens) if home[k] == i]
-            laying.add(encoding.ids[a:b], [], [at for _, at in here], [item for item, _ in here], [1.0] * len(here))
+        for (a, b), here in zip(parts, words_at_home(opens, parts), strict=True):
+            at = [opens[k] - a + len(frame.before) for k in here]
+            laying.add(ids[a:b], [], at, [number + k for k in here], [1.0] * len(here))
         units.append(words)
         number += len(words)
     remark = long.said(f"texts are longer than {room} tokens and are read in windows")
     return Laid(laying.windows(), (remark,) if remark else (), tuple(units))
 
 
+def words_at_home(opens: Sequence[int], parts: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Return the numbers of the words of each window; a word is in the first in which it is farthest from an edge.
+
+    `opens` holds the first token of each word.
+    """
+    starts, ends = [a for a, _ in parts], [b for _, b in parts]
+    here: list[list[int]] = [[] for _ in parts]
+    for k, at in enumerate(opens):
+        holding = range(bisect_right(ends, at), bisect_right(starts, at))
+        here[max(holding, key=lambda i, at=at: _distance(at, parts, i))].append(k)
+    return here
+
+
 def _distance(at: int, parts: Sequence[tuple[int, int]], i: int) -> float:
-    """Return how far a token is from the nearest edge of a window that is not one of the text; −1 outside of it."""
+    """Return how far a token of a window is from the nearest of its edges that are not those of the text."""
     a, b = parts[i]
-    if not a <= at < b:
-        return -1
     left = at - a if i else len(parts) * b
     right = b - 1 - at if i < len(parts) - 1 else len(parts) * b
     return min(left, right)
@@ -298,10 +312,12 @@ def tags_of(examples: Sequence[Example], units: Sequence[Sequence[Unit]]) -> Tag
     tags: list[list[str]] = []
     inexact, dropped = Count(), Count()
     for example, words in zip(examples, units, strict=True):
-        mine = [OUTSIDE] * len(words)
+        mine, begins, first = [OUTSIDE] * len(words), [word.start for word in words], 0
         for span in example.spans or ():
-            touched = [k for k, word in enumerate(words) if word.start < span.end and span.start < word.end]
-            touched = [k for k in touched if mine[k] == OUTSIDE]
+            while first < len(words) and words[first].end <= span.start:
+                first += 1
+            reached = range(first, bisect_left(begins, span.end))
+            touched = [k for k in reached if span.start < words[k].end and mine[k] == OUTSIDE]
             for k in touched:
                 mine[k] = f"{'B' if k == touched[0] else 'I'}-{span.label}"
             if not touched:

@@ -61,7 +61,7 @@ def columns_of(line: str, separators: str) -> Iterator[tuple[str, list[str]]]:
                 yield each, next(csv.reader([line], delimiter=each), [])
 
 
-def _separator(line: str, text_field: str, separators: str) -> str:
+def separator_of(line: str, text_field: str, separators: str) -> str:
     """Return the separator that makes a column `text_field` of the first line; else the first that stands in it."""
     there = dict(columns_of(line, separators))
     fits = (each for each, names in there.items() if text_field in (name.strip() for name in names))
@@ -114,7 +114,7 @@ def _rows(path: Path, text_field: str, separators: str, quoting: Literal[0, 3], 
 
     stream = lines()
     first = next(stream, "")
-    separator = _separator(first, text_field, separators)
+    separator = separator_of(first, text_field, separators)
     reader = csv.reader(itertools.chain([first], stream), delimiter=separator, quoting=quoting, strict=True)
     while True:
         line = reader.line_num + 1

@@ -92,7 +92,8 @@ def best_answer(
         no_answer: whether a question may have no answer.
     """
     begins = np.flatnonzero(inside)
-    width = max(1, min(max_answer, len(start)))
+    longest = np.unique(window, return_counts=True)[1].max(initial=1)
+    width = max(1, min(max_answer, int(longest)))
     reach = begins[:, None] + np.arange(width)
     ends = np.minimum(reach, len(start) - 1)
     fits = (reach == ends) & inside[ends] & (window[ends] == window[begins, None])

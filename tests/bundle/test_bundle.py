@@ -17,7 +17,7 @@ from mlm_onnx.bundle import read as bundle
 from mlm_onnx.bundle.background import BackgroundTask
 from mlm_onnx.bundle.layout import FAST_DATA, FAST_GRAPH, FILL, TASKS, BundleError
 from mlm_onnx.bundle.read import open_bundle, verify
-from mlm_onnx.bundle.write import check_target, new_bundle, seal
+from mlm_onnx.bundle.write import check_target, new_bundle, seal, write_json
 
 
 @pytest.fixture
@@ -209,6 +209,12 @@ def test_only_a_bundle_of_ours_is_replaced(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="not a folder"):
         check_target(other / "thesis.txt")
     assert (other / "thesis.txt").read_text() == "mine"
+
+
+def test_any_text_that_python_has_is_written(tmp_path: Path) -> None:
+    value = {"columns": {"text": "half of \ud83d", "é": "\udc80"}}
+    write_json(tmp_path / "m.json", value)
+    assert json.loads((tmp_path / "m.json").read_text(encoding="utf-8")) == value
 
 
 def test_weights_hashed_ahead_are_checked_as_well(copy: Path) -> None:

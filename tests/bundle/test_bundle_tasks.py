@@ -26,6 +26,7 @@ STRANGE: tuple[Any, ...] = (
     {"overlap": "x"},
     {"overlap": -1}, {"overlap": 12}, {"overlap": 1 << 30}, {"max_tokens": 0}, {"max_tokens": 1 << 30},
     {"max_tokens": 2},
+    {"text": ["x"], "pair": None, "label": "x" * 5000},
     {"name": "x"}, [{"name": "x"}], "multi", "regression", "text-classification", "fill-mask",
 )  # fmt: skip
 FIELDS = (
@@ -34,6 +35,7 @@ FIELDS = (
     "pair",
     "windows",
     "answers",
+    "columns",
     "task",
     "graphs",
     "limits",
@@ -78,6 +80,7 @@ def test_strange_manifests_are_refused_in_one_line_or_answer(made: tuple[str, Pa
         assert outcome(task, copy) == "refused", field
     assert len(outcomes) >= 400
     assert all(said == "refused" for field, said in outcomes if field in ("limits", "files", "windows"))
+    assert all(said == "answered" for field, said in outcomes if field == "columns")
 
 
 def test_damaged_files_are_refused(made: tuple[str, Path], tmp_path: Path) -> None:

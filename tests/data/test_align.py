@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from mlm_onnx.answer import windows
+from support.tokenizers import Watched
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from jax_mlm.data.align import Frame, frame_of, lay_texts, lay_words, spread, tags_of
+from jax_mlm.data import align
+from jax_mlm.data.align import Frame, Unit, frame_of, lay_texts, lay_words, spread, tags_of
 from jax_mlm.data.conll import entities_of
 from jax_mlm.data.labelled import pack_windows
 from jax_mlm.data.labels import Example, Span
@@ -79,6 +84,62 @@ def test_windows_cover_a_text_with_at_least_the_overlap() -> None:
             assert len(parts) == 1 or all(b - a == room for a, b in parts)
 
 
+class Counted(list[tuple[int, int]]):
+    """Windows that count how often one of them is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, i: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("words_at_home", [align.words_at_home, windows.words_at_home])
+def test_a_word_is_asked_about_where_it_is_farthest_from_an_edge(words_at_home: Any) -> None:
+    def distance(at: int, parts: list[tuple[int, int]], i: int) -> float:
+        a, b = parts[i]
+        if not a <= at < b:
+            return -1
+        return min(at - a if i else np.inf, b - 1 - at if i < len(parts) - 1 else np.inf)
+
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        room, tokens = int(rng.integers(2, 30)), int(rng.integers(0, 200))
+        parts = spread(tokens, room, int(rng.integers(0, (room + 1) // 2)))
+        opens = np.flatnonzero(rng.random(tokens) < 0.8).tolist()
+        home = [max(range(len(parts)), key=lambda i, at=at: distance(at, parts, i)) for at in opens]
+        expected = [[k for k in range(len(opens)) if home[k] == i] for i in range(len(parts))]
+        assert words_at_home(opens, parts) == expected
+    parts = Counted(spread(5000, 10, 4))
+    words_at_home(range(5000), parts)
+    assert parts.looks < 4 * 5000  # those that hold the word, however many there are
+
+
+def test_the_tokens_of_a_long_text_are_not_copied_for_each_window(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies, encoded = Counter[str](), align.encoded
+    monkeypatch.setattr(align, "encoded", lambda *given: (Watched(each, copies) for each in encoded(*given)))
+    assert len(lay_words(tokenizer, [Example("f", " ".join(TEXT))], 16, 4).windows.first) > 10
+    assert max(copies.values()) < 4
+
+
+def test_the_words_of_an_entity_are_those_that_it_touches() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        words, spans = (
+            [(int(a), int(b)) for a, b in np.sort(rng.choice(60, 2 * int(rng.integers(0, 12)), False)).reshape(-1, 2)]
+            for _ in range(2)
+        )
+        example = Example("f", "x" * 60, spans=tuple(Span(a, b, "x") for a, b in spans))
+        expected = ["O"] * len(words)
+        for start, end in spans:
+            free = [k for k, (a, b) in enumerate(words) if a < end and start < b and expected[k] == "O"]
+            for k in free:
+                expected[k] = "B-x" if k == free[0] else "I-x"
+        assert tags_of([example], [[Unit(*word) for word in words]]).tags == [expected]
+
+
 def test_a_text_is_framed_as_its_tokenizer_frames_it(tokenizer: Tokenizer) -> None:
     given = [Example("f", "New York"), Example("f", "")]
     w = lay_texts(tokenizer, given, False, 32, 4).windows
@@ -114,6 +175,10 @@ def test_the_frame_of_a_pair_is_found_by_a_word_that_the_tokenizer_knows() -> No
     tokenizer.normalizer = normalizers.Replace("a", "")
     assert frame_of(tokenizer, False) == Frame([0], [], [1], (0, 0, 0))
     assert frame_of(tokenizer, True) == Frame([0], [1], [1], (0, 0, 1))
+    tokenizer.normalizer = normalizers.Replace(Regex("."), "")
+    for pair in (False, True):
+        with pytest.raises(UserError, match="reads no plain text"):
+            frame_of(tokenizer, pair)
 
 
 @pytest.mark.parametrize(

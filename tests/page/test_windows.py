@@ -89,3 +89,7 @@ def test_texts_words_and_questions_are_read_alike(kind: str, both: Any) -> None:
         assert rows_of(found["questions"][i]) == plain(asked.rows), text
         spans = [span or [0, 0] for row in found["questions"][i]["rows"] for span in row["spans"]]
         assert np.array_equal(np.reshape(spans, (-1, 2)), asked.offsets), other
+
+
+def test_a_text_may_have_any_number_of_words(both: Any) -> None:
+    assert both[1]["long"] == 150_000

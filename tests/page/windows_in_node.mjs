@@ -18,4 +18,7 @@ for (const [kind, { tokenizer, manifest, texts }] of Object.entries(JSON.parse(r
     questions: pairs.map(([question, context]) => paired.question(question, context)),
   };
 }
+const { tokenizer, manifest } = JSON.parse(readFileSync(questions, 'utf8')).wordpiece;
+const reader = new WindowReader(manifest, tokenizer, { unk_token: tokenizer.model.unk_token }, false);
+answers.long = reader.words('the '.repeat(150_000)).words.length;
 console.log(JSON.stringify(answers));

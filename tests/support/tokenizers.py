@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mlm_onnx.answer.reader import Reader
 from mlm_onnx.bundle.layout import MANIFEST, TOKENIZER, Limits, Special
@@ -12,6 +14,7 @@ from mlm_onnx.bundle.read import Bundle
 from mlm_onnx.bundle.write import seal
 from tokenizers import (
     AddedToken,
+    Encoding,
     Tokenizer,
     decoders,
     models,
@@ -163,6 +166,17 @@ MADE: Mapping[str, Callable[[], Tokenizer]] = {
     "unigram and an added word": lambda: with_added(unigram(), lstrip=True),
     "wordpiece and an added word": lambda: with_added(wordpiece()),
 }
+
+
+class Watched:
+    """An encoding that counts how often each of its lists is copied, which the library does at every look at one."""
+
+    def __init__(self, encoding: Encoding, copies: Counter[str]) -> None:
+        self._encoding, self._copies = encoding, copies
+
+    def __getattr__(self, name: str) -> Any:
+        self._copies[name] += 1
+        return getattr(self._encoding, name)
 
 
 def bundle_of(tokenizer: Tokenizer, folder: Path, length: int = 64, **fields: object) -> Bundle:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from mlm_onnx.answer import questions
 
 from jax_mlm.tasks.questions import agreement, best_answer, longest_answer, of_answers, span_metrics, window_losses
 
@@ -93,6 +96,28 @@ def test_the_best_span_of_all_windows_is_found(no_answer: bool) -> None:
         best = max(scores, key=lambda span: scores[span])
         assert found.span == best
         assert found.probability == pytest.approx(np.exp(scores[best]) / sum(map(np.exp, scores.values())))
+
+
+def in_a_bundle(
+    start: np.ndarray, end: np.ndarray, window: np.ndarray, offsets: np.ndarray, inside: np.ndarray, *rest: Any
+) -> Any:
+    return questions.best_answer(np.stack([start, end], -1), window, offsets * inside[:, None], *rest)
+
+
+@pytest.mark.parametrize("best", [best_answer, in_a_bundle])
+def test_answers_of_any_length_take_memory_for_those_of_a_window(best: Callable[..., Any]) -> None:
+    rng, N = np.random.default_rng(0), 3000
+    begins = np.arange(N) * 3
+    given = (
+        *rng.normal(0, 2, (2, N)).astype(np.float32), np.arange(N) // 10, np.stack([begins, begins + 2], -1),
+        rng.random(N) < 0.9, np.zeros(N // 10, np.float32),
+    )  # fmt: skip
+    tracemalloc.start()
+    found = best(*given, 100_000, True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == best(*given, 10, True)
+    assert peak < 10e6
 
 
 def test_answers_by_hand() -> None:

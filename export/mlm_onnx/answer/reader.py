@@ -114,20 +114,21 @@ class Reader:
         if any(inside):
             longer, starts = with_letters(text, self.bundle.special.mask, inside)
             found = self.rust(self.tokenizer.encode, longer)
-            masks = [at for at, id in enumerate(found.ids) if id == self.bundle.special.mask_id]
+            ids, offsets, framing = found.ids, found.offsets, found.special_tokens_mask
+            masks = [at for at, id in enumerate(ids) if id == self.bundle.special.mask_id]
             if len(masks) == len(inside):
                 dropped = {
                     position
                     for at, laid_out in zip(masks, inside, strict=True)
                     if laid_out
-                    for position in range(at - self._letter_tokens(found.ids, at), at)
+                    for position in range(at - self._letter_tokens(ids, at), at)
                 }
-                kept = [position for position in range(len(found.ids)) if position not in dropped]
-                offsets = [found.offsets[position] for position in kept]
+                kept = [position for position in range(len(ids)) if position not in dropped]
+                places = [offsets[position] for position in kept]
                 return Tokens(
-                    [found.ids[position] for position in kept],
-                    [(start - bisect_left(starts, start), end - bisect_left(starts, end)) for start, end in offsets],
-                    [found.special_tokens_mask[position] for position in kept],
+                    [ids[position] for position in kept],
+                    [(start - bisect_left(starts, start), end - bisect_left(starts, end)) for start, end in places],
+                    [framing[position] for position in kept],
                 )
         found = self.rust(self.tokenizer.encode, text)
         return Tokens(found.ids, found.offsets, found.special_tokens_mask)

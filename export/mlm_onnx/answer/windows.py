@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -137,13 +138,12 @@ class WindowReader:
         """Return the windows of a text to tag; a word is asked about where it is farthest from an edge."""
         found = self.encoded(text)
         opens, spans = self._words_of(text, found)
-        parts = spread(len(found.ids), self.room, self._head.overlap)
-        home = [max(range(len(parts)), key=lambda i, at=at: _distance(at, parts, i)) for at in opens]
+        ids = found.ids
+        parts = spread(len(ids), self.room, self._head.overlap)
         rows, order = [], []
-        for i, (a, b) in enumerate(parts):
-            here = [k for k in range(len(opens)) if home[k] == i]
+        for (a, b), here in zip(parts, words_at_home(opens, parts), strict=True):
             if here:
-                rows.append(self.row(found.ids[a:b], [], [opens[k] - a + len(self.frame.before) for k in here]))
+                rows.append(self.row(ids[a:b], [], [opens[k] - a + len(self.frame.before) for k in here]))
                 order += here
         return Words(rows, order, spans)
 
@@ -204,11 +204,22 @@ def spread(tokens: int, room: int, overlap: int) -> list[tuple[int, int]]:
     return [(start, start + room) for start in starts]
 
 
+def words_at_home(opens: Sequence[int], parts: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Return the numbers of the words of each window; a word is in the first in which it is farthest from an edge.
+
+    `opens` holds the first token of each word.
+    """
+    starts, ends = [a for a, _ in parts], [b for _, b in parts]
+    here: list[list[int]] = [[] for _ in parts]
+    for k, at in enumerate(opens):
+        holding = range(bisect_right(ends, at), bisect_right(starts, at))
+        here[max(holding, key=lambda i, at=at: _distance(at, parts, i))].append(k)
+    return here
+
+
 def _distance(at: int, parts: Sequence[tuple[int, int]], i: int) -> float:
-    """Return how far a token is from the nearest edge of a window that is not one of the text; −1 outside of it."""
+    """Return how far a token of a window is from the nearest of its edges that are not those of the text."""
     a, b = parts[i]
-    if not a <= at < b:
-        return -1
     left = at - a if i else len(parts) * b
     right = b - 1 - at if i < len(parts) - 1 else len(parts) * b
     return min(left, right)
@@ -225,7 +236,7 @@ def _frame_of(tokenizer: Tokenizer, pair: bool) -> Frame:
     for word in ("a", "A", "1", "."):
         encoding = tokenizer.encode(word, word if pair else None)
         sides = encoding.sequence_ids
-        if {0, 1} if pair else {0} <= {*sides}:
+        if ({0, 1} if pair else {0}) <= {*sides}:
             break
     else:
         raise BundleError("the bundle's tokenizer reads no plain text")

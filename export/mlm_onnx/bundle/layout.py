@@ -38,6 +38,8 @@ EXAMPLES, EXAMPLE_CHARACTERS = 8, 400
 """Most example sentences in a bundle, and most characters in one of them."""
 LARGEST = {"max_length": 1 << 16, "max_characters": 1 << 24, "max_texts": 1 << 20, "max_top_k": 1 << 24}
 """Upper bounds of the limits; a manifest may only set lower ones."""
+COLUMNS = ("text", "pair", "label")
+"""What the columns of labelled examples hold."""
 MOST_LABELS, LABEL_CHARACTERS, MOST_PIECES = 10_000, 1000, 1 << 16
 """Upper bounds of a task bundle's labels, of one of them, and of the tokens of an answer or of an overlap."""
 
@@ -125,3 +127,5 @@ class Head:
     """Tokens of the longest answer."""
     no_answer: bool
     """Whether a question may have no answer in its text."""
+    columns: tuple[str, str, str] = ("", "", "")
+    """The columns of the text, of its pair and of the label in the file that was learned; empty if not known."""

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from mlm_onnx.bundle.background import BackgroundTask
 from mlm_onnx.bundle.graph_check import OnnxError, check_onnx
 from mlm_onnx.bundle.layout import (
+    COLUMNS,
     EXAMPLE_CHARACTERS,
     EXAMPLES,
     FORMAT,
@@ -257,7 +258,15 @@ def _head(manifest: Json, graph: str) -> Head:
         any(port["name"] == "token_type_ids" for port in manifest["graphs"][graph]["inputs"]),
         integer(answers.get("max_tokens", 1), 1, MOST_PIECES),
         answers.get("no_answer") is True,
+        _columns(manifest.get("columns")),
     )
+
+
+def _columns(names: object) -> tuple[str, str, str]:
+    """Return the columns that were learned, leaving out what is not a name: only defaults depend on them."""
+    given = names if isinstance(names, dict) else {}
+    text, pair, label = (name if isinstance(name := given.get(part), str) else "" for part in COLUMNS)
+    return text, pair, label
 
 
 def integer(value: object, least: int, most: int) -> int:

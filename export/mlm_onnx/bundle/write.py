@@ -97,8 +97,9 @@ def seal(folder: Path, fields: Json) -> None:
 
 
 def write_json(file: Path, value: Json) -> None:
-    """Write JSON, indented for people to read."""
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write JSON, indented for people to read; what UTF-8 has no bytes for is escaped."""
+    content = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    file.write_text(content, encoding="utf-8", errors="backslashreplace")
 
 
 def write_atomically(file: Path, content: bytes) -> None:

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlm_onnx.bundle.layout import Json
-from mlm_onnx.cli.files import answer_file, declare_file, wants_file
+from mlm_onnx.cli.files import Column, answer_file, declare_file, wants_file
 from mlm_onnx.cli.parser import PROG, Command, at_least_one, comma_separated, in_utf8, one_line, print_json
 
 if TYPE_CHECKING:
     from mlm_onnx.answer.predictor import FillMask
 
 
-def declare_query(parser: argparse.ArgumentParser, text: str, files: bool = True, column: str = "text") -> None:
-    """Add the options of a query; `files` also those that answer for whole files."""
+def declare_query(
+    parser: argparse.ArgumentParser, text: str, files: bool = True, column: str = "text, or the only one"
+) -> None:
+    """Add the options of a query; `files` also those that answer for whole files, usually for this `column`."""
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that `convert` wrote")
     if files:
         parser.add_argument("text_given", nargs="?", metavar="TEXT", type=in_utf8, help=text)
@@ -73,7 +75,7 @@ def fill(options: argparse.Namespace) -> None:
             found = predictor([text for (text,) in rows], **how)
             return [{name: value for name, value in each.items() if name != "text"} for each in found]
 
-        answer_file(options, [("--text", options.text)], answers)
+        answer_file(options, [Column("--text", options.text, "", "text", only=True)], answers)
         return
     answer = _load(options)(options.text_given, **how)
     if options.json:

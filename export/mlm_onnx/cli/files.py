@@ -9,22 +9,45 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import zip_longest
 from pathlib import Path
-from typing import IO, BinaryIO, NamedTuple
+from typing import IO, BinaryIO, Literal, NamedTuple
 
 from mlm_onnx.bundle.layout import Json, QueryError
 from mlm_onnx.cli.parser import UsageError, nearest
 
 AT_ONCE = 1024
-"""Rows that are answered together, those of equal length in one run."""
+"""Most rows that are answered together, those of equal length in one run."""
+BYTES_AT_ONCE = 1 << 20
+"""Bytes of the file after which the rows read so far are answered, however few they are."""
+LONGEST_ROW = 1 << 27
+"""Most bytes of a line, or of the lines of a row: more is not a row, and would fill the memory."""
 LONGEST_FIELD = 1 << 24
 """Characters of a field: more are a quote that nothing closes."""
-TABLES = {".csv": ",", ".tsv": "\t"}
+TABLES = {".csv": ",;\t|", ".tsv": "\t"}
+"""Suffix → the separators that a table may have."""
 LINES = (".jsonl", ".ndjson")
 TEXT = ".txt"
 Answer = Callable[[list[tuple[str, ...]]], Sequence[Json]]
 """The texts of some rows, one for each column → the answer to each row."""
+
+
+class Column(NamedTuple):
+    """A column of texts."""
+
+    option: str
+    """It names the column."""
+    given: str | None
+    learned: str
+    """The name it had in the file that the model learned from; empty if that is not known."""
+    usual: str
+    only: bool = False
+    """Whether the only column that is left will do."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names that are looked for, in this order."""
+        return tuple(filter(None, (self.learned, self.usual))) if self.given is None else (self.given,)
 
 
 class Row(NamedTuple):
@@ -34,10 +57,9 @@ class Row(NamedTuple):
     fields: dict[str, object]
 
 
-def declare_file(parser: argparse.ArgumentParser, column: str) -> None:
-    """Add the options for whole files, whose column of texts usually has this name."""
+def declare_file(parser: argparse.ArgumentParser, usual: str) -> None:
+    """Add the options for whole files; `usual` describes the column that is read where none is named."""
     group = parser.add_argument_group("whole files, instead of TEXT")
-    usual = "text, or the only one" if column == "text" else column
     group.add_argument("--file", type=Path, metavar="IN", help="answer for each row of a .csv, .tsv, .jsonl or .txt")
     group.add_argument("--text", metavar="COLUMN", help=f"its column with the text (default: {usual})")
     group.add_argument("--out", type=Path, metavar="OUT", help="JSON lines to write: each row, and its answer")
@@ -60,21 +82,21 @@ def wants_file(options: argparse.Namespace) -> bool:
     return options.file is not None
 
 
-def answer_file(options: argparse.Namespace, columns: Sequence[tuple[str, str | None]], answer: Answer) -> None:
+def answer_file(options: argparse.Namespace, columns: Sequence[Column], answer: Answer, label: str = "") -> None:
     """Write each row of --file with its answer to --out, which appears when all are written.
 
     Args:
-        columns: (option, name of the column) of each text of a row; the first may be found by itself.
+        columns: those of each text of a row.
+        label: the column that held the labels in the file that the model learned from.
 
     Raises:
         UsageError: the file is not readable, lacks a column, or has a row that cannot be answered; names the line.
     """
     path, began, done = options.file, time.monotonic(), 0
     with _reading(path) as stream, _writing(options.out) as out:
-        rows = _rows(path, stream)
         names: list[str] = []
-        while part := list(islice(rows, AT_ONCE)):
-            names = names or _columns(path, columns, list(part[0].fields))
+        for part in _parts(_rows(path, stream, columns[0].names), stream):
+            names = names or _columns(path, columns, list(part[0].fields), label)
             texts = [tuple(_text(path, row, name) for name in names) for row in part]
             for row, found in zip(part, _answered(path, part, texts, answer), strict=True):
                 echoed = {**row.fields, **{_free(key, row.fields): value for key, value in found.items()}}
@@ -85,6 +107,19 @@ def answer_file(options: argparse.Namespace, columns: Sequence[tuple[str, str | 
             raise UsageError(f"{path}: there is no row in this file")
     seconds = time.monotonic() - began
     print(f"{options.out}: {done:,} rows in {seconds:.1f} s, {done / seconds:,.0f} a second", file=sys.stderr)
+
+
+def _parts(rows: Iterator[Row], stream: BinaryIO) -> Iterator[list[Row]]:
+    """Yield the rows in parts that fit in memory."""
+    part: list[Row] = []
+    began = stream.tell()
+    for row in rows:
+        part.append(row)
+        if len(part) == AT_ONCE or stream.tell() - began >= BYTES_AT_ONCE:
+            yield part
+            part, began = [], stream.tell()
+    if part:
+        yield part
 
 
 def _answered(path: Path, part: Sequence[Row], texts: list[tuple[str, ...]], answer: Answer) -> Sequence[Json]:
@@ -126,9 +161,9 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _rows(path: Path, stream: BinaryIO) -> Iterator[Row]:
+def _rows(path: Path, stream: BinaryIO, wanted: Sequence[str]) -> Iterator[Row]:
     if path.suffix in TABLES:
-        yield from _table(path, stream, TABLES[path.suffix])
+        yield from _table(path, stream, wanted)
         return
     for number, line in enumerate(_lines(path, stream), 1):
         line = line.rstrip("\r\n")
@@ -139,11 +174,20 @@ def _rows(path: Path, stream: BinaryIO) -> Iterator[Row]:
 
 
 def _lines(path: Path, stream: BinaryIO) -> Iterator[str]:
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(iter(lambda: stream.readline(LONGEST_ROW + 1), b""), 1):
+        _check_size(path, number, len(line))
         try:
             yield (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).decode("utf-8")
         except UnicodeDecodeError:
             raise UsageError(f"{path}, line {number}: not UTF-8: convert the file first") from None
+
+
+def _check_size(path: Path, line: int, size: int) -> None:
+    if size > LONGEST_ROW:
+        raise UsageError(
+            f"{path}, line {line}: a row of more than {LONGEST_ROW >> 20} MB begins here: split it, or look for a line "
+            "end or a quote that is missing"
+        )
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, object]:
@@ -156,52 +200,91 @@ def _object(path: Path, number: int, line: str) -> dict[str, object]:
     return row
 
 
-def _table(path: Path, stream: BinaryIO, separator: str) -> Iterator[Row]:
-    quoting = csv.QUOTE_NONE if separator == "\t" and not _quotes_close(path) else csv.QUOTE_MINIMAL
+def _table(path: Path, stream: BinaryIO, wanted: Sequence[str]) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_FIELD)  # of the whole process: the module knows no other
-    reader = csv.reader(_lines(path, stream), delimiter=separator, quoting=quoting, strict=True)
+    separator = separator_of(next(_lines(path, stream), ""), wanted, TABLES[path.suffix])
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if path.suffix == ".tsv" and not _quotes_close(path) else csv.QUOTE_MINIMAL
+    stream.seek(0)
     names: list[str] = []
+    for line, fields in _records(path, stream, separator, quoting):
+        if not names:
+            names = [name.strip() for name in fields]
+            if len(set(names)) < len(names):
+                raise UsageError(f"{path}, line 1: two columns have one name: rename one of them")
+        elif any(fields[len(names) :]):
+            raise UsageError(
+                f"{path}, line {line}: {len(fields)} fields, but the first line names {len(names)}: "
+                'put a field that holds the separator in double quotes ("…")'
+            )
+        elif fields:
+            yield Row(line, dict(zip_longest(names, fields[: len(names)])))
+
+
+def separator_of(line: str, wanted: Sequence[str], separators: str) -> str:
+    """Return the separator that makes a wanted column of a table's first line, as `jax_mlm.data.tables` chooses it.
+
+    If none does, it is the first that stands in the line.
+    """
+    there: dict[str, list[str]] = {}
+    for each in separators:
+        if each in line:
+            with suppress(csv.Error):  # a broken line is named when it is read
+                there[each] = [name.strip() for name in next(csv.reader([line], delimiter=each), [])]
+    fits = (each for name in wanted for each, names in there.items() if name in names)
+    return next(fits, next(iter(there), separators[0]))
+
+
+def _records(path: Path, stream: BinaryIO, separator: str, quoting: Literal[0, 3]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the fields of each row of a table, and the line on which it begins."""
+    line, began = 1, stream.tell()
+
+    def lines() -> Iterator[str]:
+        for text in _lines(path, stream):
+            _check_size(path, line, stream.tell() - began)
+            yield text
+
+    reader = csv.reader(lines(), delimiter=separator, quoting=quoting, strict=True)
     while True:
-        line = reader.line_num + 1
+        line, began = reader.line_num + 1, stream.tell()
         try:
             fields = next(reader, None)
         except csv.Error as error:
             raise UsageError(f'{path}, line {line}: not a table ({error}); write " inside quotes as ""') from None
         if fields is None:
             return
-        if not names:
-            names = [name.strip() for name in fields]
-            if len(set(names)) < len(names):
-                raise UsageError(f"{path}, line 1: two columns have one name: rename one of them")
-        elif len(fields) > len(names):
-            raise UsageError(f"{path}, line {line}: {len(fields)} fields, but the first line names {len(names)}")
-        elif fields:
-            yield Row(line, dict(zip(names, [*fields, *[None] * (len(names) - len(fields))], strict=True)))
+        yield line, fields
 
 
 def _quotes_close(path: Path) -> bool:
     """Return whether a TSV file has quotes as CSV has them: it often has none, and fields that begin with one."""
-    csv.field_size_limit(LONGEST_FIELD)
-    with path.open(encoding="utf-8", errors="replace", newline="") as stream, suppress(csv.Error):
-        rows = csv.reader(stream, delimiter="\t", strict=True)
-        width = len(next(rows, []))
-        return all(len(row) <= width for row in rows)
+    with path.open("rb") as stream, suppress(UsageError):  # read again without quotes, where it comes up once more
+        rows = _records(path, stream, "\t", csv.QUOTE_MINIMAL)
+        _, names = next(rows, (1, []))
+        return all(len(fields) <= len(names) for _, fields in rows)
     return False
 
 
-def _columns(path: Path, columns: Sequence[tuple[str, str | None]], names: Sequence[str]) -> list[str]:
+def _columns(path: Path, columns: Sequence[Column], names: Sequence[str], label: str) -> list[str]:
     """Return the names of the columns that are read."""
     found: list[str] = []
-    for option, name in columns:
+    given = [column.given for column in columns if column.given is not None]
+    for column in reversed(columns):
+        name = column.given
         if name is None:
-            others = [each for each in names if each != "label"]
-            name = "text" if "text" in names else others[0] if len(others) == 1 else "text"
+            left = [each for each in names if each not in (*given, *found)]
+            others = [each for each in left if each not in ("label", label)]
+            fits = [each for each in column.names if each in left]
+            name = (fits or (others if column.only and len(others) == 1 else column.names))[0]
         if name not in names:
             there = ", ".join(str(each)[:40] for each in names[:20])
             raise UsageError(
-                f"{path}: no column {name!r} (it has: {there}){nearest(name, names)}; name it with {option} COLUMN"
+                f"{path}: no column {name!r} (it has: {there}){nearest(name, names)}; "
+                f"name it with {column.option} COLUMN"
             )
-        found.append(name)
+        found.insert(0, name)
+    if len(set(found)) < len(found):
+        options = " and ".join(column.option for column in columns)
+        raise UsageError(f"{path}: {options} must name different columns, not {', '.join(found)}")
     return found
 
 
@@ -231,7 +314,7 @@ def _writing(path: Path) -> Iterator[IO[str]]:
         raise UsageError(f"--out {path}: cannot be written ({error.strerror})") from None
     try:
         try:
-            with open(number, "w", encoding="utf-8") as out:
+            with open(number, "w", encoding="utf-8", errors="replace") as out:  # half of an escaped pair
                 yield out
             Path(beside).chmod(0o644)
             os.replace(beside, path)

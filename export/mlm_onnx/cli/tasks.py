@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlm_onnx.bundle.layout import ANSWER, CLASSIFY, TAG, Json
 from mlm_onnx.cli.answer import declare_query
-from mlm_onnx.cli.files import answer_file, wants_file
+from mlm_onnx.cli.files import Column, answer_file, wants_file
 from mlm_onnx.cli.parser import PROG, Command, UsageError, at_least_one, in_utf8, one_line, print_json
 
 if TYPE_CHECKING:
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 
 def declare_classify(parser: argparse.ArgumentParser) -> None:
-    declare_query(parser, "a text to judge")
+    declare_query(parser, "a text to judge", column="the one learned, text or the only one")
     parser.add_argument(
-        "--pair", type=in_utf8, metavar="TEXT", help="the second text; with --file, its column (default: pair)"
+        "--pair",
+        type=in_utf8,
+        metavar="TEXT",
+        help="the second text; with --file, its column (default: the one learned, or pair)",
     )
     parser.add_argument("--top-k", type=at_least_one, metavar="N", help="labels to list (default: all)")
 
@@ -27,13 +30,16 @@ def declare_classify(parser: argparse.ArgumentParser) -> None:
 def classify(options: argparse.Namespace) -> None:
     predictor: Classify = _load(options, CLASSIFY)
     if wants_file(options):
-        columns = [("--text", options.text), *([("--pair", options.pair or "pair")] if predictor.head.pair else ())]
+        text, pair, label = predictor.head.columns
+        columns = [Column("--text", options.text, text, "text", only=True)]
+        if predictor.head.pair or options.pair is not None:
+            columns.append(Column("--pair", options.pair, pair, "pair"))
 
         def answer(rows: list[tuple[str, ...]]) -> list[Json]:
             texts: list[Text] = [text for (text,) in rows] if len(columns) == 1 else [(a, b) for a, b in rows]
             return [_without(found, "text", "pair") for found in predictor(texts, options.top_k)]
 
-        answer_file(options, columns, answer)
+        answer_file(options, columns, answer, label)
         return
     _check_text(options.text_given)
     text = options.text_given if options.pair is None else (options.text_given, options.pair)
@@ -64,7 +70,7 @@ def tag(options: argparse.Namespace) -> None:
         def answer(rows: list[tuple[str, ...]]) -> list[Json]:
             return [_without(found, "text") for found in predictor([text for (text,) in rows])]
 
-        answer_file(options, [("--text", options.text)], answer)
+        answer_file(options, [Column("--text", options.text, "", "text", only=True)], answer)
         return
     _check_text(options.text_given)
     found = predictor(options.text_given)
@@ -80,9 +86,12 @@ def tag(options: argparse.Namespace) -> None:
 
 
 def declare_answer(parser: argparse.ArgumentParser) -> None:
-    declare_query(parser, "the context in which the answer stands", column="context")
+    declare_query(parser, "the context in which the answer stands", column="the one learned, or context")
     parser.add_argument(
-        "--question", type=in_utf8, metavar="TEXT", help="what is asked; with --file, its column (default: question)"
+        "--question",
+        type=in_utf8,
+        metavar="TEXT",
+        help="what is asked; with --file, its column (default: the one learned, or question)",
     )
 
 
@@ -91,13 +100,17 @@ def answer(options: argparse.Namespace) -> None:
         raise UsageError("give the --question that is asked about the TEXT")
     predictor: Answer = _load(options, ANSWER)
     if options.file is not None:
-        columns = [("--text", options.text or "context"), ("--question", options.question or "question")]
+        text, pair, label = predictor.head.columns
+        columns = [
+            Column("--text", options.text, text, "context"),
+            Column("--question", options.question, pair, "question"),
+        ]
 
         def answers(rows: list[tuple[str, ...]]) -> list[Json]:
             found = predictor([question for _, question in rows], [context for context, _ in rows])
             return [_without(each, "question") for each in found]
 
-        answer_file(options, columns, answers)
+        answer_file(options, columns, answers, label)
         return
     _check_text(options.text_given)
     found = predictor(options.question, options.text_given)

@@ -28,7 +28,7 @@ from jax_mlm.presets import SENTENCE
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run, read_run_file, read_task
 from jax_mlm.run.lock import target_locked
-from mlm_onnx.bundle.layout import CONFIG, LARGEST, TOKENIZER, TOKENIZER_CONFIG, BundleError, Json, Limits
+from mlm_onnx.bundle.layout import COLUMNS, CONFIG, LARGEST, TOKENIZER, TOKENIZER_CONFIG, BundleError, Json, Limits
 from mlm_onnx.bundle.read import read_manifest
 from mlm_onnx.bundle.write import check_target, new_bundle, seal, write_json
 from mlm_onnx.convert.asked import Tuned, labelled_examples, masked_words
@@ -190,7 +190,8 @@ def head_fields(task: TaskConfig) -> Json:
         fields["answers"] = {"max_tokens": task.max_answer, "no_answer": task.no_answer}
     else:
         fields["tagging"] = {"scheme": "IOB2", "pieces": "first"}
-    return fields
+    columns = {part: name for part, name in zip(COLUMNS, task.columns, strict=True) if name}
+    return {**fields, "columns": columns} if columns else fields
 
 
 def assumptions(reduce_range: bool) -> Json:

@@ -27,7 +27,7 @@ export function tokensOf(tokenizer, text) {
       }
       const options = { section_index: part.starts[0] };
       const pieces = stepsOf(cutter, 'tokenizers').reduce((all, step) => all.flatMap((each) => cut(each, step, options)), [part]);
-      found.push(...pieces.flatMap((piece) => read(model, piece)));
+      for (const piece of pieces) for (const token of read(model, piece)) found.push(token);
     }
   }
   return found;
@@ -115,8 +115,10 @@ function replaced(followed, pattern, content) {
   const built = { text: '', starts: [], ends: [] };
   const add = (text, { starts, ends }) => {
     built.text += text;
-    built.starts.push(...starts);
-    built.ends.push(...ends);
+    starts.forEach((start, at) => {
+      built.starts.push(start);
+      built.ends.push(ends[at]);
+    });
   };
   const last = (at) => ({ starts: Array(content.length).fill(followed.starts[at]), ends: Array(content.length).fill(followed.ends[at]) });
   let done = 0;

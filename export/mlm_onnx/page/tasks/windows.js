@@ -52,12 +52,9 @@ export class WindowReader {
     const tokens = this.tokens(text);
     const words = this.wordsOf([...text], tokens);
     const parts = spread(tokens.length, this.room, this.overlap);
-    const home = words.map(({ at }) => {
-      const far = parts.map((_, i) => distance(at, parts, i));
-      return far.indexOf(Math.max(...far));
-    });
+    const homes = atHome(words, parts);
     const rows = parts.flatMap(([a, b], i) => {
-      const here = words.filter((_, k) => home[k] === i);
+      const here = homes[i];
       if (!here.length) return [];
       const ids = tokens.slice(a, b).map(({ id }) => id);
       return [{ ...this.row(ids, [], here.map(({ at }) => at - a + this.frame.before.length)), words: here }];
@@ -114,10 +111,24 @@ function spread(tokens, room, overlap) {
   return [...parts, [tokens - room, tokens]];
 }
 
-/** Return how far a token is from the nearest edge of a window that is not one of the text; -1 outside of it. */
+/** Return the words of each window: each is in the first of those in which it is farthest from an edge. */
+function atHome(words, parts) {
+  const here = parts.map(() => []);
+  let first = 0; // of the windows that hold the word
+  for (const word of words) {
+    while (parts[first][1] <= word.at) first++;
+    let home = first;
+    for (let i = first + 1; i < parts.length && parts[i][0] <= word.at; i++) {
+      if (distance(word.at, parts, i) > distance(word.at, parts, home)) home = i;
+    }
+    here[home].push(word);
+  }
+  return here;
+}
+
+/** Return how far a token of a window is from the nearest of its edges that are not those of the text. */
 function distance(at, parts, i) {
   const [a, b] = parts[i];
-  if (at < a || at >= b) return -1;
   return Math.min(i ? at - a : Infinity, i < parts.length - 1 ? b - 1 - at : Infinity);
 }
 
