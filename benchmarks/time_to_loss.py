@@ -264,7 +264,7 @@ def show() -> None:
 def measure(given: argparse.Namespace, run: Callable[[Sequence[str], Record], Record] = answer) -> None:
     """Run the arms that the result has not yet, and keep each."""
     from jax_mlm.errors import UserError
-    from jax_mlm.train.pace import parse_budget
+    from jax_mlm.train.duration import parse_budget
 
     path = RESULTS / f"time-to-loss-{text_name(given.data)}-{given.budget}.json"
     before = json.loads(path.read_text()) if path.is_file() else {}
