@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlm_onnx.bundle import BundleError
 from mlm_onnx.bundle.graph_check import check_onnx
 from mlm_onnx.convert.heads import fast_graph, hub_graph, targets_of
 from mlm_onnx.convert.parity import PADDED_TASK, Shapes, onnx_side, open_session
@@ -15,7 +16,9 @@ from mlm_onnx.convert.precision import FP32, FP32_HUB, Precision
 from mlm_onnx.convert.quantize import INT8, INT8_HUB
 from mlm_onnx.convert.reference import Reference
 from support.models import MODELS
-from support.tasks import TASKS, drawn
+from support.tasks import TASKS, drawn, task_bundle
+
+from jax_mlm.config import TaskConfig
 
 SHAPES: Shapes = ((1, 1, 1), (3, 7, 2), (2, 32, 5))
 FAMILIES = ("modernbert", "bert", "roberta", "albert", "distilbert", "esm")
@@ -65,3 +68,12 @@ def test_a_wrong_head_is_noticed() -> None:
     (query,) = list(targets_of(task)[0].comparison.queries(model.vocab_size, 2, SHAPES[1:2]))
     answers = [targets_of(task)[0].comparison.answer(each, **query) for each in (reference, other)]
     assert np.abs(answers[0] - answers[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("label", ["x" * 1001, ""])
+def test_a_bundle_that_nothing_could_open_is_not_written(label: str, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    with pytest.raises(BundleError, match=r"could not be opened: .*/b/manifest\.json .* is not 1 to 1000 characters"):
+        task_bundle(tmp_path / "b", TaskConfig("classify", ("a", label)))
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    assert not [*(tmp_path / "b").iterdir()]
