@@ -295,7 +295,7 @@ def show() -> None:
 def measure(given: argparse.Namespace, run: Callable[[Sequence[str], Record], Record] = answer) -> None:
     """Run the arms that the result has not yet, and keep each."""
     from jax_mlm.errors import UserError
-    from jax_mlm.train.pace import parse_budget
+    from jax_mlm.train.duration import parse_budget
 
     seconds, text = parse_budget(given.budget), text_name(given.data)
     options = ["--data", *given.data, "--valid", *given.valid, "--budget", given.budget]

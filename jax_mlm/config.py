@@ -24,6 +24,7 @@ Range = tuple[float, float]
 POSITIVE = (math.ulp(0.0), 1e30)
 LARGEST = (1 << 31) - 1
 """Steps are counted in 32 bits."""
+LAST_SEED = (1 << 32) - 1
 SHARE = (0.0, math.nextafter(1.0, 0.0))
 """From 0 to less than 1."""
 SIZES: Mapping[str, tuple[int, int]] = {
@@ -114,7 +115,7 @@ class ModelConfig:
     """Standard deviation of the initial weights."""
 
     def __post_init__(self) -> None:
-        _check_ranges(
+        check_ranges(
             self,
             {
                 **SIZES,
@@ -183,7 +184,7 @@ class DataConfig:
     """Folder of prepared tokens; empty means $JAX_MLM_CACHE, else ~/.cache/jax_mlm."""
 
     def __post_init__(self) -> None:
-        _check_ranges(
+        check_ranges(
             self,
             {
                 "length": (1, 1 << 24),
@@ -219,7 +220,7 @@ class MaskConfig:
             raise ValueError("--mask-rate and --mask-rate-end must lie between 0 and 1")
         if not (self.mask_token >= 0 and self.mask_random >= 0 and self.mask_token + self.mask_random <= 1 + 1e-9):
             raise ValueError("--mask-token and --mask-random must not be negative, and at most 1 together")
-        _check_ranges(self, {"span_mean": (1, 1 << 20), "span_max": (1, 1 << 20)})
+        check_ranges(self, {"span_mean": (1, 1 << 20), "span_max": (1, 1 << 20)})
 
     @property
     def largest_rate(self) -> float:
@@ -261,7 +262,7 @@ class OptimConfig:
     """Skip the update of a step whose loss is this many times the median of the last 128 or more; 0 skips none."""
 
     def __post_init__(self) -> None:
-        _check_ranges(
+        check_ranges(
             self,
             {
                 **dict.fromkeys(("lr", "muon_lr", "adam_eps"), POSITIVE),
@@ -292,7 +293,7 @@ class DistilConfig:
 
     def __post_init__(self) -> None:
         weights = ("distil_soft", "distil_mlm", "distil_cosine")
-        _check_ranges(self, {**dict.fromkeys(weights, (0, 1e30)), "distil_temperature": POSITIVE})
+        check_ranges(self, {**dict.fromkeys(weights, (0, 1e30)), "distil_temperature": POSITIVE})
         if not any(getattr(self, name) for name in weights):
             raise ValueError("--distil-soft, --distil-mlm and --distil-cosine must not all be 0")
 
@@ -387,12 +388,12 @@ class TrainConfig:
     distil: DistilConfig = field(default_factory=DistilConfig)
 
     def __post_init__(self) -> None:
-        _check_ranges(
+        check_ranges(
             self,
             {
                 **dict.fromkeys(("steps", "eval_every", "eval_rows", "profile"), (0, LARGEST)),
                 "log_every": (1, LARGEST),
-                "seed": (0, (1 << 32) - 1),
+                "seed": (0, LAST_SEED),
                 "batch": (1, 1 << 24),
                 "accumulate": (0, 1 << 24),
             },
@@ -407,7 +408,7 @@ class TrainConfig:
             raise ValueError(f"--length {self.corpus.length} exceeds --max-length {self.model.max_length}")
 
 
-def _check_ranges(config: object, ranges: Mapping[str, Range]) -> None:
+def check_ranges(config: object, ranges: Mapping[str, Range]) -> None:
     """Raise a ValueError for a field outside its range; what is not a number is in none."""
     for name, (least, most) in ranges.items():
         option, value = f"--{name.replace('_', '-')}", getattr(config, name)

@@ -19,7 +19,7 @@ if __name__ == "__main__":
     ask_for_huge_pages()
 
 from jax_mlm.cli.command import Command
-from jax_mlm.config import TaskConfig, TrainConfig
+from jax_mlm.config import TaskConfig, TrainConfig, check_ranges
 from jax_mlm.errors import UserError
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run, read_task
 
@@ -57,6 +57,9 @@ class EvaluateConfig:
     batch: int = 32
     """Rows computed at once; the figures do not depend on it."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self, {"batch": (1, 1 << 24)})
+
 
 def run(config: EvaluateConfig) -> None:
     """Print the figures of one run on one text."""
@@ -67,6 +70,7 @@ def run(config: EvaluateConfig) -> None:
     if task is not None:
         _evaluate_task(config, trained, task)
         return
+    _refuse_columns(config, "was not fine-tuned, so no columns are read")
     if config.all_mask and (config.pll or config.pairs):
         raise UserError("--all-mask does not go with --pll or --pairs, which show [MASK] at every target anyway")
     if config.pairs:
@@ -92,6 +96,11 @@ def run(config: EvaluateConfig) -> None:
     masks = "all [MASK]" if config.all_mask else "80/10/10"
     print(f"{config.run}, step {step}: {result['targets']} targets (15 % masks, {masks}) of {result['tokens']} tokens")
     print(f"loss {result['loss']:.4f}   accuracy {result['accuracy']:.4f}   perplexity {result['perplexity']:.2f}")
+
+
+def _refuse_columns(config: EvaluateConfig, why: str) -> None:
+    if config.text or config.pair or config.label:
+        raise UserError(f"{config.run} {why}: leave out --text, --pair, --label")
 
 
 def _methods(pll: str) -> Sequence[Method]:
@@ -166,20 +175,22 @@ def _evaluate_task(config: EvaluateConfig, trained: TrainConfig, task: TaskConfi
         raise UserError(
             f"{config.run} was fine-tuned to {task.kind}: give one file with --data, no --pairs, --pll or --all-mask"
         )
+    if task.kind == "tag":
+        _refuse_columns(config, "was fine-tuned to tag, and reads whole files of words or entities")
     from jax_mlm.evals.files import evaluate_file, write_predictions
     from jax_mlm.report.scores import print_scores, scores_json
 
-    found = evaluate_file(
-        config.run, trained, task, Path(config.data[0]), config.checkpoint, (config.text, config.pair, config.label)
-    )
+    columns, predictions = (config.text, config.pair, config.label), config.predictions
+    found = evaluate_file(config.run, trained, task, config.data[0], config.checkpoint, columns, predictions)
     for remark in found.remarks:
         print(remark, file=sys.stderr)
-    if config.predictions:
-        write_predictions(Path(config.predictions), task, found)
+    if predictions:
+        write_predictions(Path(predictions), task, found)
     if found.measured is None:
-        if not config.predictions:
-            raise UserError(f"--data {config.data[0]} has no labels: give --predictions FILE for the answers")
-        print(f"{len(found.laid.examples)} predictions in {config.predictions}; the file has no labels to compare with")
+        count = len(found.laid.examples)
+        figures = {"file": config.data[0], "examples": 0, "predictions": count, "step": found.step}
+        words = f"{count} predictions in {predictions}; the file has no labels to compare with"
+        print(json.dumps(figures, ensure_ascii=False) if config.json else words)
         return
     loss, scores = found.measured
     figures = {**scores_json(config.data[0], found.labelled, loss.loss, scores, task.labels), "step": found.step}

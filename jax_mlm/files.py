@@ -28,8 +28,11 @@ def make_folder(folder: Path, option: str) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write beside the file, then rename: no reader sees half of it, and no crash leaves half of it."""
-    partial, body = beside(path), content.encode() if isinstance(content, str) else content
+    """Write beside the file, then rename: no reader sees half of it, and no crash leaves half of it.
+
+    What UTF-8 cannot hold is replaced: half of an escaped pair, or bytes of a file's name.
+    """
+    partial, body = beside(path), content.encode("utf-8", "replace") if isinstance(content, str) else content
     with naming(path, len(body)):
         try:
             with partial.open("xb", buffering=0) as file:

@@ -26,7 +26,8 @@ from jax_mlm.run.log import read_metrics
 from jax_mlm.tasks.mlm import make_examine
 from jax_mlm.train import loop, optim
 from jax_mlm.train.__main__ import COMMAND
-from jax_mlm.train.pace import Pace, parse_budget
+from jax_mlm.train.duration import parse_budget
+from jax_mlm.train.pace import Pace
 from jax_mlm.train.program import masked_measures
 from jax_mlm.train.setup import Setup, set_up
 

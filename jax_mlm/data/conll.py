@@ -19,6 +19,8 @@ from jax_mlm.errors import UserError, nearest
 OUTSIDE = "O"
 TAG = re.compile(r"O|[BIESLU]-\S.*")
 """A tag: its letter, and after the first hyphen the type, which may hold further ones."""
+BLANKS, COLUMN = " \t\r\v\f", re.compile(r"[^ \t\r\v\f]+")
+"""What separates columns: a space of another width is part of a word."""
 ENTITIES, TOKENS, TAGS = "entities", "tokens", ("tags", "ner_tags")
 """Fields of JSON lines: a text with entities by their offsets, or words with tags."""
 
@@ -68,15 +70,16 @@ def _sentences(path: Path, unlabelled: bool) -> Iterator[list[_Word]]:
     """Yield the words of each sentence: lines up to one that is empty or holds white space alone."""
     words: list[_Word] = []
     tagged: bool | None = None
+    first, count = 0, 0  # the first line with a word, and its columns
     for number, line in enumerate(_lines(path), 1):
-        columns = line.rstrip().split("\t") if "\t" in line else line.split()
+        columns = line.rstrip(BLANKS).split("\t") if "\t" in line else COLUMN.findall(line)
         begins_document = bool(columns) and columns[0] == "-DOCSTART-"
         if not line.strip() or begins_document:
             if words:
                 yield words
             words = []
             continue
-        if line.startswith("# ") and not ("\t" in line.rstrip() or TAG.fullmatch(columns[-1])):
+        if line.startswith("# ") and not ("\t" in line.rstrip(BLANKS) or TAG.fullmatch(columns[-1])):
             continue  # a comment: a word # would have a tag
         word, tag = columns[0].strip(), columns[-1].strip() if len(columns) > 1 else None
         if not word:
@@ -88,6 +91,10 @@ def _sentences(path: Path, unlabelled: bool) -> Iterator[list[_Word]]:
             raise UserError(f"{path}, line {number}: the word {word[:40]!r} has a tag, those before it have none")
         if tag is not None and not TAG.fullmatch(tag):
             raise UserError(f"{path}, line {number}: the tag {tag[:40]!r} is neither O nor like B-person or I-person")
+        first, count = (first, count) if first else (number, len(columns))
+        if len(columns) != count:
+            missing = "the tag is missing: add it, O for none" if len(columns) < count else "give each line as many"
+            raise UserError(f"{path}, line {number}: {len(columns)} columns, where line {first} has {count}: {missing}")
         words.append(_Word(number, word, tag))
     if words:
         yield words

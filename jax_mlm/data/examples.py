@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from jax_mlm.data.conll import read_tagged
-from jax_mlm.data.labels import Columns, Example, read_classified
+from jax_mlm.data.labels import Columns, Example, problem_of, read_classified, several
 from jax_mlm.data.shuffle import permuted
 from jax_mlm.data.squad import read_questions
 from jax_mlm.errors import UserError
@@ -77,7 +78,8 @@ def split_by_text(examples: Sequence[Example], fraction: float = CHOOSING) -> tu
     """Return the examples to learn and those that choose, up to `fraction` of all, always the same.
 
     A text and those that lie in it are on one side, and so are all questions about a context. Data such as SST-2 give
-    each sentence with its phrases, and a model that has learned the phrases knows the sentence.
+    each sentence with its phrases, and a model that has learned the phrases knows the sentence. The last example of a
+    label or of a type of entity is learned, unless each has its own.
     """
     keys = [" ".join((text, pair) if e.answers is None else (text,)) for e in examples for text, pair in [_text(e)]]
     texts = sorted(set(keys), key=lambda key: (-len(key), key))
@@ -90,15 +92,35 @@ def split_by_text(examples: Sequence[Example], fraction: float = CHOOSING) -> tu
     for number, key in enumerate(keys):
         groups[lies_in[key]].append(number)
     members = list(groups.values())
-    most, chosen = max(1, round(fraction * len(examples))), set[int]()
-    for at in permuted(np.arange(len(members)), len(members), 0, 0).tolist():
-        if len(chosen) + len(members[at]) <= most:
-            chosen.update(members[at])
-    chosen = chosen or set(min(members, key=len))
+    most, kinds = max(1, round(fraction * len(examples))), _kinds(examples)
+    chosen = _drawn(members, kinds, most) or _drawn(members, [()] * len(kinds), most) or {*min(members, key=len)}
     return (
         [example for number, example in enumerate(examples) if number not in chosen],
         [example for number, example in enumerate(examples) if number in chosen],
     )
+
+
+def _kinds(examples: Sequence[Example]) -> list[Collection[str]]:
+    """Return what each example teaches: its labels, the types of its entities, or whether there is an answer."""
+    if problem_of(examples) == "regression":
+        return [()] * len(examples)
+    kinds: list[Collection[str]] = []
+    for example in examples:
+        label = [example.label] if isinstance(example.label, str) else []
+        answered = [] if example.answers is None else [str(bool(example.answers))]
+        kinds.append({*label, *several(example.label), *(span.label for span in example.spans or ()), *answered})
+    return kinds
+
+
+def _drawn(members: Sequence[Sequence[int]], kinds: Sequence[Collection[str]], most: int) -> set[int]:
+    """Return the numbers of up to `most` examples, whole groups of them, that leave an example of each kind."""
+    drawn, left = set[int](), Counter(itertools.chain.from_iterable(kinds))
+    for at in permuted(np.arange(len(members)), len(members), 0, 0).tolist():
+        taken = Counter(kind for number in members[at] for kind in kinds[number])
+        if len(drawn) + len(members[at]) <= most and all(left[kind] > count for kind, count in taken.items()):
+            drawn.update(members[at])
+            left.subtract(taken)
+    return drawn
 
 
 def containers(texts: Sequence[str]) -> dict[str, str]:

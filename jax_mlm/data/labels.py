@@ -109,8 +109,13 @@ def _label(where: str, name: str, value: object) -> Label:
             return "true" if value else "false"
         case int() | float():
             return None if value != value else str(value)  # NaN stands for what is missing
-        case list() if all(isinstance(each, str | int) for each in value):
-            return tuple(dict.fromkeys(str(_label(where, name, each)) for each in value))
+        case list():
+            wrong = [each for each in value if not isinstance(each, str | int)]
+            if wrong:
+                kind = "null" if wrong[0] is None else type(wrong[0]).__name__
+                raise UserError(f"{where}: the field {name!r} holds a list with {kind}, which is not a label")
+            parts = (_label(where, name, each) for each in value)
+            return tuple(dict.fromkeys(str(part) for part in parts if part is not None))
     raise UserError(f"{where}: the field {name!r} holds {type(value).__name__}, which is not a label")
 
 
@@ -153,22 +158,19 @@ def several(label: Label) -> tuple[str, ...]:
 
 def labels_of(examples: Sequence[Example], problem: Problem) -> tuple[str, ...]:
     """Return the different labels, sorted; a UserError if there is nothing to tell apart, or an example has none."""
-    if problem == "regression":
-        for example in examples:
-            number_of(example)
-        return ()
     found: set[str] = set()
     for example in examples:
-        if problem == "single":
+        if problem == "regression":
+            found.add(str(number_of(example)))
+        elif problem == "single":
             found.add(one_label(example))
         else:
             found.update(several(example.label))
-    least = 2 if problem == "single" else 1
+    least = 1 if problem == "multi" else 2
     if len(found) < least:
-        file = examples[0].where.rsplit(",", 1)[0]
         what = f"every example has the label {found.pop()!r}" if found else "no example has a label"
-        raise UserError(f"{file}: {what}: there is nothing to tell apart")
-    return tuple(sorted(found))
+        raise UserError(f"{examples[0].where}: as here, {what}: there is nothing to tell apart")
+    return () if problem == "regression" else tuple(sorted(found))
 
 
 def one_label(example: Example) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jax_mlm.data.decoding import line_blocks, without_nul
 from jax_mlm.data.sources import BLOCK, FileKind, kind_of
 from jax_mlm.data.tables import Read, table_rows
-from jax_mlm.errors import UserError, nearest
+from jax_mlm.errors import UserError, first_line, nearest
 
 
 class Record(NamedTuple):
@@ -119,8 +119,8 @@ def _parquet(path: Path) -> Iterator[Record]:
                 for row in batch.to_pylist():
                     number += 1
                     yield Record(f"{path}, row {number}", row)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two: a time that Python has not
+        raise UserError(f"{path}: not a readable Parquet file ({first_line(error)})") from error
 
 
 def missing_column(path: Path, option: str, name: str, names: Sequence[str], what: str = "") -> str:

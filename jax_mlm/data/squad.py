@@ -192,6 +192,6 @@ def _whole_number(value: object) -> int | None:
     """Return a position as JSON or a table writes it, 12.0 included; None for anything else."""
     try:
         number = float(value) if isinstance(value, str | float | int) and not isinstance(value, bool) else 0.5
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return int(number) if number.is_integer() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -40,25 +41,46 @@ def evaluate_file(
     run: Path,
     config: TrainConfig,
     task: TaskConfig,
-    path: Path,
+    file: str,
     checkpoint: Literal["best", "latest"],
-    columns: tuple[str, str, str] = ("", "", ""),
+    columns: tuple[str, str, str],
+    predictions: str,
 ) -> Evaluated:
     """Read a file as the run's training file was read, and answer for each example; labels may be missing.
 
-    `columns` names those of the text, the pair and the label where they differ from the training file's.
+    `columns` names those of the text, the pair and the label where they differ from the training file's, and
+    `predictions` the file to write, which is checked before anything is computed.
 
     Raises:
-        UserError: the file is wrong, or has a label that the run did not learn.
+        UserError: the file is wrong, has a label that the run did not learn, or none though nothing is predicted.
     """
-    named = Columns(*(given or learned for given, learned in zip(columns, task.columns, strict=True)))
-    examples, _, remarks = read_file(task.kind, path, named, unlabelled=True)
+    named = columns_of(run, task, columns)
+    examples, _, remarks = read_file(task.kind, Path(file), named, unlabelled=True)
     check_examples(examples, task)
     labelled = sum(is_labelled(example, task) for example in examples)
+    if predictions:
+        check_predictions(Path(predictions))
+    elif not labelled:
+        raise UserError(f"--data {file} has no labels: give --predictions FILE for the answers")
     step, params = load_params(run, checkpoint)
     laid, logits = predicted(config, task, load_tokenizer(run / TOKENIZER_FILE), params, examples)
     measured = laid.measured(task, logits) if labelled else None
     return Evaluated(step, laid, logits, measured, labelled, (*remarks, *laid.remarks))
+
+
+def columns_of(run: Path, task: TaskConfig, given: tuple[str, str, str]) -> Columns:
+    """Return the columns of a file for a run: those given, else those of the file that it learned.
+
+    Raises:
+        UserError: a second text is named that the run does not read, or not named though it reads one.
+    """
+    named = Columns(*(one or learned for one, learned in zip(given, task.columns, strict=True)))
+    if task.kind == "classify" and task.pair and not named.pair:
+        raise UserError(f"{run} judges two texts together: name the column of the second with --pair")
+    if task.kind == "classify" and named.pair and not task.pair:
+        imported = "" if any(task.columns) else "; if the model was trained on pairs, import it with --pair COLUMN"
+        raise UserError(f"--pair {named.pair}: {run} judges one text: leave it out{imported}")
+    return named
 
 
 def check_examples(examples: Sequence[Example], task: TaskConfig) -> None:
@@ -89,9 +111,27 @@ def check_predictions(path: Path) -> None:
 
 def write_lines(path: Path, lines: Iterable[Json]) -> None:
     """Write --predictions: JSON lines."""
-    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    content = "".join(_line(line) for line in lines)
     make_folder(path.parent, "--predictions")
     try:
         write_atomically(path, content)
     except OSError as error:
         raise UserError(f"--predictions {path}: cannot be written ({error.strerror})") from None
+
+
+def _line(row: Json) -> str:
+    """Return a row as a line of JSON, though the fields of Parquet that it echoes may hold what JSON has not.
+
+    Dates and times are written as ISO 8601 has them, other such values as text, and NaN as null.
+    """
+    line = json.dumps(row, ensure_ascii=False, default=_in_words)
+    if "NaN" in line or "Infinity" in line:
+        plain = json.loads(line, parse_constant=lambda name: None if name == "NaN" else name)
+        line = json.dumps(plain, ensure_ascii=False)
+    return line + "\n"
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)

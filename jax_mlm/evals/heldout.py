@@ -37,11 +37,11 @@ class Result:
 
     @property
     def loss(self) -> float:
-        return self.loss_sum / max(self.count, 1.0)
+        return self.loss_sum / (self.count or 1.0)
 
     @property
     def accuracy(self) -> float:
-        return self.correct / max(self.count, 1.0)
+        return self.correct / (self.count or 1.0)
 
 
 def result_of(metrics: Metrics) -> Result:

@@ -27,6 +27,8 @@ class ImportConfig:
     """bert, roberta, xlm-roberta, camembert, albert, distilbert, modernbert or esm, where config.json does not say."""
     tokenizer: str = ""
     """A tokenizer.json to take instead of the directory's own."""
+    pair: str = ""
+    """The column of the second text, in files to evaluate, of a classifier of pairs: config.json does not say it."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,8 @@ def run_import(config: ImportConfig) -> None:
     from jax_mlm.hf.card import parameters
     from jax_mlm.hf.directory import import_hf
 
-    imported = import_hf(
-        config.source, config.run, config.family or None, Path(config.tokenizer) if config.tokenizer else None
-    )
+    tokenizer = Path(config.tokenizer) if config.tokenizer else None
+    imported = import_hf(config.source, config.run, config.family or None, tokenizer, config.pair)
     for remark in imported.remarks:
         print(remark, file=sys.stderr)
     m = imported.model
@@ -67,11 +68,13 @@ def run_export(config: ExportConfig) -> None:
 
 IMPORT_EXAMPLES = """examples:
   python -m jax_mlm.hf import bert-base-uncased/ runs/bert
-  python -m jax_mlm.hf import old-checkpoint/ runs/old --family bert"""
+  python -m jax_mlm.hf import old-checkpoint/ runs/old --family bert
+  python -m jax_mlm.hf import bert-mnli/ runs/mnli --pair hypothesis"""
 EXPORT_EXAMPLES = """examples:
   python -m jax_mlm.hf export runs/tiny my-model/
   python -m jax_mlm.hf export runs/tiny my-model/ --checkpoint latest"""
 USAGE = f"""usage: python -m jax_mlm.hf import HF_DIR RUN [--family NAME] [--tokenizer FILE]
+         [--pair COLUMN]
        python -m jax_mlm.hf export RUN HF_DIR [--checkpoint best|latest]
 
 Hugging Face directories in and out, without torch.

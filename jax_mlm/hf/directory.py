@@ -89,13 +89,20 @@ def read_body_of(folder: Path, task: TaskConfig) -> Imported:
         raise UserError(f"{folder}/config.json: {error}") from None
 
 
-def _read_own(folder: Path, family: str | None, tokenizer: Path | None) -> Imported:
-    """Read a directory with the head that its config.json names: of masked words, or of a task."""
+def _read_own(folder: Path, family: str | None, tokenizer: Path | None, pair: str) -> Imported:
+    """Read a directory with the head that its config.json names: of masked words, or of a task.
+
+    `pair` is the column of the second text that a classifier judges, which config.json does not name.
+    """
     values = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     try:
         task = task_of(values)
     except UserError as error:
         raise UserError(f"{folder}/config.json: {error}") from None
+    if pair:
+        if task is None or task.kind != "classify":
+            raise UserError(f"--pair {pair}: {folder} is not a classifier, which could judge two texts: leave it out")
+        task = replace(task, pair=True, columns=("", pair, ""))
     if task is None:
         return read_hf(folder, family, tokenizer)
     read = _read(folder, family, tokenizer, lambda tensors, model: read_params(tensors, model, task))
@@ -135,13 +142,15 @@ def _compare_sizes(folder: Path, model: ModelConfig, tokens: int) -> list[str]:
     return [f"the tokenizer has {tokens} tokens, the embedding {model.vocab_size}: {spare} rows stand for no token"]
 
 
-def import_hf(folder: Path, run: Path, family: str | None = None, tokenizer: Path | None = None) -> Imported:
+def import_hf(
+    folder: Path, run: Path, family: str | None = None, tokenizer: Path | None = None, pair: str = ""
+) -> Imported:
     """Write a run directory with the model as its checkpoint of step 0."""
     _check_free(run)
     check_name(run)
     with target_locked(run, "RUN"):
         refuse_if_locked(run / NAME, run)
-        imported = _read_own(folder, family, tokenizer)
+        imported = _read_own(folder, family, tokenizer, pair)
         model = imported.model
         config = TrainConfig(preset=model.family, model=model, corpus=DataConfig(length=min(512, model.max_length)))
         task = imported.task

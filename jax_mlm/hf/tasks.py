@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from jax_mlm.config import Family, Json, TaskConfig
@@ -17,8 +18,11 @@ PIPELINES = {"classify": "text-classification", "tag": "token-classification", "
 """Task → transformers' name of it."""
 LONGEST, IMPOSSIBLE = "max_answer_len", "handle_impossible_answer"
 """What transformers' pipeline calls the most tokens of an answer, and whether there may be none."""
+PAIR = "pair"
+"""Whether a classifier judges two texts together; transformers has no name for it."""
 USUAL = 30
 """Most tokens of an answer where config.json says nothing about it."""
+TAG = re.compile(r"O|[BI]-\S.*")
 PROBLEMS: dict[str, Literal["single", "multi", "regression"]] = {
     "single_label_classification": "single",
     "multi_label_classification": "multi",
@@ -53,6 +57,8 @@ def with_task(values: Json, task: TaskConfig) -> Json:
         "label2id": {label: i for i, label in enumerate(labels)},
     }
     if task.kind == "classify":
+        if task.pair:
+            found["task_specific_params"] = {PIPELINES["classify"]: {PAIR: True}}
         found["problem_type"] = next(theirs for theirs, ours in PROBLEMS.items() if ours == task.problem)
         if values["model_type"] == "modernbert":
             found["classifier_pooling"] = task.pooling
@@ -63,7 +69,7 @@ def task_of(values: Json) -> TaskConfig | None:
     """Return the task of the model that a config.json describes; None for a masked language model or an encoder.
 
     Raises:
-        UserError: the labels are not numbered from 0, or two have one name.
+        UserError: the labels are not numbered from 0, two have one name, or those of words are not tags of entities.
     """
     given = values.get("architectures")
     architecture = str(given[0]) if isinstance(given, list) and given else ""
@@ -79,12 +85,27 @@ def task_of(values: Json) -> TaskConfig | None:
     problem = PROBLEMS[theirs] if theirs else "regression" if len(labels) == 1 and kind == "classify" else "single"
     pooling = pooling_of(values)
     if kind == "tag":
+        check_tags(labels)
         return TaskConfig("tag", labels, metric="f1")
     if problem == "regression" and len(labels) > 1:
         raise UserError(f"problem_type is 'regression' with {len(labels)} labels: only one number is supported")
     metric = {"single": "accuracy", "multi": "micro_f1", "regression": "pearson"}[problem]
     names = () if problem == "regression" else labels
-    return TaskConfig("classify", names, problem, pooling=pooling, metric=metric)
+    pair = _flag(_params(values, "classify"), PAIR)
+    return TaskConfig("classify", names, problem, pair, pooling, metric=metric)
+
+
+def check_tags(labels: tuple[str, ...]) -> None:
+    """Refuse labels of words that are not O, B-TYPE and I-TYPE, as parts of speech and BIOES are not."""
+    wrong = next((label for label in labels if not TAG.fullmatch(label)), None)
+    if wrong is not None or "O" not in labels:
+        what = "no label O"
+        if wrong is not None:
+            what = f"the label {wrong[:80]!r}, which is neither O nor like B-person or I-person"
+        raise UserError(
+            f"id2label has {what}: only taggers of entities in IOB are read; to train one from this encoder: "
+            "python -m jax_mlm.finetune --init HF_DIR --task tag"
+        )
 
 
 def pooling_of(values: Json) -> Literal["cls", "mean"]:
@@ -101,15 +122,25 @@ def _answering(values: Json, labels: tuple[str, ...]) -> TaskConfig:
         check_family("esm", "answer", "the model")
     if len(labels) != 2:
         raise UserError(f"{len(labels)} labels, where a model that answers questions has 2 logits for each token")
-    params = values.get("task_specific_params")
-    given = params.get(PIPELINES["answer"]) if isinstance(params, dict) else None
-    limits = given if isinstance(given, dict) else {}
-    longest, impossible = limits.get(LONGEST, USUAL), limits.get(IMPOSSIBLE, False)
+    limits = _params(values, "answer")
+    longest, impossible = limits.get(LONGEST, USUAL), _flag(limits, IMPOSSIBLE)
     if type(longest) is not int or not 1 <= longest <= MOST:
         raise UserError(f"{LONGEST} is {str(longest)[:80]!r}, where a number of tokens was expected")
-    if not isinstance(impossible, bool):
-        raise UserError(f"{IMPOSSIBLE} is {str(impossible)[:80]!r}, where true or false was expected")
     return TaskConfig("answer", pair=True, metric="f1", max_answer=longest, no_answer=impossible)
+
+
+def _params(values: Json, kind: str) -> Json:
+    """Return what a config.json says for the pipeline of a task."""
+    params = values.get("task_specific_params")
+    given = params.get(PIPELINES[kind]) if isinstance(params, dict) else None
+    return given if isinstance(given, dict) else {}
+
+
+def _flag(params: Json, name: str) -> bool:
+    flag = params.get(name, False)
+    if not isinstance(flag, bool):
+        raise UserError(f"{name} is {str(flag)[:80]!r}, where true or false was expected")
+    return flag
 
 
 def _labels(values: Json) -> tuple[str, ...]:

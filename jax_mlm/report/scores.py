@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jax_mlm.config import Json
+from jax_mlm.errors import UserError
 from jax_mlm.files import write_atomically
 from jax_mlm.report.markup import table
+from jax_mlm.run.directory import read_object
 from jax_mlm.tasks.scores import Scores
 
 SCORES_FILE = "scores.json"
@@ -36,9 +38,22 @@ def write_scores(run: Path, scores: Json) -> None:
 
 
 def read_scores(run: Path) -> Json | None:
-    """Return what `write_scores` wrote; None if the run has not ended, or learned no task."""
+    """Return what `write_scores` wrote; None if the run has not ended, or learned no task.
+
+    Raises:
+        UserError: the file was damaged.
+    """
     path = run / SCORES_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    remedy = "restore it from a copy, or remove it"
+    scores = read_object(path, remedy)
+    match scores:
+        case {"metric": str(metric), "of": str(), "file": str(), "examples": int(), "choosing": {**choosing}} if (
+            isinstance(scores.get(metric), float | int) and isinstance(choosing.get(metric), float | int)
+        ):
+            return scores
+    raise UserError(f"{path} does not hold the scores of a run: {remedy}")
 
 
 def figures_of(scores: Mapping[str, object]) -> dict[str, float]:

@@ -98,18 +98,23 @@ def write_run(
     write_atomically(run / RUN_FILE, json.dumps(body, indent=2) + "\n")
 
 
+def read_object(path: Path, remedy: str = "restore it from a copy") -> Json:
+    """Return what a JSON file of a run holds, which may be no object at all if the file was edited."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(described(error, path)) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {first_line(error)}; {remedy}") from None
+
+
 def read_run_file(run: Path) -> Json:
     """Return the whole of `run.json`."""
     path = Path(run) / RUN_FILE
     check_name(path)
     if not path.is_file():
         raise UserError(f"{run} is not a run directory: it has no {RUN_FILE}")
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(described(error, path)) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {first_line(error)}; restore it from a copy") from None
+    body = read_object(path)
     if not isinstance(body, dict) or not isinstance(body.get("data", {}), dict):
         raise UserError(f"{path} does not describe a run: restore it from a copy")
     format = body.get("format", FORMAT)

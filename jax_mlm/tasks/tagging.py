@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +21,7 @@ def types_of(examples: Sequence[Example]) -> tuple[str, ...]:
     """Return the types of the entities, sorted; a UserError if there is none to find."""
     found = sorted({span.label for example in examples for span in example.spans or ()})
     if not found:
-        file = examples[0].where.rsplit(",", 1)[0]
-        raise UserError(f"{file}: no text has an entity: there is nothing to find")
+        raise UserError(f"{examples[0].where}: as here, no text has an entity: there is nothing to find")
     return tuple(found)
 
 
@@ -32,10 +32,11 @@ def tags_for(types: Sequence[str]) -> tuple[str, ...]:
 
 def check_types(examples: Sequence[Example], labels: Sequence[str]) -> None:
     """Refuse an entity whose type was not learned, by its line."""
-    types = [label.partition("-")[2] for label in labels if label.startswith("B-")]
+    types = [*dict.fromkeys(label[2:] for label in labels if label != OUTSIDE)]
+    known = {*types}
     for example in examples:
         for span in example.spans or ():
-            if f"B-{span.label}" not in labels:
+            if span.label not in known:
                 shown = repr(example.text[span.start : span.end][:60])
                 raise UserError(
                     f"{example.where}: {shown} has the label {span.label!r}, which is not one of those learned: "
@@ -49,6 +50,8 @@ def tag_targets(
     """Return the number of each word's tag, its weight (0 in a text without tags), and remarks."""
     tags, remarks = tags_of(examples, units)
     numbers = {label: number for number, label in enumerate(task.labels)}
+    other = {f"{letter}-{label[2:]}": numbers[label] for label in task.labels if label != OUTSIDE for letter in "BI"}
+    numbers = other | numbers  # a type may have but one of the two
     targets = np.array([numbers[tag] for mine in tags for tag in mine], np.int32)
     known = [[float(example.spans is not None)] * len(mine) for example, mine in zip(examples, tags, strict=True)]
     return targets, np.array([weight for mine in known for weight in mine], np.float32), remarks
@@ -75,6 +78,7 @@ def judged_tags(
     task: TaskConfig, examples: Sequence[Example], units: Sequence[Sequence[Unit]], logits: np.ndarray
 ) -> Scores:
     """Return the scores of entities: over the words of the file where it has words, else over the tokenizer's."""
+    types = {label[2:] for label in task.labels if label.startswith("B-")}
     right: list[list[str]] = []
     predicted: list[list[str]] = []
     gold, _ = tags_of(examples, units)
@@ -86,11 +90,19 @@ def judged_tags(
             continue
         if example.words:
             right.append(_of_file(example))
-            predicted.append(_on_words(example, words, tags))
+            predicted.append(_begun(_on_words(example, words, tags), types))
         else:
             right.append(mine)
-            predicted.append(tags)
+            predicted.append(_begun(tags, types))
     return of_entities(right, predicted)
+
+
+def _begun(tags: Sequence[str], types: Collection[str]) -> list[str]:
+    """Return tags in which every entity of a type without B-, as none has it in IO, begins with B- all the same."""
+    return [
+        f"B-{tag[2:]}" if tag.startswith("I-") and tag[2:] not in types and tag != before else tag
+        for before, tag in itertools.pairwise([OUTSIDE, *tags])
+    ]
 
 
 def _of_file(example: Example) -> list[str]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from jax_mlm.cli.options import Given
-from jax_mlm.config import Json, from_json
+from jax_mlm.config import LARGEST, LAST_SEED, Range, check_ranges, from_json
 from jax_mlm.errors import UserError
-from jax_mlm.run.directory import RUN_FILE, read_run_file
+from jax_mlm.run.directory import RUN_FILE, read_object, read_run_file
+from jax_mlm.train.duration import parse_budget
 
 EXAMPLES = """examples:
   python -m jax_mlm.finetune --init runs/tiny --task classify --data train.tsv --valid dev.tsv
@@ -26,6 +27,18 @@ GROUPS = {
     "duration and output": ("epochs", "budget", "patience", "metric", "seeds", "out", "resume", "json"),
     "training": ("lr", "batch", "length", "overlap", "class_weights", "freeze", "mesh", "seed"),
 }
+
+RANGES: Mapping[str, Range] = {
+    "epochs": (0, 1_000_000),
+    "lr": (0, 1e30),
+    **dict.fromkeys(("batch", "length"), (0, 1 << 24)),
+    "overlap": (-1, 1 << 24),
+    "patience": (0, LARGEST),
+    "freeze": (0, 1_000),
+    "seeds": (1, 1_000),
+    "seed": (0, LAST_SEED),
+}
+"""Number → the smallest and the largest that is taken."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +105,11 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if self.epochs and self.budget:
             raise ValueError("--epochs and --budget exclude each other: give one of them")
-        for name in ("epochs", "lr", "batch", "length", "patience", "freeze", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} must not be negative, but is {getattr(self, name)}")
-        if self.seeds < 1:
-            raise ValueError(f"--seeds must be at least 1, not {self.seeds}")
+        check_ranges(self, RANGES)
+        if self.seed + self.seeds - 1 > LAST_SEED:
+            raise ValueError(f"--seed {self.seed} and --seeds {self.seeds}: the last seed must be at most {LAST_SEED}")
+        if self.budget:
+            parse_budget(self.budget)
         if self.test and not self.valid:
             raise ValueError("--test needs --valid: without it, --valid alone is what the figures are reported of")
         if self.task == "tag" and (self.pair or self.problem != "auto" or self.text or self.label):
@@ -135,10 +148,11 @@ def defaults(given: Given) -> FinetuneConfig | None:
 def options_of(run: Path) -> FinetuneConfig:
     """Return the options that a run, or a folder of one run a seed, was fine-tuned with."""
     several = run / SEEDS_FILE
-    values: Json | None = json.loads(several.read_text()) if several.is_file() else read_run_file(run).get("finetune")
+    file = several if several.is_file() else run / RUN_FILE
+    values = read_object(file) if file == several else read_run_file(run).get("finetune")
     if values is None:
         raise UserError(f"{run} was not made by python -m jax_mlm.finetune: continue it with python -m jax_mlm.train")
     try:
         return from_json(FinetuneConfig, values)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{run / RUN_FILE}: its options are not those of this version: {error}") from None
+        raise UserError(f"{file}: its options are not those of this version: {error}") from None

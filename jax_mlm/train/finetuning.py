@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
+from jax_mlm.config import LARGEST as MOST_STEPS
 from jax_mlm.config import DataConfig, Json, ModelConfig, OptimConfig, TaskConfig, TrainConfig, to_json
 from jax_mlm.data.align import encoded, frame_of
 from jax_mlm.data.batches import batch_of
 from jax_mlm.data.examples import Examples, read_examples
 from jax_mlm.data.labelled import Labelled, LabelledRows
-from jax_mlm.data.labels import Columns, Example, check_labels, labels_of, problem_of
+from jax_mlm.data.labels import Columns, Example, check_labels, labels_of, problem_of, several
 from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
 from jax_mlm.errors import UserError, unknown_choice
 from jax_mlm.evals.answers import Laid, lay_out
@@ -121,6 +122,7 @@ def plan(options: FinetuneConfig) -> Plan:
         f"learning rate {config.optim.lr:g}, {f'{config.steps:,} steps' if config.steps else config.budget}",
         f"{len(examples.choose):,} examples choose the checkpoint by {task.metric}"
         + ("" if options.test else f", held out from {options.data}"),
+        *_warning(task, choosing),
     )
     data = Labelled(config, tokenizer, rows, valid, examples.fingerprints)
     return Plan(options, config, task, data, choosing, examples.report, len(examples.train), start, (*lines, *remarks))
@@ -139,7 +141,7 @@ def _task(options: FinetuneConfig, examples: Examples) -> tuple[TaskConfig, tupl
         )
         for each in (every, examples.report):
             check_types(each, task.labels)
-        return task, (f"entities: {', '.join(types)}",)
+        return task, (f"entities: {', '.join(types)}", *_not_learned(examples, task))
     if options.task == "answer":
         found, without = (sum(bool(e.answers) is has for e in learned) for has in (True, False))
         if not found:
@@ -167,7 +169,41 @@ def _task(options: FinetuneConfig, examples: Examples) -> tuple[TaskConfig, tupl
     what = {"single": "one of the labels", "multi": "any of the labels", "regression": "a number"}[problem]
     told = " (told by the labels; --problem decides otherwise)" if options.problem == "auto" else ""
     shown = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")
-    return task, (f"to learn from column {columns[0]!r}: {what}{f' {shown}' if labels else ''}{told}",)
+    learning = f"to learn from column {columns[0]!r}: {what}{f' {shown}' if labels else ''}{told}"
+    return task, (learning, *_not_learned(examples, task))
+
+
+def _not_learned(examples: Examples, task: TaskConfig) -> tuple[str, ...]:
+    """Return a remark where a label is only among the examples that choose: the split could not leave one to learn."""
+
+    def labels(example: Example) -> Sequence[str]:
+        if task.kind == "tag":
+            return [span.label for span in example.spans or ()]
+        return several(example.label) if task.problem == "multi" else [str(example.label)]
+
+    if task.problem == "regression":
+        return ()
+    known = {label for example in examples.train for label in labels(example)}
+    others = ((e.where, label) for e in examples.choose for label in labels(e) if label not in known)
+    return tuple(f"{where}: the label {label!r} is not learned: no other example has it" for where, label in others)[:1]
+
+
+def _warning(task: TaskConfig, choosing: Laid) -> tuple[str, ...]:
+    """Return a warning if a single example chooses, or the metric cannot tell checkpoints apart."""
+    count, right = len(choosing.examples), choosing.targets
+    match task.kind, task.metric:
+        case "tag", "f1" | "macro_f1" | "conlleval_f1":
+            blind = not any(example.spans for example in choosing.examples)
+        case "classify", "pearson" | "spearman" | "mcc":
+            blind = bool((right == right[0]).all())
+        case "classify", "f1" | "micro_f1":
+            blind = not right.any()
+        case _:
+            blind = False
+    if count > 1 and not blind:
+        return ()
+    what = "one example chooses" if count == 1 else f"{task.metric} of the {count:,} examples that choose is always 0"
+    return (f"warning: {what}: give others with --valid, and those to report on with --test",)
 
 
 def _metric(options: FinetuneConfig, usual: str, allowed: Sequence[str]) -> str:
@@ -199,6 +235,8 @@ def _recipe(options: FinetuneConfig, model: ModelConfig, rate: float, rows: Labe
     batch = options.batch or -(-max(1, round(EXAMPLES_A_STEP * len(rows) / examples)) // devices) * devices
     epochs = options.epochs or (3 if examples > 50_000 else 10 if examples >= 5_000 else 20)
     steps = max(1, round(epochs * len(rows) / batch))
+    if steps > MOST_STEPS:
+        raise UserError(f"--epochs {epochs:g} of {len(rows):,} rows are more than {MOST_STEPS} steps: give fewer")
     return TrainConfig(
         preset=TUNED,
         data=(options.data,),

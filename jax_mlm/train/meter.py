@@ -85,7 +85,7 @@ class Meter:
             del taken["accuracy"]
         figures = {**taken, "tokens": self._tokens, "tokens_per_second": self._tokens / seconds}
         figures["waited"] = self._waited / seconds  # a share: the device may have worked meanwhile
-        figures |= {name: value / max(self._sums.count, 1.0) for name, value in self._more.items()}
+        figures |= {name: value / (self._sums.count or 1.0) for name, value in self._more.items()}
         if self._peak:
             figures["mfu"] = self._flops / seconds / self._peak
         if self._skipped:

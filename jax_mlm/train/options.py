@@ -97,7 +97,7 @@ def _chosen_for(given: Given) -> TrainConfig:
     """Return what a budget is spent on, the same on all hosts, and print why."""
     from jax_mlm.parallel import hosts
     from jax_mlm.train.budget import choose, measured, text_tokens
-    from jax_mlm.train.pace import parse_budget
+    from jax_mlm.train.duration import parse_budget
 
     seconds = parse_budget(given["budget"])
     text = hosts.on_every_host(lambda: text_tokens(given["data"]))

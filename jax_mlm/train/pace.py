@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,22 +10,12 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 
-from jax_mlm.errors import UserError
 from jax_mlm.run.checkpoint import Meta
 
-UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 EVALUATIONS = 10
 """Number of validations in a run without --eval-every."""
 FIRST_GUESS = 1000
 """Horizon under a time budget until the first steps are timed; it only sets how gently the warm-up begins."""
-
-
-def parse_budget(text: str) -> float:
-    """Return the seconds of '90s', '30m', '1.5h' or '2d'."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip().lower())
-    if not match or float(match[1]) <= 0:
-        raise UserError(f"--budget {text!r} is not a time: write 90s, 30m, 2h or 1d")
-    return float(match[1]) * UNITS[match[2]]
 
 
 class Pace:

@@ -38,9 +38,9 @@ from jax_mlm.signals import Stopped, number_of
 from jax_mlm.tasks.distil import distilled
 from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.tasks.task import Task
+from jax_mlm.train.duration import parse_budget
 from jax_mlm.train.new_words import never_seen
 from jax_mlm.train.options import check_resumed
-from jax_mlm.train.pace import parse_budget
 from jax_mlm.train.start import Initial
 from jax_mlm.train.survey import Survey, survey
 from jax_mlm.train.teacher import resolve_start

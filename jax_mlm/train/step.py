@@ -89,13 +89,14 @@ def make_train_step(
             shapes = jax.eval_shape(evaluate, *first)
             zero = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
             (objective, metrics, grads), _ = jax.lax.scan(add, zero, parts)
-        grads = jax.tree.map(lambda g: g / jnp.maximum(metrics.count, 1.0), grads)
+        count = jnp.where(metrics.count > 0, metrics.count, 1.0)  # of weighted labels it may be below 1
+        grads = jax.tree.map(lambda g: g / count, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         factor = schedule(state.step, horizon)
         params = jax.tree.map(lambda p, u: p + factor * u, state.params, updates)
         # The norm is the one that the gradient is clipped by: it is computed once. A NaN is not below the limit.
         finite = jnp.isfinite(objective) & jnp.isfinite(optax.tree.norm(grads))
-        sound = finite & (metrics.loss_sum < limit * jnp.maximum(metrics.count, 1.0))
+        sound = finite & (metrics.loss_sum < limit * count)
         kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), (params, opt_state), state[1:])
         return TrainState(state.step + 1, *kept), metrics._replace(skipped=1.0 - sound)
 

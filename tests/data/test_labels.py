@@ -79,6 +79,19 @@ def test_half_of_an_escaped_pair_can_be_encoded(tmp_path: Path) -> None:
     assert (example.text, example.label) == ("x?", "?")
 
 
+def test_empty_labels_in_a_list_are_none(tmp_path: Path) -> None:
+    rows = '{"text": "x", "label": ["", "a", " "]}\n{"text": "y", "label": [""]}\n{"text": "z", "label": ["b"]}\n'
+    examples, _ = read_classified(written(tmp_path, "a.jsonl", rows), Columns())
+    assert [e.label for e in examples] == [("a",), (), ("b",)]
+    assert labels_of(examples, "multi") == ("a", "b")
+
+
+def test_one_number_for_all_is_not_a_regression(tmp_path: Path) -> None:
+    examples, _ = read_classified(written(tmp_path, "a.csv", "text,label\na,1.5\nb,1.50\n"), Columns())
+    with pytest.raises(UserError, match=r"a\.csv, line 2: as here, every example has the label '1\.5'"):
+        labels_of(examples, "regression")
+
+
 def test_several_labels_stand_in_a_list_or_between_bars() -> None:
     assert several("b | a|b|") == several(("b", "a")) == ("b", "a")
 
@@ -98,7 +111,18 @@ REFUSED = {
     "a NUL": ("a.jsonl", '{"text": "a\\u0000", "label": "y"}', Columns(), "line 1"),
     "no suffix": ("a.data", "text,label\n", Columns(), ".csv, .tsv, .jsonl and .parquet"),
     "missing label": ("a.csv", "text,label\na,b\nc,\n", Columns(), "line 3: the label is missing"),
-    "one label only": ("a.csv", "text,label\na,b\nc,b\n", Columns(), "every example has the label 'b'"),
+    "null in a list": (
+        "a.jsonl",
+        '{"text": "x", "label": ["a", null]}',
+        Columns(),
+        "holds a list with null",
+    ),
+    "one label only": (
+        "a.csv",
+        "text,label\na,b\nc,b\n",
+        Columns(),
+        "line 2: as here, every example has",
+    ),
 }
 
 
@@ -148,6 +172,15 @@ def test_comments_and_further_columns_are_not_words(tmp_path: Path) -> None:
     assert [e.text for e in examples] == ["EU # rejects"]
 
 
+def test_spaces_of_other_widths_are_part_of_a_word(tmp_path: Path) -> None:
+    words = ["10\u00a0000", "東\u3000京"]
+    for blank in (" ", "  ", "\t"):
+        text = "".join(f"{word}{blank}B-x\n" for word in words)
+        (example,) = read_tagged(written(tmp_path, "a.conll", text)).examples
+        assert [example.text[a:b] for a, b in example.words] == words
+        assert [example.text[s.start : s.end] for s in example.spans or ()] == words
+
+
 @pytest.mark.parametrize(
     ("tags", "iob2"),
     [
@@ -172,6 +205,16 @@ def test_what_was_converted_is_said(tmp_path: Path) -> None:
 
 
 TAGGED = {
+    "a lost column": (
+        "a.conll",
+        "# one\n\nEU NNP B-NP B-ORG\n\nof IN B-PP\n",
+        "line 5: 3 columns, where line 3 has 4: the tag is missing",
+    ),
+    "a column more": (
+        "a.tsv",
+        "EU\tB-ORG\nof\tIN\tO\n",
+        "line 2: 3 columns, where line 1 has 2: give",
+    ),
     "no tag": ("a.conll", "a\tO\nb\t\n", "line 2: the word 'b' has no tag"),
     "not a tag": ("a.conll", "a\tO\nb\tME\n", "line 2: the tag 'ME'"),
     "no word": ("a.conll", "\tO\n", "line 1: the word is missing"),

@@ -120,6 +120,8 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     "an answer elsewhere": ("a.json", nested(**AT), "question q0: at answer_start 6 the context has ' Merke'.* at 7"),
     "an answer nowhere": ("a.json", nested(answers=[{"text": "Bonn", "answer_start": 0}]), "'Bonn', which does not"),
     "a negative start": ("a.json", nested(answers=[{"text": "!", "answer_start": -1}]), "at answer_start -1"),
+    "a start of many digits": ("a.json", nested(answers=[{"text": "Merkel", "answer_start": 10**400}]),
+                               "question q0: the answer 'Merkel' has answer_start '10000"),
     "no start": ("a.json", nested(answers=[{"text": "Merkel"}]), "question q0: the answer 'Merkel' has answer_start"),
     "a number": ("a.json", nested(answers=[{"text": 1, "answer_start": 0}]), "question q0: an answer has the text '1'"),
     "impossible": ("a.json", nested(is_impossible=True), "question q0: is_impossible, though it has an answer"),

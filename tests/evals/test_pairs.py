@@ -116,6 +116,12 @@ def test_the_table_shows_methods_groups_ties_and_unknown_words(run, pairs, capsy
         assert shown in out
 
 
+def test_what_utf8_cannot_hold_is_replaced_in_predictions(run, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text(blimp("the old bridge", "old the bridge", "a", pair_id="\ud83d"))
+    figures(capsys, run, "--pairs", tmp_path / "a.jsonl", "--predictions", tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))["pair_id"] == "?"
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

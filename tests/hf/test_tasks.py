@@ -27,7 +27,9 @@ TASKS = {
     "classify": CLASSIFY,
     "several": replace(CLASSIFY, problem="multi"),
     "number": TaskConfig("classify", problem="regression"),
+    "pair": replace(CLASSIFY, pair=True),
     "tag": TaskConfig("tag", ("O", "B-x", "I-x")),
+    "IO": TaskConfig("tag", ("O", "I-x", "I-creative-work")),
     "answer": TaskConfig("answer", pair=True, max_answer=7, no_answer=True),
 }
 
@@ -35,6 +37,14 @@ TASKS = {
 def asking(limits: dict[str, object]) -> dict[str, object]:
     """Return the config.json of a model that answers questions."""
     return {"architectures": ["BertForQuestionAnswering"], "task_specific_params": {"question-answering": limits}}
+
+
+def tagging(*labels: str) -> dict[str, object]:
+    """Return the config.json of a model that tags words."""
+    return {
+        "architectures": ["BertForTokenClassification"],
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+    }
 
 
 def drawn(model: ModelConfig, task: TaskConfig) -> Any:
@@ -62,8 +72,8 @@ def test_labels_and_problem_come_back_from_config_json(name: str) -> None:
         assert values["architectures"] == [f"ModernBert{CLASSES[task.kind]}"]
         back = task_of(values)
         assert back is not None
-        assert (back.kind, back.labels, back.problem, back.pooling, back.max_answer, back.no_answer) == (
-            task.kind, task.labels, task.problem, task.pooling, task.max_answer, task.no_answer,
+        assert (back.kind, back.labels, back.problem, back.pair, back.pooling, back.max_answer, back.no_answer) == (
+            task.kind, task.labels, task.problem, task.pair, task.pooling, task.max_answer, task.no_answer,
         )  # fmt: skip
     assert task_of(hf_config(MODELS["bert"], 0, 1, 2)) is None
 
@@ -77,6 +87,10 @@ def test_labels_and_problem_come_back_from_config_json(name: str) -> None:
         ({"problem_type": "several"}, "problem_type is 'several'"),
         ({"classifier_pooling": "max"}, "classifier_pooling is 'max'"),
         ({"architectures": ["BertForQuestionAnswering"], "num_labels": 3}, "3 labels, where a model that answers"),
+        (tagging("O", "B-x", "NN"), "the label 'NN', which is neither O nor like B-person or I-person: .* --task tag"),
+        (tagging("O", "B-x", "I-x", "E-x", "S-x"), "the label 'E-x', which is neither"),
+        (tagging("B-x", "I-x"), "id2label has no label O: only taggers of entities"),
+        ({"task_specific_params": {"text-classification": {"pair": 1}}}, "pair is '1'"),
         (asking({"max_answer_len": "x"}), "max_answer_len is 'x'"),
         (asking({"handle_impossible_answer": 1}), "handle_impossible_answer is '1'"),
     ],

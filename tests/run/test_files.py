@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -40,15 +41,23 @@ def test_nothing_else_renames() -> None:
     assert found == {"files.py"}
 
 
-@pytest.mark.parametrize("content", ["läuft\n", b"\xff\r\n"])
-def test_a_write_replaces_the_file_or_leaves_it(content: str | bytes, tmp_path: Path) -> None:
+def refuse(number: int) -> None:
+    raise OSError(28, "full")
+
+
+@pytest.mark.parametrize("content", ["läuft\n", b"\xff\r\n", "half: \ud800"])
+def test_a_write_replaces_the_file_or_leaves_it(
+    content: str | bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.json"
     path.write_text("before")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "\ud800")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(OSError, match="No space"):
+            write_atomically(path, content)
     assert path.read_text() == "before"
     write_atomically(path, content)
-    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert path.read_bytes() == (content.encode("utf-8", "replace") if isinstance(content, str) else content)
     assert names(tmp_path) == ["a.json"]
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from jax_mlm.config import TaskConfig
+from jax_mlm.data.align import Unit
+from jax_mlm.data.labels import Example, Span
+from jax_mlm.errors import UserError
 from jax_mlm.tasks.scores import matthews, of_entities, of_numbers, of_one_label, of_several_labels, ranks
+from jax_mlm.tasks.tagging import check_types, entities, judged_tags, tag_targets
 
 SEEDS = range(20)
 
@@ -103,3 +108,21 @@ def test_entities_by_hand() -> None:
     figures = of_entities(right, predicted).figures
     assert figures["f1"] == pytest.approx(2 * 1 / (2 + 3))
     assert figures["conlleval_f1"] == pytest.approx(2 * 2 / (3 + 3))
+
+
+def test_entities_of_a_type_without_b_begin_where_their_tag_does() -> None:
+    """A model of IO, as camembert-ner is, finds what one of IOB2 finds, but for entities side by side."""
+    words = (Unit(0, 1), Unit(2, 3), Unit(4, 5), Unit(6, 7))
+    spans = (Span(0, 3, "x"), Span(4, 5, "y"))
+    for labels in (("O", "I-x", "I-y"), ("O", "B-x", "I-x", "I-y"), ("I-y", "O", "I-x", "B-x")):
+        task = TaskConfig("tag", labels)
+        for inside in ((), tuple((word.start, word.end) for word in words)):
+            example = Example("line 1", "a b c d", spans=spans, words=inside)
+            check_types([example], labels)
+            targets, _, _ = tag_targets([example], [words], task)
+            logits = np.eye(len(labels))[targets]
+            scores = judged_tags(task, [example], [words], logits)
+            assert scores.figures["f1"] == scores.figures["accuracy"] == 1
+            assert [(e.label, e.start, e.end) for e in entities(task, words, logits)] == [("x", 0, 3), ("y", 4, 5)]
+    with pytest.raises(UserError, match="'c' has the label 'y', which is not one of those learned: x"):
+        check_types([example], ("O", "I-x"))

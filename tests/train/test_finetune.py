@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +16,28 @@ import jax
 import numpy as np
 import pytest
 from mlm_onnx.__main__ import main as onnx
+from mlm_onnx.bundle import BundleError
 from mlm_onnx.bundle.read import read_manifest
+from mlm_onnx.convert.asked import Tuned, labelled_examples
 from support.eight import on_eight_devices
 from support.models import assert_trees_equal
 from support.paths import ROOT
 
 from jax_mlm import evaluate, load
-from jax_mlm.config import DistilConfig
+from jax_mlm.config import DistilConfig, TaskConfig
 from jax_mlm.data.examples import split_by_text
-from jax_mlm.data.labels import Example
+from jax_mlm.data.labels import Example, Span
 from jax_mlm.data.tokenizer import load_tokenizer
 from jax_mlm.errors import UserError
+from jax_mlm.evals import files
 from jax_mlm.evals.answers import predicted
-from jax_mlm.finetune import finetune, main
+from jax_mlm.finetune import COMMAND, finetune, main
 from jax_mlm.hf.__main__ import main as hf
 from jax_mlm.model.ops.kernels import Kernels
 from jax_mlm.model.params import leaves
 from jax_mlm.parallel import compile as compiling
 from jax_mlm.parallel.mesh import make_mesh
+from jax_mlm.report.scores import read_scores
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run, read_run_file, read_task
 from jax_mlm.run.log import read_metrics
@@ -249,6 +256,66 @@ def test_texts_without_labels_get_answers_but_no_scores(trained: Path, folder: P
     row = json.loads((folder / "out.jsonl").read_text())
     assert (row["id"], row["prediction"], row["predicted_prediction"]) == (7, "mine", "jar")
 
+    assert evaluate.main([*line, "--json"]) == 0
+    (printed,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("{"))
+    assert {"file": str(folder / "plain.jsonl"), "examples": 0, "predictions": 1}.items() <= json.loads(printed).items()
+
+
+def test_what_json_has_not_is_echoed_in_words(trained: Path, folder: Path, tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="needs pyarrow")
+    import pyarrow.parquet as pq
+
+    day = datetime(2026, 11, 30, 2, 6, 34)
+    columns = {"sentence": ["a jar"], "day": [day], "price": [Decimal("1.50")], "code": [b"\xffa"], "share": [math.nan]}
+    pq.write_table(pa.table({**columns, "dates": [[day.date()]], "wait": [timedelta(hours=1)]}), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text('{"sentence": "x\\ud83d", "id": "\\ud83d", "far": Infinity}\n')
+    out, rows = tmp_path / "out.jsonl", []
+    for name in ("a.parquet", "a.jsonl"):
+        assert evaluate.main([str(trained), "--data", str(tmp_path / name), "--predictions", str(out)]) == 0
+        rows.append(json.loads(out.read_text(), parse_constant=pytest.fail))
+    first, second = rows
+    assert (first["day"], first["price"], first["code"]) == ("2026-11-30T02:06:34", "1.50", "\\xffa")
+    assert (first["share"], first["dates"], first["wait"]) == (None, ["2026-11-30"], "1:00:00")
+    assert (second["sentence"], second["id"], second["far"]) == ("x?", "?", "Infinity")
+
+
+def test_a_time_that_python_has_not_is_refused(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    pa = pytest.importorskip("pyarrow", reason="needs pyarrow")
+    import pyarrow.parquet as pq
+
+    late = pa.array([1 << 60], pa.timestamp("ms"))
+    pq.write_table(pa.table({"sentence": ["a jar"], "day": late}), tmp_path / "a.parquet")
+    line = [str(trained), "--data", str(tmp_path / "a.parquet"), "--predictions", str(tmp_path / "out.jsonl")]
+    assert evaluate.main(line) == 2
+    assert "a.parquet: not a readable Parquet file (" in capsys.readouterr().err
+
+
+def test_predictions_that_cannot_be_written_are_refused_before_anything_is_computed(
+    trained: Path, folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "predicted", pytest.fail)
+    assert evaluate.main([str(trained), "--data", str(folder / "dev.tsv"), "--predictions", str(folder)]) == 2
+    assert "is a folder: give a file" in capsys.readouterr().err
+
+
+def test_columns_that_a_run_does_not_read_are_refused_by_name(
+    trained: Path, folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dev = str(folder / "dev.tsv")
+
+    def refused(run: Path, *given: str) -> str:
+        assert evaluate.main([str(run), "--data", dev, *given]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert "--pair label: " in (line := refused(trained, "--pair", "label"))
+    assert line.endswith("judges one text: leave it out")
+    for option in ("--text", "--pair", "--label"):
+        assert "was not fine-tuned, so no columns are read: leave out --text" in refused(INIT, option, "label")
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluate, "read_task", lambda run: TaskConfig("tag", ("O", "B-x", "I-x")))
+            assert "was fine-tuned to tag, and reads whole files" in refused(trained, option, "label")
+
 
 def test_what_shares_a_row_changes_no_answer(trained: Path) -> None:
     task, run = read_task(trained), read_run(trained)
@@ -420,6 +487,35 @@ def test_fine_tuned_runs_go_to_hugging_face_and_come_back(trained: Path, folder:
     assert measured["accuracy"] == json.loads((trained / "scores.json").read_text())["accuracy"]
 
 
+def test_a_classifier_of_pairs_stays_one_and_is_made_one_by_the_column_of_its_second_text(
+    trained: Path, folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    there, run, pairs = tmp_path / "hf", tmp_path / "run", tmp_path / "pairs.jsonl"
+    pairs.write_text('{"sentence": "a jar", "second": "a bread", "label": "jar"}\n' * 2)
+    assert hf(["export", str(trained), str(there)]) == 0
+    assert hf(["import", str(there), str(run), "--pair", "second"]) == 0
+    task = read_task(run)
+    assert task is not None
+    assert (task.pair, task.columns) == (True, ("", "second", ""))
+    assert evaluate.main([str(run), "--data", str(pairs), "--text", "sentence"]) == 0
+    assert hf(["export", str(run), str(tmp_path / "again")]) == 0
+    assert hf(["import", str(tmp_path / "again"), str(tmp_path / "back")]) == 0
+    back = read_task(tmp_path / "back")
+    assert back is not None
+    assert back.pair
+    capsys.readouterr()
+    assert evaluate.main([str(tmp_path / "back"), "--data", str(pairs), "--text", "sentence"]) == 2
+    assert "judges two texts together: name the column of the second with --pair" in capsys.readouterr().err
+    line = [str(tmp_path / "back"), "--data", str(pairs), "--text", "sentence", "--pair", "second"]
+    assert evaluate.main(line) == 0
+    with pytest.raises(BundleError, match=r"does not name the column of the second text: .* --pair COLUMN"):
+        labelled_examples(read_run(run).model, {}, load_tokenizer(run / "tokenizer.json"), Tuned(back, 64), pairs)
+    assert hf(["export", str(INIT), str(tmp_path / "masked")]) == 0
+    assert hf(["import", str(tmp_path / "masked"), str(tmp_path / "no"), "--pair", "second"]) == 2
+    assert "--pair second: " in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
 @pytest.mark.slow
 def test_taggers_go_to_hugging_face_and_come_back(tagger: Path, folder: Path) -> None:
     assert evaluate.main([str(round_trip(tagger, folder)), "--data", str(folder / "dev.conll")]) == 0
@@ -467,6 +563,55 @@ def read_task_of(labels: tuple[str, ...]) -> Any:
     from jax_mlm.config import TaskConfig
 
     return TaskConfig("classify", labels)
+
+
+def test_the_last_example_of_a_label_is_learned_where_there_are_others_to_choose() -> None:
+    for label in range(20):  # wherever it stands
+        examples = [Example(f"line {i}", f"text {i}", label="rare" if i == label else "ab"[i % 2]) for i in range(20)]
+        learned, choosing = split_by_text(examples)
+        assert len(choosing) == 1
+        assert {e.label for e in learned} == {"a", "b", "rare"}
+        spans = [replace(e, label=None, spans=(Span(0, 4, str(e.label)),)) for e in examples]
+        assert {s.label for e in split_by_text(spans)[0] for s in e.spans or ()} == {"a", "b", "rare"}
+    numbers = [Example(f"line {i}", f"text {i}", label=str(i)) for i in range(100)]
+    assert len(split_by_text(numbers)[1]) == 5, "each has a label of its own, as in a regression"
+
+
+@pytest.mark.parametrize(
+    ("labels", "more", "said"),
+    [
+        (["x", "y"], [], "line 3: the label 'y' is not learned: no other example has it"),
+        (["x", "y"], [], "warning: one example chooses: give others with --valid"),
+        ([1.5] * 60 + [2], ["--problem", "regression"], "warning: pearson of the 3 examples that choose is always 0"),
+        (["x"] * 60 + ["y"] * 2, ["--metric", "mcc"], "warning: mcc of the 3 examples that choose is always 0"),
+    ],
+)
+def test_what_cannot_be_learned_or_chosen_by_is_said(
+    labels: list[object], more: list[str], said: str, tmp_path: Path, capsys: Any
+) -> None:
+    rows = "".join(f"word{i}\t{label}\n" for i, label in enumerate(labels))
+    (tmp_path / "a.tsv").write_text(f"text\tlabel\n{rows}")
+    given = COMMAND.read(
+        ["--init", str(INIT), "--task", "classify", "--data", str(tmp_path / "a.tsv"), "--length", "64", *more]
+    )
+    assert any(said in line for line in plan(given).lines)
+
+
+def test_more_steps_than_are_counted_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetuning, "MOST_STEPS", 1000)
+    with pytest.raises(UserError, match=r"--epochs 1e\+06 of .* rows are more than 1000 steps: give fewer"):
+        plan(config(folder, epochs=1e6))
+
+
+def test_a_damaged_record_of_several_seeds_is_one_line(tmp_path: Path, capsys: Any) -> None:
+    for content, said in (("{", "seeds.json is not valid JSON"), ("[]", "seeds.json: its options are not those")):
+        (tmp_path / "seeds.json").write_text(content)
+        assert main(["--resume", "--out", str(tmp_path)]) == 2
+        assert said in capsys.readouterr().err
+    for content in ("{", "[]", '{"metric": "f1"}', '{"metric": "f1", "f1": 1.0, "choosing": []}'):
+        (tmp_path / "scores.json").write_text(content)
+        with pytest.raises(UserError, match=r"scores\.json .*: .*or remove it"):
+            read_scores(tmp_path)
 
 
 def test_equal_texts_are_on_one_side_of_the_split() -> None:
@@ -540,6 +685,28 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no such axis": (["--mesh", "fdsp=2"], "did you mean fsdp?"),
     "devices that are not here": (["--mesh", "fsdp=3"], "--mesh fsdp=3 is for 3 devices"),
     "a taken directory": (["--out", "."], "exists already"),
+    "one number": (["--data", "constant.tsv", "--problem", "regression"], "constant.tsv, line "),
+    **{
+        f"--{option} {value}": ([f"--{option}={value}", "--data", "nowhere.tsv"], message)
+        for option, value, message in (
+            ("lr", "nan", "--lr must be at most 1e+30, not nan"),
+            ("lr", "-1", "--lr must be at least 0, not -1.0"),
+            ("seed", "4294967296", "--seed must be at most 4294967295, not 4294967296"),
+            ("seeds", "0", "--seeds must be at least 1, not 0"),
+            ("batch", "100000000", "--batch must be at most 16777216, not 100000000"),
+            ("length", "100000000", "--length must be at most 16777216, not 100000000"),
+            ("epochs", "1e12", "--epochs must be at most 1000000, not 1000000000000.0"),
+            ("epochs", "nan", "--epochs must be at most 1000000, not nan"),
+            ("overlap", "-5", "--overlap must be at least -1, not -5"),
+            ("patience", "-1", "--patience must be at least 0, not -1"),
+            ("freeze", "-1", "--freeze must be at least 0, not -1"),
+            ("budget", "1y", "--budget '1y' is not a time"),
+        )
+    },
+    "seeds beyond the last": (
+        ["--seed", "4294967295", "--seeds", "2", "--data", "nowhere.tsv"],
+        "--seed 4294967295 and --seeds 2: the last seed must be at most 4294967295",
+    ),
 }
 
 
@@ -552,6 +719,7 @@ def test_a_mistake_costs_one_line_and_nothing_is_written(
     (folder / "one.tsv").write_text("sentence\tlabel\nb\ta\nc\ta\n")
     (folder / "missing.tsv").write_text("sentence\tlabel\na jar\tjar\na jar\t\n")
     (folder / "numbers.tsv").write_text("sentence\tlabel\na jar\t1.5\na bread\t2\n")
+    (folder / "constant.tsv").write_text("sentence\tlabel\na jar\t1.5\na bread\t1.50\n")
     given, message = WRONG[name]
     usual = ["--init", "INIT", "--task", "classify", "--data", "train.tsv", "--valid", "dev.tsv", "--out", "new"]
     whole = given if name in ("no encoder", "no task", "no data") else [*usual, *given]

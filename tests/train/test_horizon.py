@@ -3,7 +3,8 @@
 import pytest
 
 from jax_mlm.errors import UserError
-from jax_mlm.train.pace import Pace, parse_budget
+from jax_mlm.train.duration import parse_budget
+from jax_mlm.train.pace import Pace
 
 START = {"step": 0, "elapsed": 0.0, "horizon": 0}
 
@@ -13,7 +14,7 @@ def test_budgets_are_read(text, seconds):
     assert parse_budget(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "30", "m", "-3m", "0m", "3 weeks"])
+@pytest.mark.parametrize("text", ["", "30", "m", "-3m", "0m", "3 weeks", "9" * 400 + "d"])
 def test_a_bad_budget_names_the_option(text):
     with pytest.raises(UserError, match="--budget"):
         parse_budget(text)

@@ -3,6 +3,7 @@
 import pickle
 import re
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -25,12 +26,14 @@ from support.steps import (
 )
 
 from jax_mlm.config import MaskConfig, OptimConfig
+from jax_mlm.evals.heldout import result_of
+from jax_mlm.model.heads import init_params
 from jax_mlm.parallel.mesh import make_mesh
 from jax_mlm.tasks.metrics import Metrics
 from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.train.meter import Meter
 from jax_mlm.train.optim import make_optimizer, make_schedule
-from jax_mlm.train.step import make_train_step
+from jax_mlm.train.step import init_state, make_train_step
 
 
 @cache
@@ -107,6 +110,26 @@ def test_eight_devices_equal_one(accumulate):
 def test_a_step_compiles_once():
     _, _, step = one_batch()
     assert step._cache_size() == 1
+
+
+def test_a_mean_over_weights_that_add_up_to_less_than_1_is_a_mean() -> None:
+    """All weights times a thousandth make the same step, and the same loss is reported."""
+    task = masked_lm(CONFIG, MaskConfig(), VOCABULARY, LENGTH, jnp.float32)
+    optim = OptimConfig(lr=0.1, schedule="constant", warmup=0.0, clip=0.0)
+    tx = make_optimizer(replace(optim, adam_eps=1.0))
+
+    def scaled(factor: float) -> Any:
+        def loss(*arguments: Any) -> Any:
+            return jax.tree.map(lambda x: x * factor, task.loss(*arguments))
+
+        step = make_train_step(replace(task, loss=loss), tx, make_schedule(optim), jax.random.key(7), 2)
+        state, metrics = jax.jit(step)(init_state(init_params(CONFIG, jax.random.key(0)), tx), packed_batch(0), 9)
+        return state.params, metrics
+
+    (whole, metrics), (small, few) = scaled(1.0), scaled(1e-3)
+    assert 0 < few.count < 1
+    assert tree_difference(whole, small) < 2e-5
+    assert result_of(few).loss == pytest.approx(result_of(metrics).loss, rel=1e-5)
 
 
 def test_the_meter_waits_only_for_the_step_before():

@@ -134,6 +134,11 @@ def labelled_examples(model: ModelConfig, params: Params, tokenizer: Tokenizer, 
     """
     _check(file)
     task = tuned.task
+    if task.kind == "classify" and task.pair and not task.columns[1]:
+        raise BundleError(
+            f"--calibrate {file}: the run does not name the column of the second text: import the model with "
+            "python -m jax_mlm.hf import HF_DIR RUN --pair COLUMN"
+        )
     examples, _, _ = read_file(task.kind, file, Columns(*task.columns))
     check_examples(examples, task)
     examples = [each for each in examples if is_labelled(each, task)][:MOST_EXAMPLES]

@@ -29,7 +29,7 @@ from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import TOKENIZER_FILE, read_run, read_run_file, read_task
 from jax_mlm.run.lock import target_locked
 from mlm_onnx.bundle.layout import COLUMNS, CONFIG, LARGEST, TOKENIZER, TOKENIZER_CONFIG, BundleError, Json, Limits
-from mlm_onnx.bundle.read import read_manifest
+from mlm_onnx.bundle.read import open_bundle
 from mlm_onnx.bundle.write import check_target, new_bundle, seal, write_json
 from mlm_onnx.convert.asked import Tuned, labelled_examples, masked_words
 from mlm_onnx.convert.calibrate import calibrate
@@ -142,7 +142,20 @@ def write_bundle(
             "origin": dict(origin),
         }
         seal(folder, manifest)
-    return read_manifest(out)
+        return _opened(folder, out, task is not None)
+
+
+def _opened(folder: Path, out: Path, tuned: bool) -> Json:
+    """Return the manifest of a bundle that is about to become `out`, once it is read as whoever answers reads it."""
+    try:
+        bundle = open_bundle(folder, full=False)
+        if tuned:
+            bundle.head()
+    except BundleError as error:
+        raise BundleError(
+            f"nothing was written, as the bundle could not be opened: {str(error).replace(str(folder), str(out))}"
+        ) from None
+    return bundle.manifest
 
 
 def _write_graphs(

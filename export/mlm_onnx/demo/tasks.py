@@ -90,7 +90,7 @@ def _classify(bundle: Bundle, threads: int | None) -> TaskPage:
 
 def _tag(bundle: Bundle, threads: int | None) -> TaskPage:
     predictor = Tag(bundle, threads)
-    types = [label.partition("-")[2] for label in predictor.labels if label.startswith("B-")]
+    types = [*dict.fromkeys(label[2:] for label in predictor.labels if label != "O")]
 
     def answer(text: str) -> str:
         return spans(predictor(text), types)

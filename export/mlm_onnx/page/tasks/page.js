@@ -35,7 +35,7 @@ let facts = null; // about the model, once its manifest is there
 let page = null;
 let isReady = false;
 
-const typesOf = (labels) => labels.filter((label) => label.startsWith('B-')).map((label) => label.slice(2));
+const typesOf = (labels) => [...new Set(labels.filter((label) => label !== 'O').map((label) => label.slice(2)))];
 const named = (labels) => (labels.length ? labels.slice(0, SHOWN).join(', ') + (labels.length > SHOWN ? ', …' : '') : 'one number');
 const fields = () => [...document.querySelectorAll('#texts textarea')];
 const texts = () => fields().map(({ value }) => value);
