@@ -339,8 +339,12 @@ def measure(given: argparse.Namespace, run: Callable[[Sequence[str], Record], Re
 
 
 def main() -> int:
-    if sys.argv[1:2] in (["worker"], ["prepare"]):
-        (worker if sys.argv[1] == "worker" else preparer)(sys.argv[2])
+    from jax_mlm.errors import exit_status
+
+    if sys.argv[1:2] == ["prepare"]:
+        return exit_status(lambda: preparer(sys.argv[2]))
+    if sys.argv[1:2] == ["worker"]:
+        worker(sys.argv[2])
         return 0
     parser = command_line(__doc__)
     parser.add_argument("--budget", default="10m", help="time of each arm: 10m")
@@ -349,8 +353,6 @@ def main() -> int:
     given = parser.parse_args()
     if not given.table and not (given.data and given.valid):
         parser.error("--data and --valid are needed, or --table")
-    from jax_mlm.errors import exit_status
-
     return exit_status(show if given.table else lambda: measure(given))
 
 

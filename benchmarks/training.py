@@ -16,7 +16,7 @@ products of the step alone use the share that is printed.
 With --gpu, the presets base and large and the peer of their shapes, with and without `torch.compile`, are timed in
 bfloat16 on the first GPU, row by row in the order of their worth: full rows, isolated documents, windows, other
 lengths, and our losses in two types. Without --peer-python, the peer is timed by this Python if it has torch and
-transformers. A row has a process of its own, its attention is chosen as a run chooses it whose rows are such, and its
+transformers. A row has a process of its own, its attention is chosen as a run with such rows would choose it, and its
 steps are waited for at the end only. The rows of a card that the file has already are left out, and none begins after
 --minutes, so the same command goes on where it was stopped.
 """

@@ -49,7 +49,7 @@ def answer(line: Sequence[str], job: Record) -> Record:
             process.kill()
             process.wait()
     if process.returncode or not out.strip():
-        raise SystemExit(f"error: an arm ended with status {process.returncode}; those before it are kept")
+        raise SystemExit(f"error: a process ended with status {process.returncode}; what was measured before is kept")
     return json.loads(out.splitlines()[-1])
 
 

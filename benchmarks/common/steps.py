@@ -103,8 +103,7 @@ def our_step(shape: Shape, dtype: str, layout: Layout = "plain") -> tuple[Step, 
 
     model, (rows, documents) = model_of(shape, layout), batch_of(shape, layout)
     mesh = mesh_over(jax.devices()[:1], Devices())
-    full, segments = layout == "plain", np.asarray(rows.segments)
-    kernels, tried = choose_attention(model, jnp.dtype(dtype), mesh, segments, documents, full=full)
+    kernels, tried = choose_attention(model, jnp.dtype(dtype), mesh, np.asarray(rows.segments), documents)
     optim, mask = OptimConfig(), MaskConfig(mask_rate=MASKED)
     tx, key = make_optimizer(optim, products=Products(jnp.dtype(dtype), mesh)), jax.random.key(0)
     task = masked_lm(model, mask, _vocabulary(shape), shape.length, jnp.dtype(dtype), kernels)

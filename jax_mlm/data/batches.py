@@ -54,11 +54,6 @@ class Rows:
         """Return the most documents of a row, its padding being one of them; 1 where all of a row is one."""
         return int(np.diff(self.first).max()) + 1 if self.pack == "document" else 1
 
-    @property
-    def full(self) -> bool:
-        """Return whether all of a row is one document and none has padding: the stream ends where a row does."""
-        return self.pack == "plain" and int(self.first[-1]) % self.length == 0
-
     def gather(self, indices: np.ndarray) -> Batch:
         """Return the rows of these numbers; a row past the end is all padding."""
         return _gather(self, indices)

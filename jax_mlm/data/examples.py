@@ -39,8 +39,12 @@ class Examples(NamedTuple):
     remarks: tuple[str, ...]
 
 
-def read_examples(kind: Kind, data: str, valid: str, test: str, columns: Columns) -> Examples:
+def read_examples(
+    kind: Kind, data: str, valid: str, test: str, columns: Columns, problem: str = "auto"
+) -> Examples:
     """Read the files; without --test, a part of the training file chooses; a text and those in it are on one side.
+
+    `problem` says what labels are, as --problem does.
 
     Raises:
         UserError: a file is missing or wrong; see `data/labels.py`, `data/conll.py` and `data/squad.py`.
@@ -58,7 +62,8 @@ def read_examples(kind: Kind, data: str, valid: str, test: str, columns: Columns
         remarks += _also_learned(option, examples, train)
     if test:
         return Examples(train, others["--valid"], others["--test"], columns, fingerprints, remarks)
-    train, choose = split_by_text(train)
+    numbers = (problem_of(train) if problem == "auto" else problem) == "regression"
+    train, choose = split_by_text(train, numbers=numbers)
     return Examples(train, choose, others.get("--valid", []), columns, fingerprints, remarks)
 
 
@@ -74,12 +79,14 @@ def read_file(
     return *read_classified(path, columns, unlabelled), ()
 
 
-def split_by_text(examples: Sequence[Example], fraction: float = CHOOSING) -> tuple[list[Example], list[Example]]:
+def split_by_text(
+    examples: Sequence[Example], fraction: float = CHOOSING, numbers: bool = False
+) -> tuple[list[Example], list[Example]]:
     """Return the examples to learn and those that choose, up to `fraction` of all, always the same.
 
     A text and those that lie in it are on one side, and so are all questions about a context. Data such as SST-2 give
     each sentence with its phrases, and a model that has learned the phrases knows the sentence. The last example of a
-    label or of a type of entity is learned, unless each has its own.
+    label or of a type of entity is learned, unless each has its own, or labels are `numbers`.
     """
     keys = [" ".join((text, pair) if e.answers is None else (text,)) for e in examples for text, pair in [_text(e)]]
     texts = sorted(set(keys), key=lambda key: (-len(key), key))
@@ -92,8 +99,9 @@ def split_by_text(examples: Sequence[Example], fraction: float = CHOOSING) -> tu
     for number, key in enumerate(keys):
         groups[lies_in[key]].append(number)
     members = list(groups.values())
-    most, kinds = max(1, round(fraction * len(examples))), _kinds(examples)
-    chosen = _drawn(members, kinds, most) or _drawn(members, [()] * len(kinds), most) or {*min(members, key=len)}
+    most, any_kind = max(1, round(fraction * len(examples))), [()] * len(examples)
+    kinds = any_kind if numbers else _kinds(examples)
+    chosen = _drawn(members, kinds, most) or _drawn(members, any_kind, most) or {*min(members, key=len)}
     return (
         [example for number, example in enumerate(examples) if number not in chosen],
         [example for number, example in enumerate(examples) if number in chosen],
@@ -102,8 +110,6 @@ def split_by_text(examples: Sequence[Example], fraction: float = CHOOSING) -> tu
 
 def _kinds(examples: Sequence[Example]) -> list[Collection[str]]:
     """Return what each example teaches: its labels, the types of its entities, or whether there is an answer."""
-    if problem_of(examples) == "regression":
-        return [()] * len(examples)
     kinds: list[Collection[str]] = []
     for example in examples:
         label = [example.label] if isinstance(example.label, str) else []

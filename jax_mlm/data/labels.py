@@ -169,7 +169,7 @@ def labels_of(examples: Sequence[Example], problem: Problem) -> tuple[str, ...]:
     least = 1 if problem == "multi" else 2
     if len(found) < least:
         what = f"every example has the label {found.pop()!r}" if found else "no example has a label"
-        raise UserError(f"{examples[0].where}: as here, {what}: there is nothing to tell apart")
+        raise UserError(f"{examples[0].where}: from here on, {what}: there is nothing to tell apart")
     return () if problem == "regression" else tuple(sorted(found))
 
 

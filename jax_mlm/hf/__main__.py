@@ -28,7 +28,7 @@ class ImportConfig:
     tokenizer: str = ""
     """A tokenizer.json to take instead of the directory's own."""
     pair: str = ""
-    """The column of the second text, in files to evaluate, of a classifier of pairs: config.json does not say it."""
+    """For a classifier of pairs: the column of the second text in files to evaluate; config.json does not name it."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The attention of a run on an accelerator: every kernel that fits is tried, and the fastest right one is taken.
 
-They are tried on rows of the run's data; how many, the record keeps. A kernel that cuDNN cannot build may kill its
+They are tried on rows of the run's data; the record says on how many. A kernel that cuDNN cannot build may kill its
 process, so on GPUs another process tries them.
 """
 
@@ -47,7 +47,6 @@ def choose_attention(
     segments: np.ndarray,
     documents: int,
     before: Json | None = None,
-    full: bool = False,
 ) -> tuple[Kernels, Json]:
     """Return the kernels of a run, and the record of what was tried; ours and an empty record where none fits.
 
@@ -60,7 +59,6 @@ def choose_attention(
         segments: [B, S] documents of rows of one device.
         documents: most documents of any row, its padding being one of them; 1 where all of a row is one.
         before: the record of a run that is resumed on such a device.
-        full: whether no row of the run has padding.
     """
     if model.attention_dropout:
         return OURS, {}
@@ -70,7 +68,7 @@ def choose_attention(
     kind = (jax.default_backend(), jnp.dtype(dtype).name, len(segments), heads, segments.shape[1], model.head_width)
     chosen, record = Kernels(documents=most, mesh=mesh if mesh.size > 1 else None), {}
     for window in dict.fromkeys(map(model.window, range(model.layers))):
-        layers, case = "whole" if window is None else "near", Case(*kind, window, most, full)
+        layers, case = "whole" if window is None else "near", Case(*kind, window, most)
         names = [name for name, kernel in KERNELS.items() if kernel.fits(case)]
         if not names:
             continue

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jax_mlm.config import MaskConfig
 from jax_mlm.data.tokenizer import Vocabulary
 from jax_mlm.errors import unknown_choice
+from jax_mlm.tasks.task import library_of
 
 LONGEST_WORD = 16
 """Slots beyond those the rate needs, so that the last word chosen fits; a longer word may be skipped."""
@@ -97,11 +97,6 @@ def slots(config: MaskConfig, length: int) -> int:
     """Return the static number P of target slots in a row of `length` tokens: enough for the largest rate."""
     needed = math.ceil(config.largest_rate * length - 1e-6)
     return min(length, needed + rule_of(config).room(config))
-
-
-def library_of(step: Array | int) -> ModuleType:
-    """Return what computes a schedule: NumPy where a line is logged, which then does not wait for the device."""
-    return jnp if isinstance(step, Array) else np
 
 
 def rate_at(config: MaskConfig, step: Array | int, horizon: Array | int) -> Array | np.floating:

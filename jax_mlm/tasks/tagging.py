@@ -21,7 +21,7 @@ def types_of(examples: Sequence[Example]) -> tuple[str, ...]:
     """Return the types of the entities, sorted; a UserError if there is none to find."""
     found = sorted({span.label for example in examples for span in example.spans or ()})
     if not found:
-        raise UserError(f"{examples[0].where}: as here, no text has an entity: there is nothing to find")
+        raise UserError(f"{examples[0].where}: from here on, no text has an entity: there is nothing to find")
     return tuple(found)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from jax_mlm.model.encoder import Params
@@ -40,3 +43,8 @@ class Task(Generic[Example]):
     """Return the parameters as the loss multiplies them; done once a step, however many microbatches it has."""
     frozen: Params | None = None
     """Parameters that the loss reads but does not train, such as a teacher's; an argument of the step."""
+
+
+def library_of(step: Array | int) -> ModuleType:
+    """Return the array library that fits a step: NumPy for a Python number, so that a line is logged without waiting."""
+    return jnp if isinstance(step, Array) else np

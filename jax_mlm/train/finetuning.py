@@ -78,7 +78,7 @@ def plan(options: FinetuneConfig) -> Plan:
     """
     columns = Columns(options.text, options.pair, options.label)
     kind = cast(Any, options.task)
-    examples = read_examples(kind, options.data, options.valid, options.test, columns)
+    examples = read_examples(kind, options.data, options.valid, options.test, columns, options.problem)
     task, lines = _task(options, examples)
     before = read_run(Path(options.out)) if options.resume else None
     if before is not None:
@@ -174,7 +174,7 @@ def _task(options: FinetuneConfig, examples: Examples) -> tuple[TaskConfig, tupl
 
 
 def _not_learned(examples: Examples, task: TaskConfig) -> tuple[str, ...]:
-    """Return a remark where a label is only among the examples that choose: the split could not leave one to learn."""
+    """Return a remark where a label is only among the examples that choose."""
 
     def labels(example: Example) -> Sequence[str]:
         if task.kind == "tag":
@@ -185,7 +185,7 @@ def _not_learned(examples: Examples, task: TaskConfig) -> tuple[str, ...]:
         return ()
     known = {label for example in examples.train for label in labels(example)}
     others = ((e.where, label) for e in examples.choose for label in labels(e) if label not in known)
-    return tuple(f"{where}: the label {label!r} is not learned: no other example has it" for where, label in others)[:1]
+    return tuple(f"{where}: no example that is learned has the label {label!r}" for where, label in others)[:1]
 
 
 def _warning(task: TaskConfig, choosing: Laid) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from jax_mlm.errors import unknown_choice
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.ops.dense import in_rows, turned
 from jax_mlm.parallel.rules import spread
-from jax_mlm.tasks.masking import library_of
+from jax_mlm.tasks.task import library_of
 
 Schedule = Callable[[Array | int, Array | int], Array | np.floating]
 """(step, horizon) → fraction of the peak learning rate, from 0 to 1."""

@@ -178,18 +178,13 @@ def set_up(config: TrainConfig, run: Path) -> Setup:
     looked = survey(data)
     if data.config.data:
         _say(looked, data.config.resume)
-    kernels, attention = kernels_of(data.config, data.train, mesh, run, data.train.full and data.valid.full)
+    kernels, attention = kernels_of(data.config, data.train, mesh, run)
     task = task_of(data, teacher, kernels)
     return Setup(data.config, run, budget, mesh, data, looked, start, teacher, task, attention=attention)
 
 
-def kernels_of(
-    config: TrainConfig, rows: Rows | LabelledRows, mesh: Mesh, run: Path, full: bool = False
-) -> tuple[Kernels, Json]:
-    """Return the kernels of attention, and what was tried: on an accelerator, on the first rows of one device.
-
-    `full`: no row that is learned or validated on has padding.
-    """
+def kernels_of(config: TrainConfig, rows: Rows | LabelledRows, mesh: Mesh, run: Path) -> tuple[Kernels, Json]:
+    """Return the kernels of attention, and what was tried: on an accelerator, on the first rows of one device."""
     if jax.default_backend() == "cpu":
         return OURS, {}
     most = config.batch // layout_of(mesh).rows
@@ -199,9 +194,7 @@ def kernels_of(
     if isinstance(device, dict) and device.get("kind") == describe_machine()["kind"]:
         before = device.get("attention")
     segments = np.asarray(rows.gather(share).segments)
-    kernels, record = choose_attention(
-        config.model, compute_dtype(config), mesh, segments, rows.documents, before, full
-    )
+    kernels, record = choose_attention(config.model, compute_dtype(config), mesh, segments, rows.documents, before)
     if record != (before or {}):
         print(line_of(record), file=sys.stderr, flush=True)
     return kernels, record

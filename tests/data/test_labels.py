@@ -88,7 +88,7 @@ def test_empty_labels_in_a_list_are_none(tmp_path: Path) -> None:
 
 def test_one_number_for_all_is_not_a_regression(tmp_path: Path) -> None:
     examples, _ = read_classified(written(tmp_path, "a.csv", "text,label\na,1.5\nb,1.50\n"), Columns())
-    with pytest.raises(UserError, match=r"a\.csv, line 2: as here, every example has the label '1\.5'"):
+    with pytest.raises(UserError, match=r"a\.csv, line 2: from here on, every example has the label '1\.5'"):
         labels_of(examples, "regression")
 
 
@@ -121,7 +121,7 @@ REFUSED = {
         "a.csv",
         "text,label\na,b\nc,b\n",
         Columns(),
-        "line 2: as here, every example has",
+        "line 2: from here on, every example has",
     ),
 }
 

@@ -93,13 +93,13 @@ def test_attention_is_chosen_for_the_documents_of_the_rows_as_a_run_counts_them(
         packed.append(rows.documents)
         return rows
 
-    def choose(model: Any, dtype: Any, mesh: Any, segments: np.ndarray, documents: int, *, full: bool) -> Any:
-        raise _Asked(documents, full)
+    def choose(model: Any, dtype: Any, mesh: Any, segments: np.ndarray, documents: int) -> Any:
+        raise _Asked(documents)
 
     pack = batches.pack_rows
     monkeypatch.setattr(batches, "pack_rows", pack_rows)
     monkeypatch.setattr(attention, "choose_attention", choose)
-    for layout, expected in (("packed", lambda: (packed[-1], False)), ("plain", lambda: (1, True))):
+    for layout, expected in (("packed", lambda: (packed[-1],)), ("plain", lambda: (1,))):
         with pytest.raises(_Asked) as asked:
             our_step(SHAPE, "bfloat16", layout)
         assert asked.value.args == expected()

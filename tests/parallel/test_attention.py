@@ -113,7 +113,6 @@ def lowered(kernels: Kernels, mesh=None, tuned: TaskConfig | None = None) -> str
     [
         (Kernels("cudnn packed", "cudnn mask", 4), 1),
         pytest.param(Kernels("cudnn lengths", "cudnn mask", 1), 1, marks=pytest.mark.slow),
-        pytest.param(Kernels("cudnn plain", "cudnn mask", 1), 1, marks=pytest.mark.slow),
         pytest.param(Kernels("cudnn packed", "cudnn flex", 4), 0, marks=[FLEX, pytest.mark.slow]),
         pytest.param(Kernels("cudnn flex", "cudnn flex", 4), 0, marks=FLEX),
     ],
@@ -132,21 +131,6 @@ def test_a_step_on_a_gpu_has_no_scores_in_memory(monkeypatch, kernels, masks):
     products = re.findall(r"stablehlo.dot_general .*: \(tensor<\S*x([a-z]\w+)>, tensor<\S*x([a-z]\w+)>\)", text)
     assert {kind for pair in products for kind in pair} == {"bf16"}
     assert (r"max_seg_per_batch\22: 4" in text) == ("cudnn packed" in kernels)
-
-
-def test_full_rows_need_neither_mask_nor_lengths_on_a_gpu(monkeypatch):
-    without_a_gpu(monkeypatch.setattr)
-    x = jax.ShapeDtypeStruct((2, 2, 32, 16), jnp.bfloat16)
-
-    def kinds(name):
-        """Return the types of what the kernel is given, forward and backward."""
-        attention = jax.jit(partial(mixed, lambda q, k, v: KERNELS[name].attend(q, k, v, jnp.ones((2, 32)), None, 1)))
-        text = attention.trace(x, x, x, x).lower(lowering_platforms=("cuda",)).as_text()
-        calls = re.findall(r"custom_call @__cudnn\$fmhaSoftmax\w*\(.*: \((.*)\) -> ", text)
-        return [set(re.findall(r"x([a-z]+\d+)>", call)) for call in calls]
-
-    assert kinds("cudnn plain") == [{"bf16"}, {"bf16", "f32"}], "f32: the statistics of the softmax"
-    assert kinds("cudnn lengths") == [{"bf16", "i32"}, {"bf16", "f32", "i32"}]
 
 
 def test_fine_tuning_on_a_gpu_has_no_scores_in_memory_either(monkeypatch):
@@ -291,10 +275,7 @@ def test_what_was_chosen_is_kept_by_a_resumed_run(monkeypatch):
     chosen, record = choose(3)
     assert chosen == Kernels("cudnn mask", "cudnn mask", 4)
     assert asked == [Case("gpu", "bfloat16", 4, 4, 32, 16, window, 4) for window in (None, 4)]
-    chosen, plain = choose(1)
-    assert chosen == Kernels("cudnn lengths", "cudnn mask", 1)
-    assert "cudnn plain" not in plain["whole"]["tried"]
-    assert "cudnn plain" in choose(1, full=True)[1]["whole"]["tried"]
+    assert choose(1)[0] == Kernels("cudnn lengths", "cudnn mask", 1)
     asked.clear()
     kept = {layers: {**each, "kernel": OWN} for layers, each in record.items()}
     assert choose(3, kept) == (Kernels(documents=4), kept)

@@ -574,13 +574,15 @@ def test_the_last_example_of_a_label_is_learned_where_there_are_others_to_choose
         spans = [replace(e, label=None, spans=(Span(0, 4, str(e.label)),)) for e in examples]
         assert {s.label for e in split_by_text(spans)[0] for s in e.spans or ()} == {"a", "b", "rare"}
     numbers = [Example(f"line {i}", f"text {i}", label=str(i)) for i in range(100)]
-    assert len(split_by_text(numbers)[1]) == 5, "each has a label of its own, as in a regression"
+    assert len(split_by_text(numbers)[1]) == 5, "each has a label of its own"
+    numbers = [replace(each, label=str(min(i, 97))) for i, each in enumerate(numbers)]
+    assert len(split_by_text(numbers, numbers=True)[1]) == 5, "in a regression, a number is no label to learn"
 
 
 @pytest.mark.parametrize(
     ("labels", "more", "said"),
     [
-        (["x", "y"], [], "line 3: the label 'y' is not learned: no other example has it"),
+        (["x", "y"], [], "line 3: no example that is learned has the label 'y'"),
         (["x", "y"], [], "warning: one example chooses: give others with --valid"),
         ([1.5] * 60 + [2], ["--problem", "regression"], "warning: pearson of the 3 examples that choose is always 0"),
         (["x"] * 60 + ["y"] * 2, ["--metric", "mcc"], "warning: mcc of the 3 examples that choose is always 0"),
@@ -685,7 +687,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no such axis": (["--mesh", "fdsp=2"], "did you mean fsdp?"),
     "devices that are not here": (["--mesh", "fsdp=3"], "--mesh fsdp=3 is for 3 devices"),
     "a taken directory": (["--out", "."], "exists already"),
-    "one number": (["--data", "constant.tsv", "--problem", "regression"], "constant.tsv, line "),
+    "one number": (["--data", "constant.tsv", "--problem", "regression"], "every example has the label '1.5'"),
     **{
         f"--{option} {value}": ([f"--{option}={value}", "--data", "nowhere.tsv"], message)
         for option, value, message in (

@@ -202,7 +202,8 @@ def head_fields(task: TaskConfig) -> Json:
     elif task.kind == "answer":
         fields["answers"] = {"max_tokens": task.max_answer, "no_answer": task.no_answer}
     else:
-        fields["tagging"] = {"scheme": "IOB2", "pieces": "first"}
+        begins = any(label.startswith("B-") for label in task.labels)
+        fields["tagging"] = {"scheme": "IOB2" if begins else "IO", "pieces": "first"}
     columns = {part: name for part, name in zip(COLUMNS, task.columns, strict=True) if name}
     return {**fields, "columns": columns} if columns else fields
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from mlm_onnx.convert.onnx_file import CONTRIB, Graph
-from mlm_onnx.convert.precision import FP32, Precision
+from mlm_onnx.convert.precision import FP32, FP32_HUB, Precision
 
 LARGEST_BLOCK, SMALLEST_BLOCK = 128, 16
 REDUCED = 63
@@ -129,7 +129,8 @@ def adjusted(int8: Precision, keep: Collection[str] = (), reduce_range: bool = F
             return FP32.linear(g, x, name, kernel, bias)
         return int8.linear(g, x, name, kernel, bias, **({"largest": REDUCED} if reduce_range else {}))
 
-    tables = {"lookup": FP32.lookup, "project": FP32.project} if TABLE in keep else {}
+    exact = FP32_HUB if int8 is INT8_HUB else FP32
+    tables = {"lookup": exact.lookup, "project": exact.project} if TABLE in keep else {}
     return replace(int8, linear=linear, **tables)
 
 

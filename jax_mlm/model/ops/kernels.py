@@ -58,8 +58,6 @@ class Case(NamedTuple):
     window: int | None
     documents: int
     """As in `Kernels`."""
-    full: bool = False
-    """Whether no row has padding."""
 
 
 Attend = Callable[[Array, Array, Array, Array, int | None, int], Array]
@@ -87,12 +85,6 @@ def _cudnn(q: Array, k: Array, v: Array, layout: str = "BNTH", **given: Any) -> 
     if hasattr(library, "should_export_dbias"):  # else JAX before 0.11.1 computes a gradient of the mask, S × S
         library.should_export_dbias = lambda *_: False
     return library.dot_product_attention(q, k, v, scale=1.0, qkv_layout=layout, **given)
-
-
-def cudnn_plain(q: Array, k: Array, v: Array, segments: Array, window: int | None, documents: int) -> Array:
-    """Attend to the whole row."""
-    del segments, window, documents
-    return _cudnn(q, k, v)
 
 
 def cudnn_lengths(q: Array, k: Array, v: Array, segments: Array, window: int | None, documents: int) -> Array:
@@ -206,7 +198,6 @@ def splash(q: Array, k: Array, v: Array, segments: Array, window: int | None, do
 
 
 KERNELS: Mapping[str, Kernel] = {
-    "cudnn plain": Kernel(lambda case: _on_gpu(case) and not _masked(case) and case.full, cudnn_plain),
     "cudnn lengths": Kernel(lambda case: _on_gpu(case) and not _masked(case), cudnn_lengths),
     "cudnn packed": Kernel(
         lambda case: _on_gpu(case) and case.window is None and 1 < case.documents <= MOST_DOCUMENTS, cudnn_packed

@@ -21,7 +21,7 @@ from jax_mlm.model.ops.scores import NEGATIVE
 TILE = 512
 """Bytes of a row of a tile's weights on CPU: of the sizes tried, the fastest in float32, and none faster in 16 bits."""
 ELSEWHERE = 1024
-"""Tokens of a tile's side in float32 on other devices: their kernels are for 16 bits, and runs are validated in 32."""
+"""Most tokens of a tile's side in float32 on other devices: their kernels are for 16 bits, and runs are validated in 32."""
 SHORTEST = 1024
 """Tokens of the shortest row that goes by tiles; benchmarks/README.md has the measurement."""
 
@@ -40,8 +40,7 @@ def tiled_attention(
 ) -> Float[Array, "B H S K"]:
     """Return what `dense_attention` does over `visible(segments, None)`, with the softmax in float32.
 
-    Elsewhere than on a CPU, tiles are large, since loops are slow there; in 16 bits, for which there are kernels, a row
-    is one.
+    On other devices loops are slow, so tiles are large; in 16 bits, where kernels exist, one tile holds the whole row.
     """
     return _forward(q, k, v, segments)[0]
 
@@ -69,8 +68,9 @@ def _backward(saved: _Saved, g: Array) -> tuple[Array | None, ...]:
 
 def _in_tiles(compute: Callable[..., tuple[Array, ...]], q: Array, *given: Array) -> tuple[Array, ...]:
     """Compute in the tiles that suit the platform."""
-    large = min(q.shape[2], ELSEWHERE) if q.dtype == jnp.float32 else q.shape[2]
-    small, large = (partial(compute, tile=size) for size in (TILE // q.dtype.itemsize, large))
+    length = q.shape[2]
+    tiles = -(-length // ELSEWHERE) if q.dtype == jnp.float32 else 1
+    small, large = (partial(compute, tile=size) for size in (TILE // q.dtype.itemsize, -(-length // tiles)))
     return platform_dependent(q, *given, cpu=small, default=large)
 
 
