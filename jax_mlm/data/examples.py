@@ -39,9 +39,7 @@ class Examples(NamedTuple):
     remarks: tuple[str, ...]
 
 
-def read_examples(
-    kind: Kind, data: str, valid: str, test: str, columns: Columns, problem: str = "auto"
-) -> Examples:
+def read_examples(kind: Kind, data: str, valid: str, test: str, columns: Columns, problem: str = "auto") -> Examples:
     """Read the files; without --test, a part of the training file chooses; a text and those in it are on one side.
 
     `problem` says what labels are, as --problem does.

@@ -119,7 +119,12 @@ def _parquet(path: Path) -> Iterator[Record]:
                 for row in batch.to_pylist():
                     number += 1
                     yield Record(f"{path}, row {number}", row)
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two: a time outside Python's range
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        OverflowError,
+    ) as error:  # the last two: a time outside Python's range
         raise UserError(f"{path}: not a readable Parquet file ({first_line(error)})") from error
 
 

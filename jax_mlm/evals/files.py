@@ -120,7 +120,7 @@ def write_lines(path: Path, lines: Iterable[Json]) -> None:
 
 
 def _line(row: Json) -> str:
-    """Return a row as a line of JSON, though the fields of Parquet that it echoes may hold values that JSON cannot express.
+    """Return a row as a line of JSON; the fields of Parquet that it echoes may hold values that JSON cannot express.
 
     Dates and times are written as ISO 8601 has them, other such values as text, and NaN as null.
     """

@@ -46,5 +46,5 @@ class Task(Generic[Example]):
 
 
 def library_of(step: Array | int) -> ModuleType:
-    """Return the array library that fits a step: NumPy for a Python number, so that a line is logged without waiting."""
+    """Return the array library that fits a step: NumPy for a Python number, so that logging waits for nothing."""
     return jnp if isinstance(step, Array) else np

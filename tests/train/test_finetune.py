@@ -214,8 +214,7 @@ def test_attention_is_chosen_on_rows_of_examples(folder: Path, tmp_path: Path, m
     """As for masked tokens: on an accelerator, for the most examples that a row isolates; run.json keeps it."""
     asked: list[tuple[np.ndarray, int]] = []
 
-    def choose(model: Any, dtype: Any, mesh: Any, segments: np.ndarray, documents: int, before: Any, full: bool) -> Any:
-        assert not full
+    def choose(model: Any, dtype: Any, mesh: Any, segments: np.ndarray, documents: int, before: Any) -> Any:
         asked.append((segments, documents))
         return Kernels(documents=16), {"whole": {"kernel": "ours", "tried": {}}}
 

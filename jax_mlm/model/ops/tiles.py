@@ -21,7 +21,7 @@ from jax_mlm.model.ops.scores import NEGATIVE
 TILE = 512
 """Bytes of a row of a tile's weights on CPU: of the sizes tried, the fastest in float32, and none faster in 16 bits."""
 ELSEWHERE = 1024
-"""Most tokens of a tile's side in float32 on other devices: their kernels are for 16 bits, and runs are validated in 32."""
+"""Most tokens of a tile's side in float32 on other devices, whose kernels are for 16 bits: runs are validated in 32."""
 SHORTEST = 1024
 """Tokens of the shortest row that goes by tiles; benchmarks/README.md has the measurement."""
 
