@@ -39,6 +39,10 @@ class Examples(NamedTuple):
     remarks: tuple[str, ...]
 
 
+CHOSEN_BY = "choosing"
+"""The fingerprint of the part of --data that chooses: another version may divide the file otherwise."""
+
+
 def read_examples(kind: Kind, data: str, valid: str, test: str, columns: Columns, problem: str = "auto") -> Examples:
     """Read the files; without --test, a part of the training file chooses; a text and those in it are on one side.
 
@@ -62,6 +66,8 @@ def read_examples(kind: Kind, data: str, valid: str, test: str, columns: Columns
         return Examples(train, others["--valid"], others["--test"], columns, fingerprints, remarks)
     numbers = (problem_of(train) if problem == "auto" else problem) == "regression"
     train, choose = split_by_text(train, numbers=numbers)
+    held_out = "\n".join("\t".join(_text(example)) for example in choose)
+    fingerprints[CHOSEN_BY] = hashlib.sha256(held_out.encode("utf-8", "replace")).hexdigest()
     return Examples(train, choose, others.get("--valid", []), columns, fingerprints, remarks)
 
 

@@ -18,7 +18,7 @@ from jax_mlm.config import LARGEST as MOST_STEPS
 from jax_mlm.config import DataConfig, Json, ModelConfig, OptimConfig, TaskConfig, TrainConfig, to_json
 from jax_mlm.data.align import encoded, frame_of
 from jax_mlm.data.batches import batch_of
-from jax_mlm.data.examples import Examples, read_examples
+from jax_mlm.data.examples import CHOSEN_BY, Examples, read_examples
 from jax_mlm.data.labelled import Labelled, LabelledRows
 from jax_mlm.data.labels import Columns, Example, check_labels, labels_of, problem_of, several
 from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
@@ -265,6 +265,8 @@ def _check_same(run: Path, task: TaskConfig, fingerprints: dict[str, str]) -> No
     """Refuse to resume a run whose files, and with them its labels or rows, have changed."""
     before = read_run_file(run).get("data", {})
     for name, digest in fingerprints.items():
+        if before.get(name) != digest and name == CHOSEN_BY:
+            raise UserError(f"{run}: it began with another part of --data to choose by: start a new run")
         if before.get(name) != digest:
             option = "data" if name == "train" else name
             raise UserError(

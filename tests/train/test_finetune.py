@@ -388,6 +388,15 @@ def test_a_run_is_not_resumed_with_other_examples(trained: Path, folder: Path, c
         assert "--data has changed since the run" in capsys.readouterr().err
     finally:
         file.write_text(before)
+    record = (trained / "run.json").read_text()
+    known = json.loads(record)
+    del known["data"]["choosing"]  # as a version wrote it that divided the file in another way
+    try:
+        (trained / "run.json").write_text(json.dumps(known))
+        assert main(["--resume", "--out", str(trained)]) == 2
+        assert "it began with another part of --data to choose by" in capsys.readouterr().err
+    finally:
+        (trained / "run.json").write_text(record)
     assert main(["--resume", "--out", str(trained), "--lr", "1"]) == 2
     assert "lr differs from its run.json" in capsys.readouterr().err
 
