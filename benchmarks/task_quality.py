@@ -47,7 +47,7 @@ def untrained(run: Path, text: Path, folder: Path) -> Path:
     before = read_run(run)
     still = replace(before.optim, optimizer="adamw", lr=1e-30, weight_decay=0.0)
     given = {"data": (str(some),), "valid": (), "tokenizer": str(run / "tokenizer.json"), "out": str(folder / "random")}
-    return train(replace(before, **given, init="", budget="", steps=1, eval_every=0, optim=still))
+    return train(replace(before, **given, init="", embeddings="random", budget="", steps=1, eval_every=0, optim=still))
 
 
 def _jax_mlm(name: str, *options: str) -> str:

@@ -41,6 +41,7 @@ WARMUP = 0.05
 _DEFAULTS = (
     *("--optimizer", "adamw", "--lr", "5e-5", "--schedule", "linear", "--warmup", "0", "--beta2", "0.999"),
     *("--weight-decay", "0", "--batch", "8", "--pack", "plain", "--mask-rate", "0.15", "--global-every", "1"),
+    *("--embeddings", "random"),
 )
 _GUIDE = (
     *("--preset", "bert-base", "--layers", "3", "--width", "256", "--heads", "4", "--ff-width", "512"),

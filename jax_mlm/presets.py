@@ -128,7 +128,8 @@ _ALL = (
     TrainConfig(
         preset="tiny",
         steps=10_000,
-        model=ModelConfig(global_every=2, local_window=16),  # windows, masks and optimizer: measured for this shape
+        embeddings="counted",
+        model=ModelConfig(global_every=2, local_window=16),  # as all that is named here: measured for this shape
         mask=MaskConfig(mask_rate=0.4, mask_rate_end=0.15),
         optim=OptimConfig("muon", weight_decay=0.1),
     ),
@@ -263,12 +264,11 @@ PRESETS: Mapping[str, TrainConfig] = types.MappingProxyType({config.preset: conf
 def preset_for(name: str, given: Mapping[str, Any]) -> TrainConfig:
     """Return the preset that options override: its masks are constant where they give a rate, or weights to begin with.
 
-    What continues from weights has the last rate: masks that become fewer were measured from random weights only.
+    What continues from weights has the last rate: masks that become fewer were measured from new weights only.
     """
-    chosen = PRESETS[name]
-    if "mask_rate" in given:
-        return replace(chosen, mask=replace(chosen.mask, mask_rate_end=-1.0))
-    return replace(chosen, mask=chosen.mask.constant) if {"init", "distil"}.intersection(given) else chosen
+    chosen, continues = PRESETS[name], bool({"init", "distil"}.intersection(given))
+    mask = replace(chosen.mask, mask_rate_end=-1.0) if "mask_rate" in given else chosen.mask
+    return replace(chosen, mask=mask.constant, embeddings="random") if continues else replace(chosen, mask=mask)
 
 
 SENTENCE = "This model creates a super relationships between the words to predict what word"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-BASE = {"--mask-rate": "0.15", "--global-every": "1", "--weight-decay": "0.01"}
+BASE = {"--mask-rate": "0.15", "--global-every": "1", "--weight-decay": "0.01", "--embeddings": "random"}
 """What the earlier recipe has where today's defaults differ; an arm is that recipe with one lever changed."""
 
 
@@ -121,7 +121,9 @@ LEVERS = (
         Arm("the same, 3 layers of 4 ±8", (*_TOGETHER, "--global-every", "4")),
         Arm("the same, rates ×0.5", (*_TOGETHER, "--lr", "1e-3", "--muon-lr", "0.006")),
         Arm("the same, rates ×2", (*_TOGETHER, "--lr", "4e-3", "--muon-lr", "0.024")),
+        Arm("the same, counted embeddings", (*_TOGETHER, "--embeddings", "counted"), won=True),
     ),
+    _lever("embeddings", "random", Arm("counted", ("--embeddings", "counted"), won=True)),
     _lever("rotary base", "10,000", Arm("1,000", ("--rope-theta", "1000"))),
     _lever("documents", "isolated", Arm("crossing", ("--pack", "plain"))),
     _lever(

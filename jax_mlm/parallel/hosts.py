@@ -79,6 +79,15 @@ def gather(text: str) -> list[str]:
     return [bytes(row[:size]).decode() for row, size in zip(process_allgather(padded), sizes, strict=True)]
 
 
+def first_of(array: np.ndarray) -> np.ndarray:
+    """Return the first host's array on all hosts; theirs has its shape. All hosts must call this."""
+    if jax.process_count() == 1:
+        return array
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    return np.asarray(broadcast_one_to_all(array))
+
+
 def on_every_host(act: Callable[[], T]) -> T:
     """Run `act` on every host.
 

@@ -209,7 +209,7 @@ def expected_loss(run: TrainConfig, tokens: float) -> float | None:
     tiny = PRESETS["tiny"]
     same = replace(tiny.corpus, **{name: getattr(run.corpus, name) for name in INDIFFERENT})
     (least, *_), (most, *_) = REACHED[0], REACHED[-1]
-    if run.tokenizer or run.batch != tiny.batch:
+    if run.tokenizer or (run.batch, run.embeddings) != (tiny.batch, tiny.embeddings):
         return None
     if (run.model, run.mask, run.optim, run.corpus) != (tiny.model, tiny.mask, tiny.optim, same):
         return None

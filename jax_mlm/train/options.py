@@ -60,6 +60,9 @@ def defaults(given: Given) -> TrainConfig:
         for name in ("init", "distil"):
             if name in given:
                 raise UserError(f"--{name} needs --data: the text to learn from")
+    weights = next((f"--{name}" for name in ("init", "distil") if name in given), "")
+    if weights and given.get("embeddings") == "counted":
+        raise UserError(f"--embeddings counted is for new weights, and {weights} has its own: give one of them")
     from jax_mlm.parallel import hosts
 
     hosts.join(given.get("multi_host", before is not None and before.multi_host))

@@ -170,6 +170,7 @@ def set_up(config: TrainConfig, run: Path) -> Setup:
         raise UserError(f"{run} was fine-tuned: continue it with {resume_command(run)}")
     budget, mesh = check_run(config, run)
     config, start, teacher, tokenizer = hosts.on_every_host(lambda: resolve_start(config, run))
+    config = replace(config, embeddings="random") if start else config  # none are made anew
     data = hosts.on_every_host(lambda: open_dataset(config, run, given=tokenizer))
     if config.add_tokens and not config.resume:
         for line in never_seen(config.add_tokens, data.tokenizer, data.train.files.tokens):

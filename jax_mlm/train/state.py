@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
+from jax_mlm.data.prepare import LINE_EVERY
+from jax_mlm.data.word_vectors import word_vectors
+from jax_mlm.files import patience
 from jax_mlm.model.encoder import Params
+from jax_mlm.parallel import hosts
 from jax_mlm.parallel.rules import MOMENTS, STATE, state_shardings
 from jax_mlm.run.checkpoint import Meta, restore, save_last, settle
 from jax_mlm.train.setup import Setup
@@ -24,9 +30,12 @@ def init_or_restore(
 
     The weights that a new run starts from are saved as its step 0, so that --resume never needs their source again.
     """
+    found = restore(checkpoints, _shapes(setup, tx, init_key)) if setup.config.resume else None
+    if found is not None:
+        return found
     state = _first_state(setup, tx, init_key)
     if setup.config.resume:
-        return restore(checkpoints, state) or (state, START.copy())
+        return state, START.copy()
     if _given_weights(setup):
         save_last(checkpoints, state, START, None)
     return state, START.copy()
@@ -63,12 +72,32 @@ def _given_weights(setup: Setup) -> bool:
 
 
 def _first_state(setup: Setup, tx: optax.GradientTransformation, init_key: Key[Array, ""]) -> TrainState:
-    def first(key: Key[Array, ""], params: Params | None) -> TrainState:
-        return init_state(setup.task.init(key) if params is None else params, tx)
+    given: Params = setup.start.params if setup.start else _counted(setup)
+    shardings = jax.tree.map(lambda shape: shape.sharding, _shapes(setup, tx, init_key))
+    return jax.jit(partial(_made, setup, tx), out_shardings=shardings)(init_key, given)
 
-    given = setup.start.params if setup.start else None
-    shardings = laid_out(jax.eval_shape(first, init_key, given), setup.mesh)
-    return jax.jit(first, out_shardings=shardings)(init_key, given)
+
+def _made(setup: Setup, tx: optax.GradientTransformation, key: Key[Array, ""], given: Params) -> TrainState:
+    """Return a first state of the given parameters, and of random ones where there are none."""
+    return init_state(given if setup.start else {**setup.task.init(key), **given}, tx)
+
+
+def _shapes(setup: Setup, tx: optax.GradientTransformation, init_key: Key[Array, ""]) -> TrainState:
+    """Return the shape of each array of a state, and where it lives."""
+    given = setup.start.params if setup.start else {}
+    shapes = jax.eval_shape(partial(_made, setup, tx), init_key, given)
+    place = lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)  # noqa: E731
+    return jax.tree.map(place, shapes, laid_out(shapes, setup.mesh))
+
+
+def _counted(setup: Setup) -> Params:
+    """Return the table of --embeddings counted, those of the first host's machine; nothing where it is random."""
+    model, config = setup.config.model, setup.config
+    if config.embeddings == "random":
+        return {}
+    with patience("counting which tokens stand near each other", LINE_EVERY):
+        table = word_vectors(setup.masked.train, model.vocab_size, model.table_width, model.init_std, config.seed)
+    return {"token_table": hosts.first_of(table)}
 
 
 def laid_out(shapes: TrainState, mesh: Mesh) -> TrainState:

@@ -231,6 +231,8 @@ def test_a_short_run_learns_resumes_and_says_what_does_not_fit(tmp_path: Path, c
     assert "--tokenizer-size is for" in refused(*options, *new, "--tokenizer-size", 128)
     assert "--distil-temperature" in refused(*options, *new, "--distil-temperature", 0)
     assert "neither a run directory" in refused("--distil", tmp_path / "none", "--data", text, *new)
+    counted = refused("--distil", tmp_path / "teacher", "--data", text, "--embeddings", "counted", *new)
+    assert "--embeddings counted is for new weights, and --distil has its own" in counted
     assert "--distil needs --data" in refused("--distil", tmp_path / "teacher", *new)
     assert not (tmp_path / "no").exists()
     export_hf(save_run(tmp_path / "changed", model, randomised(model), tokenizer), tmp_path / "teacher-2")

@@ -161,6 +161,7 @@ def test_what_contradicts_the_weights_is_one_line(text: Path, tokenizer: Any, tm
         (["--add-tokens", "[MASK]"], "--add-tokens: every word in it is a token already"),
         (["--add-tokens", tmp_path / "binary"], "is not UTF-8 text"),
         (["--add-tokens", "zebra", "--tokenizer", source / "tokenizer.json"], "--add-tokens adds to the tokenizer"),
+        (["--embeddings", "counted"], "--embeddings counted is for new weights, and --init has its own"),
         (["--init", tmp_path], "is neither a run directory"),
         (["--init", tmp_path / "nowhere"], "is neither a run directory"),
     ]
