@@ -63,11 +63,13 @@ def _association(tokens: np.ndarray, pieces: np.ndarray, vocabulary: int) -> np.
         left, right = tokens[:-distance][near], tokens[distance:][near]
         for of, other in ((left, rank[right]), (right, rank[left])):
             seen = np.bincount((of * company + other)[other >= 0], minlength=len(counts))
-            counts += seen.astype(np.float32) / distance
+            counts += np.divide(seen, distance, dtype=np.float32)
     counts = counts.reshape(vocabulary, company)
     of, with_ = counts.sum(1, keepdims=True), counts.sum(0) ** SMOOTHING
-    expected = np.maximum(of * (with_ / max(with_.sum(), 1e-30)), 1e-30)
-    return np.log(np.maximum(counts / expected, 1.0))
+    for part in (of, with_ / max(with_.sum(), 1e-30)):  # in place: a copy is as large
+        counts /= np.maximum(part, 1e-30)
+    np.maximum(counts, 1.0, out=counts)
+    return np.log(counts, out=counts)
 
 
 def _factor(matrix: np.ndarray, width: int, draw: np.random.Generator) -> np.ndarray:
