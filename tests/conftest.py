@@ -59,8 +59,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
     if whole and not hasattr(config, "workerinput") and config.getoption("numprocesses", 0) is None:
         config.option.numprocesses = min(cores(), WORKERS)
-        # A file's fixtures are made once; slow tests have few in common, and some files would take all the time.
-        config.option.dist = "load" if config.option.markexpr == "slow" else "loadfile"
+        config.option.dist = "loadfile"  # a file's fixtures are made once
         config.option.maxschedchunk = 1
         config.option.loadscopereorder = False
 

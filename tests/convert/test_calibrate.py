@@ -15,7 +15,7 @@ from mlm_onnx.bundle.layout import BundleError
 from mlm_onnx.bundle.read import open_bundle
 from mlm_onnx.convert import calibrate
 from mlm_onnx.convert.asked import ALLOWED, Asked, against, queries
-from mlm_onnx.convert.parity import ParityError
+from mlm_onnx.convert.parity import ParityError, open_session
 from mlm_onnx.convert.precision import FP32
 from mlm_onnx.convert.quantize import INT8, REDUCED, TABLE, adjusted
 from mlm_onnx.convert.targets import FILL_MASK, fill_mask_graph
@@ -99,6 +99,25 @@ def test_the_matrix_that_costs_too_much_stays_in_float32(
     assert facts["before_keeping"]["drop"] > 0.01
     assert facts["drop"] == 0
     assert facts["top1_agreement"] == facts["accuracy"]["fp32"] == 1
+
+
+def test_the_graph_that_others_are_compared_with_keeps_its_file(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its session reads the weights there: written over, they would be others, or the process would end."""
+    opened: list[Path] = []
+
+    def recorded(path: Path, *rest: Any) -> Any:
+        opened.append(path)
+        return open_session(path, *rest)
+
+    monkeypatch.setattr(calibrate, "open_session", recorded)
+    rows = [{"input_ids": np.arange(8)[None], "positions": np.array([[3]])}]
+    judged = {"drop": 1.0}
+    keep, _ = calibrate.calibrate(
+        Asked(FILL_MASK, CONFIG, randomised(CONFIG), rows, lambda logits: logits[0], lambda *_: judged, ALLOWED, 1),
+        text,
+    )
+    assert TABLE in keep, "all matrices were ranked"
+    assert opened[0] not in opened[1:]
 
 
 @pytest.mark.parametrize(("examples", "same", "refused"), [(20, 0.95, False), (20, 0.9, True), (1000, 0.98, True)])

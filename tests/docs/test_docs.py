@@ -2,10 +2,10 @@
 
 The commands of `bash` fences run in one folder for each page, on made-up text, in this order; those of ours that need
 no shell are forked from a process that has imported what they import. They run with these changes: `--budget TIME`
-becomes three steps, and training on `--data` is of a small model. A word after `bash` or `python` says what else a
-fence needs: of those in `READ_ONLY` only the options are read, a server is asked for its page and ended, what installs
-is left to .ci/run, and `slow` is left to the slow tests. Pages with output (`console`) are run again by
-docs/tools/run.py.
+becomes three steps, as does a script that trains; training on `--data`, and that of docs/extending.md, is of a small
+model. A word after `bash` or `python` says what else a fence needs: of those in `READ_ONLY` only the options are read,
+a server is asked for its page and ended, what installs is left to .ci/run, and `slow` is left to the slow tests. Pages
+with output (`console`) are run again by docs/tools/run.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,14 @@ PAGES = [
 READ_ONLY = {"needs-accelerator", "needs-pod", "needs-tpu", "needs-npm", "needs-peers"}
 REMARKS = {*READ_ONLY, "serves", "install", "varies", "slow", "extended"}
 FEW = "--batch 8 --accumulate 1 --length 32 --eval-rows 8"
-SMALL = f"--layers 2 --width 32 --heads 2 --ff-width 32 --tokenizer-limit 512 {FEW}"
+SMALL = f"--layers 1 --width 32 --heads 2 --ff-width 32 --tokenizer-limit 512 {FEW}"
+BRIEF = "--layers 1 --width 128 --heads 2 --ff-width 64 --batch 16"
+IMPORTS = (
+    *("jax_mlm.train.loop", "jax_mlm.train.__main__", "jax_mlm.train.finetuning", "jax_mlm.report.outcome"),
+    *("jax_mlm.evals.heldout", "jax_mlm.hf.directory", "mlm_onnx.convert.pipeline", "mlm_onnx.__main__"),
+    "mlm_onnx.answer.predictor",
+)
+"""What the commands are forked with: what all of them import."""
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "node_modules")
 INSTALLS = re.compile(r"pip install|^python3 -m venv |^\. \.venv/|^python -m pytest$|^ruff ", re.M)
 """What .ci/run runs, and the pages' tests do not."""
@@ -158,6 +165,7 @@ def all_options(module: str, command: str) -> str:
 def shortened(command: str) -> str:
     """The command with little to do, as this file's docstring says."""
     command = re.sub(r"--budget \S+", "--steps 3", command)
+    command = re.sub(r"XLA_FLAGS=(\S+)", r'XLA_FLAGS="$XLA_FLAGS \1"', command)
     if "jax_mlm.train" in command and "--data" in command:
         own = "--init" in command or ("--distil" in command and "--preset" not in command)  # a shape of its own
         small = FEW if own else SMALL
@@ -223,10 +231,7 @@ def words_of(command: str) -> list[str]:
 @pytest.fixture(scope="module")
 def server(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """What the commands are forked from, so that each need not import anew what all import."""
-    imports = ("train.loop", "train.__main__", "train.finetuning", "report.outcome", "evals.heldout", "hf.directory")
-    onnx = ("mlm_onnx.convert.pipeline", "mlm_onnx.__main__", "mlm_onnx.answer.predictor")
-    folder = tmp_path_factory.mktemp("forks")
-    with serving_forks(environment, folder, *(f"jax_mlm.{name}" for name in imports), *onnx) as server:
+    with serving_forks(environment, tmp_path_factory.mktemp("forks"), *IMPORTS) as server:
         yield server
 
 
@@ -278,7 +283,9 @@ def run_page(
         if ("slow" in remarks) != slow or remarks & {*READ_ONLY, "install"}:
             continue
         if fence.info[:1] == ("python",) and "sys.argv" not in fence.body:  # that script is test_bundle_docs.py's
-            (folder / "script.py").write_text(fence.body)
+            (folder / "script.py").write_text(
+                fence.body.replace('PRESETS["sentence"],', 'PRESETS["sentence"], steps=3,')
+            )
             run("python script.py", folder, environment)
         if fence.info[:1] != ("bash",):
             continue
@@ -411,12 +418,17 @@ def test_what_extending_adds_is_there(extended: Path, environment: dict[str, str
 
 
 @pytest.mark.slow
-def test_what_extending_adds_works(extended: Path, runner: ModuleType, environment: dict[str, str]) -> None:
+def test_what_extending_adds_works(
+    extended: Path, runner: ModuleType, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     here = {**environment, "PYTHONPATH": f"{extended}{os.pathsep}{extended / 'export'}"}
     printed = {}
-    for fence in runner.fences((ROOT / "docs" / "extending.md").read_text()):
-        for command in lines(fence.body) if "extended" in fence.info else ():
-            printed[command] = run(command, extended, here)
+    with serving_forks(here, tmp_path_factory.mktemp("forks"), *IMPORTS) as server:
+        for fence in runner.fences((ROOT / "docs" / "extending.md").read_text()):
+            for command in lines(fence.body) if "extended" in fence.info else ():
+                brief = BRIEF if "--lr" in command else f"{BRIEF} --lr 3e-3"
+                brief = command.replace("jax_mlm.train", f"jax_mlm.train {brief}")
+                printed[command] = run_forked(brief, extended, here, server)
     for name, part, field, value in (
         ("relu2", "model", "activation", "relu2"),
         ("pair", "mask", "mask_rule", "pair"),

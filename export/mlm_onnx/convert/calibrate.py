@@ -30,8 +30,8 @@ def calibrate(asked: Asked, file: Path, reduce_range: bool = False) -> tuple[fro
     """
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
 
-        def run(precision: Precision) -> Side:
-            graph = Path(folder) / "g.onnx"
+        def run(precision: Precision, name: str = "tried") -> Side:
+            graph = Path(folder) / f"{name}.onnx"
             asked.target.build(asked.model, asked.params, precision).write(graph)
             return onnx_side(open_session(graph, asked.target.comparison.options))
 
@@ -41,7 +41,7 @@ def calibrate(asked: Asked, file: Path, reduce_range: bool = False) -> tuple[fro
         def measure(keep: Collection[str]) -> Json:
             return asked.judge(expected, results(run(adjusted(INT8, keep, reduce_range))))
 
-        exact = run(FP32)
+        exact = run(FP32, "exact")  # in a file of its own: its session reads the weights there until the end
         expected = results(exact)
         keep: frozenset[str] = frozenset()
         plain = result = measure(keep)
