@@ -43,7 +43,9 @@ def word_vectors(rows: Rows, vocabulary: int, width: int, std: float, seed: int)
 
 def _sampled(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """Return tokens of pieces of the text, and the number of each one's piece."""
-    starts, sizes = windows(rows.starts, rows.sizes, rows.length)
+    starts, sizes = rows.starts, rows.sizes
+    if rows.pack == "plain":  # whole documents, of any length
+        starts, sizes = windows(starts, sizes, rows.length)
     if (total := int(sizes.sum())) > SAMPLE:
         chosen = np.unique(np.linspace(0, len(starts) - 1, max(1, len(starts) * SAMPLE // total)).astype(np.int64))
         starts, sizes = starts[chosen], sizes[chosen]
