@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,8 +23,8 @@ LONGEST = 160
 class Reference:
     """One model, which answers the same queries as its graphs; the arguments are named like the graphs' inputs.
 
-    Each kind of answer is compiled on first use. Short queries are padded to one shape, so that they compile only once;
-    the padding changes no answer.
+    Each kind of answer is compiled on first use, once for all models of one configuration. Short queries are padded to
+    one shape, so that they compile only once; the padding changes no answer.
     """
 
     def __init__(self, config: ModelConfig, params: Params, vocab_size: int, task: TaskConfig | None = None) -> None:
@@ -31,8 +33,7 @@ class Reference:
         """Number of tokens in the tokenizer; the table may have more rows."""
         self._cpu = jax.local_devices(backend="cpu")[0]
         self._placed = jax.device_put(params, self._cpu)
-        self._read = jax.jit(partial(_masked, config) if task is None else partial(_tuned, config, task))
-        self._attend = jax.jit(make_attention(config))
+        self._read, self._attend = _programs(config, task)
 
     def logits(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Return the logits [B, P, V] at the positions [B, P] of rows [B, S]."""
@@ -93,6 +94,13 @@ class Reference:
             real = ids != self.config.position_offset - 1 if counted and self.config.position_offset else None
             logits, embeddings = self._read(self._placed, _inputs(ids, segments, real), at.astype(np.int32), types)
             return np.asarray(logits)[:b, :p], np.asarray(embeddings)[:b]
+
+
+@lru_cache(maxsize=16)
+def _programs(config: ModelConfig, task: TaskConfig | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return what computes logits and embeddings, and what computes attention."""
+    read = partial(_masked, config) if task is None else partial(_tuned, config, task)
+    return jax.jit(read), jax.jit(make_attention(config))
 
 
 def _masked(
