@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import Any
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -33,7 +31,7 @@ class Reference:
         """Number of tokens in the tokenizer; the table may have more rows."""
         self._cpu = jax.local_devices(backend="cpu")[0]
         self._placed = jax.device_put(params, self._cpu)
-        self._read, self._attend = _programs(config, task)
+        self._read = partial(_masked, config) if task is None else partial(_tuned, config, task)
 
     def logits(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Return the logits [B, P, V] at the positions [B, P] of rows [B, S]."""
@@ -74,7 +72,7 @@ class Reference:
         rows, columns = max(b, 2), max(s, min(LONGEST, self.config.max_length))
         with jax.default_device(self._cpu):
             inputs = _inputs(_grown(input_ids, rows, columns), _grown(np.ones_like(input_ids), rows, columns))
-            return np.asarray(self._attend(self._placed, inputs))[:, :b, :, :s, :s]
+            return np.asarray(_attend(self.config, self._placed, inputs))[:, :b, :, :s, :s]
 
     def _types(self, types: np.ndarray) -> np.ndarray | None:
         """Return the types that the fast graph of the task reads; None where it reads none."""
@@ -96,13 +94,12 @@ class Reference:
             return np.asarray(logits)[:b, :p], np.asarray(embeddings)[:b]
 
 
-@lru_cache(maxsize=16)
-def _programs(config: ModelConfig, task: TaskConfig | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return what computes logits and embeddings, and what computes attention."""
-    read = partial(_masked, config) if task is None else partial(_tuned, config, task)
-    return jax.jit(read), jax.jit(make_attention(config))
+@partial(jax.jit, static_argnums=0)
+def _attend(config: ModelConfig, params: Params, inputs: Inputs) -> jax.Array:
+    return make_attention(config)(params, inputs)
 
 
+@partial(jax.jit, static_argnums=0)
 def _masked(
     config: ModelConfig, params: Params, inputs: Inputs, at: jax.Array, types: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
@@ -110,6 +107,7 @@ def _masked(
     return read({"params": params}, inputs, at, types)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def _tuned(
     config: ModelConfig, task: TaskConfig, params: Params, inputs: Inputs, at: jax.Array, types: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
