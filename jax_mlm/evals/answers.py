@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from tokenizers import Tokenizer
 
-from jax_mlm.config import Json, TaskConfig, TrainConfig
+from jax_mlm.config import Json, ModelConfig, TaskConfig, TrainConfig
 from jax_mlm.data.align import Unit, Windows, lay_texts, lay_words
-from jax_mlm.data.labelled import LabelledRows, pack_windows
+from jax_mlm.data.labelled import LabelledBatch, LabelledRows, pack_windows
 from jax_mlm.data.labels import Example
 from jax_mlm.data.spans import Asked, lay_questions
 from jax_mlm.data.tokenizer import vocabulary_of
@@ -105,8 +107,13 @@ def predicted(
     length = config.corpus.length
     laid = lay_out(tokenizer, examples, task, length)
     rows = laid.rows(length, vocabulary_of(tokenizer).pad)
-    logits = jax.jit(make_logits(config.model, task, jnp.float32))
+    logits = partial(_logits, config.model, task)
     return laid, item_logits(logits, jax.device_put(params), rows, task, min(AT_ONCE, len(rows)), lambda x: x)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _logits(model: ModelConfig, task: TaskConfig, params: Params, batch: LabelledBatch) -> Array:
+    return make_logits(model, task, jnp.float32)(params, batch)
 
 
 def found_answers(task: TaskConfig, asked: Asked, logits: np.ndarray) -> list[Found]:
@@ -188,13 +195,18 @@ def _losses(task: TaskConfig, laid: Laid, logits: np.ndarray) -> np.ndarray:
         texts = [_text(example, each) or "" for example, each in zip(laid.examples, found, strict=True)]
         missed = [agreement(references(e), text).exact < 1 for e, text in zip(laid.examples, texts, strict=True)]
         return sums / np.maximum(windows, 1) * missed
-    metrics = jax.jit(jax.vmap(lambda *part: label_metrics(task.problem, *(x[None, None] for x in part))))
-    each = metrics(jnp.asarray(logits), jnp.asarray(laid.targets), jnp.asarray(laid.known))
-    loss = np.asarray(each.loss_sum)
+    loss = np.asarray(_each_loss(task.problem, logits, laid.targets, laid.known))
     if task.kind == "tag":
         ends = np.cumsum([0, *map(len, laid.units)])
         loss = np.array([loss[a:b].sum() for a, b in itertools.pairwise(ends)])
     return loss
+
+
+@partial(jax.jit, static_argnums=0)
+def _each_loss(problem: str, logits: Array, targets: Array, known: Array) -> Array:
+    return jax.vmap(lambda *part: label_metrics(problem, *(x[None, None] for x in part)).loss_sum)(
+        logits, targets, known
+    )
 
 
 def always(task: TaskConfig, laid: Laid, logits: np.ndarray) -> str | None:

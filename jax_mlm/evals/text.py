@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_mlm.config import Json, MaskConfig, TrainConfig
-from jax_mlm.data.batches import pack_rows
+from jax_mlm.config import Json, MaskConfig, ModelConfig, TrainConfig
+from jax_mlm.data.batches import Batch, pack_rows
 from jax_mlm.data.prepare import prepare
 from jax_mlm.data.sources import documents, expand, spooled
-from jax_mlm.data.tokenizer import load_tokenizer, vocabulary_of
+from jax_mlm.data.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
 from jax_mlm.errors import UserError
 from jax_mlm.evals.heldout import evaluate_rows
 from jax_mlm.evals.likelihood import CHARACTERS_A_TOKEN, Method, Score, in_parts, make_scorer, tokens_at_once
@@ -24,6 +25,7 @@ from jax_mlm.files import cache_folder
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.heads import make_forward
 from jax_mlm.run.directory import TOKENIZER_FILE
+from jax_mlm.tasks.metrics import Metrics
 from jax_mlm.tasks.mlm import EVAL_MASK, make_examine
 
 LARGEST = 700
@@ -41,7 +43,7 @@ def evaluate_text(
     files = prepare(paths, tokenizer, vocabulary, config.corpus, cache)
     rows = pack_rows(files, vocabulary, config.corpus.length, config.corpus.pack)
     mask = MaskConfig(mask_token=1.0, mask_random=0.0) if all_mask else EVAL_MASK
-    examine = jax.jit(make_examine(make_forward(config.model), vocabulary, config.corpus.length, mask))
+    examine = partial(_examine, config.model, vocabulary, config.corpus.length, mask)
     params = jax.tree.map(jnp.asarray, params)
     result = evaluate_rows(examine, params, rows, np.arange(len(rows)), batch)
     if not result.count:
@@ -54,6 +56,13 @@ def evaluate_text(
         "targets": int(result.count),
         "rows": len(rows),
     }
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _examine(
+    model: ModelConfig, vocabulary: Vocabulary, length: int, mask: MaskConfig, params: Params, batch: Batch
+) -> Metrics:
+    return make_examine(make_forward(model), vocabulary, length, mask)(params, batch)
 
 
 class Scored(NamedTuple):

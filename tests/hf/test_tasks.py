@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from support.models import MODELS, assert_trees_equal
+from support.models import MODELS, assert_trees_equal, cached_shapes, shapes_of
 
 from jax_mlm.config import ModelConfig, TaskConfig
 from jax_mlm.errors import UserError
@@ -19,8 +19,7 @@ from jax_mlm.hf.tasks import CLASSES, check_family, task_of, with_task
 from jax_mlm.hf.tokenizer import hf_tokenizer_config
 from jax_mlm.hf.weights import open_tensors, read_body, read_params, write_params
 from jax_mlm.model.encoder import Inputs
-from jax_mlm.model.params import expected_shapes
-from jax_mlm.model.task_heads import begin_with, init_task_params, make_task_forward
+from jax_mlm.model.task_heads import begin_with, make_task_forward
 
 CLASSIFY = TaskConfig("classify", ("a", "b", "c"))
 TASKS = {
@@ -49,8 +48,7 @@ def tagging(*labels: str) -> dict[str, object]:
 
 def drawn(model: ModelConfig, task: TaskConfig) -> Any:
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_task_params(model, task, jax.random.key(0)))
-    return jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
+    return jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes_of(model, task))
 
 
 @pytest.mark.parametrize("family", [name for name in MODELS if name not in ("xlm-roberta", "camembert")])
@@ -58,7 +56,7 @@ def test_every_array_of_a_head_has_a_name_and_comes_back(family: str, tmp_path: 
     model = MODELS[family]
     for kind in ("classify", "tag", "answer"):
         task = TASKS[kind]
-        assert {entry.path for entry in entries(model, task)} == set(expected_shapes(model, task))
+        assert {entry.path for entry in entries(model, task)} == set(cached_shapes(model, task))
         params = drawn(model, task)
         write_params(tmp_path / "model.safetensors", params, model, task)
         assert_trees_equal(read_params(open_tensors(tmp_path), model, task), params)

@@ -9,11 +9,13 @@ from typing import Any, get_args
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from mlm_onnx.convert.reference import Reference
 
-from jax_mlm.config import Activation, ModelConfig
+from jax_mlm.config import Activation, ModelConfig, TaskConfig
 from jax_mlm.model.encoder import Inputs
-from jax_mlm.model.heads import init_params, make_forward
+from jax_mlm.model.heads import make_forward
+from jax_mlm.model.params import expected_shapes
 from jax_mlm.presets import PRESETS
 
 # Every switch of the architecture, for comparisons with graphs.
@@ -80,9 +82,19 @@ SHAPE = {"vocab_size": 128, "width": 16, "layers": 1, "heads": 2, "ff_width": 24
 
 
 @cache
-def shapes_of(config: ModelConfig) -> Any:
-    """Return the parameters' shapes; a model is traced once, since that takes longer than most of what is tested."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+def _traced(config: ModelConfig, task: TaskConfig | None) -> dict[tuple[str, ...], tuple[int, ...]]:
+    return expected_shapes(config, task)
+
+
+def cached_shapes(config: ModelConfig, task: TaskConfig | None = None) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Return `expected_shapes`; a model is traced once, since that takes longer than most of what is tested."""
+    return dict(_traced(config, task))
+
+
+def shapes_of(config: ModelConfig, task: TaskConfig | None = None) -> Any:
+    """Return the parameters' shapes as their tree."""
+    shapes = cached_shapes(config, task)
+    return unflatten_dict({path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()})
 
 
 def randomised(config: ModelConfig, seed: int = 0) -> dict[str, Any]:

@@ -13,9 +13,8 @@ from mlm_onnx.convert.pipeline import write_bundle
 from mlm_onnx.convert.request import Request
 
 from jax_mlm.config import ModelConfig, TaskConfig
-from jax_mlm.model.task_heads import init_task_params
 from support.bundles import ONE_SHAPE, ORIGIN, piecewise
-from support.models import MODELS
+from support.models import MODELS, shapes_of
 
 TASKS = {
     "classify": TaskConfig("classify", ("no", "perhaps", "yes"), overlap=4),
@@ -34,8 +33,7 @@ LENGTH = 24
 def drawn(model: ModelConfig, task: TaskConfig) -> Any:
     """Return random parameters of the body and the head."""
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_task_params(model, task, jax.random.key(0)))
-    return jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
+    return jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes_of(model, task))
 
 
 def sized(family: str, kind: str) -> ModelConfig:

@@ -21,8 +21,8 @@ LONGEST = 160
 class Reference:
     """One model, which answers the same queries as its graphs; the arguments are named like the graphs' inputs.
 
-    Each kind of answer is compiled on first use. Short queries are padded to one shape, so that they compile only once;
-    the padding changes no answer.
+    Each kind of answer is compiled on first use, once for all models of one configuration. Short queries are padded to
+    one shape, so that they compile only once; the padding changes no answer.
     """
 
     def __init__(self, config: ModelConfig, params: Params, vocab_size: int, task: TaskConfig | None = None) -> None:
@@ -31,8 +31,7 @@ class Reference:
         """Number of tokens in the tokenizer; the table may have more rows."""
         self._cpu = jax.local_devices(backend="cpu")[0]
         self._placed = jax.device_put(params, self._cpu)
-        self._read = jax.jit(partial(_masked, config) if task is None else partial(_tuned, config, task))
-        self._attend = jax.jit(make_attention(config))
+        self._read = partial(_masked, config) if task is None else partial(_tuned, config, task)
 
     def logits(self, input_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Return the logits [B, P, V] at the positions [B, P] of rows [B, S]."""
@@ -73,7 +72,7 @@ class Reference:
         rows, columns = max(b, 2), max(s, min(LONGEST, self.config.max_length))
         with jax.default_device(self._cpu):
             inputs = _inputs(_grown(input_ids, rows, columns), _grown(np.ones_like(input_ids), rows, columns))
-            return np.asarray(self._attend(self._placed, inputs))[:, :b, :, :s, :s]
+            return np.asarray(_attend(self.config, self._placed, inputs))[:, :b, :, :s, :s]
 
     def _types(self, types: np.ndarray) -> np.ndarray | None:
         """Return the types that the fast graph of the task reads; None where it reads none."""
@@ -95,6 +94,12 @@ class Reference:
             return np.asarray(logits)[:b, :p], np.asarray(embeddings)[:b]
 
 
+@partial(jax.jit, static_argnums=0)
+def _attend(config: ModelConfig, params: Params, inputs: Inputs) -> jax.Array:
+    return make_attention(config)(params, inputs)
+
+
+@partial(jax.jit, static_argnums=0)
 def _masked(
     config: ModelConfig, params: Params, inputs: Inputs, at: jax.Array, types: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
@@ -102,6 +107,7 @@ def _masked(
     return read({"params": params}, inputs, at, types)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def _tuned(
     config: ModelConfig, task: TaskConfig, params: Params, inputs: Inputs, at: jax.Array, types: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
