@@ -266,9 +266,10 @@ def preset_for(name: str, given: Mapping[str, Any]) -> TrainConfig:
 
     What continues from weights has the last rate: masks that become fewer were measured from new weights only.
     """
-    chosen, continues = PRESETS[name], bool({"init", "distil"}.intersection(given))
-    mask = replace(chosen.mask, mask_rate_end=-1.0) if "mask_rate" in given else chosen.mask
-    return replace(chosen, mask=mask.constant, embeddings="random") if continues else replace(chosen, mask=mask)
+    chosen = PRESETS[name]
+    if "mask_rate" in given:
+        return replace(chosen, mask=replace(chosen.mask, mask_rate_end=-1.0))
+    return replace(chosen, mask=chosen.mask.constant) if {"init", "distil"}.intersection(given) else chosen
 
 
 SENTENCE = "This model creates a super relationships between the words to predict what word"

@@ -117,7 +117,7 @@ LEVERS = (
     _lever(
         "several",
         "none",
-        Arm("masks 40 → 15 %, decay 0.1, every 2nd layer ±8", _TOGETHER, won=True),
+        Arm("masks 40 → 15 %, decay 0.1, every 2nd layer ±8", _TOGETHER),
         Arm("the same, 3 layers of 4 ±8", (*_TOGETHER, "--global-every", "4")),
         Arm("the same, rates ×0.5", (*_TOGETHER, "--lr", "1e-3", "--muon-lr", "0.006")),
         Arm("the same, rates ×2", (*_TOGETHER, "--lr", "4e-3", "--muon-lr", "0.024")),

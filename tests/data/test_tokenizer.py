@@ -264,8 +264,8 @@ def test_a_long_word_is_never_unknown(kind: str, name: str) -> None:
 
 
 def test_one_long_line_is_learned_from_and_read_in_bounded_time() -> None:
-    text = "".join(letters("protein", 140))
-    pieces = [text[at : at + (1 << 14)] for at in range(0, len(text), 1 << 14)]
+    text = "".join(letters("protein", 400))
+    pieces = [text[at : at + (1 << 16)] for at in range(0, len(text), 1 << 16)]
     for kind in KINDS:
         began = time.perf_counter()
         tokenizer = train_tokenizer(pieces, kind, 384)

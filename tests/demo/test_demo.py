@@ -30,17 +30,11 @@ def bundle(trained_bundle: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def demo(bundle: Path, environment: dict[str, str]) -> Iterator[tuple[int, subprocess.Popen]]:
-    """The command as it runs, and its port."""
+def address(bundle: Path, environment: dict[str, str]) -> Iterator[str]:
     port = free_port()
     line = [sys.executable, "-m", "mlm_onnx", "demo", str(bundle), "--port", str(port), "--threads", "1"]
-    with serving(line, port, env=environment, start_new_session=True) as server:
-        yield port, server
-
-
-@pytest.fixture(scope="module")
-def address(demo: tuple[int, subprocess.Popen]) -> str:
-    return f"http://127.0.0.1:{demo[0]}/"
+    with serving(line, port, env=environment):
+        yield f"http://127.0.0.1:{port}/"
 
 
 @pytest.fixture
@@ -280,19 +274,19 @@ def test_a_sentence_is_tokenised_once(sentence_bundles: dict[str, Path], monkeyp
 
 @needs_gradio
 def test_ctrl_c_ends_it_and_a_taken_port_is_one_line(
-    bundle: Path, demo: tuple[int, subprocess.Popen], capsys: pytest.CaptureFixture[str]
+    bundle: Path, environment: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The last test that asks the server, which it ends."""
-    port, server = demo
-    assert main(["demo", str(bundle), "--port", str(port)]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert f"--port {port}" in err
-    assert "in use; choose another --port" in err
-    server.send_signal(signal.SIGINT)
-    assert server.wait(timeout=20) == 130
-    assert server.stdout is not None
-    assert server.stdout.read().splitlines() == [f"http://127.0.0.1:{port}  (Ctrl-C to stop)", "stopped"]
+    port = free_port()
+    line = [sys.executable, "-m", "mlm_onnx", "demo", str(bundle), "--port", str(port)]
+    with serving(line, port, env=environment, start_new_session=True) as server:
+        assert main(["demo", str(bundle), "--port", str(port)]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert f"--port {port}" in err
+        assert "in use; choose another --port" in err
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=20) == 130
+        assert server.stdout.read().splitlines() == [f"http://127.0.0.1:{port}  (Ctrl-C to stop)", "stopped"]
 
 
 def test_without_gradio_demo_says_what_to_install(tmp_path: Path, environment: dict[str, str]) -> None:

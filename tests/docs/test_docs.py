@@ -98,13 +98,13 @@ def read(module: str, argv: list[str]) -> None:
     from jax_mlm.cli.options import build
     from jax_mlm.config import TrainConfig
     from jax_mlm.hf import __main__ as commands
-    from jax_mlm.presets import preset_for
+    from jax_mlm.presets import PRESETS
     from jax_mlm.train.__main__ import COMMAND
 
     match module, argv:
         case "jax_mlm.train", _:
             given = COMMAND.parser().read(argv)
-            preset = preset_for(given.get("preset", "tiny"), given)
+            preset = PRESETS[given.get("preset", "tiny")]
             build(TrainConfig, given, replace(preset, steps=0) if "budget" in given else preset)
         case "jax_mlm.evaluate", _:
             evaluate.COMMAND.read(argv)

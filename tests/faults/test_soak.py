@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.paths import ROOT
 
-SHORT = {"train": ["--steps", "1000", "--saves", "8"], "predict": ["--queries", "3000"]}
+SHORT = {"train": ["--steps", "2000", "--saves", "16"], "predict": ["--queries", "6000"]}
 
 
 def soak(what: str, environment: dict[str, str], out: Path, *more: str) -> dict[str, Any]:

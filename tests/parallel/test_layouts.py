@@ -19,12 +19,12 @@ from jax_mlm.run.checkpoint import load_params
 FEW = ("muon:2:data=2,fsdp=2,tensor=2",)
 ALL = tuple(
     case
-    for optimizer, both in {"adamw": "data=4,fsdp=2", "muon": "data=2,fsdp=4", "lamb": "data=4,fsdp=2"}.items()
-    for mesh in ("data=8", both, "data=2,fsdp=2,tensor=2")
+    for optimizer in ("adamw", "muon", "lamb")
+    for mesh in ("data=8", "data=4,fsdp=2", "data=2,fsdp=4", "data=2,fsdp=2,tensor=2")
     if (case := f"{optimizer}:2:{mesh}") not in FEW
 )
 
-TASKS = ("single:1:data=4,fsdp=2", *(f"{task}:2:data=2,fsdp=2,tensor=2" for task in TUNED if task != "single"))
+TASKS = ("single:1:data=4,fsdp=2", *(f"{task}:2:data=2,fsdp=2,tensor=2" for task in TUNED))
 SLOW = tuple(pytest.param(cases, marks=pytest.mark.slow) for cases in (ALL, TASKS))
 
 

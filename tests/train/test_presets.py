@@ -83,16 +83,16 @@ def test_the_layers_that_are_not_traced_are_as_the_second(name: str) -> None:
 
 SMALL = [
     "--width", 16, "--heads", 2, "--ff-width", 24, "--max-length", 32, "--length", 16, "--batch", 4, "--accumulate", 1,
-    "--steps", 3, "--log-every", 1, "--eval-rows", 8, "--eval-every", 100, "--lr", 1e-3,
+    "--steps", 3, "--log-every", 1, "--eval-rows", 8, "--eval-every", 100, "--layers", 2, "--lr", 1e-3,
     "--dropout", 0, "--attention-dropout", 0,
 ]  # fmt: skip
 FAMILIES = {
-    "bert-base": ["--layers", 1, "--tokenizer-size", 64],
-    "roberta-base": ["--layers", 1, "--tokenizer-size", 320],
-    "albert-base": ["--layers", 2, "--embedding-width", 8, "--tokenizer-size", 64],
-    "distilbert-base": ["--layers", 1, "--tokenizer-size", 64],
-    "modernbert-base": ["--layers", 2, "--global-every", 2, "--local-window", 8, "--tokenizer-size", 320],
-    "esm2-t6-8m": ["--layers", 1],
+    "bert-base": ["--tokenizer-size", 64],
+    "roberta-base": ["--tokenizer-size", 320],
+    "albert-base": ["--embedding-width", 8, "--tokenizer-size", 64],
+    "distilbert-base": ["--tokenizer-size", 64],
+    "modernbert-base": ["--global-every", 2, "--local-window", 8, "--tokenizer-size", 320],
+    "esm2-t6-8m": [],
 }
 
 
