@@ -53,7 +53,7 @@ def test_the_founding_sentence(sentence_run):
 @pytest.mark.campaign
 @pytest.mark.timeout(3600)
 def test_the_founding_sentence_at_every_seed(environment, tmp_path):
-    """The default suite trains it at seed 0. The record has the seeds that are done: what follows goes on from there."""
+    """The default suite trains it at seed 0. The record has those that are done: it goes on from there."""
     record = ROOT / "benchmarks" / "results" / "sentence-seeds.json"
     head = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
     before = json.loads(record.read_text()) if record.exists() else {}
