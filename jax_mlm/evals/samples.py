@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
@@ -158,13 +159,8 @@ def compile_samples(
     tokens, segments, positions, at, right = jax.device_put((tokens, segments, positions, at, right), sharding)
     batch = (Inputs(tokens, segments, positions), at, right)
 
-    def predict(
-        params: Params, inputs: Inputs, at: Int[Array, "B 1"], right: Int[Array, " B"]
-    ) -> tuple[Array, Array, Array]:
-        probabilities = jax.nn.softmax(forward(params, inputs, at)[:, 0, : vocabulary.size].astype(jnp.float32))
-        return *jax.lax.top_k(probabilities, TOP_K), jnp.take_along_axis(probabilities, right[:, None], 1)[:, 0]
-
-    compiled = compile_step(jax.jit(predict, out_shardings=sharding).lower(params, *batch))
+    predict = jax.jit(_make_predict(forward, vocabulary.size), out_shardings=sharding)
+    compiled = compile_step(predict.lower(params, *batch))
 
     def answer(params: Params) -> tuple[Answer, ...]:
         best, ids, of_right = jax.device_get(compiled(params, *batch))
@@ -180,6 +176,19 @@ def compile_samples(
         )
 
     return answer
+
+
+@lru_cache
+def _make_predict(forward: Forward, size: int) -> Callable[..., tuple[Array, Array, Array]]:
+    """Return `predict(params, inputs, at, right)` → the best probabilities, their ids [B, K], and those of `right`."""
+
+    def predict(
+        params: Params, inputs: Inputs, at: Int[Array, "B 1"], right: Int[Array, " B"]
+    ) -> tuple[Array, Array, Array]:
+        probabilities = jax.nn.softmax(forward(params, inputs, at)[:, 0, :size].astype(jnp.float32))
+        return *jax.lax.top_k(probabilities, TOP_K), jnp.take_along_axis(probabilities, right[:, None], 1)[:, 0]
+
+    return predict
 
 
 def _name(tokenizer: Tokenizer, id: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -96,8 +97,12 @@ def make_cast(config: ModelConfig, dtype: DTypeLike, tied: bool) -> Callable[[Pa
     return cast
 
 
+@lru_cache
 def make_forward(config: ModelConfig, dtype: DTypeLike = jnp.float32, kernels: Kernels = OURS) -> Forward:
-    """Return the masked language model as a pure function of its parameters, computed in `dtype`."""
+    """Return the masked language model as a pure function of its parameters, computed in `dtype`.
+
+    Equal arguments give the same function, so that a process compiles it once.
+    """
     return pure(MaskedLM(config, dtype, kernels))
 
 

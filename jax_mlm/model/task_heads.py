@@ -10,6 +10,7 @@ its dense layer and norm.
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -82,6 +83,7 @@ def init_task_params(config: ModelConfig, task: TaskConfig, key: Key[Array, ""])
     return TaskHead(config, task=task).init(key, Inputs(row, row + 1, row), row)["params"]
 
 
+@lru_cache
 def make_task_forward(
     config: ModelConfig, task: TaskConfig, dtype: DTypeLike = jnp.float32, kernels: Kernels = OURS
 ) -> Forward:
@@ -97,17 +99,22 @@ class Begun(NamedTuple):
     """Parts that start at random: what was given does not have them, or not in that shape."""
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _drawn(
+    config: ModelConfig, task: TaskConfig, paths: tuple[tuple[str, ...], ...], key: Key[Array, ""]
+) -> list[Array]:
+    """Return some of the parameters that are drawn; the others are never computed."""
+    every: dict[tuple[str, ...], Any] = flatten_dict(dict(init_task_params(config, task, key)))
+    return [every[path] for path in paths]
+
+
 def begin_with(given: Params, config: ModelConfig, task: TaskConfig, key: Key[Array, ""]) -> Begun:
     """Return the given parameters with what the task's head has besides, started at random."""
     theirs: dict[tuple[str, ...], Any] = flatten_dict(dict(given))
-    shapes: dict[tuple[str, ...], Any] = flatten_dict(dict(jax.eval_shape(lambda: init_task_params(config, task, key))))
+    drawn = jax.eval_shape(partial(init_task_params, config, task), key)
+    shapes: dict[tuple[str, ...], Any] = flatten_dict(dict(drawn))
     kept = {path for path, leaf in shapes.items() if path in theirs and theirs[path].shape == leaf.shape}
-    fresh = sorted(shapes.keys() - kept)
-
-    def drawn(key: Key[Array, ""]) -> list[Array]:
-        every: dict[tuple[str, ...], Any] = flatten_dict(dict(init_task_params(config, task, key)))
-        return [every[path] for path in fresh]  # what else is drawn is never computed
-
-    new = dict(zip(fresh, jax.jit(drawn)(key), strict=True))
+    fresh = tuple(sorted(shapes.keys() - kept))
+    new = dict(zip(fresh, _drawn(config, task, fresh, key), strict=True))
     params = {path: np.asarray(theirs[path] if path in kept else new[path], np.float32) for path in shapes}
     return Begun(unflatten_dict(params), tuple(sorted({path[0] for path in fresh})))

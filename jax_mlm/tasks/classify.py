@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from jax_mlm.tasks.task import Task
 BALANCED = "balanced"
 
 
+@lru_cache
 def make_logits(
     model: ModelConfig, task: TaskConfig, dtype: DTypeLike, kernels: Kernels = OURS
 ) -> Callable[..., Float[Array, "B P K"]]:
@@ -69,12 +71,14 @@ def label_metrics(
     return Metrics((loss * weights).sum(), (right * weights).sum(), weights.sum())
 
 
+@lru_cache
 def labelled(
     model: ModelConfig, task: TaskConfig, dtype: DTypeLike, freeze: int = 0, kernels: Kernels = OURS
 ) -> Task[LabelledBatch]:
     """Return the task of predicting the targets in the batch; `freeze` leaves that many layers, and the table, alone.
 
-    `kernels` compute the attention while learning.
+    `kernels` compute the attention while learning. Equal arguments give the same functions, as `make_logits` does too,
+    so that a process compiles them once.
 
     Raises:
         UserError: there are not so many layers, or they share their parameters.

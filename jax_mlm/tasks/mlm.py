@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -65,6 +66,7 @@ def make_examine(
     return lambda params, batch: measure(forward, params, masked(batch))
 
 
+@lru_cache
 def masked_lm(
     model: ModelConfig,
     config: MaskConfig,
@@ -75,7 +77,8 @@ def masked_lm(
 ) -> Task[MaskedBatch]:
     """Return the task of predicting hidden tokens in rows of `length`, learned in `dtype` and examined in float32.
 
-    `kernels` compute the attention while learning.
+    `kernels` compute the attention while learning. Equal arguments give the same functions, so that a process compiles
+    them once.
     """
     forward = make_forward(model, dtype, kernels)
     mask = make_mask(config, vocabulary, length)

@@ -41,10 +41,9 @@ def lowered(task: Task[Any], config: TrainConfig, mesh: Mesh, example: Any) -> j
     """Return the step of a run that learns this task; `example` is a batch of any number of its rows."""
     dtype = compute_dtype(config)
     tx = make_optimizer(config.optim, task.fixed, Products(dtype, mesh))
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    shapes = jax.eval_shape(lambda key: init_state(task.init(key), tx), init_key)
+    shapes = jax.eval_shape(lambda key: init_state(task.init(key), tx), jax.random.key(0))
     shardings = laid_out(shapes, mesh)
-    step = jitted_step(task, tx, make_schedule(config.optim), step_key, config.accumulate, dtype, mesh, shardings)
+    step = jitted_step(task, tx, make_schedule(config.optim), config.accumulate, dtype, mesh, shardings)
 
     def at(where: NamedSharding, x: Any, *rows: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*rows, *x.shape[len(rows) :]), x.dtype, sharding=where)
@@ -52,5 +51,5 @@ def lowered(task: Task[Any], config: TrainConfig, mesh: Mesh, example: Any) -> j
     batch = jax.tree.map(lambda x: at(by_row(mesh), x, config.batch), example)
     state = jax.tree.map(lambda x, where: at(where, x), shapes, shardings)
     whole = partial(at, replicated(mesh))
-    frozen = jax.tree.map(whole, task.frozen)
-    return step.lower(state, batch, whole(np.int32(0)), frozen, whole(np.float32(0)), whole(np.int32(0)))
+    key, frozen = jax.tree.map(whole, (jax.random.key_data(jax.random.key(0)), task.frozen))
+    return step.lower(key, state, batch, whole(np.int32(0)), frozen, whole(np.float32(0)), whole(np.int32(0)))

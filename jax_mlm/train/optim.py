@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -43,6 +43,7 @@ PLAIN = Products()
 """One CPU, in float32."""
 
 
+@lru_cache
 def make_schedule(config: OptimConfig) -> Schedule:
     """Return warm-up, then the shape that the configuration names: the one place to add another."""
 
@@ -165,12 +166,13 @@ OPTIMIZERS: Mapping[str, Callable[[OptimConfig, Products], optax.GradientTransfo
 """The choices of --optimizer, and the one place to add another."""
 
 
+@lru_cache
 def make_optimizer(
     config: OptimConfig, fixed: Callable[[Params], Params] | None = None, products: Products = PLAIN
 ) -> optax.GradientTransformation:
     """Return the chain from a gradient to an update at the peak learning rate; multiply it by the schedule.
 
-    `fixed` returns True for the parameters that stay as they are.
+    `fixed` returns True for the parameters that stay as they are. Equal arguments give the same chain.
     """
     if config.optimizer not in OPTIMIZERS:
         raise unknown_choice("--optimizer", config.optimizer, OPTIMIZERS)

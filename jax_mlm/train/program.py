@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import lru_cache, partial, wraps
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Key
+from jaxtyping import Array, Bool, Key, UInt32
 
 from jax_mlm.config import ModelConfig
 from jax_mlm.cost.flops import document_lengths, layers_pairs, train_flops
@@ -23,7 +24,7 @@ from jax_mlm.evals.samples import Answer, choose_samples, compile_samples
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.heads import make_forward
 from jax_mlm.model.ops.dense import whole_products
-from jax_mlm.parallel.compile import compile_step, compute_dtype
+from jax_mlm.parallel.compile import KEPT, compile_step, compute_dtype, jitted
 from jax_mlm.parallel.mesh import make_copier, make_placer, replicated
 from jax_mlm.parallel.rules import gathered
 from jax_mlm.tasks.metrics import Metrics
@@ -87,14 +88,15 @@ def compile_program(
     began = time.perf_counter()
     shardings = jax.tree.map(lambda x: x.sharding, state)
     dtype = compute_dtype(config)
-    step = jitted_step(setup.task, tx, schedule, step_key, config.accumulate, dtype, mesh, shardings)
-    controls = frozen, scalar(np.float32(0)), scalar(np.int32(0))
-    compiled = compile_step(step.lower(state, placed(first, 0).batch, scalar(np.int32(1)), *controls))
+    step = jitted_step(setup.task, tx, schedule, config.accumulate, dtype, mesh, shardings)
+    key = copy(np.asarray(jax.random.key_data(step_key)))
+    controls = scalar(np.int32(1)), frozen, scalar(np.float32(0)), scalar(np.int32(0))
+    compiled = compile_step(step.lower(key, state, placed(first, 0).batch, *controls))
     finite = compile_step(jax.jit(all_finite, out_shardings=everywhere).lower(state))
     validate, answer = (setup.measures or masked_measures)(setup, state.params, place)
     return Program(
         step=lambda state, batch, horizon, limit, order: compiled(
-            state, batch, scalar(np.int32(horizon)), frozen, scalar(np.float32(limit)), scalar(np.int32(order))
+            key, state, batch, scalar(np.int32(horizon)), frozen, scalar(np.float32(limit)), scalar(np.int32(order))
         ),
         finite=lambda state: bool(finite(state)),
         validate=validate,
@@ -109,7 +111,6 @@ def jitted_step(
     task: Task[Any],  # its Example type does not matter here
     tx: optax.GradientTransformation,
     schedule: Schedule,
-    key: Key[Array, ""],
     accumulate: int,
     dtype: DTypeLike,
     mesh: Mesh,
@@ -117,16 +118,28 @@ def jitted_step(
 ) -> jax.stages.Wrapped:
     """Return the step on a mesh, to be lowered; the next state lives where `shardings` says, in the last one's memory.
 
-    `dtype` is the type that the task computes in. `make_train_step` describes the other arguments.
+    Its first argument is the key's data; the others, and those of this function, are described at `make_train_step`.
+    `dtype` is the type that the task computes in. Runs of one process that differ by their seeds alone share a program.
     """
-    step = make_train_step(task, tx, schedule, key, accumulate, partial(gathered, mesh, dtype))
+    step = _make_step(replace(task, frozen=None), tx, schedule, accumulate, jnp.dtype(dtype), mesh)
+    return jitted(step, (shardings, replicated(mesh)), donated=1)
 
-    @wraps(step)
-    def train_step(*args: Any) -> tuple[TrainState, Metrics]:  # those of a step, as they are
+
+@lru_cache(maxsize=KEPT)
+def _make_step(
+    task: Task[Any],
+    tx: optax.GradientTransformation,
+    schedule: Schedule,
+    accumulate: int,
+    dtype: DTypeLike,
+    mesh: Mesh,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    def train_step(key: UInt32[Array, " N"], *args: Any) -> tuple[TrainState, Metrics]:  # those of a step, as they are
         with whole_products(dtype):  # the gradients that are written out, too
-            return step(*args)
+            key = jax.random.wrap_key_data(key)
+            return make_train_step(task, tx, schedule, key, accumulate, partial(gathered, mesh, dtype))(*args)
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return train_step
 
 
 def masked_measures(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache
 
 import jax
 import optax
@@ -15,6 +16,7 @@ from jax_mlm.data.word_vectors import word_vectors
 from jax_mlm.files import patience
 from jax_mlm.model.encoder import Params
 from jax_mlm.parallel import hosts
+from jax_mlm.parallel.compile import jitted
 from jax_mlm.parallel.rules import MOMENTS, STATE, state_shardings
 from jax_mlm.run.checkpoint import Meta, restore, save_last, settle
 from jax_mlm.train.setup import Setup
@@ -74,18 +76,25 @@ def _given_weights(setup: Setup) -> bool:
 def _first_state(setup: Setup, tx: optax.GradientTransformation, init_key: Key[Array, ""]) -> TrainState:
     given: Params = setup.start.params if setup.start else _counted(setup)
     shardings = jax.tree.map(lambda shape: shape.sharding, _shapes(setup, tx, init_key))
-    return jax.jit(partial(_made, setup, tx), out_shardings=shardings)(init_key, given)
+    return jitted(_maker(setup, tx), shardings)(init_key, given)
 
 
-def _made(setup: Setup, tx: optax.GradientTransformation, key: Key[Array, ""], given: Params) -> TrainState:
-    """Return a first state of the given parameters, and of random ones where there are none."""
-    return init_state(given if setup.start else {**setup.task.init(key), **given}, tx)
+def _maker(setup: Setup, tx: optax.GradientTransformation) -> Callable[[Key[Array, ""], Params], TrainState]:
+    return _make_first(None if setup.start else setup.task.init, tx)
+
+
+@lru_cache
+def _make_first(
+    init: Callable[[Key[Array, ""]], Params] | None, tx: optax.GradientTransformation
+) -> Callable[[Key[Array, ""], Params], TrainState]:
+    """Return `first(key, given)`: a state of the given parameters, and of those of `init` where there are none."""
+    return lambda key, given: init_state(given if init is None else {**init(key), **given}, tx)
 
 
 def _shapes(setup: Setup, tx: optax.GradientTransformation, init_key: Key[Array, ""]) -> TrainState:
     """Return the shape of each array of a state, and where it lives."""
     given = setup.start.params if setup.start else {}
-    shapes = jax.eval_shape(partial(_made, setup, tx), init_key, given)
+    shapes = jax.eval_shape(_maker(setup, tx), init_key, given)
     place = lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)  # noqa: E731
     return jax.tree.map(place, shapes, laid_out(shapes, setup.mesh))
 

@@ -14,7 +14,7 @@ import pytest
 from support.attention import dense, documents, drawn, mixed
 from support.eight import on_eight_devices
 from support.runs import TINY, train_line
-from support.steps import CONFIG, TUNED, jitted_step, labelled_batch, packed_batch
+from support.steps import CONFIG, KEY, TUNED, jitted_step, labelled_batch, packed_batch
 
 from jax_mlm.config import TaskConfig
 from jax_mlm.model.ops import kernels as library
@@ -105,7 +105,7 @@ def lowered(kernels: Kernels, mesh=None, tuned: TaskConfig | None = None) -> str
     task = labelled(SMALL, tuned, jnp.bfloat16, 0, kernels) if tuned else None
     step, state = jitted_step("adamw", 1, mesh, SMALL, jnp.bfloat16, kernels, task)
     batch = labelled_batch(tuned, 0) if tuned else packed_batch(0)
-    return step.trace(state, batch, jnp.int32(9)).lower(lowering_platforms=("cuda",)).as_text()
+    return step.trace(KEY, state, batch, jnp.int32(9)).lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ import parallel.test_attention as tests
 from jax_mlm.model.ops import kernels as library
 from jax_mlm.model.ops.scores import dense_attention, visible
 from jax_mlm.parallel.mesh import make_mesh, make_placer
-from support.steps import jitted_step, packed_batch
+from support.steps import KEY, jitted_step, packed_batch
 shapes = []
 def dense(q, k, v, segments, window, documents):
     shapes.append(q.shape)
@@ -154,7 +154,7 @@ def dense(q, k, v, segments, window, documents):
 library.KERNELS = {**library.KERNELS, "dense": library.Kernel(lambda case: True, dense)}
 mesh = make_mesh(16, 1, "data=2,fsdp=2,tensor=2")
 step, state = jitted_step("adamw", 1, mesh, tests.SMALL, jnp.float32, library.Kernels("dense", "dense", 4, mesh))
-_, metrics = step(state, make_placer(mesh)(packed_batch(0)), jnp.int32(9))
+_, metrics = step(KEY, state, make_placer(mesh)(packed_batch(0)), jnp.int32(9))
 tests.without_a_gpu(setattr)
 text = tests.lowered(library.Kernels("cudnn packed", "cudnn mask", 4, mesh), mesh)
 calls = [line for line in text.splitlines() if "@__cudnn" in line]
@@ -165,7 +165,7 @@ print(json.dumps([float(metrics.loss_sum), shapes[-1], [line.count("tensor<4x2x3
 @pytest.mark.slow
 def test_each_device_attends_for_its_own_rows_and_heads():
     step, state = jitted_step("adamw", 1, None, SMALL)
-    _, metrics = step(state, packed_batch(0), jnp.int32(9))
+    _, metrics = step(KEY, state, packed_batch(0), jnp.int32(9))
     loss, shape, local = json.loads(on_eight_devices(ON_A_MESH))
     assert loss == pytest.approx(float(metrics.loss_sum), rel=1e-6)
     assert shape == [4, 2, 32, 16]

@@ -21,7 +21,7 @@ from jax_mlm.parallel.stop import Vote
 from jax_mlm.run.checkpoint import restore, save_last, saving
 from jax_mlm.train.ahead import lowered_step
 from jax_mlm.train.state import laid_out
-from support.steps import jitted_step, losses, packed_batch
+from support.steps import KEY, jitted_step, losses, packed_batch
 
 
 def learned(cases: list[str]) -> list[list[float]]:
@@ -34,7 +34,7 @@ def gathers() -> dict[str, Any]:
     """Return what a step in 16 bits gathers, before the exchanges of a CPU are widened, and the shapes of matrices."""
     mesh = make_mesh(16, 2, "data=2,fsdp=4")
     step, state = jitted_step("adamw", 2, mesh, dtype=jnp.bfloat16)
-    lowered = step.lower(state, make_placer(mesh)(packed_batch(0)), jnp.int32(9))
+    lowered = step.lower(KEY, state, make_placer(mesh)(packed_batch(0)), jnp.int32(9))
     with tempfile.TemporaryDirectory() as folder:
         lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd-partitioning"})
         text = next(Path(folder).glob("*after_spmd-partitioning*")).read_text()
@@ -47,7 +47,7 @@ def memory(layout: str) -> dict[str, Any]:
     mesh = make_mesh(16, 1, layout)
     step, state = jitted_step("adamw", 1, mesh)
     batch = make_placer(mesh)(packed_batch(0))
-    compiled = step.lower(state, batch, jnp.int32(9)).compile()
+    compiled = step.lower(KEY, state, batch, jnp.int32(9)).compile()
     leaves = jax.tree.leaves(state)
     rest = sum(leaf.nbytes for leaf in leaves if leaf.ndim < 2)
     return {

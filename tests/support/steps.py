@@ -96,6 +96,10 @@ def labelled_batch(task: TaskConfig, seed: int) -> LabelledBatch:
     return LabelledBatch(*read, at, items, targets, ones, ones, batch.rows)
 
 
+KEY = jax.random.key_data(jax.random.key(7))
+"""The data of a step's key."""
+
+
 def jitted_step(
     optimizer: str,
     accumulate: int,
@@ -105,16 +109,18 @@ def jitted_step(
     kernels: Kernels = OURS,
     task: Task[Any] | None = None,
 ):
-    """Return a jitted training step and its first state, each device of the mesh having its part."""
+    """Return a jitted training step, whose first argument is KEY, and its first state, in parts on a mesh's devices."""
     optim = OptimConfig(optimizer, lr=0.01, muon_lr=0.02, warmup=0.2)
     task = task or masked_lm(config, MaskConfig(), VOCABULARY, LENGTH, dtype, kernels)
     tx = make_optimizer(optim, task.fixed, Products(jnp.float32, mesh))
-    rest = task, tx, make_schedule(optim), jax.random.key(7), accumulate
+    schedule = make_schedule(optim)
     first = lambda key: init_state(task.init(key), tx)  # noqa: E731
     if mesh is None:
-        return jax.jit(make_train_step(*rest)), jax.jit(first)(jax.random.key(0))
+        whole = lambda key, *args: make_train_step(task, tx, schedule, jax.random.wrap_key_data(key), accumulate)(*args)  # noqa: E731
+        return jax.jit(whole), jax.jit(first)(jax.random.key(0))
     laid = laid_out(jax.eval_shape(first, jax.random.key(0)), mesh)
-    return program.jitted_step(*rest, dtype, mesh, laid), jax.jit(first, out_shardings=laid)(jax.random.key(0))
+    step = program.jitted_step(task, tx, schedule, accumulate, dtype, mesh, laid)
+    return step, jax.jit(first, out_shardings=laid)(jax.random.key(0))
 
 
 def losses(name: str, accumulate: int, mesh: Mesh | None, steps: int = 20) -> list[float]:
@@ -134,7 +140,7 @@ def losses(name: str, accumulate: int, mesh: Mesh | None, steps: int = 20) -> li
     found = []
     for i in range(steps):
         batch = labelled_batch(tuned, i % 4) if tuned else packed_batch(i)
-        state, metrics = step(state, place(batch), jnp.int32(steps))
+        state, metrics = step(KEY, state, place(batch), jnp.int32(steps))
         found.append(float(metrics.loss_sum) / float(metrics.count))
     return found
 

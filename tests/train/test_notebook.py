@@ -19,6 +19,7 @@ from support.runs import BRIEF
 from jax_mlm import PRESETS, TrainConfig, load, train
 from jax_mlm.errors import UserError
 from jax_mlm.model.encoder import Inputs
+from jax_mlm.run.log import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +62,15 @@ def test_the_name_means_the_same_in_whatever_order_it_is_imported() -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_another_seed_compiles_nothing(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = load(run).config
+    with jax.log_compiles():
+        train(replace(first, out=str(tmp_path / "longer"), batch=2 * first.batch))
+        assert "Compiling jit(train_step)" in caplog.text, "another batch does"
+        caplog.clear()
+        train(replace(first, out=str(tmp_path / "other"), seed=first.seed + 1))
+        assert "Finished XLA compilation" not in caplog.text
+    losses = [read_metrics(path)[-1]["loss"] for path in (run, tmp_path / "other")]
+    assert losses[0] != losses[1]

@@ -79,8 +79,14 @@ def test_muon_takes_hidden_matrices_and_makes_them_nearly_orthogonal():
     assert 0.4 < np.linalg.svd(np.asarray(down), compute_uv=False).mean() < 1.4
 
 
-GPU: Any = SimpleNamespace(size=1, devices=np.array([SimpleNamespace(platform="gpu")]))
-"""What an optimizer knows of the mesh of one GPU."""
+class OneGPU:
+    """What an optimizer knows of the mesh of one GPU."""
+
+    size = 1
+    devices = np.array([SimpleNamespace(platform="gpu")])
+
+
+GPU: Any = OneGPU()
 
 
 def test_muon_multiplies_the_matrices_of_a_shape_together_but_on_one_cpu():

@@ -16,6 +16,7 @@ from support.eight import on_eight_devices
 from support.steps import (
     BATCH,
     CONFIG,
+    KEY,
     LENGTH,
     VOCABULARY,
     jitted_step,
@@ -76,7 +77,7 @@ def test_float32_is_multiplied_as_float32_on_a_gpu() -> None:
     """In a step in that type, with the gradients that are written out, and in the validation of any run."""
     step, state = jitted_step("muon", 1, make_mesh(BATCH, 1, ""))
     task, batch = masked_lm(CONFIG, MaskConfig(), VOCABULARY, LENGTH, jnp.bfloat16), packed_batch(0)
-    traces = step.trace(state, batch, jnp.int32(9)), jax.jit(task.examine).trace(state.params, batch)
+    traces = step.trace(KEY, state, batch, jnp.int32(9)), jax.jit(task.examine).trace(state.params, batch)
     for traced in traces:
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
         products = re.findall("stablehlo.dot_general.*", text)
