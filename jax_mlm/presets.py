@@ -131,7 +131,7 @@ _ALL = (
         embeddings="counted",
         model=ModelConfig(global_every=2, local_window=16),  # as all that is named here: measured for this shape
         mask=MaskConfig(mask_rate=0.4, mask_rate_end=0.15),
-        optim=OptimConfig("muon", weight_decay=0.1),
+        optim=OptimConfig("muon", weight_decay=0.1, decay=0.55),
     ),
     TrainConfig(
         preset="small",

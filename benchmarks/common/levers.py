@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-BASE = {"--mask-rate": "0.15", "--global-every": "1", "--weight-decay": "0.01", "--embeddings": "random"}
+BASE = {
+    **{"--mask-rate": "0.15", "--global-every": "1", "--weight-decay": "0.01", "--embeddings": "random"},
+    "--decay": "0.3",
+}
 """What the earlier recipe has where today's defaults differ; an arm is that recipe with one lever changed."""
 
 
@@ -85,6 +88,7 @@ LEVERS = (
     _lever(
         "schedule",
         "stable, then 30 % decay",
+        Arm("stable, then 55 % decay", ("--decay", "0.55"), won=True),
         Arm("linear to zero", ("--schedule", "linear")),
         Arm("cosine", ("--schedule", "cosine")),
     ),
@@ -121,7 +125,8 @@ LEVERS = (
         Arm("the same, 3 layers of 4 ±8", (*_TOGETHER, "--global-every", "4")),
         Arm("the same, rates ×0.5", (*_TOGETHER, "--lr", "1e-3", "--muon-lr", "0.006")),
         Arm("the same, rates ×2", (*_TOGETHER, "--lr", "4e-3", "--muon-lr", "0.024")),
-        Arm("the same, counted embeddings", (*_TOGETHER, "--embeddings", "counted"), won=True),
+        Arm("the same, counted embeddings", (*_TOGETHER, "--embeddings", "counted")),
+        Arm("counted embeddings, 55 % decay too", (*_TOGETHER, "--embeddings", "counted", "--decay", "0.55"), won=True),
     ),
     _lever("embeddings", "random", Arm("counted", ("--embeddings", "counted"), won=True)),
     _lever("rotary base", "10,000", Arm("1,000", ("--rope-theta", "1000"))),

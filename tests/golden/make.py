@@ -43,6 +43,7 @@ TRAIN = [
     *("--layers", "2", "--width", "32", "--heads", "2", "--ff-width", "48", "--length", "32", "--max-length", "64"),
     *("--batch", "8", "--lr", "0.01", "--muon-lr", "0.03", "--weight-decay", "0.01", "--seed", "7"),
     *("--mask-rate", "0.15", "--global-every", "1", "--local-window", "128", "--embeddings", "random"),
+    *("--decay", "0.3"),
     *("--steps", str(STEPS), "--eval-every", "20", "--log-every", "1"),
 ]
 TRAIN_BERT = [
