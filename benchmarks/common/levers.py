@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 BASE = {
-    **{"--mask-rate": "0.15", "--global-every": "1", "--weight-decay": "0.01", "--embeddings": "random"},
+    "--mask-rate": "0.15",
+    "--global-every": "1",
+    "--weight-decay": "0.01",
+    "--embeddings": "random",
     "--decay": "0.3",
 }
 """What the earlier recipe has where today's defaults differ; an arm is that recipe with one lever changed."""

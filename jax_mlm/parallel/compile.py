@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
 from jax_mlm.config import TrainConfig
 from jax_mlm.errors import is_out_of_memory, warn
 from jax_mlm.files import cache_folder
 from jax_mlm.parallel.cores import cores, multiplies_bf16
-
-KEPT = 32
-"""Most functions that a process keeps, with the programs compiled from them, for its next run."""
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
@@ -94,26 +89,6 @@ def compiled_if_it_fits(
         if is_out_of_memory(error) or "hbm" in str(error).lower():
             return None
         raise
-
-
-def jitted(function: Callable[..., Any], shardings: Any, donated: int | None = None) -> jax.stages.Wrapped:
-    """Return `jax.jit` of a function, whose results live where the tree `shardings` says: the same one for equal trees.
-
-    JAX keeps what it has traced and compiled by that object. `donated` is the number of the argument in whose memory
-    the results may lie.
-    """
-    leaves, tree = jax.tree.flatten(shardings)
-    return _jitted(function, tuple(leaves), tree, donated)
-
-
-@lru_cache(maxsize=KEPT)
-def _jitted(
-    function: Callable[..., Any],
-    leaves: tuple[Sharding, ...],
-    tree: Any,  # a PyTreeDef, which JAX exports as a variable
-    donated: int | None,
-) -> jax.stages.Wrapped:
-    return jax.jit(function, donate_argnums=donated, out_shardings=jax.tree.unflatten(tree, leaves))
 
 
 def compile_step(lowered: jax.stages.Lowered) -> jax.stages.Compiled:

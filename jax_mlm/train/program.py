@@ -24,7 +24,7 @@ from jax_mlm.evals.samples import Answer, choose_samples, compile_samples
 from jax_mlm.model.encoder import Params
 from jax_mlm.model.heads import make_forward
 from jax_mlm.model.ops.dense import whole_products
-from jax_mlm.parallel.compile import KEPT, compile_step, compute_dtype, jitted
+from jax_mlm.parallel.compile import compile_step, compute_dtype
 from jax_mlm.parallel.mesh import make_copier, make_placer, replicated
 from jax_mlm.parallel.rules import gathered
 from jax_mlm.tasks.metrics import Metrics
@@ -122,10 +122,10 @@ def jitted_step(
     `dtype` is the type that the task computes in. Runs of one process that differ by their seeds alone share a program.
     """
     step = _make_step(replace(task, frozen=None), tx, schedule, accumulate, jnp.dtype(dtype), mesh)
-    return jitted(step, (shardings, replicated(mesh)), donated=1)
+    return jax.jit(step, donate_argnums=1, out_shardings=(shardings, replicated(mesh)))
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=32)  # with each, JAX keeps the programs that were compiled from it
 def _make_step(
     task: Task[Any],
     tx: optax.GradientTransformation,

@@ -16,7 +16,6 @@ from jax_mlm.data.word_vectors import word_vectors
 from jax_mlm.files import patience
 from jax_mlm.model.encoder import Params
 from jax_mlm.parallel import hosts
-from jax_mlm.parallel.compile import jitted
 from jax_mlm.parallel.rules import MOMENTS, STATE, state_shardings
 from jax_mlm.run.checkpoint import Meta, restore, save_last, settle
 from jax_mlm.train.setup import Setup
@@ -76,7 +75,7 @@ def _given_weights(setup: Setup) -> bool:
 def _first_state(setup: Setup, tx: optax.GradientTransformation, init_key: Key[Array, ""]) -> TrainState:
     given: Params = setup.start.params if setup.start else _counted(setup)
     shardings = jax.tree.map(lambda shape: shape.sharding, _shapes(setup, tx, init_key))
-    return jitted(_maker(setup, tx), shardings)(init_key, given)
+    return jax.jit(_maker(setup, tx), out_shardings=shardings)(init_key, given)
 
 
 def _maker(setup: Setup, tx: optax.GradientTransformation) -> Callable[[Key[Array, ""], Params], TrainState]:
