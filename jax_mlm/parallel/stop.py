@@ -1,4 +1,4 @@
-"""Requests to stop: from a signal, and from any of several hosts."""
+"""Requests to stop, from a signal, and what several hosts agree on while they train."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax_mlm.signals import current_requests
 
 
-class Vote:
-    """A vote of all hosts on whether to stop, with one outcome for all of them.
+class Greatest:
+    """The greatest of all hosts' numbers, the same on each of them.
 
-    Each call casts this host's vote and returns the outcome of the call before, so nothing waits for a step dispatched
-    in between. A single host gets its own vote back at once. Every device has a vote of its own, its host's.
+    Each call hands in this host's number and returns the outcome of the call before, so nothing waits for a step
+    dispatched in between; the first call returns 0. A single host gets its own number back at once. Every device holds
+    a number of its own, its host's.
     """
 
     def __init__(self, mesh: Mesh) -> None:
         self._local = len(mesh.local_devices)
         self._each = NamedSharding(mesh, PartitionSpec(tuple(mesh.axis_names)))
-        self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
-        self._before = self._cast(False) if jax.process_count() > 1 else None
+        self._max = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._before = self._hand_in(0) if jax.process_count() > 1 else None
 
-    def _cast(self, wish: bool) -> jax.Array:
-        votes = np.full(self._local, wish, np.int32)
-        return self._any(jax.make_array_from_process_local_data(self._each, votes))
+    def _hand_in(self, number: int) -> jax.Array:
+        numbers = np.full(self._local, number, np.int32)
+        return self._max(jax.make_array_from_process_local_data(self._each, numbers))
 
-    def __call__(self, wish: bool) -> bool:
+    def __call__(self, number: int) -> int:
         if self._before is None:
-            return wish
-        before, self._before = self._before, self._cast(wish)
-        return bool(before)
+            return number
+        before, self._before = self._before, self._hand_in(number)
+        return int(before)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from jax_mlm.model.heads import make_forward
 from jax_mlm.parallel import hosts
 from jax_mlm.parallel.compile import compile_cache, compute_dtype, mending_cache
 from jax_mlm.parallel.mesh import layout_of
-from jax_mlm.parallel.stop import Vote
+from jax_mlm.parallel.stop import Greatest
 from jax_mlm.presets import SENTENCE
 from jax_mlm.report.live import Progress
 from jax_mlm.report.outcome import print_result, print_sentence
@@ -97,11 +97,11 @@ def train(
         if config.profile and hosts.is_first():
             program = stack.enter_context(profiled(program, config.profile, run, progress.say))
         record = stack.enter_context(open_recorder(setup, schedule, progress, meta["step"]))
-        vote = Vote(setup.mesh)
+        vote = Greatest(setup.mesh)
 
         def stop() -> bool:
             still_mine()
-            return vote(bool(asked()))
+            return bool(vote(bool(asked())))
 
         alone = jax.process_count() == 1
         with stopping() as asked:
@@ -131,9 +131,14 @@ def fit_or_go_back(
 ) -> tuple[Outcome, Pace, Watch]:
     """Train; if the run diverges, go back to its last good checkpoint once, with the data in another order."""
     config, peak = setup.config, peak_flops(jax.devices()[0].device_kind)
+    horizons = Greatest(setup.mesh)
+
+    def firsts(horizon: int) -> int:
+        return horizons(horizon if hosts.is_first() else 0)
+
     while True:
         last = program.validate.final_over_periodic()
-        pace = Pace(config.steps, setup.budget, config.eval_every, meta, last, patience=setup.patience)
+        pace = Pace(config.steps, setup.budget, config.eval_every, meta, last, patience=setup.patience, agreed=firsts)
         watch = Watch(config.optim.skip_spikes, meta)
         meter = Meter(peak * jax.device_count() if peak else None, watch.took)
         outcome = fit(program, state, pace, meter, watch, record, checkpoints, stop, config.log_every)

@@ -7,9 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import jax
-import numpy as np
-
 from jax_mlm.run.checkpoint import Meta
 
 EVALUATIONS = 10
@@ -34,11 +31,14 @@ class Pace:
         final_rows: float,
         clock: Callable[[], float] = time.perf_counter,
         patience: int = 0,
+        agreed: Callable[[int], int] = lambda horizon: horizon,
     ) -> None:
         """`final_rows` is the size of the last validation relative to the others; `meta` comes from a checkpoint.
 
         `patience` is the number of validations without a better one after which the run ends; 0 waits for the horizon.
+        `agreed` turns a host's estimate of the horizon into one that all hosts have, 0 as long as there is none.
         """
+        self._agreed = agreed
         self._patience, self._ranks = patience, list(meta.get("ranks", ()))
         self._clock, self._budget, self._final_rows = clock, budget, final_rows
         self._every = eval_every or max(1, -(-steps // EVALUATIONS))
@@ -74,11 +74,7 @@ class Pace:
         periodic = 0 if self._fixed_every else max(EVALUATIONS - 1 - self._evaluations, 0)
         left = self._budget - self.elapsed() - one * (periodic + self._final_rows)
         horizon = done + max(int(left / max(per_step, 1e-9)), 0)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            horizon = int(multihost_utils.broadcast_one_to_all(np.int32(horizon)))
-        self.horizon = horizon
+        self.horizon = max(self._agreed(horizon) or self.horizon, done)
 
     def evaluation_due(self, done: int) -> bool:
         """Return whether to validate after `done` steps; the validation at the end is not counted."""

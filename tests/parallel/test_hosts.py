@@ -137,6 +137,19 @@ def test_two_hosts_train_as_one_does_and_stop_together(environment, text, tmp_pa
 
 
 @pytest.mark.slow
+def test_two_hosts_end_a_budget_together(environment, text, tmp_path):
+    run = tmp_path / "run"
+    options = [*OPTIONS, "--batch", 8, "--budget", "4s", "--data", text, "--out", run]
+    first, second = finish(start(environment, *options))
+    assert (first.returncode, second.returncode) == (0, 0), (first.stderr, second.stderr)
+    step, _ = load_params(run)
+    last = read_metrics(run)[-1]
+    assert (last["kind"], last["step"]) == ("final", step)
+    assert step > 5
+    assert last["seconds"] < 20
+
+
+@pytest.mark.slow
 def test_a_mistake_on_one_host_ends_all_with_one_line(environment, text, tmp_path):
     """Each host has its own working directory here, and only the first one the text: neither waits for the other."""
     here = [tmp_path / name for name in ("first", "second")]

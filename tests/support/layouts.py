@@ -17,7 +17,7 @@ from jax_mlm.config import DataConfig, ModelConfig, TrainConfig
 from jax_mlm.cost.memory import bytes_of
 from jax_mlm.parallel import rules
 from jax_mlm.parallel.mesh import make_mesh, make_placer, mesh_over, read_layout
-from jax_mlm.parallel.stop import Vote
+from jax_mlm.parallel.stop import Greatest
 from jax_mlm.run.checkpoint import restore, save_last, saving
 from jax_mlm.train.ahead import lowered_step
 from jax_mlm.train.state import laid_out
@@ -89,9 +89,9 @@ def saved(folder: Path) -> int:
 
 def votes(layout: str) -> tuple[int, bool]:
     """Return how many votes of eight devices are told apart, and the outcome where only the last one's is to stop."""
-    vote = Vote(make_mesh(16, 1, layout))
+    vote = Greatest(make_mesh(16, 1, layout))
     cast = jax.make_array_from_callback((8,), vote._each, lambda at: (np.arange(8) == 7)[at].astype(np.int32))
-    return len({shard.index[0].start for shard in cast.addressable_shards}), bool(vote._any(cast))
+    return len({shard.index[0].start for shard in cast.addressable_shards}), bool(vote._max(cast))
 
 
 if __name__ == "__main__":

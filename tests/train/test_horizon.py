@@ -1,5 +1,7 @@
 """Budgets: what is written is understood, and a run ends on time whatever the machine does."""
 
+import itertools
+
 import pytest
 
 from jax_mlm.errors import UserError
@@ -52,6 +54,36 @@ def test_a_budget_is_met_within_two_percent(step_seconds):
     end, _, evaluations = simulate(600, step_seconds, evaluation=3.0, final=9.0)
     assert abs(end - 600) <= 12
     assert 8 <= evaluations <= 10
+
+
+def test_hosts_with_clocks_of_their_own_end_a_budget_at_the_same_step_in_time():
+    """Each gets the first one's horizon one measurement later, as `jax_mlm.parallel.stop.Greatest` hands it on."""
+    handed_in: list[list[int]] = []
+
+    def host(number: int) -> tuple[list[float], Pace]:
+        turns, now = itertools.count(), [0.0]
+
+        def agreed(horizon: int) -> int:
+            turn = next(turns)
+            if turn == len(handed_in):
+                handed_in.append([])
+            handed_in[turn].append(0 if number else horizon)
+            return max(handed_in[turn - 1]) if turn else 0
+
+        return now, Pace(0, 600.0, 0, START, 1.0, clock=lambda: now[0], agreed=agreed)
+
+    (first, one), (second, other) = host(0), host(1)
+    done = 0
+    while done < one.horizon:
+        done += 1
+        first[0] += 0.3 if first[0] < 300 else 0.4
+        second[0] += 0.1
+        if done % 10 == 0 or done.bit_count() == 1:
+            one.measure(done)
+            other.measure(done)
+        assert one.horizon == other.horizon
+        assert one.evaluation_due(done) == other.evaluation_due(done)
+    assert abs(first[0] - 600) <= 12
 
 
 def test_a_resumed_budget_counts_the_time_before():
