@@ -85,7 +85,7 @@ def make_cast(config: ModelConfig, dtype: DTypeLike, tied: bool) -> Callable[[Pa
     """
     shared = 0 < config.layer_groups < config.layers
 
-    def one(path: KeyPath, x: Array) -> Array:
+    def one(path: KeyPath, x: Array | np.ndarray) -> Array | np.ndarray:
         first, last = path[0].key, path[-1].key
         return x.astype(dtype) if last in ("kernel", "decoder") and not (shared and first.startswith("layer_")) else x
 

@@ -13,7 +13,8 @@ from mlm_onnx.answer.pieces import Pieces
 from mlm_onnx.answer.reader import Reader
 from mlm_onnx.answer.words import UNSPACED as UNSPACED_HERE
 from mlm_onnx.answer.words import is_word
-from support.scripts import SCRIPTS, UNSPACED, lines_of
+from support.scripts import SCRIPTS, UNSPACED
+from support.scripts import lines_of as made_lines
 from support.tokenizers import reader_of
 from tokenizers import Encoding, Tokenizer
 
@@ -26,6 +27,7 @@ TRAINED, TRIED = 300, 40
 MOST_UNKNOWN = 0.005
 SIZES = {"wordpiece": 384, "bpe": 448, "unigram": 256, "word": 4096}
 TABLE = [(name, kind) for name in SCRIPTS for kind in KINDS]
+lines_of = cache(made_lines)
 
 
 @cache
@@ -91,16 +93,18 @@ def whole_characters(encoding: Encoding) -> list[tuple[int, int]]:
 def test_whole_words_are_whole(name: str, kind: str) -> None:
     """A word that is set apart by spaces is one word of the masks; elsewhere each token is, and no character is cut."""
     tokenizer, lines = tokenizer_of(name, kind), tried(name)
-    begins = np.split(encode(tokenizer, lines).begins, np.cumsum(encode(tokenizer, lines).lengths)[:-1])
+    encoded = encode(tokenizer, lines)
+    begins = np.split(encoded.begins, np.cumsum(encoded.lengths)[:-1])
+    words = {*SCRIPTS[name].words} if SCRIPTS[name].space else set()
+    words = [word for word in words if all(map(is_word, word))]
     for line, starts in zip(lines, begins, strict=True):
         spans = np.array(tokenizer.encode(line, add_special_tokens=False).offsets)
         for index in np.flatnonzero(~starts):
             before, here = line[spans[index - 1, 0] : spans[index - 1, 1]], line[spans[index, 0] : spans[index, 1]]
             shared = spans[index, 0] < spans[index - 1, 1]
             assert shared or (is_word(here[:1]) and (before == " " or is_word(before[-1:])))
-        words = {*SCRIPTS[name].words} if SCRIPTS[name].space else set()
         cuts = set(spans[starts, 0].tolist())
-        for word in filter(lambda word: all(map(is_word, word)), words):
+        for word in words:
             at = line.find(f" {word} ")
             assert at < 0 or not cuts & set(range(at + 2, at + 1 + len(word))), (line, word)
 

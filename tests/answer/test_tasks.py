@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlm_onnx import Answer, Classify, FillMask, QueryError, Tag
 from mlm_onnx.bundle.layout import BundleError
-from support.bundles import KINDS, TEXTS, piecewise
-from support.tasks import LENGTH, TASKS, drawn, sized, task_bundle
+from mlm_onnx.convert import Request, write_bundle
+from mlm_onnx.convert.asked import Tuned
+from support.bundles import KINDS, ONE_SHAPE, ORIGIN, TEXTS, piecewise
+from support.tasks import LENGTH, TASKS, drawn, sized
 
 from jax_mlm.config import DataConfig, TrainConfig
 from jax_mlm.data.labels import Example
@@ -26,24 +29,27 @@ LINES = [
     "ünïcödé 東京 😀😀 mixed",
     "x",
 ]
+MORE = ["the cat " * 11] * 20
+"""Texts beside which others fill a batch, with any tokenizer."""
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Callable[..., list[Any]]]]:
-    """(task, tokenizer, family) → its bundle in float32, and what JAX answers to texts."""
+    """(task, tokenizer, family, layers) → its bundle in float32, and what JAX answers to texts."""
     base = tmp_path_factory.mktemp("tasks")
 
-    def make(name: str, kind: str = "wordpiece", family: str = "modernbert") -> Any:
-        tokenizer, task, model = piecewise(kind), TASKS[name], sized(family, kind)
-        params, folder = drawn(model, task), base / f"{name}-{kind}-{family}"
+    def make(name: str, kind: str = "wordpiece", family: str = "modernbert", layers: int = 1) -> Any:
+        tokenizer, task, model = piecewise(kind), TASKS[name], replace(sized(family, kind), layers=layers)
+        params, folder = drawn(model, task), base / f"{name}-{kind}-{family}-{layers}"
         if not folder.exists():
-            task_bundle(folder, task, kind, family)
+            write_bundle(folder, model, params, tokenizer, Request("fp32"), ORIGIN, ONE_SHAPE, Tuned(task, LENGTH))
         config = TrainConfig(model=model, corpus=DataConfig(length=LENGTH))
 
         def jaxs(texts: list[Any]) -> list[Any]:
             pairs = [(each, None) if isinstance(each, str) else each for each in texts]
+            pairs += [(each, None) for each in MORE] if task.kind == "tag" else []
             examples = [Example(f"line {i}", text, pair) for i, (text, pair) in enumerate(pairs)]
-            return list(answers(task, *predicted(config, task, tokenizer, params, examples)))
+            return list(answers(task, *predicted(config, task, tokenizer, params, examples)))[: len(texts)]
 
         return folder, jaxs
 
@@ -54,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, 
     "kind", ["bpe", *(pytest.param(each, marks=pytest.mark.slow) for each in ("wordpiece", "unigram"))]
 )
 def test_a_classifier_answers_as_jax_does(made: Any, kind: str) -> None:
-    folder, jaxs = made("classify", kind)
+    folder, jaxs = made("classify", kind, layers=2)
     for found, expected in zip(Classify(folder)(LINES), jaxs(LINES), strict=True):
         ours = {each["label"]: each["probability"] for each in found["labels"]}
         assert ours == pytest.approx(expected["probabilities"], abs=2e-5)
@@ -85,7 +91,7 @@ def test_several_labels_numbers_and_pairs_are_as_jax_has_them(made: Any) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tagger_finds_what_jax_finds(made: Any, kind: str) -> None:
-    folder, jaxs = made("tag", kind)
+    folder, jaxs = made("tag", kind, layers=2)
     entities = 0
     for text, found, expected in zip(LINES, Tag(folder)(LINES), jaxs(LINES), strict=True):
         for ours, theirs in zip(found["entities"], expected["entities"], strict=True):
@@ -119,7 +125,7 @@ def test_answers_are_jaxs(made: Any, name: str, kind: str, family: str) -> None:
 
 def test_what_is_asked_with_it_changes_no_answer(made: Any) -> None:
     for name, kind in (("classify", Classify), ("tag", Tag)):
-        predictor = kind(made(name)[0], threads=2)
+        predictor = kind(made(name, layers=2)[0], threads=2)
         together = predictor(LINES)
         assert predictor([]) == []
         for each, alone in zip(together, map(predictor, LINES), strict=True):
@@ -130,7 +136,8 @@ def test_what_is_asked_with_it_changes_no_answer(made: Any) -> None:
 
 
 def test_wrong_questions_are_one_line(made: Any) -> None:
-    one, two, tagger = Classify(made("classify")[0]), Classify(made("pair", family="bert")[0]), Tag(made("tag")[0])
+    one, tagger = Classify(made("classify", layers=2)[0]), Tag(made("tag", layers=2)[0])
+    two = Classify(made("pair", family="bert")[0])
     for ask, message in (
         (lambda: one(("a", "b")), "judges one text"),
         (lambda: two("a"), "pairs of texts"),
@@ -142,7 +149,7 @@ def test_wrong_questions_are_one_line(made: Any) -> None:
         (lambda: one("a", top_k=0), "top_k"),
         (lambda: tagger("x" * 1_000_001), "1000001 characters"),
         (lambda: tagger(("a", 2)), "must be a str"),
-        (lambda: Classify(made("classify")[0], threads=0), "threads"),
+        (lambda: Classify(made("classify", layers=2)[0], threads=0), "threads"),
     ):
         with pytest.raises(QueryError, match=message):
             ask()
@@ -150,8 +157,8 @@ def test_wrong_questions_are_one_line(made: Any) -> None:
 
 def test_a_bundle_of_another_task_names_the_command_that_fits(made: Any, sentence_bundles: dict[str, Path]) -> None:
     for kind, folder, command in (
-        (FillMask, made("classify")[0], "mlm_onnx classify"),
-        (Classify, made("tag")[0], "mlm_onnx tag"),
+        (FillMask, made("classify", layers=2)[0], "mlm_onnx classify"),
+        (Classify, made("tag", layers=2)[0], "mlm_onnx tag"),
         (Tag, sentence_bundles["fp32"], "mlm_onnx fill"),
     ):
         with pytest.raises(BundleError, match=f"use python -m {command}"):

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class Mutation:
     manifest: Callable[[dict[str, Any]], object] = lambda manifest: None
 
 
+@cache
 def read(bundle: Path) -> Files:
     return {name: (bundle / name).read_bytes() for name in LISTED}
 
@@ -261,8 +263,8 @@ def write(source: Path, target: Path, mutation: Mutation, seal: bool) -> Path:
     if not target.exists():
         shutil.copytree(source, target)
         (target / "fast" / "link.data").symlink_to(target.parent / "outside.bin")
-    for name in LISTED:
-        content = mutation.files[name] if name in mutation.files else (source / name).read_bytes()
+    for name, whole in read(source).items():
+        content = mutation.files.get(name, whole)
         if (target / name).read_bytes() != content:
             (target / name).write_bytes(content)
     manifest = json.loads((source / "manifest.json").read_text())
@@ -287,7 +289,7 @@ def test_damaged_bundles_are_refused(sentence_bundles: dict[str, Path], dtype: s
     """All of them by the full check, and by FillMask those that touch what it reads."""
     source, count, opened = sentence_bundles[dtype], 0, 0
     for mutation in mutations(read(source), flips):
-        if mutation.files and any(content != (source / name).read_bytes() for name, content in mutation.files.items()):
+        if any(content != read(source)[name] for name, content in mutation.files.items()):
             write(source, tmp_path / "b", mutation, seal=False)
             with pytest.raises(BundleError) as caught:
                 open_bundle(tmp_path / "b")

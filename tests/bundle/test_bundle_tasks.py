@@ -48,7 +48,8 @@ FIELDS = (
 @pytest.fixture(scope="module", params=list(NAMES))
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Return a task and its bundle."""
-    return request.param, task_bundle(tmp_path_factory.mktemp("tasks") / "b", HEADS[NAMES[request.param]])
+    folder = tmp_path_factory.mktemp("tasks") / "b"
+    return request.param, task_bundle(folder, HEADS[NAMES[request.param]], family="distilbert")
 
 
 def outcome(task: str, folder: Path) -> str:

@@ -63,9 +63,9 @@ def test_graphs_are_the_jax_model(family: str, name: str, tmp_path: Path) -> Non
 
 
 def test_a_wrong_head_is_noticed() -> None:
-    model, task = MODELS["bert"], TASKS["classify"]
+    model, task = MODELS["modernbert"], TASKS["mean"]
     params = drawn(model, task)
-    other = Reference(model, params, model.vocab_size, replace(task, pooling="mean"))
+    other = Reference(model, params, model.vocab_size, replace(task, pooling="cls"))
     reference = Reference(model, params, model.vocab_size, task)
     (query,) = list(targets_of(task)[0].comparison.queries(model.vocab_size, 2, SHAPES[1:2]))
     answers = [targets_of(task)[0].comparison.answer(each, **query) for each in (reference, other)]
@@ -76,7 +76,7 @@ def test_a_wrong_head_is_noticed() -> None:
 def test_a_bundle_that_nothing_could_open_is_not_written(label: str, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with pytest.raises(BundleError, match=r"could not be opened: .*/b/manifest\.json .* is not 1 to 1000 characters"):
-        task_bundle(tmp_path / "b", TaskConfig("classify", ("a", label)))
+        task_bundle(tmp_path / "b", TaskConfig("classify", ("a", label)), family="distilbert")
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
     assert not [*(tmp_path / "b").iterdir()]
 

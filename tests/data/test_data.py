@@ -172,7 +172,7 @@ def test_documents_that_fit_are_cut_only_where_nothing_else_fills_the_rows() -> 
 
 def test_wikitext_rows_are_full(tmp_path, shared_data) -> None:
     path = shared_data / "wikitext-2/wiki.valid.tokens"
-    tokenizer = train_tokenizer(path.read_text().split("\n"), "wordpiece", 4096)
+    tokenizer = train_tokenizer(path.read_text().split("\n"), "wordpiece", 1024)
     files = prepared([path], tokenizer, DataConfig(), tmp_path)
     for length in (64, 128, 256):
         rows = pack_rows(files, vocabulary_of(tokenizer), length, "document")
@@ -180,7 +180,7 @@ def test_wikitext_rows_are_full(tmp_path, shared_data) -> None:
         special = np.array(vocabulary_of(tokenizer).special)
         seen = np.concatenate([batch.tokens[~np.isin(batch.tokens, special)] for batch in everything(rows)])
         assert len(seen) == (~np.isin(files.tokens, special)).sum()
-    assert token_counts(rows, 4096).tolist() == np.bincount(files.tokens, minlength=4096).tolist()
+    assert token_counts(rows, 1024).tolist() == np.bincount(files.tokens, minlength=1024).tolist()
 
 
 def test_counts_are_those_of_the_chosen_documents() -> None:

@@ -238,7 +238,7 @@ def test_a_word_is_lower_cased_in_its_vocabulary_as_in_a_text() -> None:
 
 
 LONG = {
-    "protein": ("ACDEFGHIKLMNPQRSTVWY", 150), "dna": ("ACGT", 3000), "numbers": ("0123456789", 260),
+    "protein": ("ACDEFGHIKLMNPQRSTVWY", 150), "dna": ("ACGT", 1200), "numbers": ("0123456789", 260),
     "thai": ("กขคงจชซดตถทนบปพมยรลวสหอ", 400), "mixed": ("abcDEF_-12", 101),
 }  # fmt: skip
 

@@ -117,6 +117,6 @@ def test_training_begins_with_them(tmp_path: Path) -> None:
     with saving(tmp_path / "run") as checkpoints:
         state, _ = init_or_restore(setup, optax.sgd(0.1), jax.random.key(0), checkpoints)
     np.testing.assert_array_equal(state.params["token_table"], vectors_of(data))
-    fresh = setup.task.init(jax.random.key(0))
+    fresh = jax.jit(setup.task.init)(jax.random.key(0))
     for path, leaf in leaves({**fresh, "token_table": state.params["token_table"]}).items():
         np.testing.assert_allclose(leaves(state.params)[path], leaf, rtol=1e-6)

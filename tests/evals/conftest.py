@@ -25,7 +25,7 @@ def run(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("run")
     tokenizer = train_tokenizer(iter(LINES), "wordpiece", 64)
     tokenizer.save(str(run / "tokenizer.json"))
-    model = ModelConfig(vocab_size=64, width=32, layers=2, heads=2, ff_width=48, max_length=64)
+    model = ModelConfig(vocab_size=64, width=32, layers=1, heads=2, ff_width=48, max_length=64)
     corpus = DataConfig(length=48, cache=str(tmp_path_factory.mktemp("cache")))
     write_run(run, replace(PRESETS["tiny"], model=model, corpus=corpus), {}, {})
     params = jax.tree.map(

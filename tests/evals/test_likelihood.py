@@ -26,7 +26,7 @@ from jax_mlm.model.heads import make_forward
 from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run
 
-MODEL = ModelConfig(vocab_size=400, width=16, layers=2, heads=2, ff_width=24, max_length=48)
+MODEL = ModelConfig(vocab_size=400, width=16, layers=1, heads=2, ff_width=24, max_length=48)
 METHODS = ("original", "word-l2r")
 TEXTS = (
     "the cats sat here,and def(today)",
@@ -40,7 +40,7 @@ GOLDEN = ROOT / "tests" / "golden"
 
 @cache
 def params():
-    return jax.tree.map(lambda x: 0.7 * x if x.ndim == 2 else x, randomised(MODEL))
+    return jax.device_put(jax.tree.map(lambda x: 0.7 * x if x.ndim == 2 else x, randomised(MODEL)))
 
 
 @cache
@@ -214,7 +214,7 @@ def test_a_bundle_scores_as_its_run_does():
     texts = [
         "the baker sells some warm bread in the market.",
         "my sister mends clayjars, unheard-of ones 我",
-        "Ω Ω the",
+        "Ω Ω the baker sells bread",
     ]
     texts.append(" ".join([*texts, "the sisters of the bakers"] * 6))
     for text, theirs in zip(texts, score(texts), strict=True):

@@ -27,8 +27,8 @@ PAIRS = {
     "first.jsonl": [blimp(line, line.replace("the old", "old the"), "order") for line in BIRDS],
     "second.jsonl": [
         *(blimp(line.replace("the old", "old the"), line, "disorder", "nonsense") for line in BIRDS),
-        blimp("birds Ω met", "birds Δ met", "unknown", "nonsense"),
-        '{"sentence_bad": "fish bridge met", "sentence_good": "bridge fish met"}',
+        blimp(f"{BIRDS[0]} Ω", f"{BIRDS[0]} Δ", "unknown", "nonsense"),
+        json.dumps({"sentence_bad": BIRDS[0], "sentence_good": BIRDS[0].replace("birds met", "met birds")}),
     ],
 }
 """The second file has the pairs of the first the wrong way round, one whose words are unknown, and one without UID."""
@@ -117,7 +117,7 @@ def test_the_table_shows_methods_groups_ties_and_unknown_words(run, pairs, capsy
 
 
 def test_what_utf8_cannot_hold_is_replaced_in_predictions(run, tmp_path, capsys):
-    (tmp_path / "a.jsonl").write_text(blimp("the old bridge", "old the bridge", "a", pair_id="\ud83d"))
+    (tmp_path / "a.jsonl").write_text(blimp(BIRDS[0], BIRDS[1], "a", pair_id="\ud83d"))
     figures(capsys, run, "--pairs", tmp_path / "a.jsonl", "--predictions", tmp_path / "out.jsonl")
     assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))["pair_id"] == "?"
 
@@ -201,7 +201,7 @@ def test_pll_may_stand_alone_as_it_did_before_it_had_values(argv, pll):
 
 def test_a_text_has_the_figures_of_the_whole_and_a_long_paragraph_is_scored_too(run, capsys, tmp_path):
     text, scores = tmp_path / "text.txt", tmp_path / "made" / "scores.jsonl"
-    text.write_text("\n".join([*BIRDS, "bird " * 300, "Ω met Δ"]), encoding="utf-8")
+    text.write_text("\n".join([*BIRDS, "bird " * 300, f"{BIRDS[0]} Ω met Δ"]), encoding="utf-8")
     whole = figures(capsys, run, "--data", text, "--pll", "both", "--predictions", scores)
     lines = [json.loads(line) for line in scores.read_text().splitlines()]
     assert [line["text"] for line in lines] == [line.strip() for line in text.read_text().splitlines()]

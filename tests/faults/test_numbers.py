@@ -20,9 +20,8 @@ import pytest
 from support.eight import on_eight_devices
 from support.models import assert_trees_equal
 from support.poison import NAN, SPIKE, poison
-from support.runs import SMALL, save_run, train_line
+from support.runs import TINY, save_run, train_line
 from support.steps import tree_difference
-from support.texts import write_sentences
 
 from jax_mlm.config import OptimConfig
 from jax_mlm.data.batches import Batch
@@ -207,15 +206,7 @@ def test_what_is_skipped_in_a_row_is_counted_over_resumptions() -> None:
 # ---- a run ---------------------------------------------------------------------------------------
 
 STEPS, EVERY = 40, 10
-OPTIONS = [
-    "--preset", "tiny", "--width", 16, "--layers", 1, "--heads", 2, "--ff-width", 24, *SMALL, "--log-every", 5,
-    "--steps", STEPS, "--eval-every", EVERY,
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sentences(tmp_path_factory.mktemp("text") / "text.txt")
+OPTIONS = [*TINY, "--steps", STEPS, "--eval-every", EVERY]
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
@@ -391,7 +382,7 @@ def test_a_run_that_diverges_again_stops_with_one_line_and_its_good_checkpoint(
 @pytest.mark.slow
 def test_a_learning_rate_that_overflows_ends_in_one_line(text: Path, tmp_path: Path, capsys: Any) -> None:
     run = tmp_path / "run"
-    overflowing = ["--lr", 1e30, "--muon-lr", 1e30, "--warmup", 0]
+    overflowing = ["--optimizer", "muon", "--lr", 1e30, "--muon-lr", 1e30, "--warmup", 0]
     assert train_line(*OPTIONS, "--data", text, "--out", run, *overflowing) == 2
     line = the_error(capsys)
     assert "try a lower --lr" in line
@@ -412,7 +403,7 @@ def test_weights_that_are_not_finite_are_not_continued(
     option: str, text: Path, tmp_path: Path, rolled_back: RolledBack, capsys: Any
 ) -> None:
     params = load_params(rolled_back.run)[1]
-    params["token_table"] = np.where(np.arange(16) == 3, np.nan, params["token_table"])
+    params["token_table"] = np.where(np.arange(32) == 3, np.nan, params["token_table"])
     tokenizer = load_tokenizer(rolled_back.run / "tokenizer.json")
     bad = save_run(tmp_path / "bad", read_run(rolled_back.run).model, params, tokenizer)
     assert train_line(option, bad, "--data", text, "--steps", 2, "--out", tmp_path / "run") == 2

@@ -16,42 +16,70 @@ from jax_mlm.model.ops.scores import block_attention
 from jax_mlm.model.ops.tiles import SHORTEST, TILE, tiled_attention
 
 
+def by_hand(q, k, v, g, segments, window=None):
+    """Return the mixture and its gradients by the scores of all pairs, in numpy and 64 bits."""
+    q, k, v, g, segments = (np.asarray(x).astype(np.float64) for x in (q, k, v, g, segments))
+    at = np.arange(q.shape[2])
+    seen = (segments[:, None, :, None] == segments[:, None, None]) & (
+        np.abs(at[:, None] - at) <= (at.size if window is None else window)
+    )
+    scores = np.where(seen, q @ k.swapaxes(-1, -2), -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    out, given = weights @ v, g @ v.swapaxes(-1, -2)
+    change = weights * (given - (given * weights).sum(-1, keepdims=True))
+    return out, change @ k, change.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ g
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_scores_of_all_pairs_are_those_by_hand(window):
+    q, k, v, g, segments = drawn(3, 2, 33, 8)
+    ours = jax.jit(partial(mixed, dense(segments, window)))(q, k, v, g)
+    for a, b in zip(ours, by_hand(q, k, v, g, segments, window), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("length", "window"),
     [(200, 32), (192, 32), (97, 0), (97, 1), (50, 5), (200, 70), (32, 32), (7, 300), (1, 0)],
 )
 def test_blocks_of_a_window_equal_the_scores_of_all_pairs(length, window):
     q, k, v, g, segments = drawn(3, 2, length, 8, seed=length + window)
-
-    ways = partial(block_attention, segments=segments, window=window), dense(segments, window)
-    ours, theirs = (jax.jit(partial(mixed, way))(q, k, v, g) for way in ways)
-    for a, b in zip(ours, theirs, strict=True):
+    ours = jax.jit(partial(mixed, partial(block_attention, segments=segments, window=window)))(q, k, v, g)
+    for a, b in zip(ours, by_hand(q, k, v, g, segments, window), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_blocks_in_16_bits_round_as_the_scores_of_all_pairs_do():
     q, k, v, g, segments = drawn(2, 2, 200, 8, jnp.bfloat16)
-    exact = mixed(dense(segments, 20), *(x.astype(jnp.float32) for x in (q, k, v, g)))
-    errors = [
-        [float(jnp.abs(a - b).max()) for a, b in zip(jax.jit(partial(mixed, way))(q, k, v, g), exact, strict=True)]
-        for way in (partial(block_attention, segments=segments, window=20), dense(segments, 20))
-    ]
+    ways = partial(block_attention, segments=segments, window=20), dense(segments, 20)
+    errors = errors_of(ways, by_hand(q, k, v, g, segments, 20), q, k, v, g)
     assert all(ours <= 3 * theirs for ours, theirs in zip(*errors, strict=True)), errors
+
+
+def errors_of(ways, exact, *given):
+    """Return the largest error of each way's mixture, and of each of its gradients."""
+    found = jax.jit(lambda *given: [mixed(way, *given) for way in ways])(*given)
+    return [[np.abs(np.asarray(a) - b).max() for a, b in zip(each, exact, strict=True)] for each in found]
 
 
 @pytest.fixture
 def in_tiles(monkeypatch):
-    """Return `tiled_attention` over documents, in tiles of 32 float32 weights or 64 of bfloat16."""
+    """Return the mixture by `tiled_attention` and its gradients, in tiles of 32 float32 weights or 64 of bfloat16."""
     monkeypatch.setattr(tiles, "TILE", 128)
-    return lambda segments: partial(tiled_attention, segments=segments)
+    return _mixed_in_tiles
+
+
+@jax.jit
+def _mixed_in_tiles(q, k, v, g, segments):
+    return mixed(partial(tiled_attention, segments=segments), q, k, v, g)
 
 
 @pytest.mark.parametrize("length", [1, 32, 97])
 def test_tiles_equal_the_scores_of_all_pairs(in_tiles, length):
     q, k, v, g, segments = drawn(3, 2, length, 8, seed=length)
-    ours, theirs = (jax.jit(partial(mixed, way))(q, k, v, g) for way in (in_tiles(segments), dense(segments, None)))
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()) + 1e-6)
+    for a, b in zip(in_tiles(q, k, v, g, segments), by_hand(q, k, v, g, segments), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max() + 1e-6)
 
 
 def test_in_float32_no_device_holds_the_scores_of_all_pairs() -> None:
@@ -65,11 +93,9 @@ def test_in_float32_no_device_holds_the_scores_of_all_pairs() -> None:
 
 def test_tiles_in_16_bits_round_as_the_scores_of_all_pairs_do(in_tiles):
     q, k, v, g, segments = drawn(2, 2, 200, 8, jnp.bfloat16)
-    exact = mixed(dense(segments, None), *(x.astype(jnp.float32) for x in (q, k, v, g)))
-    errors = [
-        [float(jnp.abs(a - b).max()) for a, b in zip(jax.jit(partial(mixed, way))(q, k, v, g), exact, strict=True)]
-        for way in (in_tiles(segments), dense(segments, None))
-    ]
+    del in_tiles  # for the size of the tiles
+    ways = partial(tiled_attention, segments=segments), dense(segments, None)
+    errors = errors_of(ways, by_hand(q, k, v, g, segments), q, k, v, g)
     assert all(ours <= 3 * theirs for ours, theirs in zip(*errors, strict=True)), errors
 
 
@@ -81,8 +107,7 @@ def test_tiles_in_16_bits_round_as_the_scores_of_all_pairs_do(in_tiles):
 def test_tiles_that_no_document_joins_are_left_out_and_no_others(in_tiles, documents):
     q, k, v, g, _ = drawn(1, 2, 128, 8)
     segments = jnp.asarray([documents], jnp.int32)
-    ours, theirs = (jax.jit(partial(mixed, way))(q, k, v, g) for way in (in_tiles(segments), dense(segments, None)))
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(in_tiles(q, k, v, g, segments), by_hand(q, k, v, g, segments), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -95,12 +120,11 @@ def test_tiles_meet_where_a_row_has_a_document_in_both():
 
 
 def test_another_documents_tokens_change_nothing_however_large(in_tiles):
-    q, k, v, g, _ = drawn(1, 2, 96, 8)
-    segments = jnp.asarray([[1] * 40 + [2] * 56], jnp.int32)
-    run = jax.jit(partial(mixed, in_tiles(segments)))
-    larger = (jnp.where(jnp.arange(96)[:, None] < 40, 1e4, x) for x in (k, v))
-    for a, b in zip(run(q, k, v, g), run(q, *larger, g), strict=True):
-        np.testing.assert_array_equal(a[:, :, 40:], b[:, :, 40:])
+    q, k, v, g, _ = drawn(1, 2, 128, 8)
+    segments = jnp.asarray([[1] * 40 + [2] * 88], jnp.int32)
+    larger = (np.where(np.arange(128)[:, None] < 40, np.float32(1e4), x) for x in (k, v))
+    for a, b in zip(in_tiles(q, k, v, g, segments), in_tiles(q, *larger, g, segments), strict=True):
+        np.testing.assert_array_equal(np.asarray(a)[:, :, 40:], np.asarray(b)[:, :, 40:])
 
 
 @pytest.mark.parametrize(("dtype", "length"), [("float32", SHORTEST), ("bfloat16", SHORTEST + 1)])

@@ -38,16 +38,23 @@ SMALL = replace(CONFIG, width=64, layers=2, global_every=2, local_window=8, drop
 @pytest.mark.parametrize("window", [None, 0, 3, 50])
 def test_an_interval_of_keys_is_what_a_query_sees(window):
     segments = jnp.asarray(documents(np.random.default_rng(0), 20, 33))
-    start, end = (x[:, None, :, None] for x in library.interval(segments, window))
-    score = jnp.asarray(np.random.default_rng(1).normal(size=(20, 2, 33, 33)), jnp.float32)
-    found, gradient = jax.vjp(lambda score: library.inside(score, start, end), score)
-    np.testing.assert_array_equal(found, jnp.where(visible(segments, window), score, library.NEGATIVE))
-    np.testing.assert_array_equal(gradient(score)[0], score)
+    score = np.random.default_rng(1).normal(size=(20, 2, 33, 33)).astype(np.float32)
+
+    @jax.jit
+    def every(score):
+        start, end = (x[:, None, :, None] for x in library.interval(segments, window))
+        found, gradient = jax.vjp(lambda score: library.inside(score, start, end), score)
+        return found, gradient(score)[0], visible(segments, window)
+
+    found, gradient, seen = every(score)
+    np.testing.assert_array_equal(found, np.where(seen, score, np.float32(library.NEGATIVE)))
+    np.testing.assert_array_equal(gradient, score)
 
 
 def test_lengths_and_offsets_lay_out_every_token_once():
     segments = documents(np.random.default_rng(0), 50, 33)
-    lengths, offsets = map(np.asarray, library.lengths_and_offsets(jnp.asarray(segments), 8))
+    laid = jax.jit(library.lengths_and_offsets, static_argnums=1)
+    lengths, offsets = map(np.asarray, laid(jnp.asarray(segments), 8))
     for row, length, offset in zip(segments, lengths, offsets, strict=True):
         cuts = [0, *(np.flatnonzero(np.diff(row)) + 1), len(row)]
         unused = [-1] * (9 - len(cuts))
@@ -87,8 +94,9 @@ def test_tokamax_is_given_intervals_that_are_right(monkeypatch, window):
     assert KERNELS["tokamax"].fits(case)
     assert not KERNELS["tokamax"].fits(case._replace(dtype="float32"))
     q, k, v, g, segments = drawn(4, 2, 33, 8)
-    found = mixed(lambda q, k, v: library.tokamax_intervals(q, k, v, segments, window, 16), q, k, v, g)
-    for a, b in zip(found, mixed(dense(segments, window), q, k, v, g), strict=True):
+    ways = (lambda q, k, v: library.tokamax_intervals(q, k, v, segments, window, 16)), dense(segments, window)
+    found, expected = jax.jit(lambda *given: [mixed(way, *given) for way in ways])(q, k, v, g)
+    for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -103,7 +111,14 @@ def without_a_gpu(patch):
 def lowered(kernels: Kernels, mesh=None, tuned: TaskConfig | None = None) -> str:
     """Return the training step for NVIDIA's GPUs as text: of masked tokens, or of a task."""
     task = labelled(SMALL, tuned, jnp.bfloat16, 0, kernels) if tuned else None
-    step, state = jitted_step("adamw", 1, mesh, SMALL, jnp.bfloat16, kernels, task)
+    steps = []
+
+    def begun():
+        step, state = jitted_step("adamw", 1, mesh, SMALL, jnp.bfloat16, kernels, task)
+        steps.append(step)
+        return state
+
+    state, (step,) = jax.eval_shape(begun), steps
     batch = labelled_batch(tuned, 0) if tuned else packed_batch(0)
     return step.trace(KEY, state, batch, jnp.int32(9)).lower(lowering_platforms=("cuda",)).as_text()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -23,7 +24,8 @@ from jax_mlm.parallel.rules import AXES, STATE, axes_of, state_shardings
     ("name", "task"), [*((name, None) for name in CONFIGS), ("bert", "single"), ("modernbert", "tag")]
 )
 def test_every_matrix_of_every_family_and_head_has_its_axes(name: str, task: str | None) -> None:
-    first = partial(init_task_params, CONFIGS[name], TUNED[task]) if task else partial(init_params, CONFIGS[name])
+    config = replace(CONFIGS[name], layers=max(1, CONFIGS[name].layer_groups))
+    first = partial(init_task_params, config, TUNED[task]) if task else partial(init_params, config)
     params = jax.eval_shape(first, jax.random.key(0))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         assert len(axes_of(path)) == (leaf.ndim if leaf.ndim > 1 else 0), jax.tree_util.keystr(path)

@@ -19,8 +19,9 @@ def documents(rng: np.random.Generator, rows: int, length: int) -> np.ndarray:
 def drawn(rows: int, heads: int, length: int, width: int, dtype=jnp.float32, seed: int = 0):
     """Draw queries, keys, values, a gradient of their mixture, and documents."""
     rng = np.random.default_rng(seed)
-    q, k, v, g = (jnp.asarray(rng.normal(size=(rows, heads, length, width)), dtype) for _ in range(4))
-    return q * width**-0.5, k, v, g, jnp.asarray(documents(rng, rows, length))
+    q, k, v, g = (rng.normal(size=(rows, heads, length, width)) for _ in range(4))
+    given = (jnp.asarray(x, dtype) for x in (q * width**-0.5, k, v, g))
+    return *given, jnp.asarray(documents(rng, rows, length))
 
 
 def mixed(attention, q, k, v, g):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ NAN, SPIKE = 1 << 20, 1 << 21
 """What is added to the numbers of a batch's rows: its objective becomes NaN, its loss a spike."""
 
 
+@cache
 def poisonable(task: Task[Any]) -> Task[Any]:
     """Return the task with an objective that is NaN, or a loss that is 50 times as large, in batches marked for it."""
 

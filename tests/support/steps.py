@@ -152,7 +152,7 @@ def state_shapes(optimizer: str = "adamw") -> TrainState:
 
 
 def tree_difference(a, b) -> float:
-    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(a))
+    scale = max(float(np.abs(x).max()) for x in jax.tree.leaves(a))
     return (
         max(
             float(np.abs(np.asarray(x) - np.asarray(y)).max())

@@ -22,6 +22,7 @@ from mlm_onnx.convert.asked import Tuned, labelled_examples
 from support.eight import on_eight_devices
 from support.models import assert_trees_equal
 from support.paths import ROOT
+from support.runs import save_run
 
 from jax_mlm import evaluate, load
 from jax_mlm.config import DistilConfig, TaskConfig
@@ -71,8 +72,12 @@ def label_of(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Examples to learn and to report on, for both tasks."""
+    """Examples to learn and to report on, for both tasks, and the golden run without its second layer."""
     path = tmp_path_factory.mktemp("finetune")
+    params = load_params(INIT, "best")[1]
+    del params["layer_1"]
+    save_run(path / "init", replace(read_run(INIT).model, layers=1), params, load_tokenizer(INIT / "tokenizer.json"))
+    (path / "init" / "run.json").write_text((INIT / "run.json").read_text().replace('"layers": 2', '"layers": 1'))
     for name, count, seed in (("train", 320, 0), ("dev", 64, 1)):
         lines = texts(count, seed)
         rows = "".join(f"{text}\t{label_of(text)}\n" for text in lines)
@@ -88,7 +93,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(folder: Path, task: Any = "classify", **given: Any) -> FinetuneConfig:
     suffix = {"classify": "tsv", "tag": "conll"}[task]
     files = {"data": str(folder / f"train.{suffix}"), "valid": str(folder / f"dev.{suffix}")}
-    return FinetuneConfig(**{"init": str(INIT), "task": task, "epochs": 6.0, **files, **SETTINGS, **given})
+    given = {"init": str(folder / "init"), "task": task, "epochs": 6.0, **SETTINGS, **given}
+    return FinetuneConfig(**files, **given)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +157,7 @@ def test_what_began_at_random_takes_larger_steps_from_smaller_matrices(
     large = jax.tree.map(lambda leaf: leaf * np.float32(30), params)
     monkeypatch.setattr(pretrained, "read_run", lambda run: next(first, before))
     monkeypatch.setattr(pretrained, "load_params", lambda run, which: (step, large))
-    made = plan(config(folder, out=str(tmp_path / "run"), lr=0.0, freeze=freeze))
+    made = plan(config(folder, init=str(INIT), out=str(tmp_path / "run"), lr=0.0, freeze=freeze))
     assert made.config.optim.lr == pytest.approx(rate)
     assert made.start is not None
     given, begun = leaves(large), leaves(made.start.params)
@@ -180,7 +186,7 @@ def test_weights_that_are_not_finite_are_not_tuned(
     params["layer_0"]["mlp"]["up"]["kernel"] = np.full_like(params["layer_0"]["mlp"]["up"]["kernel"], np.nan)
     monkeypatch.setattr(pretrained, "load_params", lambda run, which: (step, params))
     with pytest.raises(UserError, match=r"weights that are not finite, in layer_0\.mlp\.up\.kernel"):
-        plan(config(folder, out=str(tmp_path / "run")))
+        plan(config(folder, init=str(INIT), out=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 
 
@@ -417,7 +423,7 @@ def test_several_seeds_are_averaged_and_the_best_is_kept(folder: Path, capsys: A
 
 @pytest.mark.slow
 def test_frozen_layers_stay_bitwise_as_they_were(folder: Path) -> None:
-    run, _ = finetune(config(folder, epochs=1.0, freeze=1, out=str(folder / "frozen")))
+    run, _ = finetune(config(folder, init=str(INIT), epochs=1.0, freeze=1, out=str(folder / "frozen")))
     before, after = load_params(INIT, "best")[1], load_params(run, "latest")[1]
     for name in ("token_table", "embedding_norm", "layer_0"):
         assert_trees_equal(after[name], before[name])

@@ -20,6 +20,7 @@ from jax_mlm import PRESETS, TrainConfig, load, train
 from jax_mlm.errors import UserError
 from jax_mlm.model.encoder import Inputs
 from jax_mlm.run.log import read_metrics
+from jax_mlm.train import program
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +65,25 @@ def test_the_name_means_the_same_in_whatever_order_it_is_imported() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_another_seed_compiles_nothing(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_seed_compiles_nothing(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = load(run).config
+
+    def enough(lowered: jax.stages.Lowered) -> None:
+        raise InterruptedError
+
     with jax.log_compiles():
-        train(replace(first, out=str(tmp_path / "longer"), batch=2 * first.batch))
+        with monkeypatch.context() as patch:
+            patch.setattr(program, "compile_step", enough)
+            with pytest.raises(InterruptedError):
+                train(replace(first, out=str(tmp_path / "longer"), batch=2 * first.batch))
         assert "Compiling jit(train_step)" in caplog.text, "another batch does"
+        jax.jit(lambda x: x + 1).lower(np.arange(7)).compile()
+        assert "Finished XLA compilation" in caplog.text
         caplog.clear()
         train(replace(first, out=str(tmp_path / "other"), seed=first.seed + 1))
         assert "Finished XLA compilation" not in caplog.text
+        assert "Compiling jit" not in caplog.text
     losses = [read_metrics(path)[-1]["loss"] for path in (run, tmp_path / "other")]
     assert losses[0] != losses[1]

@@ -1,7 +1,7 @@
 """Schedules end at zero, decay spares norms and biases, Muon orthogonalises hidden matrices only."""
 
 import re
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,15 +61,27 @@ def test_adamw_moves_by_the_learning_rate_at_first():
     jax.tree.map(lambda u: np.testing.assert_allclose(u, 0.01, rtol=1e-4), updates)
 
 
+def muon(products: Products, grads: Any, params: Any) -> Any:
+    """Return the updates of a first step of Muon at a rate of one."""
+    tx = make_optimizer(OptimConfig("muon", muon_lr=1.0, weight_decay=0.0, clip=0.0), products=products)
+    return tx.update(grads, tx.init(params), params)[0]
+
+
+@cache
+def turned(products: Products) -> Any:
+    """Return those of random gradients."""
+    random = np.random.default_rng(1)
+    grads = jax.tree.map(lambda p: random.normal(size=p.shape).astype(np.float32), PARAMS)
+    return jax.jit(partial(muon, products))(grads, PARAMS)
+
+
 def test_muon_takes_hidden_matrices_and_makes_them_nearly_orthogonal():
     kinds = is_hidden_matrix(PARAMS)
     assert kinds["layer_1"]["attention"]["qkv"]["kernel"]
     assert kinds["layer_0"]["mlp"]["up"]["kernel"]
     assert not kinds["token_table"]
     assert not kinds["layer_0"]["mlp_norm"]["scale"]
-    tx = make_optimizer(OptimConfig(optimizer="muon", muon_lr=1.0, weight_decay=0.0, clip=0.0))
-    grads = jax.tree.map(lambda p: np.random.default_rng(1).normal(size=p.shape).astype(np.float32), PARAMS)
-    updates, _ = first_update(tx, grads)
+    updates = turned(PLAIN)
     singular = np.linalg.svd(np.asarray(updates["layer_0"]["attention"]["out"]["kernel"]), compute_uv=False)
     assert singular.min() > 0.4
     assert singular.max() < 1.4
@@ -92,12 +104,8 @@ GPU: Any = OneGPU()
 def test_muon_multiplies_the_matrices_of_a_shape_together_but_on_one_cpu():
     """On a GPU a chain of products a shape, in the type of the run; what they make is what each makes alone."""
 
-    def update(products, grads, params):
-        tx = make_optimizer(OptimConfig(optimizer="muon"), products=products)
-        return tx.update(grads, tx.init(params), params)[0]
-
     def lowered(products, platform):
-        traced = jax.jit(partial(update, products)).trace(PARAMS, PARAMS)
+        traced = jax.jit(partial(muon, products)).trace(PARAMS, PARAMS)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
     shapes = {
@@ -108,8 +116,7 @@ def test_muon_multiplies_the_matrices_of_a_shape_together_but_on_one_cpu():
     assert all("batching_dims = [0] x [0]" in dims and kinds.count("xbf16>") == 2 for dims, kinds in found)
     one = mesh_over(jax.devices()[:1], Layout())
     assert lowered(Products(jnp.float32, one), "cpu") == lowered(PLAIN, "cpu")
-    grads = jax.tree.map(lambda p: np.random.default_rng(1).normal(size=p.shape).astype(np.float32), PARAMS)
-    together, alone = (jax.jit(partial(update, each))(grads, PARAMS) for each in (Products(jnp.float32, GPU), PLAIN))
+    together, alone = turned(Products(jnp.float32, GPU)), turned(PLAIN)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), together, alone)
 
 

@@ -19,7 +19,6 @@ from support.steps import (
     KEY,
     LENGTH,
     VOCABULARY,
-    jitted_step,
     packed_batch,
     state_shapes,
     take_steps,
@@ -28,12 +27,14 @@ from support.steps import (
 
 from jax_mlm.config import MaskConfig, OptimConfig
 from jax_mlm.evals.heldout import result_of
-from jax_mlm.model.heads import init_params
 from jax_mlm.parallel.mesh import make_mesh
 from jax_mlm.tasks.metrics import Metrics
 from jax_mlm.tasks.mlm import masked_lm
+from jax_mlm.tasks.task import Task
 from jax_mlm.train.meter import Meter
-from jax_mlm.train.optim import make_optimizer, make_schedule
+from jax_mlm.train.optim import Products, make_optimizer, make_schedule
+from jax_mlm.train.program import jitted_step
+from jax_mlm.train.state import laid_out
 from jax_mlm.train.step import init_state, make_train_step
 
 
@@ -75,9 +76,11 @@ def test_matrices_are_cast_once_a_step_outside_the_loop_over_microbatches() -> N
 
 def test_float32_is_multiplied_as_float32_on_a_gpu() -> None:
     """In a step in that type, with the gradients that are written out, and in the validation of any run."""
-    step, state = jitted_step("muon", 1, make_mesh(BATCH, 1, ""))
-    task, batch = masked_lm(CONFIG, MaskConfig(), VOCABULARY, LENGTH, jnp.bfloat16), packed_batch(0)
-    traces = step.trace(KEY, state, batch, jnp.int32(9)), jax.jit(task.examine).trace(state.params, batch)
+    mesh, config, state, batch = make_mesh(BATCH, 1, ""), OptimConfig("muon"), state_shapes("muon"), packed_batch(0)
+    inexact, exact = (masked_lm(CONFIG, MaskConfig(), VOCABULARY, LENGTH, x) for x in (jnp.bfloat16, jnp.float32))
+    tx, schedule = make_optimizer(config, products=Products(jnp.float32, mesh)), make_schedule(config)
+    step = jitted_step(exact, tx, schedule, 1, jnp.float32, mesh, laid_out(state, mesh))
+    traces = step.trace(KEY, state, batch, jnp.int32(9)), jax.jit(inexact.examine).trace(state.params, batch)
     for traced in traces:
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
         products = re.findall("stablehlo.dot_general.*", text)
@@ -115,17 +118,24 @@ def test_a_step_compiles_once():
 
 def test_a_mean_over_weights_that_add_up_to_less_than_1_is_a_mean() -> None:
     """All weights times a thousandth make the same step, and the same loss is reported."""
-    task = masked_lm(CONFIG, MaskConfig(), VOCABULARY, LENGTH, jnp.float32)
     optim = OptimConfig(lr=0.1, schedule="constant", warmup=0.0, clip=0.0)
     tx = make_optimizer(replace(optim, adam_eps=1.0))
 
-    def loss(params: Any, factor: Any, *rest: Any) -> Any:
-        return jax.tree.map(lambda x: x * factor, task.loss(params, None, *rest))
+    def loss(params: Any, factor: Any, tokens: Any, keys: Any) -> Any:
+        off = jnp.square(params["table"][tokens] - 1.0).sum(-1)
+        sums = Metrics(off.sum(), (off < 1).sum(), jnp.float32(off.size))
+        return jax.tree.map(lambda x: x * factor, (sums.loss_sum, sums))
 
-    step = jax.jit(make_train_step(replace(task, loss=loss), tx, make_schedule(optim), jax.random.key(7)))
-    state = jax.jit(lambda key: init_state(init_params(CONFIG, key), tx))(jax.random.key(0))
+    def prepare(batch: Any, *_: Any) -> Any:
+        return jnp.asarray(batch.tokens)
+
+    params = {"table": np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)}
+    task = Task(lambda key: params, prepare, loss, lambda *_: None, lambda *_: {}, 1)
+    step = jax.jit(make_train_step(task, tx, make_schedule(optim), jax.random.key(7)))
+    state = init_state(params, tx)
     (whole, metrics), (small, few) = (step(state, packed_batch(0), 9, factor) for factor in (1.0, 1e-3))
     assert 0 < few.count < 1
+    assert tree_difference(whole.params, params) > 1e-3
     assert tree_difference(whole.params, small.params) < 2e-5
     assert result_of(few).loss == pytest.approx(result_of(metrics).loss, rel=1e-5)
 
