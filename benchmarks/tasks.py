@@ -5,12 +5,16 @@
 All answer for the same texts, of mixed lengths, with the same weights and number of threads. Each side runs in its own
 process, and they take turns, so that a drift of the machine affects all alike; every figure is a median of the turns.
 optimum loads the bundle's own float32 graph for the hub, and is asked with the better of two batch sizes. `FillMask` on
-a masked model of the same shape is asked about as many tokens as one text has.
+a masked model of the same shape is asked about as many tokens as one text has. Whole files are answered by a process
+that starts, reads JSON lines and writes them: our command with --file, and a script around optimum's pipeline.
+
+The results of other tasks in the file are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -32,8 +36,11 @@ PIPELINES = {
     "token-classification": ("ORTModelForTokenClassification", {"aggregation_strategy": "first"}),
     "question-answering": ("ORTModelForQuestionAnswering", {"align_to_words": False}),
 }
+COMMANDS = {"text-classification": "classify", "token-classification": "tag", "question-answering": "answer"}
 AT_A_TIME = 50
 """Answers to one text in a turn."""
+FILE_TURNS = 3
+"""How often each side answers for a whole file."""
 
 
 # ---- sides, each in a process of its own ---------------------------------------------------------
@@ -84,10 +91,40 @@ def worker(side: str, bundle: str, threads: int) -> None:
         print(json.dumps((time.perf_counter() - began) / asked["times"]), flush=True)
 
 
-def launch(python: str, side: str, bundle: Path, threads: int) -> subprocess.Popen[str]:
+def answer_file(bundle: str, threads: int, source: str, target: str, batch: int) -> None:
+    """Answer for a file as one does with optimum: in batches of as many rows, each written with its answer."""
+    answer = optimum(bundle, threads)
+    with open(source, encoding="utf-8") as rows, open(target, "w", encoding="utf-8") as out:
+        while part := [json.loads(line) for line in itertools.islice(rows, max(batch, 32))]:
+            asked = [row.get("text", row) for row in part]
+            for row, found in zip(part, answer(asked, batch), strict=True):
+                out.write(json.dumps({**row, "answer": found}, default=float) + "\n")
+
+
+def file_seconds(python: str, task: str, bundle: Path, threads: int, source: Path, rows: int, batch: int) -> float:
+    """Return how long a process takes to answer for a file; it is ours if the batch is 0."""
+    target = source.with_suffix(".out.jsonl")
+    if batch:
+        line = [python, __file__, "file", str(bundle), str(threads), str(source), str(target), str(batch)]
+    else:
+        line = [python, "-m", "mlm_onnx", COMMANDS[task], str(bundle), "--file", str(source), "--out", str(target)]
+        line += ["--threads", str(threads)]
+    target.unlink(missing_ok=True)
+    began = time.perf_counter()
+    subprocess.run(line, env=environment(ours=not batch, threads=threads), check=True, capture_output=True)
+    seconds = time.perf_counter() - began
+    with open(target, encoding="utf-8") as lines:
+        assert sum(1 for _ in lines) == rows
+    return seconds
+
+
+def environment(ours: bool, threads: int) -> dict[str, str]:
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    if side == "ours":
-        env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "export"), str(ROOT)])
+    return {**env, "PYTHONPATH": os.pathsep.join([str(ROOT / "export"), str(ROOT)])} if ours else env
+
+
+def launch(python: str, side: str, bundle: Path, threads: int) -> subprocess.Popen[str]:
+    env = environment(side == "ours", threads)
     line = [python, __file__, "worker", side, str(bundle), str(threads)]
     process = subprocess.Popen(line, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -138,6 +175,13 @@ def text_of(asked: Any) -> str:
     return asked if isinstance(asked, str) else " ".join(asked.values())
 
 
+def times_as_fast(seconds: dict[str, list[float]]) -> dict[str, float]:
+    return {
+        f"{name} to optimum": statistics.median(b / a for a, b in zip(seconds[name], seconds["optimum"], strict=True))
+        for name in ("ours int8", "ours fp32")
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a fine-tuned run")
@@ -147,6 +191,7 @@ def main() -> None:
     parser.add_argument("--peer-python", required=True, help="a Python that has the extra `peers`")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--rows", type=int, default=5000, help="of a whole file: the texts again and again")
     given = parser.parse_args()
     rows = [line.split("\t") for line in given.texts.read_text(encoding="utf-8").splitlines()[1:]]
     with tempfile.TemporaryDirectory() as folder:
@@ -175,12 +220,26 @@ def main() -> None:
                 single[name].append(ask(sides[name], masked if name.startswith("fill") else one, 1, AT_A_TIME))
         for process in sides.values():
             process.kill()
+        source = Path(folder) / "rows.jsonl"
+        with open(source, "w", encoding="utf-8") as out:
+            for asked in itertools.islice(itertools.cycle(texts), given.rows):
+                out.write(json.dumps(asked if isinstance(asked, dict) else {"text": asked}) + "\n")
+        files: dict[str, list[float]] = {name: [] for name in many}
+        for _ in range(FILE_TURNS):
+            for name, python, bundle in (
+                ("ours int8", sys.executable, "int8"), ("ours fp32", sys.executable, "fp32"),
+                ("optimum", given.peer_python, "fp32"),
+            ):  # fmt: skip
+                batches = BATCHES if name == "optimum" else (0,)
+                files[name].append(
+                    min(
+                        file_seconds(python, task, made[bundle], given.threads, source, given.rows, batch)
+                        for batch in batches
+                    )
+                )
     rate = {name: len(texts) / statistics.median(seconds) for name, seconds in many.items()}
     ms = {name: 1000 * statistics.median(seconds) for name, seconds in single.items()}
-    ratios = {
-        f"{name} to optimum": statistics.median(b / a for a, b in zip(many[name], many["optimum"], strict=True))
-        for name in ("ours int8", "ours fp32")
-    }
+    ratios, file_ratios = times_as_fast(many), times_as_fast(files)
     against = {
         dtype: statistics.median(a / b for a, b in zip(single[f"ours {dtype}"], single[f"fill {dtype}"], strict=True))
         for dtype in ("int8", "fp32")
@@ -194,15 +253,22 @@ def main() -> None:
         "times as fast": ratios,
         "ms for one text": ms,
         "one text to a masked query": against,
+        "seconds for a file": {name: statistics.median(seconds) for name, seconds in files.items()},
+        "rows of the file": given.rows,
+        "times as fast for a file": file_ratios,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    body = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    RESULT.write_text(json.dumps({**body, task: result}, indent=1) + "\n", encoding="utf-8")
     for name, value in rate.items():
         print(f"{name:<12} {value:8.0f} texts a second")
     print(*(f"{name}: {value:.2f}" for name, value in {**ratios, **against}.items()), sep="\n")
+    print(*(f"a file, {name}: {value:.2f}" for name, value in file_ratios.items()), sep="\n")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
         worker(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    elif sys.argv[1:2] == ["file"]:
+        answer_file(sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5], int(sys.argv[6]))
     else:
         main()

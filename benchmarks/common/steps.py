@@ -5,7 +5,7 @@ The peer's Python need not have JAX: nothing here imports either library before 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -84,8 +84,10 @@ def _vocabulary(shape: Shape) -> Any:  # a Vocabulary
     return Vocabulary(size=shape.vocabulary, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4))
 
 
-def our_step(shape: Shape, dtype: str, layout: Layout = "plain") -> tuple[Step, Json]:
-    """Return our step as training runs it, and what was tried to choose its attention.
+def our_step(
+    shape: Shape, dtype: str, layout: Layout = "plain", options: Mapping[str, str | bool] | None = None
+) -> tuple[Step, Json]:
+    """Return our step as training runs it, or compiled with other options, and what was tried to choose its attention.
 
     It masks, runs forward and backward, clips, and updates by AdamW and its schedule; the batch is on the device.
     """
@@ -115,7 +117,8 @@ def our_step(shape: Shape, dtype: str, layout: Layout = "plain") -> tuple[Step, 
 
     state = jax.jit(lambda key: init_state(task.init(key), tx))(key)
     batch, horizon = jax.device_put((rows, np.int32(1000)))
-    compiled = compile_step(jax.jit(with_mean, donate_argnums=0).lower(state, batch, horizon))
+    lowered = jax.jit(with_mean, donate_argnums=0).lower(state, batch, horizon)
+    compiled = compile_step(lowered) if options is None else lowered.compile(compiler_options=dict(options))
 
     def once() -> jax.Array:
         nonlocal state

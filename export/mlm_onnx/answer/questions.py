@@ -109,7 +109,7 @@ def best_answer(
         no_answer: whether a question may have no answer: one more candidate, whose score is the lowest of `null`.
     """
     inside = offsets[:, 0] < offsets[:, 1]
-    longest = np.unique(window, return_counts=True)[1].max(initial=1)
+    longest = np.bincount(window).max(initial=1)
     begins, width = np.flatnonzero(inside), max(1, min(max_answer, int(longest)))
     reach = begins[:, None] + np.arange(width)
     ends = np.minimum(reach, len(logits) - 1)

@@ -155,12 +155,12 @@ class WindowReader:
             one = one[: max(self.room // 2, self.room - len(two))]
         left = self.room - len(one)
         parts = spread(len(two), left, min(self._head.overlap, (left - 1) // 2))
-        places = [_trimmed(context, Span(*offsets)) for offsets in found.offsets]
-        before = [Span(0, 0)] * (len(self.frame.before) + len(one) + len(self.frame.between))
-        after = [Span(0, 0)] * len(self.frame.after)
-        offsets = [place for a, b in parts for place in (*before, *places[a:b], *after)]
+        places = np.array([_trimmed(context, span) for span in found.offsets], np.int64).reshape(-1, 2)
+        before = len(self.frame.before) + len(one) + len(self.frame.between)
+        around = ((before, len(self.frame.after)), (0, 0))
+        offsets = np.concatenate([np.pad(places[a:b], around) for a, b in parts])
         rows = [self.row(one, two[a:b], []) for a, b in parts]
-        return Asked(rows, np.array(offsets, np.int64).reshape(-1, 2), whole - len(one))
+        return Asked(rows, offsets, whole - len(one))
 
     def row(self, one: Sequence[int], two: Sequence[int], at: Sequence[int]) -> Row:
         """Return a framed row of one text, or of two."""
@@ -191,7 +191,7 @@ class WindowReader:
             else:
                 opens.append(at)
                 spans.append(Span(start, end))
-        words = [(at, _trimmed(text, span)) for at, span in zip(opens, spans, strict=True)]
+        words = [(at, Span(*_trimmed(text, span))) for at, span in zip(opens, spans, strict=True)]
         words = [(at, word) for at, word in words if word.start < word.end]
         return [at for at, _ in words], [word for _, word in words]
 
@@ -225,10 +225,14 @@ def _distance(at: int, parts: Sequence[tuple[int, int]], i: int) -> float:
     return min(left, right)
 
 
-def _trimmed(text: str, span: Span) -> Span:
-    inside = text[span.start : span.end]
-    start = span.start + len(inside) - len(inside.lstrip())
-    return Span(start, max(start, span.end - (len(inside) - len(inside.rstrip()))))
+def _trimmed(text: str, span: tuple[int, int]) -> tuple[int, int]:
+    """Return the span without the white space at its edges."""
+    start, end = span
+    inside = text[start:end]
+    if not (inside[:1].isspace() or inside[-1:].isspace()):
+        return span
+    start += len(inside) - len(inside.lstrip())
+    return start, max(start, end - (len(inside) - len(inside.rstrip())))
 
 
 def _frame_of(tokenizer: Tokenizer, pair: bool) -> Frame:
