@@ -19,7 +19,8 @@ from mlm_onnx import FillMask, QueryError
 from mlm_onnx.__main__ import COMMANDS, main
 from mlm_onnx.answer.engine import log_softmax, side_by_side, top
 from mlm_onnx.answer.pieces import Pieces
-from mlm_onnx.cli.parser import comma_separated, one_line
+from mlm_onnx.cli.answer import comma_separated
+from mlm_onnx.cli.show import one_line
 from mlm_onnx.convert.pipeline import write_bundle
 from mlm_onnx.convert.reference import Reference
 from mlm_onnx.convert.request import Request

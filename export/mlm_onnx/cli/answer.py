@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlm_onnx.bundle.layout import Json
 from mlm_onnx.cli.files import Column, answer_file, declare_file, wants_file
-from mlm_onnx.cli.parser import PROG, Command, at_least_one, comma_separated, in_utf8, one_line, print_json
+from mlm_onnx.cli.parser import PROG, Command, at_least_one, in_utf8
+from mlm_onnx.cli.show import one_line, print_json
 
 if TYPE_CHECKING:
     from mlm_onnx.answer.predictor import FillMask
@@ -29,6 +31,17 @@ def declare_query(
     parser.add_argument(
         "--threads", type=at_least_one, metavar="N", help="threads to compute with (default: one per core, up to 4)"
     )
+
+
+def comma_separated(text: str) -> list[str]:
+    """Parse words separated by commas, as a line of CSV: a word with a comma in it stands in double quotes."""
+    try:
+        words = next(csv.reader([in_utf8(text)], skipinitialspace=True, strict=True), [])
+        return [word for word in words if word.strip()]
+    except csv.Error:
+        raise argparse.ArgumentTypeError(
+            f'{text}: a double quote begins a word that is not closed; the quote itself is written """"'
+        ) from None
 
 
 def declare_fill(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlm_onnx.bundle.layout import Json
-from mlm_onnx.cli.parser import PROG, Command, print_json
+from mlm_onnx.cli.parser import PROG, Command
+from mlm_onnx.cli.show import print_json
 
 if TYPE_CHECKING:
     from mlm_onnx.bundle.read import Bundle

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import difflib
-import json
 import os
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -97,28 +94,7 @@ def in_utf8(text: str) -> str:
     return os.fsencode(text).decode("utf-8", "surrogateescape")
 
 
-def comma_separated(text: str) -> list[str]:
-    """Parse words separated by commas, as a line of CSV: a word with a comma in it stands in double quotes."""
-    try:
-        words = next(csv.reader([in_utf8(text)], skipinitialspace=True, strict=True), [])
-        return [word for word in words if word.strip()]
-    except csv.Error:
-        raise argparse.ArgumentTypeError(
-            f'{text}: a double quote begins a word that is not closed; the quote itself is written """"'
-        ) from None
-
-
-def one_line(token: str) -> str:
-    r"""Return a token as it is printed in a table: line ends and the like as \n."""
-    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in token)
-
-
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return '; did you mean X?' if a known word is close, else an empty string."""
     close = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def print_json(value: object) -> None:
-    """Print one JSON object."""
-    print(json.dumps(value, ensure_ascii=False))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mlm_onnx.bundle.layout import ANSWER, CLASSIFY, TAG, Json
 from mlm_onnx.cli.answer import declare_query
 from mlm_onnx.cli.files import Column, answer_file, wants_file
-from mlm_onnx.cli.parser import PROG, Command, UsageError, at_least_one, in_utf8, one_line, print_json
+from mlm_onnx.cli.parser import PROG, Command, UsageError, at_least_one, in_utf8
+from mlm_onnx.cli.show import one_line, print_json
 
 if TYPE_CHECKING:
     from mlm_onnx.answer.questions import Answer
