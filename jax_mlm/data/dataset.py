@@ -198,18 +198,7 @@ def open_dataset(
         )
         kind, config = corpus.tokenizer_kind, replace(config, corpus=corpus)
     vocabulary = vocabulary_of(tokenizer)
-    if not config.model.vocab_size:
-        rounding = "word" if config.preset == "sentence" else corpus.tokenizer_kind
-        config = replace(config, model=replace(config.model, vocab_size=padded_size(vocabulary.size, rounding)))
-    elif config.model.vocab_size < vocabulary.size:
-        raise UserError(f"--vocab-size {config.model.vocab_size} is less than the tokenizer's {vocabulary.size} tokens")
-
-    if config.model.token_dropout and config.model.mask_id != vocabulary.mask:
-        if config.model.mask_id >= 0:
-            raise UserError(
-                f"--mask-id {config.model.mask_id} is not the tokenizer's mask, {vocabulary.mask}: leave it out"
-            )
-        config = replace(config, model=replace(config.model, mask_id=vocabulary.mask))
+    config = _with_vocabulary(config, vocabulary)
 
     def rows(files: TokenFiles, chosen: np.ndarray | None = None) -> Rows:
         return pack_rows(files, vocabulary, corpus.length, corpus.pack, chosen)
@@ -222,20 +211,11 @@ def open_dataset(
 
     text = prepared(sources.files, "train")
     fingerprints, named = {"train": text.fingerprint}, {"train": text.sources}
-    held, every = text, np.arange(len(text.documents) - 1)
+    held = text
     if valid_sources.files:
         held = prepared(valid_sources.files, "valid")
         fingerprints["valid"], named["valid"] = held.fingerprint, held.sources
-        valid_ids = np.arange(len(held.documents) - 1)
-        train_ids = without_copies(text, every, held, valid_ids) if corpus.dedup else every
-        if not len(train_ids) and len(every):
-            raise UserError("--dedup leaves nothing to train on: each document of --data stands in --valid as well")
-    elif config.data:
-        kept = without_copies(text, every) if corpus.dedup else every
-        first, last = split_documents(len(kept), corpus.valid_fraction, config.seed)
-        train_ids, valid_ids = kept[first], kept[last]
-    else:
-        train_ids = valid_ids = every
+    train_ids, valid_ids = _divided(config, text, held)
     both = copies(held, valid_ids, text, train_ids) if config.data else 0
     used = len(train_ids) + (len(valid_ids) if config.data and held is text else 0)
     read = Read(
@@ -248,12 +228,55 @@ def open_dataset(
         _tokens(text, train_ids) + (_tokens(text, valid_ids) if config.data and held is text else 0),
         len(train_ids),
         len(valid_ids),
-        len(every) - used,
+        _documents(text) - used,
         both,
     )
-    train = rows(text, None if len(train_ids) == len(every) else train_ids)
+    train = rows(text, None if len(train_ids) == _documents(text) else train_ids)
     valid = train if not config.data else rows(held, None if held is not text else valid_ids)
     return Dataset(config, tokenizer, vocabulary, train, valid, bool(config.data), fingerprints, read, named)
+
+
+def _with_vocabulary(config: TrainConfig, vocabulary: Vocabulary) -> TrainConfig:
+    """Return the configuration with the size of its vocabulary and, where the model counts masks, with their token.
+
+    Raises:
+        UserError: the size or the token that is given does not fit the tokenizer.
+    """
+    model = config.model
+    if not model.vocab_size:
+        rounding = "word" if config.preset == "sentence" else config.corpus.tokenizer_kind
+        model = replace(model, vocab_size=padded_size(vocabulary.size, rounding))
+    elif model.vocab_size < vocabulary.size:
+        raise UserError(f"--vocab-size {model.vocab_size} is less than the tokenizer's {vocabulary.size} tokens")
+    if model.token_dropout and model.mask_id != vocabulary.mask:
+        if model.mask_id >= 0:
+            raise UserError(f"--mask-id {model.mask_id} is not the tokenizer's mask, {vocabulary.mask}: leave it out")
+        model = replace(model, mask_id=vocabulary.mask)
+    return replace(config, model=model)
+
+
+def _divided(config: TrainConfig, text: TokenFiles, held: TokenFiles) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of the documents of `text` to train on, and of those of `held` to validate on.
+
+    Raises:
+        UserError: without copies there is nothing to train on.
+    """
+    every, dedup = np.arange(_documents(text)), config.corpus.dedup
+    if held is not text:
+        valid_ids = np.arange(_documents(held))
+        train_ids = without_copies(text, every, held, valid_ids) if dedup else every
+        if not len(train_ids) and len(every):
+            raise UserError("--dedup leaves nothing to train on: each document of --data stands in --valid as well")
+        return train_ids, valid_ids
+    if not config.data:
+        return every, every
+    kept = without_copies(text, every) if dedup else every
+    first, last = split_documents(len(kept), config.corpus.valid_fraction, config.seed)
+    return kept[first], kept[last]
+
+
+def _documents(files: TokenFiles) -> int:
+    return len(files.documents) - 1
 
 
 def _tokens(files: TokenFiles, ids: np.ndarray) -> int:
