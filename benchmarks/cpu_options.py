@@ -2,8 +2,8 @@
 
     python benchmarks/cpu_options.py
 
-The options of a run are in `jax_mlm.parallel.compile`, by JAX's version and the type of the products. Results of
-another version, shape or type in the file are kept.
+The options of a run are in `jax_mlm.parallel.compile`, by JAX's version. Results of another version, shape or type in
+the file are kept.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from typing import Any
 
 import jax
 from common.machine import command, processor
-from common.steps import Shape, Step, our_step
+from common.steps import SHAPES, Shape, Step, our_step
 
 RESULTS = Path(__file__).parent / "results" / "cpu-options.json"
-SHAPES = {"4x256": Shape(256, 4, 4, 384, 8192, 32, 128), "8x512": Shape(512, 8, 8, 768, 16384, 8, 256)}
 SETS: dict[str, dict[str, str | bool]] = {
     "none": {},
     "vectors of 512 bits": {"xla_cpu_prefer_vector_width": "512"},
@@ -37,12 +36,12 @@ SETS: dict[str, dict[str, str | bool]] = {
 """Options that some version of JAX knows; those that this one does not know are left out."""
 
 
-def steps_of(shape: Shape, dtype: str, only: list[str]) -> dict[str, Step]:
+def steps_of(shape: Shape, dtype: str) -> dict[str, Step]:
     """Compile the step once for each set of options that this JAX knows."""
     found = {}
-    for name in only:
+    for name, chosen in SETS.items():
         try:
-            found[name], _ = our_step(shape, dtype, options=SETS[name])
+            found[name], _ = our_step(shape, dtype, options=chosen)
         except jax.errors.JaxRuntimeError as error:
             if "No such compile option" not in str(error):
                 raise
@@ -50,9 +49,9 @@ def steps_of(shape: Shape, dtype: str, only: list[str]) -> dict[str, Step]:
     return found
 
 
-def measure(shape: Shape, dtype: str, only: list[str], turns: int) -> dict[str, Any]:
+def measure(shape: Shape, dtype: str, turns: int) -> dict[str, Any]:
     """Take one step of each in turn; return milliseconds a step, and how many times as fast as without options."""
-    steps = steps_of(shape, dtype, only)
+    steps = steps_of(shape, dtype)
     for once in steps.values():
         float(once())
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -72,15 +71,14 @@ def measure(shape: Shape, dtype: str, only: list[str], turns: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["4x256"])
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--turns", type=int, default=15)
     options = parser.parse_args()
     body = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"results": {}}
     for shape in options.shape:
         for dtype in options.dtype:
-            found = measure(SHAPES[shape], dtype, ["none", *(s for s in options.sets if s != "none")], options.turns)
+            found = measure(SHAPES[shape], dtype, options.turns)
             print(f"JAX {jax.__version__}, {shape}, {dtype}")
             for name, row in found.items():
                 print(f"    {name:32}{row['milliseconds']:9.1f} ms {row['times_as_fast']:6.2f}")

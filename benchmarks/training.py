@@ -37,14 +37,9 @@ from typing import Any
 import numpy as np
 from common import gpu_rows
 from common.machine import command, processor
-from common.steps import MASKED, MATRIX, Shape, Step, model_of, our_product, our_step, torch_product, torch_step
+from common.steps import MASKED, MATRIX, SHAPES, Shape, Step, model_of, our_product, our_step, torch_product, torch_step
 
 RESULTS = Path(__file__).parent / "results"
-SHAPES = {
-    "4x256": Shape(256, 4, 4, 384, 8192, 32, 128),
-    "8x512": Shape(512, 8, 8, 768, 16384, 8, 256),
-    "12x768": Shape(768, 12, 12, 1152, 32768, 4, 128),
-}
 TYPES = ("float32", "bfloat16")
 
 

@@ -39,6 +39,14 @@ class Shape:
     length: int
 
 
+SHAPES = {
+    "4x256": Shape(256, 4, 4, 384, 8192, 32, 128),
+    "8x512": Shape(512, 8, 8, 768, 16384, 8, 256),
+    "12x768": Shape(768, 12, 12, 1152, 32768, 4, 128),
+}
+"""The shapes of the models that are timed on a CPU."""
+
+
 def tokens(shape: Shape) -> np.ndarray:
     """Return random tokens, the same for both sides."""
     return np.random.default_rng(0).integers(5, shape.vocabulary, (shape.batch, shape.length), dtype=np.int32)

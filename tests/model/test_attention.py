@@ -91,9 +91,9 @@ def test_in_float32_no_device_holds_the_scores_of_all_pairs() -> None:
     assert "1024x1024" in text
 
 
-def test_tiles_in_16_bits_round_as_the_scores_of_all_pairs_do(in_tiles):
+@pytest.mark.usefixtures("in_tiles")
+def test_tiles_in_16_bits_round_as_the_scores_of_all_pairs_do():
     q, k, v, g, segments = drawn(2, 2, 200, 8, jnp.bfloat16)
-    del in_tiles  # for the size of the tiles
     ways = partial(tiled_attention, segments=segments), dense(segments, None)
     errors = errors_of(ways, by_hand(q, k, v, g, segments), q, k, v, g)
     assert all(ours <= 3 * theirs for ours, theirs in zip(*errors, strict=True)), errors
