@@ -5,10 +5,10 @@
     python benchmarks/task_quality.py RUN wnut17 --train wnut17train.conll --dev emerging.dev.conll
     python benchmarks/task_quality.py RUN squad --train squad_sample_train.json --dev squad_sample_valid.json
 
-Both sides choose among the same learning rates, with one seed, by the 5 % of the training file that fine-tuning holds
-out; the one they choose is trained with each seed, and those runs alone read the development file, once each. Arms that
-the result has already are not run again, so that it may be stopped and continued; another RUN, or another size that
-matrices are scaled down to before fine-tuning, begins anew.
+Both sides choose among the same learning rates, and then among the same numbers of epochs, with one seed, by the 5 % of
+the training file that fine-tuning holds out; what they choose is trained with each seed, and those runs alone read the
+development file, once each. Arms that the result has already are not run again, so that it may be stopped and
+continued; another RUN, or another size that matrices are scaled down to before fine-tuning, begins anew.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 TASKS = {"sst2": ("classify", "accuracy"), "wnut17": ("tag", "f1"), "squad": ("answer", "f1")}
 """What each data set is fine-tuned for, and the metric that is reported."""
 SIDES = ("pretrained", "random")
-RATES = {"sst2": (2e-4, 5e-4, 1e-3, 2e-3), "wnut17": (2.5e-4, 5e-4, 1e-3, 2e-3), "squad": (2e-4, 5e-4, 1e-3, 2e-3)}
-"""Learning rates that both sides choose among."""
+RATES = {"sst2": (1e-4, 3e-4, 5e-4, 1e-3), "wnut17": (2.5e-4, 5e-4, 1e-3, 2e-3), "squad": (2e-4, 5e-4, 1e-3, 2e-3)}
+"""Learning rates that both sides choose among, each trained for the first number of epochs."""
+EPOCHS = {"sst2": (1, 2, 3), "wnut17": (10, 20), "squad": (1, 3)}
+"""Numbers of epochs that both sides choose among, at the rate that they chose."""
 Arm = dict[str, Any]
 
 
@@ -79,6 +82,11 @@ def trained(init: Path, task: str, arm: Arm, train: Path, dev: Path | None) -> A
     }
 
 
+def best_of(tried: Iterable[Arm]) -> Arm:
+    """Return the arm with the best score on what was held out."""
+    return max(tried, key=lambda each: each["held out"])
+
+
 def table(task: str, arms: list[Arm]) -> dict[str, Any]:
     """Return each side's rate, seeds, mean and deviation, and what the difference is worth in points."""
     rows: dict[str, Any] = {}
@@ -105,8 +113,6 @@ def main() -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--dev", type=Path, required=True)
-    parser.add_argument("--epochs", type=float, default=3)
-    parser.add_argument("--tuning-epochs", type=float, default=1)
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     out = RESULTS / f"quality-{given.task}.json"
@@ -146,14 +152,17 @@ def main() -> None:
         inits = {"pretrained": given.run, "random": untrained(given.run, given.train, Path(folder))}
         best = {}
         for side, init in inits.items():
-            tried = [
-                arm(init, {"side": side, "lr": rate, "epochs": given.tuning_epochs, "seed": 0}, None)
-                for rate in RATES[given.task]
-            ]
-            best[side] = max(tried, key=lambda each: each["held out"])["lr"]
+
+            def tried(lr: float, epochs: int, side: str = side, init: Path = init) -> Arm:
+                return arm(init, {"side": side, "lr": lr, "epochs": epochs, "seed": 0}, None)
+
+            fewest, *more = EPOCHS[given.task]
+            first = best_of(tried(rate, fewest) for rate in RATES[given.task])
+            best[side] = best_of([first, *(tried(first["lr"], epochs) for epochs in more)])
         for seed in range(given.seeds):
             for side, init in inits.items():
-                arm(init, {"side": side, "lr": best[side], "epochs": given.epochs, "seed": seed}, given.dev)
+                chosen = {name: best[side][name] for name in ("lr", "epochs")}
+                arm(init, {"side": side, **chosen, "seed": seed}, given.dev)
     print(json.dumps(result["table"], indent=1))
 
 

@@ -229,7 +229,7 @@ def used(row: Row, found: dict[str, Any], peak: float | None) -> dict[str, Any]:
     real, every = int(lengths.sum()), shape.batch * shape.length
     targets, seconds = shape.batch * math.ceil(MASKED * shape.length), found["milliseconds"] / 1e3
     useful = train_flops(model, real, layers_pairs(model, lengths), targets)
-    dense = train_flops(model, every, shape.layers * every * shape.length, targets)
+    dense = train_flops(model, every, shape.layers * every * shape.length, targets, every)
     return {
         "tokens_per_second": real / seconds,
         "mfu": useful / seconds / peak if peak else None,

@@ -59,16 +59,19 @@ def layers_pairs(config: ModelConfig, lengths: np.ndarray) -> int:
     return sum(layers * attending_pairs(lengths, window) for window, layers in windows.items())
 
 
-def train_flops(config: ModelConfig, tokens: float, pairs: float, targets: float) -> float:
+def train_flops(config: ModelConfig, tokens: float, pairs: float, targets: float, states: float | None = None) -> float:
     """Count forward and backward operations: 6 per weight and token, 12·D per attending pair.
 
     Args:
         tokens: real tokens, padding not counted.
-        pairs: (query, key) pairs that attend, in all layers together.
+        pairs: (query, key) pairs that attend, in all layers together; those of the last layer count whole.
         targets: positions at which the vocabulary projection is computed.
+        states: positions at which the last layer computes more than keys and values; None is the targets alone.
     """
     c = config
+    keys_and_values = 2 * c.width * c.width
     layer = 4 * c.width * c.width + (3 if c.gated else 2) * c.width * c.ff_width
     widen = c.table_width * c.width if c.embedding_width else 0
     head = c.width * c.table_width + c.table_width * c.vocab_size
-    return 6 * tokens * (c.layers * layer + widen) + 12 * c.width * pairs + 6 * targets * head
+    last = tokens * keys_and_values + (targets if states is None else states) * (layer - keys_and_values)
+    return 6 * (tokens * ((c.layers - 1) * layer + widen) + last + targets * head) + 12 * c.width * pairs

@@ -27,7 +27,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from jax_mlm.config import ModelConfig
-from jax_mlm.model.ops.attention import Drop, attend, attention_weights, quarter_turn, split_heads
+from jax_mlm.model.ops.attention import Drop, attend, attention_weights, is_dense, quarter_turn, split_heads
 from jax_mlm.model.ops.dense import add_bias, dense, gelu, layer_norm
 from jax_mlm.model.ops.kernels import OURS, Kernels
 
@@ -42,6 +42,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
 }
 
+EVERY = slice(None)
 KEPT = 1 - 0.15 * 0.8
 """Share of a text's tokens that ESM-2's training did not mask: token dropout scales embeddings to it at any share."""
 
@@ -84,13 +85,20 @@ class Dense(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T F"]:
+    def __call__(self, x: Float[Array, "T D"], columns: slice = EVERY) -> Float[Array, "T F"]:
+        """Return x · kernel + bias; of some columns only, if they are given."""
         init = nn.initializers.normal(self.config.init_std)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        y = dense(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = dense(x.astype(self.dtype), kernel[:, columns].astype(self.dtype))
         if self.use_bias:
-            y = add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
+            y = add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)[columns])
         return y
+
+
+def rows_at(x: Float[Array, "T D"], at: Int[Array, "B P"]) -> Float[Array, "N D"]:
+    """Return the hidden states at some positions of each row of the batch."""
+    width = x.shape[-1]
+    return jnp.take_along_axis(x.reshape(len(at), -1, width), at[..., None], axis=1).reshape(-1, width)
 
 
 def dropout(x: Array, drop: Drop | None) -> Array:
@@ -120,6 +128,11 @@ def rotate(x: Float[Array, "*B S K"], tables: tuple[Array, Array]) -> Float[Arra
     return (x.astype(jnp.float32) * cos + quarter_turn(x).astype(jnp.float32) * sin).astype(x.dtype)
 
 
+def rows_of_heads(x: Float[Array, "B H S K"], at: Int[Array, "B P"]) -> Float[Array, "B H P K"]:
+    """Return what stands at some positions of each row."""
+    return jnp.take_along_axis(x, at[:, None, :, None], axis=2)
+
+
 def unmasked_scale(inputs: Inputs, mask: int) -> Float[Array, "B S"]:
     """Return what token dropout multiplies each embedding by: 0 at masks, else KEPT over the text's unmasked share.
 
@@ -132,7 +145,7 @@ def unmasked_scale(inputs: Inputs, mask: int) -> Float[Array, "B S"]:
 
 
 class Attention(nn.Module):
-    """Bidirectional multi-head self-attention; softmax in float32."""
+    """Bidirectional multi-head self-attention; softmax in float32. With `at`, only what these positions get."""
 
     config: ModelConfig
     dtype: DTypeLike
@@ -146,17 +159,27 @@ class Attention(nn.Module):
         window: int | None,
         rope: tuple[Array, Array] | None,
         drop: Drop | None,
-    ) -> Float[Array, "T D"]:
+        at: Int[Array, "B P"] | None,
+    ) -> Float[Array, "N D"]:
         c = self.config
         B, S = segments.shape
-        qkv = Dense(c, 3 * c.width, c.attention_bias, self.dtype, name="qkv")(x)
-        q, k, v = split_heads(qkv.reshape(B, S, 3, c.heads, c.head_width))
+        project = Dense(c, 3 * c.width, c.attention_bias, self.dtype, name="qkv")
+        few = at is not None and is_dense(at.shape[1], S, window, drop, self.kernels)
+        some = at if few else None  # where the queries stand; None is everywhere
+        if some is None:
+            q, k, v = split_heads(project(x).reshape(B, S, 3, c.heads, c.head_width))
+        else:
+            k, v = split_heads(project(x, slice(c.width, None)).reshape(B, S, 2, c.heads, c.head_width))
+            (q,) = split_heads(project(rows_at(x, some), slice(c.width)).reshape(B, -1, 1, c.heads, c.head_width))
         if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
+            theirs = rope if some is None else (rows_of_heads(rope[0], some), rows_of_heads(rope[1], some))
+            q, k = rotate(q, theirs), rotate(k, rope)
         q = q * c.head_width**-0.5
         if self.is_mutable_collection(ATTENTION):
             self.sow(ATTENTION, "weights", attention_weights(q, k, segments, window))
-        mixed = attend(q, k, v, segments, window, drop, self.kernels).swapaxes(1, 2).reshape(B * S, c.width)
+        mixed = attend(q, k, v, segments, window, drop, self.kernels, some).swapaxes(1, 2).reshape(-1, c.width)
+        if at is not None and some is None:
+            mixed = rows_at(mixed, at)
         return Dense(c, c.width, c.attention_bias, self.dtype, name="out")(mixed)
 
 
@@ -196,7 +219,9 @@ class Layer(nn.Module):
         rope: tuple[Array, Array] | None,
         row_keys: Key[Array, " B"] | None,
         site: int,
-    ) -> Float[Array, "T D"]:
+        at: Int[Array, "B P"] | None = None,
+    ) -> Float[Array, "N D"]:
+        """Return the states of the next layer; with `at`, only those at these positions, which need fewer products."""
         c = self.config
         attention = Attention(c, self.dtype, self.kernels, name="attention")
         feed_forward = FeedForward(c, self.dtype, name="mlp")
@@ -206,10 +231,12 @@ class Layer(nn.Module):
         after_attention, after_mlp = (drop_at(c.dropout, row_keys, site + block) for block in (1, 2))
         if c.norm_first:
             h = x if norm_attention is None else norm_attention(x)
-            x = x + dropout(attention(h, segments, window, rope, in_attention), after_attention)
+            mixed = dropout(attention(h, segments, window, rope, in_attention, at), after_attention)
+            x = (x if at is None else rows_at(x, at)) + mixed
             return x + dropout(feed_forward(norm_mlp(x)), after_mlp)
         assert norm_attention is not None
-        x = norm_attention(x + dropout(attention(x, segments, window, rope, in_attention), after_attention))
+        mixed = dropout(attention(x, segments, window, rope, in_attention, at), after_attention)
+        x = norm_attention((x if at is None else rows_at(x, at)) + mixed)
         return norm_mlp(x + dropout(feed_forward(x), after_mlp))
 
 
@@ -255,10 +282,19 @@ class Encoder(nn.Module):
         return self.widen(x) if c.embedding_width else x
 
     def hidden(
-        self, inputs: Inputs, token_types: Int[Array, "B S"] | None = None, row_keys: Array | None = None
-    ) -> Float[Array, "B S D"]:
-        """Return the last layer's hidden states (pre-norm: before the final norm); `row_keys` [B] turns dropout on."""
+        self,
+        inputs: Inputs,
+        token_types: Int[Array, "B S"] | None = None,
+        row_keys: Array | None = None,
+        at: Int[Array, "B P"] | None = None,
+    ) -> Float[Array, "B N D"]:
+        """Return the last layer's hidden states (pre-norm: before the final norm); `row_keys` [B] turns dropout on.
+
+        With `at` they are those at these positions [B, P, D]: of the others, the last layer computes keys and values.
+        """
         c = self.config
+        B, S = inputs.tokens.shape
+        last = at if at is not None and at.shape[1] < S else None
         x = self.embed(inputs, token_types, row_keys)
         ropes: dict[float, tuple[Array, Array]] = {}
         for i in range(c.layers):
@@ -268,8 +304,9 @@ class Encoder(nn.Module):
                 theta = c.rope_theta if window is None else c.rope_theta_local
                 rope = ropes.setdefault(theta, rope_tables(inputs.positions, c.head_width, theta))
             shared = i * c.layer_groups // c.layers if c.layer_groups else i
-            x = self.layer[shared](x, inputs.segments, window, rope, row_keys, 3 * i + 1)
-        return x.reshape(*inputs.tokens.shape, c.width)
+            asked = last if i == c.layers - 1 else None
+            x = self.layer[shared](x, inputs.segments, window, rope, row_keys, 3 * i + 1, asked)
+        return (x if at is None or last is not None else rows_at(x, at)).reshape(B, -1, c.width)
 
 
 def make_attention(config: ModelConfig) -> Callable[..., Float[Array, "L B H S S"]]:

@@ -66,9 +66,8 @@ class MaskedLM(Encoder):
         token_types: Int[Array, "B S"] | None = None,
         row_keys: Key[Array, " B"] | None = None,
     ) -> Float[Array, "B P V"]:
-        """Return logits at positions `at` only: the projection of the other positions is never computed."""
-        x = self.hidden(inputs, token_types, row_keys)
-        return self.vocabulary(jnp.take_along_axis(x, at[..., None], axis=1))
+        """Return logits at positions `at` only: those of the other positions are never computed."""
+        return self.vocabulary(self.hidden(inputs, token_types, row_keys, at))
 
 
 def init_params(config: ModelConfig, key: Key[Array, ""]) -> Params:

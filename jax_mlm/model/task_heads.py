@@ -50,13 +50,12 @@ class TaskHead(Encoder):
     ) -> Float[Array, "B P K"]:
         """Return logits in float32 for what begins at the positions `at`: texts or words; tokens, to find answers."""
         c = self.config
-        x = self.hidden(inputs, token_types, row_keys)
         B, P = at.shape
         mean = self.task.kind == "classify" and self.task.pooling == "mean"
+        x = self.hidden(inputs, token_types, row_keys, None if mean else at)
         if mean and c.norm_first:  # the mean is that of normalised states
             x = self.final_norm(x.reshape(-1, c.width)).reshape(x.shape)
-        x = mean_of_texts(x, inputs.segments, at) if mean else jnp.take_along_axis(x, at[..., None], axis=1)
-        x = x.reshape(B * P, c.width)
+        x = (mean_of_texts(x, inputs.segments, at) if mean else x).reshape(B * P, c.width)
         if c.norm_first and not mean:
             x = self.final_norm(x)
         if c.family == "modernbert":

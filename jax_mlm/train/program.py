@@ -167,9 +167,11 @@ def make_flops(setup: Setup) -> Callable[[np.ndarray], float]:
     A teacher runs forward only, at a third of the cost.
     """
     targets = setup.config.batch // setup.shard[1] * setup.task.targets
+    alone = targets and setup.teacher is None  # the last layer is computed for the targets alone
 
     def flops_of(model: ModelConfig, lengths: np.ndarray) -> float:
-        return train_flops(model, int(lengths.sum()), layers_pairs(model, lengths), targets)
+        tokens = int(lengths.sum())
+        return train_flops(model, tokens, layers_pairs(model, lengths), targets, None if alone else tokens)
 
     def flops(lengths: np.ndarray) -> float:
         work = flops_of(setup.config.model, lengths)

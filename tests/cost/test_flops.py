@@ -10,9 +10,14 @@ from jax_mlm.cost.flops import attending_pairs, document_lengths, layers_pairs, 
 
 
 def test_flops_by_hand():
-    """Width 4, one gated layer of 8, vocabulary 10: 4·16 + 3·32 = 160 weights a token; the head has 16 + 40."""
-    config = ModelConfig(width=4, heads=2, layers=1, ff_width=8, vocab_size=10)
-    assert train_flops(config, tokens=5, pairs=25, targets=2) == 6 * 5 * 160 + 12 * 4 * 25 + 6 * 2 * 56
+    """Width 4, gated layers of 8, vocabulary 10: 4·16 + 3·32 = 160 weights a token; the head has 16 + 40.
+
+    The last layer has 2·16 for the keys and values of each token, and the others for what is asked.
+    """
+    config = ModelConfig(width=4, heads=2, layers=2, ff_width=8, vocab_size=10)
+    rest = 12 * 4 * 25 + 6 * 2 * 56
+    assert train_flops(config, tokens=5, pairs=25, targets=2) == 6 * (5 * (160 + 32) + 2 * 128) + rest
+    assert train_flops(config, tokens=5, pairs=25, targets=2, states=5) == 6 * 5 * 2 * 160 + rest
 
 
 def test_peaks_are_found_by_the_start_of_the_name():

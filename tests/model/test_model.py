@@ -1,5 +1,6 @@
 """The encoder: neighbours and padding cannot change it, positions count, and each switch does something."""
 
+import re
 from dataclasses import replace
 from functools import cache, partial
 
@@ -12,6 +13,8 @@ from support.models import shapes_of
 from jax_mlm.config import ModelConfig
 from jax_mlm.model.encoder import Inputs, unmasked_scale
 from jax_mlm.model.heads import make_forward
+from jax_mlm.model.ops.attention import is_dense
+from jax_mlm.model.ops.kernels import OURS
 from jax_mlm.presets import PRESETS
 
 SMALL = ModelConfig(vocab_size=50, width=32, layers=2, heads=4, ff_width=48, max_length=64)
@@ -124,11 +127,54 @@ def test_local_attention_sees_its_window_and_no_farther():
     assert touched.tolist() == [abs(i - 8) <= 4 for i in range(16)]
 
 
-def test_logits_at_some_positions_equal_those_of_all():
-    params, forward, row = loud(SMALL), jax.jit(make_forward(SMALL)), packed()
-    some = np.array([[3, 11, 3, *range(13)]], np.int32)
-    everywhere = np.asarray(forward(params, row, AT))
-    np.testing.assert_allclose(forward(params, row, some), everywhere[:, some[0]], atol=1e-5)
+@pytest.mark.parametrize("config", KINDS)
+def test_logits_at_some_positions_and_their_gradients_are_those_of_all(config):
+    """The last layer is computed for these alone; one of them is asked about twice."""
+    assert_equal_at(config, packed(), np.array([[3, 11, 3, 7]], np.int32))
+
+
+@pytest.mark.parametrize("asked", [90, 110])
+def test_so_they_are_in_long_rows_whose_windows_go_block_by_block(asked):
+    """Few queries meet all keys; where blocks are less work, many are computed everywhere and then taken."""
+    length = 200
+    assert is_dense(asked, length, 4, None, OURS) == (asked == 90)
+    at = np.arange(length, dtype=np.int32)[None]
+    row = Inputs(10 + at % 37, 1 + (at > 120) + (at > 150), at)
+    assert_equal_at(replace(LOCAL, positions="rope"), row, np.random.default_rng(0).permuted(at, axis=1)[:, :asked])
+
+
+def assert_equal_at(config: ModelConfig, row: Inputs, some: np.ndarray) -> None:
+    forward, params = make_forward(config), loud(config)
+    every = np.arange(row.tokens.shape[1], dtype=np.int32)[None]
+    pull = np.random.default_rng(1).normal(size=(1, some.shape[1], 50)).astype(np.float32)
+
+    def answer(params, at, taken):
+        logits = forward(params, row, at)[:, taken]
+        return (logits * pull).sum(), logits
+
+    both = jax.jit(jax.value_and_grad(answer, has_aux=True))
+    ((_, ours), ours_pulled), ((_, theirs), theirs_pulled) = (
+        both(params, *given) for given in ((some, np.arange(some.shape[1])), (every, some[0]))
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(theirs_pulled))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), ours_pulled, theirs_pulled)
+
+
+def test_the_last_layer_multiplies_what_is_asked_and_no_more():
+    """Besides the keys and values of each token: queries, their mixture and the feed-forward layer."""
+    at = AT[:, :4]
+    text = jax.jit(make_forward(SMALL)).lower(loud(SMALL), packed(), at).as_text()
+    products = re.findall(r"dot_general .*: \(tensor<(\d+)x(\d+)xf32>, tensor<\2x(\d+)xf32>\)", text)
+    rows = {(inner, columns): [] for _, inner, columns in products}
+    for count, inner, columns in products:
+        rows[inner, columns].append(int(count))
+    assert rows["32", "96"] == [16, 16, 4], "queries, keys and values of the first layer; up of both"
+    assert rows["32", "64"] == [16], "keys and values of the last layer"
+    assert rows["48", "32"] == [16, 4], "down"
+    assert sorted(rows["32", "32"]) == [4, 4, 4, 16], (
+        "queries and mixture of the last layer, the head; of the first, its mixture"
+    )
 
 
 def test_shared_layers_have_one_set_of_parameters_and_a_narrow_table():

@@ -13,7 +13,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_mlm.model.ops.dense import in_rows
 from jax_mlm.model.ops.kernels import OURS, OWN, Kernels, by_kernel
-from jax_mlm.model.ops.scores import NEGATIVE, block_attention, dense_attention, pays_in_blocks, visible
+from jax_mlm.model.ops.scores import (
+    NEGATIVE,
+    block_attention,
+    dense_attention,
+    pays_in_blocks,
+    visible,
+    width_of_blocks,
+)
 from jax_mlm.model.ops.tiles import pays_in_tiles, tiled_attention
 
 
@@ -38,17 +45,16 @@ class Drop(NamedTuple):
 
 
 @jax.custom_vjp
-def split_heads(qkv: Float[Array, "B S 3 H K"]) -> tuple[Array, Array, Array]:
-    """Return queries, keys and values [B, H, S, K]; each way is one copy."""
-    q, k, v = in_rows(qkv.transpose(2, 0, 3, 1, 4))
-    return q, k, v
+def split_heads(x: Float[Array, "B S N H K"]) -> tuple[Array, ...]:
+    """Return N arrays [B, H, S, K], of queries, keys and values; each way is one copy."""
+    return tuple(in_rows(x.transpose(2, 0, 3, 1, 4)))
 
 
-def _split_backward(_: None, g: tuple[Array, Array, Array]) -> tuple[Array]:
+def _split_backward(_: None, g: tuple[Array, ...]) -> tuple[Array]:
     return (in_rows(in_rows(jnp.stack(g)).transpose(1, 3, 0, 2, 4)),)
 
 
-split_heads.defvjp(lambda qkv: (split_heads(qkv), None), _split_backward)
+split_heads.defvjp(lambda x: (split_heads(x), None), _split_backward)
 
 
 @jax.custom_vjp
@@ -81,15 +87,27 @@ def attention_weights(
     return jax.nn.softmax(jnp.where(visible(segments, window), scores, NEGATIVE), axis=-1)
 
 
+def is_dense(queries: int, length: int, window: int | None, drop: Drop | None, kernels: Kernels) -> bool:
+    """Return whether `attend` computes all scores of so many queries: they may then stand at some positions only."""
+    if drop is not None:
+        return True
+    if window is None:
+        in_parts = pays_in_tiles(math.isqrt(queries * length))
+    else:
+        in_parts = pays_in_blocks(length, window) and queries > 3 * width_of_blocks(window)
+    return kernels.of(window) == OWN and not in_parts
+
+
 def attend(
-    q: Float[Array, "B H S K"],
+    q: Float[Array, "B H Q K"],
     k: Float[Array, "B H S K"],
     v: Float[Array, "B H S K"],
     segments: Int[Array, "B S"],
     window: int | None,
     drop: Drop | None = None,
     kernels: Kernels = OURS,
-) -> Float[Array, "B H S K"]:
+    at: Int[Array, "B Q"] | None = None,
+) -> Float[Array, "B H Q K"]:
     """Return softmax(q · kᵀ) · v over the visible keys, by the kernel that was chosen for the run, or by our own.
 
     Ours is the dense one; where the row is long, it goes block by block in layers with a window, and tile by tile in
@@ -101,16 +119,16 @@ def attend(
         window: how many tokens away a key may be; None sets no limit.
         drop: dropout of the attention probabilities, which only ours has.
         kernels: what `choose_attention` has chosen; by default, ours.
+        at: positions of the queries, where `is_dense`; None where there is one at each position.
     """
-    if drop is None and kernels.of(window) != OWN:
-        return by_kernel(q, k, v, segments, window, kernels)
-    if drop is None and window is not None and pays_in_blocks(q.shape[2], window):
-        return block_attention(q, k, v, segments, window)
-    if drop is None and window is None and pays_in_tiles(q.shape[2]):
-        return tiled_attention(q, k, v, segments)
+    B, S = segments.shape
+    if not is_dense(q.shape[2], S, window, drop, kernels):
+        if kernels.of(window) != OWN:
+            return by_kernel(q, k, v, segments, window, kernels)
+        return tiled_attention(q, k, v, segments) if window is None else block_attention(q, k, v, segments, window)
     keep = None
     if drop is not None:
-        B, H, S, _ = q.shape
-        ones = jnp.ones((B, H, S, S), q.dtype)
-        keep = jnp.where(drop.kept((H * S * S,)).reshape(B, H, S, S), ones / (1 - drop.rate), 0).astype(q.dtype)
-    return dense_attention(q, k, v, visible(segments, window), keep)
+        shape = (B, q.shape[1], q.shape[2], S)
+        ones = jnp.ones(shape, q.dtype)
+        keep = jnp.where(drop.kept((math.prod(shape[1:]),)).reshape(shape), ones / (1 - drop.rate), 0).astype(q.dtype)
+    return dense_attention(q, k, v, visible(segments, window, at), keep)

@@ -15,12 +15,18 @@ NEGATIVE = -1e30
 """Score of a pair that may not attend: its exponential is exactly 0 in float32."""
 
 
-def visible(segments: Int[Array, "B S"], window: int | None) -> Bool[Array, "B 1 S S"]:
-    """Return True where a query may see a key: the same document, and at most `window` tokens away."""
-    seen = segments[:, :, None] == segments[:, None, :]
+def visible(
+    segments: Int[Array, "B S"], window: int | None, at: Int[Array, "B Q"] | None = None
+) -> Bool[Array, "B 1 Q S"]:
+    """Return True where a query may see a key: the same document, and at most `window` tokens away.
+
+    The queries stand at the positions `at`, or everywhere.
+    """
+    every = jnp.arange(segments.shape[1])
+    at, mine = (every, segments) if at is None else (at, jnp.take_along_axis(segments, at, axis=1))
+    seen = mine[:, :, None] == segments[:, None, :]
     if window is not None:
-        at = jnp.arange(segments.shape[1])
-        seen &= jnp.abs(at[:, None] - at[None, :]) <= window
+        seen &= jnp.abs(at[..., None] - every) <= window
     return seen[:, None]
 
 
