@@ -223,10 +223,6 @@ class MaskConfig:
         check_ranges(self, {"span_mean": (1, 1 << 20), "span_max": (1, 1 << 20)})
 
     @property
-    def largest_rate(self) -> float:
-        return max(self.mask_rate, self.mask_rate_end)
-
-    @property
     def constant(self) -> MaskConfig:
         """Return these masks at the rate that they end with."""
         return self if self.mask_rate_end < 0 else replace(self, mask_rate=self.mask_rate_end, mask_rate_end=-1.0)

@@ -93,9 +93,14 @@ def rule_of(config: MaskConfig) -> Rule:
     return RULES[config.mask_rule]
 
 
-def slots(config: MaskConfig, length: int) -> int:
-    """Return the static number P of target slots in a row of `length` tokens: enough for the largest rate."""
-    needed = math.ceil(config.largest_rate * length - 1e-6)
+def slots(config: MaskConfig, length: int, share: float = 0.0) -> int:
+    """Return the static number P of target slots in a row of `length` tokens: enough for the largest rate.
+
+    It is the largest that is left once this share of the horizon is over.
+    """
+    end = config.mask_rate if config.mask_rate_end < 0 else config.mask_rate_end
+    largest = max(config.mask_rate + (end - config.mask_rate) * share, end)
+    needed = math.ceil(largest * length - 1e-6)
     return min(length, needed + rule_of(config).room(config))
 
 
@@ -136,13 +141,14 @@ def choose(
 
 
 def make_mask(
-    config: MaskConfig, vocabulary: Vocabulary, length: int
+    config: MaskConfig, vocabulary: Vocabulary, length: int, share: float = 0.0
 ) -> Callable[[Key[Array, " B"], Int[Array, "B S"], Int[Array, "B S"], Array], Masked]:
     """Return `mask(row_keys, tokens, words, rate)` for rows of `length` tokens.
 
-    Special tokens (the unknown token among them) and padding are never targets and never drawn as replacements.
+    Special tokens (the unknown token among them) and padding are never targets and never drawn as replacements. Slots
+    are those that `slots` counts from a share of the horizon on; the masks do not depend on how many there are.
     """
-    rule, room = rule_of(config).groups(config), slots(config, length)
+    rule, room, most = rule_of(config).groups(config), slots(config, length, share), slots(config, length)
     special = np.zeros(vocabulary.size, bool)
     special[list(vocabulary.special)] = True
     ordinary = np.flatnonzero(~special).astype(np.int32)
@@ -154,8 +160,8 @@ def make_mask(
         at = jnp.sort(jnp.where(chosen, jnp.arange(length), length))[:room]
         used = at < length
         targets = jnp.where(used, tokens[jnp.minimum(at, length - 1)], 0)
-        draw = jax.random.uniform(split_key, (room,))
-        random = jnp.asarray(ordinary)[jax.random.randint(random_key, (room,), 0, ordinary.size)]
+        draw = jax.random.uniform(split_key, (most,))[:room]
+        random = jnp.asarray(ordinary)[jax.random.randint(random_key, (most,), 0, ordinary.size)[:room]]
         shown = jnp.where(draw < config.mask_token + config.mask_random, random, targets)
         shown = jnp.where(draw < config.mask_token, vocabulary.mask, shown)
         hidden = tokens.at[at].set(shown, mode="drop")

@@ -24,6 +24,8 @@ from jax_mlm.tasks.task import Task
 EVAL_MASK = MaskConfig()
 """15 % of the tokens, one by one, 80/10/10: what papers report, whatever masks the run trains with."""
 EVAL_SEED = 0
+LATER = (1 / 3, 2 / 3)
+"""Shares of the horizon from which fewer slots do, where the mask rate falls: each is a program of its own."""
 
 
 class MaskedBatch(NamedTuple):
@@ -74,14 +76,17 @@ def masked_lm(
     length: int,
     dtype: DTypeLike,
     kernels: Kernels = OURS,
+    share: float = 0.0,
 ) -> Task[MaskedBatch]:
     """Return the task of predicting hidden tokens in rows of `length`, learned in `dtype` and examined in float32.
 
-    `kernels` compute the attention while learning. Equal arguments give the same functions, so that a process compiles
-    them once.
+    `kernels` compute the attention while learning. There are as many slots as the masks need once a share of the
+    horizon is over. Equal arguments give the same functions, so that a process compiles them once.
     """
     forward = make_forward(model, dtype, kernels)
-    mask = make_mask(config, vocabulary, length)
+    mask = make_mask(config, vocabulary, length, share)
+    fewer = {slots(config, length, at): at for at in reversed(LATER)}  # the first share that needs so many
+    fewer.pop(slots(config, length), None)
 
     def prepare(batch: Batch, keys: Key[Array, " B"], step: Int[Array, ""], horizon: Int[Array, ""]) -> MaskedBatch:
         rate = jnp.asarray(rate_at(config, step, horizon))
@@ -100,6 +105,11 @@ def masked_lm(
         loss=loss,
         examine=make_examine(make_forward(model), vocabulary, length),
         scheduled=lambda step, horizon: {"mask_rate": float(rate_at(config, step, horizon))},
-        targets=slots(config, length),
+        targets=slots(config, length, share),
         cast=make_cast(model, dtype, model.tied),
+        later=tuple(
+            (at, masked_lm(model, config, vocabulary, length, dtype, kernels, at))
+            for at in sorted(fewer.values())
+            if not share
+        ),
     )

@@ -41,6 +41,8 @@ class Task(Generic[Example]):
     """Return True for each parameter that stays as it is (--freeze); None where all are trained."""
     cast: Callable[[Params], Params] = lambda params: params
     """Return the parameters as the loss multiplies them; done once a step, however many microbatches it has."""
+    later: tuple[tuple[float, Task[Example]], ...] = ()
+    """(share of the horizon, the same task with fewer targets, and so faster): from there on, no step has more."""
     frozen: Params | None = None
     """Parameters that the loss reads but does not train, such as a teacher's; an argument of the step."""
 

@@ -168,7 +168,7 @@ def fit(
         while done < pace.horizon and not watch.diverged and not stop():
             with meter.waiting():
                 batch, tokens, flops = next(batches)
-            state, metrics = program.step(state, batch, pace.horizon, watch.limit(done), watch.order)
+            state, metrics = program.step(state, batch, done, pace.horizon, watch.limit(done), watch.order)
             meter.add(metrics, tokens, flops)
             done, result = done + 1, None
             logging, validating = done % log_every == 0, pace.evaluation_due(done)

@@ -62,14 +62,14 @@ class _Tracer:
     ended: bool = False
 
     def step(
-        self, state: TrainState, batch: Batch, horizon: int, limit: float, order: int
+        self, state: TrainState, batch: Batch, done: int, horizon: int, limit: float, order: int
     ) -> tuple[TrainState, Metrics]:
         if self.done == WARM:
             jax.block_until_ready(state)
             make_folder(self.folder, "--profile")
             jax.profiler.start_trace(str(self.folder))
             self.began = time.perf_counter()
-        result = self.program.step(state, batch, horizon, limit, order)
+        result = self.program.step(state, batch, done, horizon, limit, order)
         self.done += 1
         if self.done == WARM + self.steps:
             jax.block_until_ready(result)

@@ -33,6 +33,9 @@ from jax_mlm.train.optim import Schedule
 from jax_mlm.train.setup import Setup
 from jax_mlm.train.step import TrainState, make_train_step
 
+LONG_SECONDS, LONG_STEPS = 300, 2000
+"""The budget, or the number of steps, from which on stages of a run are compiled apart."""
+
 
 class Placed(NamedTuple):
     """A batch on the devices."""
@@ -47,8 +50,8 @@ class Placed(NamedTuple):
 class Program(NamedTuple):
     """Compiled functions without state."""
 
-    step: Callable[[TrainState, Batch, int, float, int], tuple[TrainState, Metrics]]
-    """(state, batch, horizon, limit of the loss, order) → the next state, and the metrics of this batch."""
+    step: Callable[[TrainState, Batch, int, int, float, int], tuple[TrainState, Metrics]]
+    """(state, batch, steps done, horizon, limit of the loss, order) → the next state, and the metrics of this batch."""
     finite: Callable[[TrainState], bool]
     """Return whether all parameters and all of the optimizer's state are finite."""
     validate: Validates
@@ -59,7 +62,7 @@ class Program(NamedTuple):
     seconds: float
     """The time that compilation took."""
     hlo: Callable[[], str]
-    """Return the compiled step as text."""
+    """Return the compiled first step as text."""
 
 
 def compile_program(
@@ -88,23 +91,43 @@ def compile_program(
     began = time.perf_counter()
     shardings = jax.tree.map(lambda x: x.sharding, state)
     dtype = compute_dtype(config)
-    step = jitted_step(setup.task, tx, schedule, config.accumulate, dtype, mesh, shardings)
     key = copy(np.asarray(jax.random.key_data(step_key)))
     controls = scalar(np.int32(1)), frozen, scalar(np.float32(0)), scalar(np.int32(0))
-    compiled = compile_step(step.lower(key, state, placed(first, 0).batch, *controls))
+    example = placed(first, 0).batch
+
+    def compiled(task: Task[Any]) -> jax.stages.Compiled:
+        step = jitted_step(task, tx, schedule, config.accumulate, dtype, mesh, shardings)
+        return compile_step(step.lower(key, state, example, *controls))
+
+    steps = [(share, compiled(task)) for share, task in stages(setup)]
+
+    def step(
+        state: TrainState, batch: Batch, done: int, horizon: int, limit: float, order: int
+    ) -> tuple[TrainState, Metrics]:
+        chosen = next(each for share, each in reversed(steps) if done >= share * horizon)
+        controls = scalar(np.int32(horizon)), frozen, scalar(np.float32(limit)), scalar(np.int32(order))
+        return chosen(key, state, batch, *controls)
+
     finite = compile_step(jax.jit(all_finite, out_shardings=everywhere).lower(state))
     validate, answer = (setup.measures or masked_measures)(setup, state.params, place)
     return Program(
-        step=lambda state, batch, horizon, limit, order: compiled(
-            key, state, batch, scalar(np.int32(horizon)), frozen, scalar(np.float32(limit)), scalar(np.int32(order))
-        ),
+        step=step,
         finite=lambda state: bool(finite(state)),
         validate=validate,
         answer=answer,
         batch_at=placed,
         seconds=time.perf_counter() - began,
-        hlo=lambda: compiled.as_text() or "",
+        hlo=lambda: steps[0][1].as_text() or "",
     )
+
+
+def stages(setup: Setup) -> list[tuple[float, Task[Any]]]:
+    """Return what is learned from each share of the horizon on: in a long run, with fewer targets as they get fewer.
+
+    Each stage is compiled, so a short run would lose more than it gains.
+    """
+    long = setup.budget >= LONG_SECONDS if setup.budget else setup.config.steps >= LONG_STEPS
+    return [(0.0, setup.task), *(setup.task.later if long else ())]
 
 
 def jitted_step(
@@ -164,9 +187,9 @@ def all_finite(state: TrainState) -> Bool[Array, ""]:
 def make_flops(setup: Setup) -> Callable[[np.ndarray], float]:
     """Return `flops(lengths)`: a step's operations for this host's documents, from their lengths.
 
-    A teacher runs forward only, at a third of the cost.
+    A teacher runs forward only, at a third of the cost. Targets are counted as they are on average over the run.
     """
-    targets = setup.config.batch // setup.shard[1] * setup.task.targets
+    targets = setup.config.batch // setup.shard[1] * np.mean([task.targets for _, task in stages(setup)])
     alone = targets and setup.teacher is None  # the last layer is computed for the targets alone
 
     def flops_of(model: ModelConfig, lengths: np.ndarray) -> float:

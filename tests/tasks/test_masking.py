@@ -186,6 +186,21 @@ def test_steps_and_rows_get_different_masks():
     assert (first != other).any(1).mean() > 0.9
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_hidden_does_not_depend_on_how_many_slots_there_are(rule):
+    config = MaskConfig(mask_rule=rule, mask_rate=0.5, mask_rate_end=0.1)
+    tokens, words = rows()
+    keys = row_keys(jax.random.key(1), 3, jnp.arange(500))
+    some = keys, tokens[:500], words[:500], jnp.float32(rate_at(config, 1, 2))
+    many, few = (jax.device_get(jax.jit(make_mask(config, VOCABULARY, LENGTH, share))(*some)) for share in (0.0, 0.5))
+    room = few.at.shape[1]
+    assert room < many.at.shape[1]
+    assert not many.weights[:, room:].any()
+    np.testing.assert_array_equal(few.tokens, many.tokens)
+    for a, b in zip(few, many, strict=True):
+        np.testing.assert_array_equal(a, b[:, : a.shape[1]])
+
+
 def test_rate_schedule_and_slots():
     config = MaskConfig(mask_rate=0.3, mask_rate_end=0.15)
     assert rate_at(config, 0, 100) == pytest.approx(0.3)
@@ -193,4 +208,6 @@ def test_rate_schedule_and_slots():
     assert rate_at(config, 100, 100) == pytest.approx(0.15)
     assert rate_at(replace(config, mask_rate_end=-1.0), 70, 100) == pytest.approx(0.3)
     assert slots(config, 128) == 39
+    assert [slots(config, 128, share) for share in (0.5, 1.0)] == [29, 20]
+    assert slots(replace(config, mask_rate_end=0.45), 128, 0.5) == slots(MaskConfig(mask_rate=0.45), 128)
     assert slots(MaskConfig(mask_rate=1.0), 16) == 16

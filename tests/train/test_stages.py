@@ -1,0 +1,60 @@
+"""A long run whose mask rate falls is compiled for fewer targets later, and learns the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.runs import TINY, train_line
+
+from jax_mlm.config import MaskConfig
+from jax_mlm.run.log import read_metrics
+from jax_mlm.tasks.masking import slots
+from jax_mlm.train import program
+
+STEPS = 10
+LINE = [*TINY, "--dtype", "float32", "--log-every", "1", "--steps", str(STEPS), "--eval-every", "100"]
+
+
+def losses(folder: Path, *options: Any) -> list[float]:
+    text = folder / "a.txt"
+    text.write_text("".join(f"w{i} x{i % 7} y\n\n" for i in range(400)))
+    assert train_line(*LINE, "--data", text, *options) == 0
+    return [line["loss"] for line in read_metrics(Path(options[-1])) if line["kind"] == "train"]
+
+
+def test_each_third_of_a_long_run_has_its_program_and_the_losses_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+
+    def noted(task: Any, *rest: Any) -> Any:
+        step = jitted_step(task, *rest)
+
+        class Noted:
+            def lower(self, *given: Any) -> Any:
+                self.lowered = step.lower(*given)
+                return self
+
+            def compile(self, **options: Any) -> Any:
+                compiled = self.lowered.compile(**options)
+
+                def run(*given: Any) -> Any:
+                    used.append(task.targets)
+                    return compiled(*given)
+
+                return run
+
+        return Noted()
+
+    whole = losses(tmp_path, "--out", tmp_path / "short")
+    jitted_step = program.jitted_step
+    monkeypatch.setattr(program, "jitted_step", noted)
+    monkeypatch.setattr(program, "LONG_STEPS", STEPS)
+    staged = losses(tmp_path, "--out", tmp_path / "long")
+    masks = MaskConfig(mask_rate=0.4, mask_rate_end=0.15)
+    assert used == [slots(masks, 32, (step >= STEPS / 3) / 3 + (step >= 2 * STEPS / 3) / 3) for step in range(STEPS)]
+    assert used[0] > used[STEPS // 2] > used[-1]
+    assert staged == pytest.approx(whole, rel=1e-5)
+    used.clear()
+    losses(tmp_path, "--mask-rate", "0.4", "--out", tmp_path / "constant")
+    assert set(used) == {slots(masks, 32)}, "a constant rate has one stage"
