@@ -189,7 +189,7 @@ def make_flops(setup: Setup) -> Callable[[np.ndarray], float]:
 
     A teacher runs forward only, at a third of the cost. Targets are counted as they are on average over the run.
     """
-    targets = setup.config.batch // setup.shard[1] * np.mean([task.targets for _, task in stages(setup)])
+    targets = setup.config.batch // setup.shard[1] * float(np.mean([task.targets for _, task in stages(setup)]))
     alone = targets and setup.teacher is None  # the last layer is computed for the targets alone
 
     def flops_of(model: ModelConfig, lengths: np.ndarray) -> float:
