@@ -97,7 +97,7 @@ def test_shapes_of_different_depth_cost_the_same() -> None:
     costs = []
     for arm in lever.arms:
         config = config_of((*arm.options, "--vocab-size", "8192"))
-        costs.append(train_flops(config.model, 128, config.model.layers * 128 * 128, 20))
+        costs.append(train_flops(config.model, 128, config.model.layers * 128 * 128, 20, 128))
     assert max(costs) < 1.15 * min(costs)
 
 
