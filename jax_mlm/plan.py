@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() answers it: an import would end in a traceback
@@ -21,7 +18,7 @@ import numpy as np
 
 from jax_mlm.cli.command import Command
 from jax_mlm.config import TrainConfig
-from jax_mlm.cost.chips import CHIPS, Chip
+from jax_mlm.cost.chips import CHIPS
 from jax_mlm.cost.collectives import Exchange, exchanges
 from jax_mlm.cost.flops import layers_pairs, train_flops
 from jax_mlm.cost.memory import bytes_of, least_activations, most_rows
@@ -32,8 +29,8 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
     from jax.stages import Compiled
 
-MOST = 4096
-"""Devices of the largest mesh that is simulated."""
+    from jax_mlm.parallel.topology import Slice
+
 QUICK: Mapping[str, Any] = {"optimization_level": 9}
 """How programs are compiled of which only the memory is asked: EFFORT_O0 in XLA's xla.proto."""
 
@@ -44,7 +41,8 @@ class PlanConfig:
 
     topology: tuple[str, ...] = ()
     """Devices, one plan each: a TPU slice (v5e:4x4, v5p:2x2x2, v6e:1x1), compiled as on the slice itself
-    (pip install 'jax-mlm[plan]'; no TPU is needed), or GPUs (a100:8, h100:64, h200:256), simulated."""
+    (pip install 'jax-mlm[plan]'; no TPU is needed), or GPUs (a100:8, h100:64, h200:256): simulated, but for H100 and
+    H200 where JAX's compiler for GPUs is installed (jax-mlm[cuda]; no GPU is needed)."""
     preset: str = "base"
     """The model and its recipe, as for training."""
     mesh: str = ""
@@ -59,15 +57,6 @@ class PlanConfig:
     """The optimizer; empty takes the preset's."""
     json: bool = False
     """Print one JSON object."""
-
-
-class Slice(NamedTuple):
-    """Devices that are not here."""
-
-    name: str
-    chip: Chip
-    devices: int
-    tpu: bool
 
 
 @dataclass(frozen=True)
@@ -105,9 +94,11 @@ def run(config: PlanConfig) -> None:
     """Print one plan for each topology."""
     if not config.topology:
         raise UserError(f"--topology is missing: v5e:4x4, say, or h100:8 (there are: {', '.join(CHIPS)})")
+    from jax_mlm.parallel.topology import read_slice, without_devices
+
     slices = [read_slice(name) for name in config.topology]
     train = training(config)
-    _without_devices(max((each.devices for each in slices if not each.tpu), default=1))
+    without_devices(max((each.devices for each in slices if each.simulated), default=1))
     plans = []
     for each in slices:
         if not config.json:
@@ -121,25 +112,6 @@ def run(config: PlanConfig) -> None:
 
 def _json(plan: Plan) -> dict[str, Any]:
     return {**asdict(plan), "exchanges": [each._asdict() for each in plan.exchanges]}
-
-
-def read_slice(name: str) -> Slice:
-    """Return what `--topology` names.
-
-    Raises:
-        UserError: there is no such chip, or no such number of them.
-    """
-    chip, _, shape = name.partition(":")
-    if chip not in CHIPS:
-        raise unknown_choice("--topology", chip, CHIPS)
-    tpu = CHIPS[chip].kind.startswith("TPU")
-    pattern = r"\d{1,4}(x\d{1,4}){1,2}" if tpu else r"\d{1,6}"
-    devices = 1
-    for size in re.findall(r"\d+", shape):
-        devices *= int(size)
-    if not re.fullmatch(pattern, shape, re.ASCII) or not 0 < devices <= (CHIPS[chip].linked if tpu else MOST):
-        raise UserError(f"--topology {name}: write {f'{chip}:4x4' if tpu else f'{chip}:8'}, of devices that there are")
-    return Slice(name, CHIPS[chip], devices, tpu)
 
 
 def training(config: PlanConfig) -> TrainConfig:
@@ -162,44 +134,10 @@ def training(config: PlanConfig) -> TrainConfig:
         raise UserError(str(error)) from None
 
 
-def _without_devices(simulated: int) -> None:
-    """Keep JAX from looking for devices, and give it as many of its own as are simulated."""
-    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
-    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
-    if simulated > 1:
-        jax.config.update("jax_num_cpu_devices", simulated)
-
-
-def mesh_of(where: Slice, layout: str) -> Mesh:
-    """Return the mesh of devices that are not here.
-
-    Raises:
-        UserError: libtpu is missing, or knows no such slice.
-    """
-    import jax
-    from jax.experimental import topologies
-
-    from jax_mlm.parallel.mesh import mesh_over, read_layout
-
-    sizes = read_layout(layout, where.devices)
-    if not where.tpu:
-        return mesh_over(jax.devices()[: where.devices], sizes)
-    if find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:  # where JAX looks for it
-        raise UserError(f"--topology {where.name} needs the TPU's compiler: pip install 'jax-mlm[plan]'")
-    try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=where.name)
-    except jax.errors.JaxRuntimeError as error:  # no slice has this shape: libtpu alone knows them
-        raise UserError(f"--topology {where.name}: {str(error).splitlines()[0]}") from None
-    return mesh_over(found.devices, sizes)
-
-
 def made(where: Slice, config: PlanConfig, train: TrainConfig) -> Plan:
     """Compile the step as a run would, and look for the largest batch that fits."""
     from jax_mlm.parallel.mesh import layout_of
+    from jax_mlm.parallel.topology import mesh_of
     from jax_mlm.train.microbatches import SHARE, choose
 
     mesh = mesh_of(where, config.mesh)
@@ -232,7 +170,7 @@ def made(where: Slice, config: PlanConfig, train: TrainConfig) -> Plan:
     return Plan(
         topology=where.name,
         mesh=str(layout),
-        compiled_for=where.name if where.tpu else f"{where.devices} simulated devices of a CPU",
+        compiled_for=f"{where.devices} simulated devices of a CPU" if where.simulated else where.name,
         batch=batch,
         accumulate=parts,
         tokens=batch * train.corpus.length,
@@ -251,9 +189,11 @@ def made(where: Slice, config: PlanConfig, train: TrainConfig) -> Plan:
 def compile_for(mesh: Mesh, train: TrainConfig, options: Mapping[str, Any] | None = None) -> Compiled | None:
     """Return the compiled step of a run with this mesh; None where the compiler finds that it does not fit."""
     from jax_mlm.parallel.compile import compiled_if_it_fits
+    from jax_mlm.parallel.topology import compiling_for
     from jax_mlm.train.ahead import lowered_step
 
-    return compiled_if_it_fits(lowered_step(train, mesh), options or {})
+    with compiling_for(mesh, options or {}) as every:
+        return compiled_if_it_fits(lowered_step(train, mesh), every)
 
 
 def largest_batch(mesh: Mesh, train: TrainConfig, rows: int, memory: float, reference: int, known: int) -> int:

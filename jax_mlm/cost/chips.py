@@ -24,6 +24,8 @@ class Chip(NamedTuple):
     """Devices that are linked; more of them are joined by a network."""
     network: float
     """Bytes a second from one device into that network."""
+    hopper: bool = False
+    """Whether it is a GPU of compute capability 9.0."""
 
     @property
     def pool(self) -> float:
@@ -50,7 +52,7 @@ CHIPS: Mapping[str, Chip] = {
     "v6e": Chip("TPU v6 lite", 32e9, 1638e9, 400e9, 256, 12.5e9),
     # NVIDIA's data sheets of A100 SXM 80 GB, H100 SXM and H200 SXM, in machines of eight with a network port each.
     "a100": Chip("NVIDIA A100", 80e9, 2039e9, 300e9, 8, 25e9),
-    "h100": Chip("NVIDIA H100", 80e9, 3350e9, 450e9, 8, 50e9),
-    "h200": Chip("NVIDIA H200", 141e9, 4800e9, 450e9, 8, 50e9),
+    "h100": Chip("NVIDIA H100", 80e9, 3350e9, 450e9, 8, 50e9, hopper=True),
+    "h200": Chip("NVIDIA H200", 141e9, 4800e9, 450e9, 8, 50e9, hopper=True),
 }
 """By the name that `--topology` begins with."""

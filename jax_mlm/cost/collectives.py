@@ -127,7 +127,9 @@ def _sent(kind: str, shapes: str, start: bool, n: int) -> float:
         max(int(bits), 8) // 8 * math.prod(int(d) for d in dims.split(",") if d)
         for bits, dims in re.findall(r"\b[a-z]+(\d+)\w*\[([\d,]*)\]", shapes.replace("pred[", "u8["))
     ]
-    if start and kind in ("all-gather", "collective-permute", "reduce-scatter"):  # operands, results, and counters
+    if shapes.startswith("(("):  # operands, results
+        sizes = sizes[len(sizes) // 2 :]
+    elif start and kind in ("all-gather", "collective-permute", "reduce-scatter"):  # operands, results, and counters
         sizes = [size for size in sizes if size > 4]
         sizes = sizes[len(sizes) // 2 :]
     size = float(sum(sizes))

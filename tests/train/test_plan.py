@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from support.paths import ROOT
 
-from jax_mlm.plan import PlanConfig, largest_batch, made, read_slice, told, training
+from jax_mlm.parallel.topology import read_slice
+from jax_mlm.plan import PlanConfig, largest_batch, made, told, training
 from jax_mlm.plan import main as plan_line
 
 SMALL = ("--preset", "sentence")

@@ -7,7 +7,8 @@ need the tokens of a document side by side, as packing lays them, and padding at
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple, cast
@@ -85,6 +86,20 @@ def _cudnn(q: Array, k: Array, v: Array, layout: str = "BNTH", **given: Any) -> 
     if hasattr(library, "should_export_dbias"):  # else JAX before 0.11.1 computes a gradient of the mask, S × S
         library.should_export_dbias = lambda *_: False
     return library.dot_product_attention(q, k, v, scale=1.0, qkv_layout=layout, **given)
+
+
+@contextmanager
+def on_hopper() -> Iterator[None]:
+    """Let JAX lower cuDNN's kernels for GPUs of compute capability 9.0 that are not here: it asks the one that is."""
+    library = _library()
+    asked = {"check_compute_capability": lambda least: float(least) <= 9.0}
+    asked["is_cuda_compute_capability_equal"] = lambda which: float(which) == 9.0
+    before = {name: getattr(library, name) for name in asked}
+    try:
+        vars(library).update(asked)
+        yield
+    finally:
+        vars(library).update(before)
 
 
 def cudnn_lengths(q: Array, k: Array, v: Array, segments: Array, window: int | None, documents: int) -> Array:
