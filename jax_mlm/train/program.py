@@ -62,7 +62,7 @@ class Program(NamedTuple):
     seconds: float
     """The time that compilation took."""
     hlo: Callable[[], str]
-    """Return the compiled first step as text."""
+    """Return the compiled step that was taken last, as text."""
 
 
 def compile_program(
@@ -100,13 +100,15 @@ def compile_program(
         return compile_step(step.lower(key, state, example, *controls))
 
     steps = [(share, compiled(task)) for share, task in stages(setup)]
+    last = steps[0][1]
 
     def step(
         state: TrainState, batch: Batch, done: int, horizon: int, limit: float, order: int
     ) -> tuple[TrainState, Metrics]:
-        chosen = next(each for share, each in reversed(steps) if done >= share * horizon)
+        nonlocal last
+        last = next(each for share, each in reversed(steps) if done >= share * horizon)
         controls = scalar(np.int32(horizon)), frozen, scalar(np.float32(limit)), scalar(np.int32(order))
-        return chosen(key, state, batch, *controls)
+        return last(key, state, batch, *controls)
 
     finite = compile_step(jax.jit(all_finite, out_shardings=everywhere).lower(state))
     validate, answer = (setup.measures or masked_measures)(setup, state.params, place)
@@ -117,7 +119,7 @@ def compile_program(
         answer=answer,
         batch_at=placed,
         seconds=time.perf_counter() - began,
-        hlo=lambda: steps[0][1].as_text() or "",
+        hlo=lambda: last.as_text() or "",
     )
 
 
