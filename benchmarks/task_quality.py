@@ -8,7 +8,8 @@
 Both sides choose among the same learning rates, and then among the same numbers of epochs, with one seed, by the 5 % of
 the training file that fine-tuning holds out; what they choose is trained with each seed, and those runs alone read the
 development file, once each. Arms that the result has already are not run again, so that it may be stopped and
-continued; another RUN, or another size that matrices are scaled down to before fine-tuning, begins anew.
+continued; another RUN, other rates or epochs, or another size that matrices are scaled down to before fine-tuning,
+begin anew.
 """
 
 from __future__ import annotations
@@ -121,13 +122,15 @@ def main() -> None:
 
     identity = hashlib.sha256((given.run / "run.json").read_bytes()).hexdigest()[:16]
     result = json.loads(out.read_text()) if out.is_file() else {}
-    if (result.get("run"), result.get("scaled above")) != (identity, LARGEST):
+    tried = {"rates": list(RATES[given.task]), "epochs": list(EPOCHS[given.task])}
+    if (result.get("run"), result.get("scaled above"), result.get("tried")) != (identity, LARGEST, tried):
         options = {name: pretrained["config"][name] for name in ("preset", "budget", "dtype", "batch", "optim")}
         last = [json.loads(line) for line in (given.run / "metrics.jsonl").read_text().splitlines()]
         valid = next((line for line in reversed(last) if line["kind"] == "final"), None)
         result = {
             "run": identity,
             "scaled above": LARGEST,
+            "tried": tried,
             "pretraining": {**options, "versions": pretrained["versions"], "final": valid},
             "arms": [],
         }
@@ -153,12 +156,12 @@ def main() -> None:
         best = {}
         for side, init in inits.items():
 
-            def tried(lr: float, epochs: int, side: str = side, init: Path = init) -> Arm:
+            def tuned(lr: float, epochs: int, side: str = side, init: Path = init) -> Arm:
                 return arm(init, {"side": side, "lr": lr, "epochs": epochs, "seed": 0}, None)
 
             fewest, *more = EPOCHS[given.task]
-            first = best_of(tried(rate, fewest) for rate in RATES[given.task])
-            best[side] = best_of([first, *(tried(first["lr"], epochs) for epochs in more)])
+            first = best_of(tuned(rate, fewest) for rate in RATES[given.task])
+            best[side] = best_of([first, *(tuned(first["lr"], epochs) for epochs in more)])
         for seed in range(given.seeds):
             for side, init in inits.items():
                 chosen = {name: best[side][name] for name in ("lr", "epochs")}

@@ -122,14 +122,18 @@ def _axes(group: Sequence[int], mesh: Sequence[tuple[str, int]]) -> str:
 
 
 def _sent(kind: str, shapes: str, start: bool, n: int) -> float:
-    """Return the bytes that each of n devices sends around a ring, from the shapes of the result."""
+    """Return the bytes that each of n devices sends around a ring, from the shapes of the result.
+
+    What begins an exchange has a tuple of operands, results and counters, of which each may be a tuple itself.
+    """
+    nested = re.match(r"\(\(.*?\), (.*)\)$", shapes)
+    if nested:
+        shapes, start = re.sub(r"\bu32\[\]", "", nested[1]), False
     sizes = [
         max(int(bits), 8) // 8 * math.prod(int(d) for d in dims.split(",") if d)
         for bits, dims in re.findall(r"\b[a-z]+(\d+)\w*\[([\d,]*)\]", shapes.replace("pred[", "u8["))
     ]
-    if shapes.startswith("(("):  # operands, results
-        sizes = sizes[len(sizes) // 2 :]
-    elif start and kind in ("all-gather", "collective-permute", "reduce-scatter"):  # operands, results, and counters
+    if start and kind in ("all-gather", "collective-permute", "reduce-scatter"):  # operands, results, and counters
         sizes = [size for size in sizes if size > 4]
         sizes = sizes[len(sizes) // 2 :]
     size = float(sum(sizes))

@@ -5,6 +5,7 @@ Axes, one letter each, everywhere in this project:
     D model width       E embedding width    F feed-forward width
     H heads             K head size          V vocabulary
     T tokens of all rows, B·S
+    Q queries of a row      N tokens or positions of all rows
 Between the embedding and the head, hidden states are [T, D]: XLA multiplies plain matrices up to twice as fast as
 stacks of them on CPU, gradients above all.
 
@@ -43,6 +44,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 }
 
 EVERY = slice(None)
+"""All columns of a matrix."""
 KEPT = 1 - 0.15 * 0.8
 """Share of a text's tokens that ESM-2's training did not mask: token dropout scales embeddings to it at any share."""
 
@@ -63,7 +65,7 @@ class Norm(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
+    def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         width = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
         if self.config.norm == "rms":
@@ -85,7 +87,7 @@ class Dense(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "T D"], columns: slice = EVERY) -> Float[Array, "T F"]:
+    def __call__(self, x: Float[Array, "N D"], columns: slice = EVERY) -> Float[Array, "N F"]:
         """Return x · kernel + bias; of some columns only, if they are given."""
         init = nn.initializers.normal(self.config.init_std)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
@@ -164,21 +166,21 @@ class Attention(nn.Module):
         c = self.config
         B, S = segments.shape
         project = Dense(c, 3 * c.width, c.attention_bias, self.dtype, name="qkv")
-        few = at is not None and is_dense(at.shape[1], S, window, drop, self.kernels)
-        some = at if few else None  # where the queries stand; None is everywhere
-        if some is None:
+        apart = at is not None and is_dense(at.shape[1], S, window, drop, self.kernels)
+        asked = at if apart else None  # where the queries stand; None is everywhere
+        if asked is None:
             q, k, v = split_heads(project(x).reshape(B, S, 3, c.heads, c.head_width))
         else:
             k, v = split_heads(project(x, slice(c.width, None)).reshape(B, S, 2, c.heads, c.head_width))
-            (q,) = split_heads(project(rows_at(x, some), slice(c.width)).reshape(B, -1, 1, c.heads, c.head_width))
+            (q,) = split_heads(project(rows_at(x, asked), slice(c.width)).reshape(B, -1, 1, c.heads, c.head_width))
         if rope is not None:
-            theirs = rope if some is None else (rows_of_heads(rope[0], some), rows_of_heads(rope[1], some))
-            q, k = rotate(q, theirs), rotate(k, rope)
+            of_queries = rope if asked is None else (rows_of_heads(rope[0], asked), rows_of_heads(rope[1], asked))
+            q, k = rotate(q, of_queries), rotate(k, rope)
         q = q * c.head_width**-0.5
         if self.is_mutable_collection(ATTENTION):
-            self.sow(ATTENTION, "weights", attention_weights(q, k, segments, window))
-        mixed = attend(q, k, v, segments, window, drop, self.kernels, some).swapaxes(1, 2).reshape(-1, c.width)
-        if at is not None and some is None:
+            self.sow(ATTENTION, "weights", attention_weights(q, k, segments, window, asked))
+        mixed = attend(q, k, v, segments, window, drop, self.kernels, asked).swapaxes(1, 2).reshape(-1, c.width)
+        if at is not None and asked is None:
             mixed = rows_at(mixed, at)
         return Dense(c, c.width, c.attention_bias, self.dtype, name="out")(mixed)
 
@@ -190,7 +192,7 @@ class FeedForward(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
+    def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         c = self.config
         h = Dense(c, (2 if c.gated else 1) * c.ff_width, c.mlp_bias, self.dtype, name="up")(x)
         activate = ACTIVATIONS[c.activation]
@@ -221,7 +223,7 @@ class Layer(nn.Module):
         site: int,
         at: Int[Array, "B P"] | None = None,
     ) -> Float[Array, "N D"]:
-        """Return the states of the next layer; with `at`, only those at these positions, which need fewer products."""
+        """Return the layer's hidden states; with `at`, those at these positions alone."""
         c = self.config
         attention = Attention(c, self.dtype, self.kernels, name="attention")
         feed_forward = FeedForward(c, self.dtype, name="mlp")
@@ -290,10 +292,12 @@ class Encoder(nn.Module):
     ) -> Float[Array, "B N D"]:
         """Return the last layer's hidden states (pre-norm: before the final norm); `row_keys` [B] turns dropout on.
 
-        With `at` they are those at these positions [B, P, D]: of the others, the last layer computes keys and values.
+        With `at` they are those at these positions [B, P, D]. Of the others, the last layer computes keys and values
+        alone, and attention where that is computed for whole rows.
         """
         c = self.config
         B, S = inputs.tokens.shape
+        at = None if at is None else jnp.broadcast_to(at, (B, at.shape[1]))
         last = at if at is not None and at.shape[1] < S else None
         x = self.embed(inputs, token_types, row_keys)
         ropes: dict[float, tuple[Array, Array]] = {}

@@ -95,9 +95,9 @@ def _stands(kept: Json, names: Sequence[str]) -> bool:
 
 
 def first_that_fits(model: ModelConfig, dtype: DTypeLike, mesh: Mesh, rows: int, length: int) -> Kernels:
-    """Return the kernels that are tried first on the devices of a mesh which are not here, for packed documents.
+    """Return the first kernels that fit the devices of a mesh which are not here, for packed documents.
 
-    Of a TPU there is one; where none fits, and on other devices, it is ours.
+    Where none fits, as on a CPU, it is ours.
     """
     if model.attention_dropout:
         return OURS

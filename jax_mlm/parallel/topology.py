@@ -86,7 +86,7 @@ def mesh_of(where: Slice, layout: str) -> Mesh:
     """Return the mesh of devices that are not here.
 
     Raises:
-        UserError: libtpu is missing, or knows no such slice.
+        UserError: the compiler of a TPU is missing, or one does not know such devices.
     """
     sizes = read_layout(layout, where.devices)
     if where.simulated:
@@ -95,9 +95,11 @@ def mesh_of(where: Slice, layout: str) -> Mesh:
         machine = next(size for size in range(where.chip.linked, 0, -1) if where.devices % size == 0)
         target = HOPPER.format(**where.chip._asdict())
         shape = f"1x{where.devices // machine}x{machine}"
-        return mesh_over(
-            topologies.get_topology_desc(platform="cuda", target_config=target, topology=shape).devices, sizes
-        )
+        try:
+            found = topologies.get_topology_desc(platform="cuda", target_config=target, topology=shape)
+        except (RuntimeError, OSError) as error:  # it does not load, or does not fit this JAX
+            raise UserError(f"--topology {where.name}: the compiler for GPUs: {str(error).splitlines()[0]}") from None
+        return mesh_over(found.devices, sizes)
     if find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:  # where JAX looks for it
         raise UserError(f"--topology {where.name} needs the TPU's compiler: pip install 'jax-mlm[plan]'")
     try:
@@ -109,7 +111,7 @@ def mesh_of(where: Slice, layout: str) -> Mesh:
 
 @contextmanager
 def compiling_for(mesh: Mesh, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Give the options that its compiler takes; kernels are lowered for the GPUs that are not here."""
+    """Give the options that a mesh's compiler takes; for GPUs that are not here, their kernels can then be lowered."""
     if mesh.devices.flat[0].platform != "gpu":
         yield dict(options)
         return

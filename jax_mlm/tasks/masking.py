@@ -94,9 +94,9 @@ def rule_of(config: MaskConfig) -> Rule:
 
 
 def slots(config: MaskConfig, length: int, share: float = 0.0) -> int:
-    """Return the static number P of target slots in a row of `length` tokens: enough for the largest rate.
+    """Return the static number P of target slots in a row of `length` tokens.
 
-    It is the largest that is left once this share of the horizon is over.
+    They are enough for every rate from this share of the horizon on.
     """
     end = config.mask_rate if config.mask_rate_end < 0 else config.mask_rate_end
     largest = max(config.mask_rate + (end - config.mask_rate) * share, end)
@@ -114,7 +114,7 @@ def rate_at(config: MaskConfig, step: Array | int, horizon: Array | int) -> Arra
 
 
 def choose(
-    key: Key[Array, ""], groups: Int[Array, " S"], eligible: Bool[Array, " S"], rate: Array, room: int
+    key: Key[Array, ""], groups: Int[Array, " S"], eligible: Bool[Array, " S"], rate: Array, room: Array
 ) -> Bool[Array, " S"]:
     """Choose whole groups by the law above; one that would exceed `room` tokens in all is left out entirely."""
     S = groups.shape[0]
@@ -145,10 +145,11 @@ def make_mask(
 ) -> Callable[[Key[Array, " B"], Int[Array, "B S"], Int[Array, "B S"], Array], Masked]:
     """Return `mask(row_keys, tokens, words, rate)` for rows of `length` tokens.
 
-    Special tokens (the unknown token among them) and padding are never targets and never drawn as replacements. Slots
-    are those that `slots` counts from a share of the horizon on; the masks do not depend on how many there are.
+    Special tokens (the unknown token among them) and padding are never targets and never drawn as replacements. There
+    are as many slots as `slots` counts from a share of the horizon on; what is hidden does not depend on that.
     """
-    rule, room, most = rule_of(config).groups(config), slots(config, length, share), slots(config, length)
+    rule, spare = rule_of(config).groups(config), rule_of(config).room(config)
+    room, most = slots(config, length, share), slots(config, length)
     special = np.zeros(vocabulary.size, bool)
     special[list(vocabulary.special)] = True
     ordinary = np.flatnonzero(~special).astype(np.int32)
@@ -156,7 +157,8 @@ def make_mask(
     def mask_row(key: Key[Array, ""], tokens: Int[Array, " S"], words: Int[Array, " S"], rate: Array) -> Masked:
         group_key, choose_key, split_key, random_key = jax.random.split(key, 4)
         eligible = (words >= 0) & ~jnp.asarray(special)[tokens]
-        chosen = choose(choose_key, rule(group_key, eligible, words), eligible, rate, room)
+        fit = jnp.minimum(jnp.ceil(rate * length - 1e-6) + spare, room)  # as `slots` counts them at this rate
+        chosen = choose(choose_key, rule(group_key, eligible, words), eligible, rate, fit)
         at = jnp.sort(jnp.where(chosen, jnp.arange(length), length))[:room]
         used = at < length
         targets = jnp.where(used, tokens[jnp.minimum(at, length - 1)], 0)

@@ -25,7 +25,7 @@ EVAL_MASK = MaskConfig()
 """15 % of the tokens, one by one, 80/10/10: what papers report, whatever masks the run trains with."""
 EVAL_SEED = 0
 LATER = (1 / 3, 2 / 3)
-"""Shares of the horizon from which fewer slots do, where the mask rate falls: each is a program of its own."""
+"""Shares of the horizon from which fewer slots suffice, where the mask rate falls: each is a program of its own."""
 
 
 class MaskedBatch(NamedTuple):
@@ -68,6 +68,12 @@ def make_examine(
     return lambda params, batch: measure(forward, params, masked(batch))
 
 
+def shares(config: MaskConfig, length: int) -> list[float]:
+    """Return those shares of the horizon, of LATER, from which fewer slots suffice than before."""
+    first = {slots(config, length, at): at for at in (*reversed(LATER), 0.0)}
+    return sorted(first.values())[1:]
+
+
 @lru_cache
 def masked_lm(
     model: ModelConfig,
@@ -85,8 +91,9 @@ def masked_lm(
     """
     forward = make_forward(model, dtype, kernels)
     mask = make_mask(config, vocabulary, length, share)
-    fewer = {slots(config, length, at): at for at in reversed(LATER)}  # the first share that needs so many
-    fewer.pop(slots(config, length), None)
+
+    def at_share(at: float) -> Task[MaskedBatch]:
+        return masked_lm(model, config, vocabulary, length, dtype, kernels, at)
 
     def prepare(batch: Batch, keys: Key[Array, " B"], step: Int[Array, ""], horizon: Int[Array, ""]) -> MaskedBatch:
         rate = jnp.asarray(rate_at(config, step, horizon))
@@ -107,9 +114,5 @@ def masked_lm(
         scheduled=lambda step, horizon: {"mask_rate": float(rate_at(config, step, horizon))},
         targets=slots(config, length, share),
         cast=make_cast(model, dtype, model.tied),
-        later=tuple(
-            (at, masked_lm(model, config, vocabulary, length, dtype, kernels, at))
-            for at in sorted(fewer.values())
-            if not share
-        ),
+        later=() if share else tuple((at, at_share(at)) for at in shares(config, length)),
     )

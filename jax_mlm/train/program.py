@@ -34,7 +34,7 @@ from jax_mlm.train.setup import Setup
 from jax_mlm.train.step import TrainState, make_train_step
 
 LONG_SECONDS, LONG_STEPS = 300, 2000
-"""The budget, or the number of steps, from which on stages of a run are compiled apart."""
+"""The budget, or the number of steps, of the shortest run whose stages are compiled apart."""
 
 
 class Placed(NamedTuple):
@@ -124,9 +124,9 @@ def compile_program(
 
 
 def stages(setup: Setup) -> list[tuple[float, Task[Any]]]:
-    """Return what is learned from each share of the horizon on: in a long run, with fewer targets as they get fewer.
+    """Return what is learned from each share of the horizon on: in a long run, tasks with ever fewer targets.
 
-    Each stage is compiled, so a short run would lose more than it gains.
+    Each is compiled, so a short run would lose more than it gains.
     """
     long = setup.budget >= LONG_SECONDS if setup.budget else setup.config.steps >= LONG_STEPS
     return [(0.0, setup.task), *(setup.task.later if long else ())]
@@ -191,8 +191,10 @@ def make_flops(setup: Setup) -> Callable[[np.ndarray], float]:
 
     A teacher runs forward only, at a third of the cost. Targets are counted as they are on average over the run.
     """
-    targets = setup.config.batch // setup.shard[1] * float(np.mean([task.targets for _, task in stages(setup)]))
-    alone = targets and setup.teacher is None  # the last layer is computed for the targets alone
+    begins, tasks = zip(*stages(setup), strict=True)
+    mean = np.diff([*begins, 1.0]) @ np.array([task.targets for task in tasks])
+    targets = setup.config.batch // setup.shard[1] * float(mean)
+    alone = targets > 0 and setup.teacher is None  # the last layer is computed for the targets alone
 
     def flops_of(model: ModelConfig, lengths: np.ndarray) -> float:
         tokens = int(lengths.sum())

@@ -57,6 +57,19 @@ def test_exchanges_are_counted_with_their_axes_and_bytes() -> None:
             ("all-gather", "tensor", 2, 2, 1, 64.0),
         ),
         (
+            "%a = ((f32[2]{0}, f32[64]{0}), (f32[2]{0}, f32[64]{0})) all-reduce-start(%x, %y), replica_groups={}",
+            ("all-reduce", "data+fsdp+tensor", 8, 2, 1, 2 * 7 / 8 * 4 * 66),
+        ),
+        (
+            "%a = ((f32[64]{0:T(128)}), f32[64]{0:T(128)}) all-reduce-start(%x), replica_groups=[4,2]<=[8]",
+            ("all-reduce", "tensor", 2, 2, 1, 256.0),
+        ),
+        (
+            "%a = ((f32[4], bf16[8]), (f32[4], bf16[8]), u32[], u32[]) collective-permute-start(%x, %y), "
+            "source_target_pairs={{0,4},{4,0}}",
+            ("collective-permute", "data", 2, 1, 1, 32.0),
+        ),
+        (
             "%a = f32[4]{0} reduce-scatter(f32[32] %x), replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={0}",
             ("reduce-scatter", "data+fsdp", 4, 1, 1, 48.0),
         ),

@@ -13,6 +13,7 @@ from support.models import shapes_of
 from jax_mlm.config import ModelConfig
 from jax_mlm.model.encoder import Inputs, unmasked_scale
 from jax_mlm.model.heads import make_forward
+from jax_mlm.model.ops import attention
 from jax_mlm.model.ops.attention import is_dense
 from jax_mlm.model.ops.kernels import OURS
 from jax_mlm.presets import PRESETS
@@ -130,7 +131,12 @@ def test_local_attention_sees_its_window_and_no_farther():
 @pytest.mark.parametrize("config", KINDS)
 def test_logits_at_some_positions_and_their_gradients_are_those_of_all(config):
     """The last layer is computed for these alone; one of them is asked about twice."""
-    assert_equal_at(config, packed(), np.array([[3, 11, 3, 7]], np.int32))
+    assert_equal_at(config, two_rows(), np.array([[3, 11, 3, 7], [0, 1, 8, 15]], np.int32))
+
+
+def test_so_they_are_where_whole_rows_go_tile_by_tile(monkeypatch):
+    monkeypatch.setattr(attention, "pays_in_tiles", lambda length: True)
+    assert_equal_at(SMALL, two_rows(), np.array([[3, 11, 3, 7], [0, 1, 8, 15]], np.int32))
 
 
 @pytest.mark.parametrize("asked", [90, 110])
@@ -140,22 +146,25 @@ def test_so_they_are_in_long_rows_whose_windows_go_block_by_block(asked):
     assert is_dense(asked, length, 4, None, OURS) == (asked == 90)
     at = np.arange(length, dtype=np.int32)[None]
     row = Inputs(10 + at % 37, 1 + (at > 120) + (at > 150), at)
-    assert_equal_at(replace(LOCAL, positions="rope"), row, np.random.default_rng(0).permuted(at, axis=1)[:, :asked])
+    assert_equal_at(LOCAL, row, np.random.default_rng(0).permuted(at, axis=1)[:, :asked])
 
 
-def assert_equal_at(config: ModelConfig, row: Inputs, some: np.ndarray) -> None:
+def two_rows() -> Inputs:
+    return Inputs(*(np.concatenate([one, other[:, ::-1]]) for one, other in zip(packed(), packed(3), strict=True)))
+
+
+def assert_equal_at(config: ModelConfig, rows: Inputs, some: np.ndarray) -> None:
     forward, params = make_forward(config), loud(config)
-    every = np.arange(row.tokens.shape[1], dtype=np.int32)[None]
-    pull = np.random.default_rng(1).normal(size=(1, some.shape[1], 50)).astype(np.float32)
+    every = np.tile(np.arange(rows.tokens.shape[1], dtype=np.int32), (len(some), 1))
+    pull = np.random.default_rng(1).normal(size=(*some.shape, 50)).astype(np.float32)
 
     def answer(params, at, taken):
-        logits = forward(params, row, at)[:, taken]
+        logits = jnp.take_along_axis(forward(params, rows, at), taken[..., None], axis=1)
         return (logits * pull).sum(), logits
 
     both = jax.jit(jax.value_and_grad(answer, has_aux=True))
-    ((_, ours), ours_pulled), ((_, theirs), theirs_pulled) = (
-        both(params, *given) for given in ((some, np.arange(some.shape[1])), (every, some[0]))
-    )
+    given = (some, np.tile(np.arange(some.shape[1]), (len(some), 1))), (every, some)
+    ((_, ours), ours_pulled), ((_, theirs), theirs_pulled) = (both(params, *each) for each in given)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(theirs_pulled))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), ours_pulled, theirs_pulled)
@@ -183,16 +192,17 @@ def test_shared_layers_have_one_set_of_parameters_and_a_narrow_table():
     assert params["token_table"].shape == (50, 16)
 
 
-def test_dropout_belongs_to_the_row_and_not_to_the_batch():
+@pytest.mark.parametrize("at", [AT, AT[:, :5]], ids=["everywhere", "some"])
+def test_dropout_belongs_to_the_row_and_not_to_the_batch(at):
     config = replace(BERT, layers=1, dropout=0.5, attention_dropout=0.5)
     forward, params = jax.jit(make_forward(config)), loud(config)
     row = packed()
     two = Inputs(*(np.concatenate([x, x]) for x in row))
     keys = jax.random.split(jax.random.key(3), 2)
-    both = np.asarray(forward(params, two, np.concatenate([AT, AT]), row_keys=keys))
-    np.testing.assert_allclose(both[1:], forward(params, row, AT, row_keys=keys[1:]), rtol=1e-4, atol=1e-4)
+    both = np.asarray(forward(params, two, np.concatenate([at, at]), row_keys=keys))
+    np.testing.assert_allclose(both[1:], forward(params, row, at, row_keys=keys[1:]), rtol=1e-4, atol=1e-4)
     assert np.abs(both[0] - both[1]).max() > 0.1
-    assert np.abs(both[1] - np.asarray(forward(params, row, AT))[0]).max() > 0.1
+    assert np.abs(both[1] - np.asarray(forward(params, row, at))[0]).max() > 0.1
 
 
 def test_bfloat16_stays_near_float32():

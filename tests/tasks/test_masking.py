@@ -188,8 +188,10 @@ def test_steps_and_rows_get_different_masks():
 
 @pytest.mark.parametrize("rule", RULES)
 def test_what_is_hidden_does_not_depend_on_how_many_slots_there_are(rule):
+    """Words of up to 25 tokens are among those hidden: the longest may not fit, and then it fits nowhere."""
     config = MaskConfig(mask_rule=rule, mask_rate=0.5, mask_rate_end=0.1)
     tokens, words = rows()
+    words[:, 1:42] = np.repeat(np.arange(5), [25, 2, 9, 1, 4])
     keys = row_keys(jax.random.key(1), 3, jnp.arange(500))
     some = keys, tokens[:500], words[:500], jnp.float32(rate_at(config, 1, 2))
     many, few = (jax.device_get(jax.jit(make_mask(config, VOCABULARY, LENGTH, share))(*some)) for share in (0.0, 0.5))

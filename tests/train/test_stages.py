@@ -1,14 +1,18 @@
 """A long run whose mask rate falls is compiled for fewer targets later, and learns the same."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.runs import TINY, train_line
 
 from jax_mlm.config import MaskConfig
+from jax_mlm.data.tokenizer import Vocabulary
+from jax_mlm.presets import PRESETS
 from jax_mlm.run.log import read_metrics
 from jax_mlm.tasks.masking import slots
+from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.train import program
 
 STEPS = 10
@@ -58,3 +62,20 @@ def test_each_third_of_a_long_run_has_its_program_and_the_losses_of_one(
     used.clear()
     losses(tmp_path, "--mask-rate", "0.4", "--out", tmp_path / "constant")
     assert set(used) == {slots(masks, 32)}, "a constant rate has one stage"
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps", "long"),
+    [
+        (None, program.LONG_STEPS, True),
+        (None, program.LONG_STEPS - 1, False),
+        (program.LONG_SECONDS, 0, True),
+        (program.LONG_SECONDS - 1.0, program.LONG_STEPS, False),
+    ],
+)
+def test_a_budget_or_a_number_of_steps_makes_a_run_long(budget: float | None, steps: int, long: bool) -> None:
+    config, vocabulary = MaskConfig(mask_rate=0.4, mask_rate_end=0.15), Vocabulary(9, 0, 1, 2, 3, 4, (0, 1, 2, 3, 4))
+    task = masked_lm(PRESETS["tiny"].model, config, vocabulary, 128, "float32")
+    setup: Any = SimpleNamespace(budget=budget, config=SimpleNamespace(steps=steps), task=task)
+    found = program.stages(setup)
+    assert [(share, each.targets) for share, each in found] == [(0.0, 52), (1 / 3, 41), (2 / 3, 30)][: 3 if long else 1]

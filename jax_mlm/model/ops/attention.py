@@ -45,8 +45,8 @@ class Drop(NamedTuple):
 
 
 @jax.custom_vjp
-def split_heads(x: Float[Array, "B S N H K"]) -> tuple[Array, ...]:
-    """Return N arrays [B, H, S, K], of queries, keys and values; each way is one copy."""
+def split_heads(x: Float[Array, "B S C H K"]) -> tuple[Array, ...]:
+    """Return C arrays [B, H, S, K]: of queries, keys and values, those that there are; each way is one copy."""
     return tuple(in_rows(x.transpose(2, 0, 3, 1, 4)))
 
 
@@ -80,11 +80,15 @@ quarter_turn.defvjp(lambda x: (quarter_turn(x), None), lambda _, g: (-quarter_tu
 
 
 def attention_weights(
-    q: Float[Array, "B H S K"], k: Float[Array, "B H S K"], segments: Int[Array, "B S"], window: int | None
-) -> Float[Array, "B H S S"]:
+    q: Float[Array, "B H Q K"],
+    k: Float[Array, "B H S K"],
+    segments: Int[Array, "B S"],
+    window: int | None,
+    at: Int[Array, "B Q"] | None = None,
+) -> Float[Array, "B H Q S"]:
     """Return softmax(q · kᵀ where visible) in float32: the weights that `attend` mixes by, for inspection."""
     scores = jnp.einsum("BHQK,BHSK->BHQS", q, k, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(jnp.where(visible(segments, window), scores, NEGATIVE), axis=-1)
+    return jax.nn.softmax(jnp.where(visible(segments, window, at), scores, NEGATIVE), axis=-1)
 
 
 def is_dense(queries: int, length: int, window: int | None, drop: Drop | None, kernels: Kernels) -> bool:

@@ -92,8 +92,10 @@ def _cudnn(q: Array, k: Array, v: Array, layout: str = "BNTH", **given: Any) -> 
 def on_hopper() -> Iterator[None]:
     """Let JAX lower cuDNN's kernels for GPUs of compute capability 9.0 that are not here: it asks the one that is."""
     library = _library()
-    asked = {"check_compute_capability": lambda least: float(least) <= 9.0}
-    asked["is_cuda_compute_capability_equal"] = lambda which: float(which) == 9.0
+    asked: dict[str, Callable[[str], bool]] = {
+        "check_compute_capability": lambda least: float(least) <= 9.0,
+        "is_cuda_compute_capability_equal": lambda which: float(which) == 9.0,
+    }
     before = {name: getattr(library, name) for name in asked}
     try:
         vars(library).update(asked)
