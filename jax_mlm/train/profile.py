@@ -60,6 +60,8 @@ class _Tracer:
     done: int = 0
     began: float = 0.0
     ended: bool = False
+    last: tuple[int, int] = (0, 0)
+    """The steps done before the last one that was taken, and the horizon then."""
 
     def step(
         self, state: TrainState, batch: Batch, done: int, horizon: int, limit: float, order: int
@@ -69,6 +71,7 @@ class _Tracer:
             make_folder(self.folder, "--profile")
             jax.profiler.start_trace(str(self.folder))
             self.began = time.perf_counter()
+        self.last = done, horizon
         result = self.program.step(state, batch, done, horizon, limit, order)
         self.done += 1
         if self.done == WARM + self.steps:
@@ -84,7 +87,7 @@ class _Tracer:
         elif not self.ended:
             seconds = (time.perf_counter() - self.began) / traced
             jax.profiler.stop_trace()
-            text = described(self.folder, self.program.hlo(), seconds)
+            text = described(self.folder, self.program.hlo(*self.last), seconds)
             write_atomically(self.folder / TABLE, text)
             self.say(text)
         self.ended = True

@@ -61,8 +61,8 @@ class Program(NamedTuple):
     """Return the batch of a step, as a pure function of its number and of the order's."""
     seconds: float
     """The time that compilation took."""
-    hlo: Callable[[], str]
-    """Return the compiled step that was taken last, as text."""
+    hlo: Callable[[int, int], str]
+    """(steps done, horizon) → the compiled step that comes next, as text."""
 
 
 def compile_program(
@@ -100,15 +100,15 @@ def compile_program(
         return compile_step(step.lower(key, state, example, *controls))
 
     steps = [(share, compiled(task)) for share, task in stages(setup)]
-    last = steps[0][1]
+
+    def next_step(done: int, horizon: int) -> jax.stages.Compiled:
+        return next(each for share, each in reversed(steps) if done >= share * horizon)
 
     def step(
         state: TrainState, batch: Batch, done: int, horizon: int, limit: float, order: int
     ) -> tuple[TrainState, Metrics]:
-        nonlocal last
-        last = next(each for share, each in reversed(steps) if done >= share * horizon)
         controls = scalar(np.int32(horizon)), frozen, scalar(np.float32(limit)), scalar(np.int32(order))
-        return last(key, state, batch, *controls)
+        return next_step(done, horizon)(key, state, batch, *controls)
 
     finite = compile_step(jax.jit(all_finite, out_shardings=everywhere).lower(state))
     validate, answer = (setup.measures or masked_measures)(setup, state.params, place)
@@ -119,7 +119,7 @@ def compile_program(
         answer=answer,
         batch_at=placed,
         seconds=time.perf_counter() - began,
-        hlo=lambda: last.as_text() or "",
+        hlo=lambda done, horizon: next_step(done, horizon).as_text() or "",
     )
 
 
