@@ -1,16 +1,20 @@
-"""Measure what each part of the recipe is worth: one lever at a time from an earlier recipe of the preset tiny.
+"""Measure what each part of the recipe is worth: the preset tiny with one lever changed, at equal cost.
 
-    python benchmarks/ablations.py --data wikitext-2/wiki.train.tokens --valid wikitext-2/wiki.valid.tokens --minutes 5
+    python benchmarks/ablations.py --costs
+    python benchmarks/ablations.py --data wikitext-2/wiki.train.tokens --valid wikitext-2/wiki.valid.tokens --jobs 2
     python benchmarks/ablations.py --data wikitext-2/wiki.train.tokens --valid wikitext-2/wiki.valid.tokens --finalists
-    python benchmarks/ablations.py --data … --valid … --minutes 1 --only size batch
+    python benchmarks/ablations.py --data … --valid … --steps 300 --only size batch schedule
     python benchmarks/ablations.py --list
     python benchmarks/ablations.py --table
 
-First every arm is trained for some minutes with one seed. Then the best two of each lever whose arms are all there are
-trained for ten minutes with three seeds, at each of two learning rates. An arm is a process of its own, one after the
-other, and leaves a file in results/ablations/, so that whoever stops it loses the arm that is running. All runs are
-examined alike: on isolated documents, under fixed masks; neither compilation nor validation counts as time.
-Vocabularies are compared by bits per byte, from the pseudo-log-likelihood of pieces of the validation text.
+Steps are counted instead of minutes, so that neither the machine nor what else it does changes a loss: --costs measures
+in turns what a step of each arm takes (nothing else should run then), and an arm gets as many steps as cost what those
+of the preset do. First every arm is trained with one seed, the preset with three, for the steps of about five minutes.
+Then the best two of each lever whose arms are all there are trained for those of ten, with three seeds, at each of two
+learning rates. An arm is a process of its own and leaves a file in results/ablations/, so that whoever stops it loses
+the arms that are running; --jobs runs several, each on its share of the cores. All are examined alike: on isolated
+documents, under fixed masks. Vocabularies are compared by bits per byte, from the pseudo-log-likelihood of pieces of
+the validation text.
 """
 
 from __future__ import annotations
@@ -18,23 +22,29 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import re
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
 from typing import NamedTuple
 
 from common.arms import ROOT, Record, answer, command_line, facts, keep, publish, rows, text_name
-from common.levers import BY_TIME, DEFAULTS, LEVERS, Arm, Lever, name_of
-from common.machine import command, processor
+from common.levers import BY_STEPS, DEFAULTS, LEVERS, Arm, Lever, arms, name_of
+from common.machine import command
 from common.texts import text_for
 
 FOLDER = ROOT / "benchmarks" / "results" / "ablations"
-MINUTES = 5.0
-"""How long every arm is trained first."""
-FINAL_MINUTES, SEEDS, RATES = 10.0, (0, 1, 2), (1.0, 0.5)
+COSTS = ROOT / "benchmarks" / "results" / "step-costs.json"
+STEPS, FINAL_STEPS = 700, 1400
+"""Steps of the preset that every arm's first run costs as much as, and the finalists': about five minutes, and ten."""
+SEEDS, RATES = (0, 1, 2), (1.0, 0.5)
 """How the finalists are run; rates are shares of an arm's own."""
 PIECES, PIECE = 100, 300
 """Pieces of the validation text whose bits per byte are measured, and the characters of each at most."""
@@ -46,49 +56,70 @@ class Run(NamedTuple):
     record: str
     """The arm's name, with its lever's."""
     arm: Arm
-    minutes: float
+    steps: int
+    """Those of the preset that it costs as much as."""
     rate: float = 1.0
     seed: int = 0
 
     def path(self, text: str) -> Path:
         words = re.sub(r"[^a-z0-9.]+", "-", self.record.lower()).strip("-")
-        return FOLDER / f"{text}-{words}-{self.minutes:g}m-rate{self.rate:g}-seed{self.seed}.json"
+        return FOLDER / f"{text}-{words}-{self.steps}-rate{self.rate:g}-seed{self.seed}.json"
 
 
-def screening(minutes: float, only: Sequence[str] = ()) -> Iterable[Run]:
-    """Yield the runs that come first: every arm once, of all levers or of some."""
-    seen = set()
-    for lever in LEVERS:
-        if only and lever.name not in only:
-            continue
-        for arm in lever.arms:
-            if not arm.missing and (name := name_of(lever, arm)) not in seen:
-                seen.add(name)
-                yield Run(name, arm, minutes)
+def screening(only: Sequence[str] = (), steps: int = STEPS) -> Iterable[Run]:
+    """Yield the runs that come first: every arm once, of all levers or of some, and the preset with every seed."""
+    wanted = {name_of(lever, arm) for lever in LEVERS if not only or lever.name in only for arm in lever.arms}
+    for name, arm in arms().items():
+        if name in wanted:
+            seeds = SEEDS if (name, steps) == (DEFAULTS, STEPS) else SEEDS[:1]
+            yield from (Run(name, arm, steps, seed=seed) for seed in seeds)
 
 
-def finals(text: str, minutes: float) -> Iterable[Run]:
-    """Yield the runs of the best two arms of each lever whose arms were all screened for this many minutes."""
-    seen = set()
-    for lever in LEVERS:
-        for name, arm in best_two(lever, text, minutes):
-            if name not in seen:
-                seen.add(name)
-                yield from (Run(name, arm, FINAL_MINUTES, rate, seed) for rate in RATES for seed in SEEDS)
+def finals(text: str) -> Iterable[Run]:
+    """Yield the runs of the best two arms of each lever whose arms were all screened, each once."""
+    chosen = dict(arm for lever in LEVERS for arm in best_two(lever, text))
+    for name, arm in chosen.items():
+        yield from (Run(name, arm, FINAL_STEPS, rate, seed) for rate in RATES for seed in SEEDS)
 
 
-def best_two(lever: Lever, text: str, minutes: float) -> list[tuple[str, Arm]]:
+def best_two(lever: Lever, text: str) -> list[tuple[str, Arm]]:
     """Return the names and arms of the best two; none while an arm has not been screened."""
-    arms = [(name_of(lever, arm), arm) for arm in lever.arms if not arm.missing]
-    found = [read(Run(name, arm, minutes).path(text)) for name, arm in arms]
+    named = [(name_of(lever, arm), arm) for arm in lever.arms if not arm.missing]
+    found = [read(Run(name, arm, STEPS).path(text)) for name, arm in named]
     if any(record is None for record in found):
         return []
-    order = sorted(zip(arms, found, strict=True), key=lambda each: each[1][lever.by])
+    order = sorted(zip(named, found, strict=True), key=lambda each: each[1][lever.by])
     return [arm for arm, _ in order[:2]]
 
 
 def read(path: Path) -> Record | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def costs() -> Record:
+    """Return what was measured of the arms' steps.
+
+    Raises:
+        UserError: nothing was.
+    """
+    from jax_mlm.errors import UserError
+
+    if (found := read(COSTS)) is None:
+        raise UserError(f"{COSTS} is not there: measure what steps take with --costs first")
+    return found
+
+
+def measure_costs() -> None:
+    """Measure what a step of each arm takes, with nothing beside it, and write it."""
+    from common.costs import measured, ratios
+
+    from jax_mlm.config import TrainConfig
+    from jax_mlm.parallel.compile import compute_dtype
+
+    dtype = compute_dtype(TrainConfig()).name
+    seconds = measured(arms(), dtype, partial(print, file=sys.stderr, flush=True))
+    each = {name: {"seconds": round(seconds[name], 4), "ratio": ratio} for name, ratio in ratios(seconds).items()}
+    keep(COSTS, {"dtype": dtype, "arms": each, "command": command(sys.argv), **facts()})
 
 
 # ---- one run -------------------------------------------------------------------------------------
@@ -107,9 +138,14 @@ def pieces_of(files: Sequence[str], folder: Path) -> Path:
     return path
 
 
-def options_of(run: Run) -> list[str]:
-    """Return the options of a run, without those that name the text and the output."""
+def options_of(run: Run, costs: Record) -> list[str]:
+    """Return the options of a run, without those that name the text and the output.
+
+    Raises:
+        UserError: what its steps take was not measured.
+    """
     from jax_mlm.config import OptimConfig
+    from jax_mlm.errors import UserError
     from jax_mlm.presets import PRESETS
 
     optim: OptimConfig = PRESETS["tiny"].optim
@@ -118,21 +154,23 @@ def options_of(run: Run) -> list[str]:
     if run.rate != 1:
         for name, rate in (("--lr", optim.lr), ("--muon-lr", optim.muon_lr)):
             rates += [name, f"{run.rate * float(own.get(name, rate)):g}"]
-    timed = ["--budget", f"{60 * run.minutes:g}s", "--seed", str(run.seed)]
-    return ["--preset", "tiny", "--dtype", "auto", *run.arm.settings(), *rates, *timed]
+    if (cost := costs["arms"].get(run.record)) is None:
+        raise UserError(f"{COSTS}: nothing about {run.record}: measure what steps take with --costs again")
+    steps = ["--steps", f"{run.steps / cost['ratio']:.0f}", "--seed", str(run.seed)]
+    return ["--preset", "tiny", "--dtype", costs["dtype"], *run.arm.options, *rates, *steps]
 
 
 def worker(text: str) -> None:
     """Train one arm, and print its record."""
-    from common.timed import last_params, orthogonalise_apart, record_of, train_timed
+    job = json.loads(text)
+    if job["cores"]:
+        os.sched_setaffinity(0, job["cores"])
+    from common.timed import last_params, record_of, train_marked
 
     from jax_mlm.evals.text import Corpus, score_documents
     from jax_mlm.run.directory import read_run
 
-    job = json.loads(text)
-    if job["how"] == "apart":
-        orthogonalise_apart()
-    run, mean = train_timed(job["options"], (), averaged=job["how"] == "mean")
+    run, mean = train_marked(job["options"], how=job["how"], ramp=job["ramp"])
     found, params = record_of(run), last_params(run)
     if mean is not None:
         assert mean.result is not None
@@ -148,32 +186,47 @@ def worker(text: str) -> None:
 
 
 def measure(given: argparse.Namespace, run: Callable[[Sequence[str], Record], Record] = answer) -> None:
-    """Run what is not there yet, and write a file for each."""
-    text = text_name(given.data)
-    check_machine(text)
-    wanted = finals(text, given.minutes) if given.finalists else screening(given.minutes, given.only)
-    for each in wanted:
-        if (path := each.path(text)).is_file():
-            continue
-        print(f"{path.stem} …", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            pieces, options = pieces_of(given.valid, Path(folder)), options_of(each)
-            files = ["--data", *text_for(each.arm.how, given.data, Path(folder)), "--valid", *given.valid]
-            job = {"options": [*options, *files, "--out", f"{folder}/run"], "pieces": str(pieces), "how": each.arm.how}
-            found = run([sys.executable, __file__, "worker"], job)
-        about = {"arm": each.record, "text": text, "minutes": each.minutes, "rate": each.rate, "seed": each.seed}
-        settings = {"options": options, "how": each.arm.how, "command": command(sys.argv)}
-        keep(path, {**about, **found, **settings, **facts()})
+    """Run what is not there yet, as many at a time as are asked for, and write a file for each."""
+    text, found = text_name(given.data), costs()
+    wanted = list(finals(text) if given.finalists else screening(given.only, given.steps))
+    free, shares, stopping = SimpleQueue[list[int]](), cores(given.jobs), Event()
+    for share in shares:
+        free.put(share)
+
+    def one(each: Run) -> None:
+        if stopping.is_set():
+            return
+        path, own = each.path(text), free.get()
+        try:
+            print(f"{path.stem} …", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory() as folder:
+                pieces, options = pieces_of(given.valid, Path(folder)), options_of(each, found)
+                files = ["--data", *text_for(each.arm.how, given.data, Path(folder)), "--valid", *given.valid]
+                settings = {"options": options, **each.arm.job()}
+                job = {**settings, "options": [*options, *files, "--out", f"{folder}/run"]}
+                reached = run([sys.executable, __file__, "worker"], {**job, "pieces": str(pieces), "cores": own})
+            about = {"arm": each.record, "text": text, "cost": each.steps, "rate": each.rate, "seed": each.seed}
+            keep(path, {**about, **reached, **settings, "command": command(sys.argv), **facts()})
+        except BaseException:
+            stopping.set()
+            raise
+        finally:
+            free.put(own)
+
+    with ThreadPoolExecutor(len(shares)) as pool:
+        begun = [pool.submit(one, each) for each in wanted if not each.path(text).is_file()]
+        try:
+            for each in begun:
+                each.result()
+        finally:
+            stopping.set()
     show()
 
 
-def check_machine(text: str) -> None:
-    """Refuse to put records of two processors beside each other: equal minutes are then not equal."""
-    from jax_mlm.errors import UserError
-
-    for path in sorted(FOLDER.glob(f"{text}-*.json")):
-        if (before := json.loads(path.read_text())["processor"]) != processor():
-            raise UserError(f"{path}: it was measured on {before}, not on {processor()}: move {FOLDER} away")
+def cores(jobs: int) -> list[list[int]]:
+    """Return the cores of each of some jobs; of a single one nothing, which means all."""
+    every = sorted(os.sched_getaffinity(0)) if jobs > 1 else []
+    return [every[at::jobs] for at in range(jobs)]
 
 
 # ---- what is made of the records -----------------------------------------------------------------
@@ -197,59 +250,55 @@ def _mean(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.3f}{spread}"
 
 
-def table(records: Sequence[Record], minutes: float) -> str:
+def table(records: Sequence[Record]) -> str:
     """Return all arms of all levers; what was not measured is blank."""
-    short, final = f"{minutes:g} min", f"{FINAL_MINUTES:g} min"
-    head = ["lever", "arm", f"{short}: loss", "accuracy", "bits per byte"]
-    head += [f"{final}, {len(SEEDS)} seeds: loss", "accuracy", "bits per byte", "rate", "remark"]
+    head = ["lever", "arm", f"as {STEPS} steps: loss", "accuracy", "bits per byte"]
+    head += [f"as {FINAL_STEPS:,}, {len(SEEDS)} seeds: loss", "accuracy", "bits per byte", "rate", "remark"]
     lines = []
     for lever in LEVERS:
         for arm in lever.arms:
             mine = [record for record in records if record["arm"] == name_of(lever, arm)]
-            screened = [record for record in mine if record["minutes"] == minutes]
+            screened = [record for record in mine if (record["cost"], record["seed"]) == (STEPS, SEEDS[0])]
             figures = [f"{screened[0][name]:.3f}" for name in FIGURES] if screened else [""] * 3
-            ends = summary([record for record in mine if record["minutes"] == FINAL_MINUTES], lever.by)
-            remark = f"not measured: {arm.missing}" if arm.missing else "default" if is_default(arm, lever) else ""
-            lines.append([lever.name, arm.name, *figures, *ends, remark])
+            ends = summary([record for record in mine if record["cost"] == FINAL_STEPS], lever.by)
+            remark = f"not measured: {arm.missing}" if arm.missing else ""
+            if screened and screened[0]["steps"] != STEPS:
+                remark = f"{screened[0]['steps']:,} steps"
+            lines.append([lever.name, arm.name, *figures, *ends, "default" if arm is lever.arms[0] else remark])
     return rows(head, *lines)
 
 
-def is_default(arm: Arm, lever: Lever) -> bool:
-    """Return whether an arm is what the presets have today."""
-    return arm.won or (arm is lever.arms[0] and not any(other.won for other in lever.arms))
-
-
-def sections(records: Sequence[Record], minutes: float) -> str:
-    """Return a table for each text, with the machine and the commits of its records; an empty one if there are none."""
+def sections(records: Sequence[Record]) -> str:
+    """Return a table for each text, with the type and the commits of its records; an empty one if there are none."""
     if not records:
-        return f"Nothing was measured yet.\n\n{table([], minutes)}"
+        return f"Nothing was measured yet.\n\n{table([])}"
     parts = []
     for text in sorted({record["text"] for record in records}):
         mine = [record for record in records if record["text"] == text]
-        machines = ", ".join(sorted({record["processor"] for record in mine}))
+        types = ", ".join(sorted({record["dtype"] for record in mine}))
         versions = ", ".join(sorted({record["versions"]["jax"] for record in mine}))
         commits = ", ".join(sorted({record["commit"] for record in mine}))
-        parts.append(f"{text}, {machines}, JAX {versions}, commits {commits}:\n\n{table(mine, minutes)}")
+        seeds = [record for record in mine if (record["arm"], record["cost"]) == (DEFAULTS, STEPS)]
+        loss, accuracy, bits = (_mean([record[name] for record in seeds]) for name in FIGURES) if seeds else [""] * 3
+        spread = f"The preset with {len(seeds)} seeds: {loss} nats, {accuracy}, {bits} bits per byte."
+        parts.append(f"{text}, {types}, JAX {versions}, commits {commits}. {spread}\n\n{table(mine)}")
     return "\n\n".join(parts)
 
 
-def by_time(records: Sequence[Record]) -> str:
-    """Return, for each text, the losses of the levers that a budget decides, by the minutes of their runs."""
+def by_steps(records: Sequence[Record]) -> str:
+    """Return, for each text, the losses of the levers that a budget may decide, by the steps that a run costs."""
     parts = []
     for text in sorted({record["text"] for record in records}):
-        levers = [lever for lever in LEVERS if lever.name in BY_TIME]
-        names = list(dict.fromkeys(name_of(lever, arm) for lever in levers for arm in lever.arms))
-        mine = [each for each in records if (each["text"], each["rate"], each["seed"]) == (text, 1, 0)]
-        mine = [each for each in mine if each["arm"] in names]
-        times = sorted({each["minutes"] for each in mine if each["arm"] != DEFAULTS})
-        losses = {(each["arm"], each["minutes"]): f"{each['loss']:.3f}" for each in mine}
+        names = dict.fromkeys(name_of(lever, arm) for lever in LEVERS if lever.name in BY_STEPS for arm in lever.arms)
+        mine = [each for each in records if (each["text"], each["rate"], each["seed"]) == (text, 1, SEEDS[0])]
+        losses = {(each["arm"], each["cost"]): f"{each['loss']:.3f}" for each in mine if each["arm"] in names}
+        columns = sorted({steps for name, steps in losses if name != DEFAULTS})
+        head = [text, *(f"as {steps:,} steps" for steps in columns)]
         lines = [
-            ["4×256, batch 32" if name == DEFAULTS else name, *(losses.get((name, minutes), "") for minutes in times)]
-            for name in names
-            if any((name, minutes) in losses for minutes in times)
+            ["the preset" if each == DEFAULTS else each, *(losses.get((each, at), "") for at in columns)]
+            for each in names
         ]
-        if lines:
-            parts.append(f"{text}:\n\n{rows([text, *(f'{minutes:g} min' for minutes in times)], *lines)}")
+        parts += [rows(head, *(line for line in lines if any(line[1:])))] if columns else []
     return "\n\n".join(parts) or "Nothing was measured yet."
 
 
@@ -259,18 +308,18 @@ def all_records() -> list[Record]:
 
 def show() -> None:
     """Print the tables of all results, and write them to the page."""
-    publish("sizes by time", by_time(all_records()))
-    publish("ablations", sections(all_records(), MINUTES))
+    publish("choices by cost", by_steps(all_records()))
+    publish("ablations", sections(all_records()))
 
 
-def listed(records: Sequence[Record], minutes: float) -> str:
+def listed(records: Sequence[Record]) -> str:
     """Return a line for each arm: done, to do, or missing with the reason; and how many of its final runs are there."""
     lines = []
     for lever in LEVERS:
         for arm in lever.arms:
             mine = [record for record in records if record["arm"] == name_of(lever, arm)]
-            screened = any(record["minutes"] == minutes for record in mine)
-            ends = sum(record["minutes"] == FINAL_MINUTES for record in mine)
+            screened = any(record["cost"] == STEPS for record in mine)
+            ends = sum(record["cost"] == FINAL_STEPS for record in mine)
             state = f"missing: {arm.missing}" if arm.missing else "done" if screened else "to do"
             state += f", {ends} of {len(SEEDS) * len(RATES)} final runs" if ends else ""
             lines.append(f"{lever.name:18} {arm.name:24} {state}")
@@ -282,30 +331,28 @@ def main() -> int:
         worker(sys.argv[2])
         return 0
     parser = command_line(__doc__)
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="of the first comparison: 5")
+    names = [each.name for each in LEVERS]
     parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=[each.name for each in LEVERS],
-        default=(),
-        metavar="LEVER",
-        help="screen only these levers, for instance for other --minutes",
+        "--only", nargs="+", choices=names, default=(), metavar="LEVER", help="screen only these levers"
     )
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of the preset, for that cost: {STEPS}")
+    parser.add_argument("--jobs", type=int, default=1, help="arms at a time: 1")
+    parser.add_argument("--costs", action="store_true", help="measure what a step of each arm takes")
     parser.add_argument("--finalists", action="store_true", help="run the best two of each lever for longer")
     parser.add_argument("--list", action="store_true", help="print the arms and what is done")
     given = parser.parse_args()
     if given.only and given.finalists:
         parser.error("--only screens levers; --finalists runs what was screened")
-    if given.minutes != MINUTES and not (given.only and set(given.only) <= set(BY_TIME)):
-        parser.error(f"other --minutes than {MINUTES:g} are shown for these levers alone: --only {' '.join(BY_TIME)}")
+    if given.steps != STEPS and not (given.only and set(given.only) <= set(BY_STEPS)):
+        parser.error(f"other --steps than {STEPS} are shown for these levers alone: --only {' '.join(BY_STEPS)}")
     if given.list:
-        print(listed(all_records(), given.minutes))
+        print(listed(all_records()))
         return 0
-    if not given.table and not (given.data and given.valid):
-        parser.error("--data and --valid are needed, or --list or --table")
+    if not given.table and not given.costs and not (given.data and given.valid):
+        parser.error("--data and --valid are needed, or --costs, --list or --table")
     from jax_mlm.errors import exit_status
 
-    return exit_status(show if given.table else lambda: measure(given))
+    return exit_status(show if given.table else measure_costs if given.costs else lambda: measure(given))
 
 
 if __name__ == "__main__":

@@ -183,12 +183,12 @@ def our_job(arm: str, folder: Path, given: argparse.Namespace, shared: Given) ->
 
 def worker(text: str) -> None:
     """Train an arm of ours, and print its record."""
-    from common.timed import curve_of, record_of, train_timed
+    from common.timed import curve_of, record_of, train_marked
 
     from jax_mlm.run.directory import read_run_file
 
     job = json.loads(text)
-    run, _ = train_timed(job["options"], job["marks"])
+    run, _ = train_marked(job["options"], job["marks"])
     config = read_run_file(run)["config"]
     settings = {name: config[name] for name in ("preset", "batch", "model", "mask", "optim")}
     pack = {"length": config["corpus"]["length"], "pack": config["corpus"]["pack"]}

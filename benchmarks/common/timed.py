@@ -1,4 +1,4 @@
-"""Train in this process for a time that validations, checkpoints and drawings do not count in.
+"""Train in this process; validations, checkpoints and drawings do not count as time.
 
 Every run is examined on the same isolated documents under the same masks, however it packs the text to train on.
 """
@@ -6,7 +6,7 @@ Every run is examined on the same isolated documents under the same masks, howev
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from common.levers import Ramp
 from jax_mlm.config import TrainConfig
 from jax_mlm.data.batches import pack_rows
 from jax_mlm.evals.heldout import Result, Validates
@@ -26,9 +27,8 @@ from jax_mlm.run.log import read_metrics
 from jax_mlm.tasks.mlm import make_examine
 from jax_mlm.train import loop, optim
 from jax_mlm.train.__main__ import COMMAND
-from jax_mlm.train.duration import parse_budget
 from jax_mlm.train.pace import Pace
-from jax_mlm.train.program import masked_measures
+from jax_mlm.train.program import Program, compile_program, masked_measures
 from jax_mlm.train.setup import Setup, set_up
 
 LENGTH = 128
@@ -41,7 +41,7 @@ class Clock:
     """Seconds, without those in which it is stopped."""
 
     def __init__(self) -> None:
-        self._stopped, self.began = 0.0, time.perf_counter()
+        self._stopped = 0.0
 
     def __call__(self) -> float:
         return time.perf_counter() - self._stopped
@@ -53,16 +53,18 @@ class Clock:
         self._stopped += time.perf_counter() - began
 
 
-class TimedPace(Pace):
-    """The clock of a run that is validated once a mark is passed; marks are in seconds."""
+class MarkedPace(Pace):
+    """The clock of a run that is validated once a mark is passed: a share of its budget, or else of its steps."""
 
-    def __init__(self, *given: Any, stopping: Clock, marks: Sequence[float], **more: Any) -> None:
-        super().__init__(*given, clock=stopping, **more)
-        self._stopping, self._marks_left = stopping, list(marks)
-        stopping.began = stopping()
+    def __init__(
+        self, steps: int, budget: float | None, *given: Any, stopping: Clock, marks: Sequence[float], **more: Any
+    ) -> None:
+        super().__init__(steps, budget, *given, clock=stopping, **more)
+        self._stopping, self._marks_left, self._seconds = stopping, list(marks), budget
 
     def evaluation_due(self, done: int) -> bool:
-        now, before = self.elapsed(), len(self._marks_left)
+        now = self.elapsed() / self._seconds if self._seconds else done / self.horizon
+        before = len(self._marks_left)
         self._marks_left = [mark for mark in self._marks_left if mark > now]
         return len(self._marks_left) < before and done < self.horizon
 
@@ -73,19 +75,17 @@ class TimedPace(Pace):
 
 
 class Averaged:
-    """The mean of the parameters that it is given to validate from some time on, measured at the end beside them."""
+    """The mean of the parameters that it is given to validate, measured at the end beside the last of them."""
 
-    def __init__(self, inner: Validates, begins: Callable[[], bool]) -> None:
-        self._inner, self._begins, self.states = inner, begins, 0
+    def __init__(self, inner: Validates) -> None:
+        self._inner, self.states = inner, 0
         self.params: Params | None = None
         self.result: Result | None = None
 
     def __call__(self, params: Params) -> Result:
-        if self._begins():
-            self.states += 1
-            share, mean = 1 / self.states, self.params
-            host = jax.device_get(params)
-            self.params = host if mean is None else jax.tree.map(lambda old, new: old + share * (new - old), mean, host)
+        self.states += 1
+        share, mean, host = 1 / self.states, self.params, jax.device_get(params)
+        self.params = host if mean is None else jax.tree.map(lambda old, new: old + share * (new - old), mean, host)
         return self._inner(params)
 
     def rest(self, params: Params) -> Result:
@@ -122,28 +122,73 @@ def orthogonalise_apart() -> None:
     optim._every_orthogonalised = apart
 
 
-def train_timed(options: Sequence[str], marks: Sequence[float], averaged: bool = False) -> tuple[Path, Averaged | None]:
-    """Train as `python -m jax_mlm.train` does with these options, `--budget` among them.
+def smaller_with_depth(params: Params, layers: int) -> Params:
+    """Return new weights of which those that end a layer's two parts are divided by √(2 · layers), as in GPT-2."""
+
+    def scaled(path: Any, x: jax.Array) -> jax.Array:
+        ends = {"out", "down"}.intersection(getattr(key, "key", "") for key in path)
+        return x / np.sqrt(2 * layers, dtype=np.float32) if ends else x
+
+    return jax.tree_util.tree_map_with_path(scaled, params)
+
+
+def ramped(ramp: Ramp, compile_last: Callable[..., Program]) -> Callable[..., Program]:
+    """Return a compiler of a run whose batch or length grows: each part of it is a program with data of its own."""
+
+    def compiled(setup: Setup, *given: Any) -> Program:
+        begins = [share * setup.config.steps for share, _ in ramp]
+
+        def part(changed: Mapping[str, int]) -> Program:
+            corpus = replace(setup.config.corpus, length=changed.get("length", setup.config.corpus.length))
+            config = replace(setup.config, corpus=corpus, batch=changed.get("batch", setup.config.batch))
+            return compile_last(on_documents(config, setup.run), *given)
+
+        programs = [part(changed) for _, changed in ramp]
+
+        def at(step: int) -> Program:
+            return next(program for begin, program in zip(begins[::-1], programs[::-1], strict=True) if step >= begin)
+
+        return programs[-1]._replace(
+            step=lambda state, batch, done, *controls: at(done).step(state, batch, done, *controls),
+            batch_at=lambda step, order: at(step).batch_at(step, order),
+        )
+
+    return compiled
+
+
+def train_marked(
+    options: Sequence[str], marks: Sequence[float] = (), how: str = "", ramp: Ramp = ()
+) -> tuple[Path, Averaged | None]:
+    """Train as `python -m jax_mlm.train` does with these options.
 
     Args:
         options: of the command; `--valid` is among them.
-        marks: shares of the budget at which to validate; the end is one in any case.
-        averaged: whether to measure the mean of the states of the last fifth as well.
+        marks: shares of the budget or of the steps at which to validate; the end is one in any case.
+        how: what no option gives, as in `Arm`; to measure the mean of states takes the place of marks.
+        ramp: how the batch or the length grows with the steps.
     """
-    config, clock, found = COMMAND.read(options), Clock(), []
-    seconds = parse_budget(config.budget)
-    marks = sorted({*marks, *(LAST_FIFTH if averaged else ())})
+    config, clock, found = COMMAND.read(options), Clock(), list[Averaged]()
 
     def measures(setup: Setup, params: Params, place: Any) -> Any:
         validate, answers = masked_measures(setup, params, place)
-        found.append(Averaged(validate, lambda: clock() - clock.began >= LAST_FIFTH[0] * seconds))
+        found.append(Averaged(validate))
         return found[0], answers
 
     def prepared(config: TrainConfig, run: Path) -> Setup:
         setup = on_documents(config, run)
-        return replace(setup, measures=measures) if averaged else setup
+        first = setup.task.init
+        if how == "depth":
+            setup = replace(
+                setup, task=replace(setup.task, init=lambda key: smaller_with_depth(first(key), config.model.layers))
+            )
+        return replace(setup, measures=measures) if how == "mean" else setup
 
-    loop.Pace = partial(TimedPace, stopping=clock, marks=[seconds * mark for mark in marks])  # of this process alone
+    # Of this process alone:
+    loop.Pace = partial(MarkedPace, stopping=clock, marks=LAST_FIFTH if how == "mean" else sorted(marks))
+    if how == "apart":
+        orthogonalise_apart()
+    if ramp:
+        loop.compile_program = ramped(ramp, compile_program)
     run = loop.train(config, set_up=prepared)
     return run, found[0] if found else None
 

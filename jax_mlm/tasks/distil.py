@@ -106,4 +106,4 @@ def distilled(
 
     frozen = make_cast(teacher, dtype, teacher.tied)(teacher_params)
     given = task.init, prepare, loss, task.examine, task.scheduled, task.targets
-    return Task(*given, cast=task.cast, frozen=frozen)
+    return Task(*given, asked="tokens", cast=task.cast, frozen=frozen)

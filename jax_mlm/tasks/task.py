@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +37,8 @@ class Task(Generic[Example]):
     """(step, horizon) → scheduled values, by name in the log."""
     targets: int
     """Maximum number of positions per row at which the vocabulary is projected."""
+    asked: Literal["targets", "slots", "tokens"] = "targets"
+    """Where the last layer computes more than keys and values: at the targets, the batch's slots, or all tokens."""
     fixed: Callable[[Params], Params] | None = None
     """Return True for each parameter that stays as it is (--freeze); None where all are trained."""
     cast: Callable[[Params], Params] = lambda params: params

@@ -85,8 +85,7 @@ def compile_program(
 
     def placed(step: int, order: int) -> Placed:
         batch = batch_at(data.train, step, config.seed + (order << 32), config.batch, (index, count))
-        lengths = document_lengths(batch.segments)
-        return Placed(place(batch), int(lengths.sum()) * count, flops(lengths) * count)
+        return Placed(place(batch), int((batch.segments > 0).sum()) * count, flops(batch) * count)
 
     began = time.perf_counter()
     shardings = jax.tree.map(lambda x: x.sharding, state)
@@ -186,22 +185,24 @@ def all_finite(state: TrainState) -> Bool[Array, ""]:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]))
 
 
-def make_flops(setup: Setup) -> Callable[[np.ndarray], float]:
-    """Return `flops(lengths)`: a step's operations for this host's documents, from their lengths.
+def make_flops(setup: Setup) -> Callable[[Any], float]:  # of a batch of its task's kind
+    """Return `flops(batch)`: a step's operations for this host's rows.
 
     A teacher runs forward only, at a third of the cost. Targets are counted as they are on average over the run.
     """
     begins, tasks = zip(*stages(setup), strict=True)
     mean = np.diff([*begins, 1.0]) @ np.array([task.targets for task in tasks])
     targets = setup.config.batch // setup.shard[1] * float(mean)
-    alone = targets > 0 and setup.teacher is None  # the last layer is computed for the targets alone
 
-    def flops_of(model: ModelConfig, lengths: np.ndarray) -> float:
+    def flops(batch: Any) -> float:
+        lengths = document_lengths(batch.segments)
         tokens = int(lengths.sum())
-        return train_flops(model, tokens, layers_pairs(model, lengths), targets, None if alone else tokens)
+        slots = int((batch.items >= 0).sum()) if setup.task.asked == "slots" else 0
+        asked = {"targets": targets, "slots": slots, "tokens": tokens}[setup.task.asked]
 
-    def flops(lengths: np.ndarray) -> float:
-        work = flops_of(setup.config.model, lengths)
-        return work + flops_of(setup.teacher.model, lengths) / 3 if setup.teacher else work
+        def of(model: ModelConfig) -> float:
+            return train_flops(model, tokens, layers_pairs(model, lengths), targets, asked)
+
+        return of(setup.config.model) + (of(setup.teacher.model) / 3 if setup.teacher else 0)
 
     return flops

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablations
 import time_to_loss
 from ablations import Run
-from common import arms, texts
+from common import arms, levers, texts
 from common.levers import LEVERS, Arm, Lever
 from common.machine import processor
 
@@ -41,9 +41,10 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(arms, "ROOT", tmp_path)
     monkeypatch.setattr(arms, "PAGE", tmp_path / "recipe.md")
     monkeypatch.setattr(ablations, "FOLDER", tmp_path / "ablations")
+    monkeypatch.setattr(ablations, "COSTS", tmp_path / "costs.json")
     monkeypatch.setattr(time_to_loss, "RESULTS", tmp_path)
     parts = (
-        f"<!-- {part} -->\nold\n<!-- end of {part} -->\n" for part in ("time to loss", "sizes by time", "ablations")
+        f"<!-- {part} -->\nold\n<!-- end of {part} -->\n" for part in ("time to loss", "choices by cost", "ablations")
     )
     (tmp_path / "recipe.md").write_text("Before.\n" + "Between.\n".join(parts) + "After.\n")
     return tmp_path / "recipe.md"
@@ -77,17 +78,46 @@ class Measured:
 # ---- arms ----------------------------------------------------------------------------------------
 
 
-def test_arms_are_options_that_differ_from_the_defaults_and_have_files_of_their_own() -> None:
-    base, paths, won = config_of(Arm("base").settings()), set(), config_of(())
+def test_arms_differ_from_the_defaults_in_one_way_and_have_files_of_their_own() -> None:
+    base = config_of(())
     for lever in LEVERS:
-        assert not lever.arms[0].options
+        assert lever.arms[0] == Arm(lever.arms[0].name)
         for arm in lever.arms[1:]:
-            assert bool(arm.options) + bool(arm.how) + bool(arm.missing) == 1, arm
-            assert (config_of(arm.settings()) != base) == bool(arm.options), arm
-            assert config_of(arm.options) == won or not arm.won, arm
-    for run in ablations.screening(5):
-        paths |= {run._replace(seed=seed, rate=rate).path("text") for seed in (0, 1) for rate in (1.0, 0.5)}
-    assert len(paths) == 4 * len(list(ablations.screening(5)))
+            assert sum(map(bool, (arm.options, arm.how, arm.ramp, arm.missing))) == 1, arm
+            assert (config_of(arm.options) != base) == bool(arm.options), arm
+            assert arm.how in {"", "mean", "apart", "depth", *texts.TEXTS}, arm
+    runs = list(ablations.screening())
+    assert len({run.path("text") for run in runs}) == len(runs)
+    assert [run.seed for run in runs if run.record == ablations.DEFAULTS] == [0, 1, 2]
+
+
+def test_ramps_end_with_the_preset() -> None:
+    for lever in LEVERS:
+        for arm in lever.arms:
+            begins = [share for share, _ in arm.ramp]
+            assert begins == sorted(begins), arm
+            if arm.ramp:
+                assert begins[0] == 0
+                whole = {"batch": config_of(()).batch, "length": config_of(()).corpus.length}
+                assert whole == {**whole, **arm.ramp[-1][1]}, arm
+
+
+def test_what_an_arm_costs_is_that_of_its_programs() -> None:
+    from common import costs
+    from common.levers import arms
+
+    by_name = arms()
+    (own,) = costs.programs_of(by_name[ablations.DEFAULTS])
+    same = ("weight decay 0", "initialisation 0.01", "learning rates ×2", "schedule cosine", "replacement all [MASK]")
+    same += ("embeddings random", "documents crossing", "text copies dropped", "averaging mean of the last fifth")
+    for name in same:
+        assert costs.programs_of(by_name[name]) == [own], name
+    for lever in LEVERS:
+        if lever.name in ("optimizer", "batch", "length", "vocabulary", "depth × width", "attention", "size"):
+            assert all(own not in costs.programs_of(arm)[:1] for arm in lever.arms[1:]), lever
+    ramp = costs.programs_of(by_name["batch 8 → 16 → 32"])
+    assert [(round(share, 3), program.batch) for share, program in ramp] == [(0.2, 8), (0.2, 16), (0.6, 32)]
+    assert ramp[-1][1] == own[1]
 
 
 def test_shapes_of_different_depth_cost_the_same() -> None:
@@ -101,15 +131,22 @@ def test_shapes_of_different_depth_cost_the_same() -> None:
     assert max(costs) < 1.15 * min(costs)
 
 
-def test_rates_of_finalists_are_shares_of_their_own() -> None:
-    run = Run("x", Arm("x", ("--optimizer", "adamw")), 10, 0.5, 2)
-    optim, default = config_of(ablations.options_of(run)[2:-4]).optim, config_of(()).optim
+def test_steps_cost_what_those_of_the_preset_do_and_rates_are_shares_of_their_own() -> None:
+    costs = {"dtype": "float32", "arms": {"x": {"ratio": 1.25}}}
+
+    def options(arm: Arm, rate: float) -> list[str]:
+        return ablations.options_of(Run("x", arm, 1000, rate, 2), costs)
+
+    found = options(Arm("x", ("--optimizer", "adamw")), 0.5)
+    optim, default = config_of(found[2:-4]).optim, config_of(()).optim
     assert (optim.lr, optim.muon_lr) == (default.lr / 2, default.muon_lr / 2)
     assert optim.optimizer == "adamw"
-    assert ablations.options_of(run)[-4:] == ["--budget", "600s", "--seed", "2"]
-    run = run._replace(arm=Arm("x", ("--lr", "4e-3")))
-    optim = config_of(ablations.options_of(run)[2:-4]).optim
+    assert found[-4:] == ["--steps", "800", "--seed", "2"]
+    optim = config_of(options(Arm("x", ("--lr", "4e-3")), 0.5)[2:-4]).optim
     assert (optim.lr, optim.muon_lr) == (2e-3, default.muon_lr / 2)
+    assert "--lr" not in options(Arm("x"), 1.0)
+    with pytest.raises(UserError, match="nothing about y: measure what steps take with --costs again"):
+        ablations.options_of(Run("y", Arm("y"), 1000), costs)
 
 
 def test_recipes_of_others_are_as_their_sources_have_them() -> None:
@@ -135,17 +172,22 @@ def test_ablations_go_on_where_they_stopped_and_then_run_the_best_two(
     missing = Arm("never", missing="why")
     lever = Lever("batch", (Arm("32"), Arm("16", ("--batch", "16")), Arm("64", ("--batch", "64")), missing))
     other = Lever("replacement", (Arm("80/10/10"), Arm("all", ("--mask-token", "1", "--mask-random", "0"))))
+    monkeypatch.setattr(levers, "LEVERS", (lever, other))
     monkeypatch.setattr(ablations, "LEVERS", (lever, other))
     (tmp_path / "valid.txt").write_text("\n".join("many words " * 40 for _ in range(3)))
-    text = {"data": [f"{tmp_path}/wiki/x"], "valid": [f"{tmp_path}/valid.txt"], "minutes": 5.0}
+    text = {"data": [f"{tmp_path}/wiki/x"], "valid": [f"{tmp_path}/valid.txt"], "jobs": 1, "steps": 700}
     given = argparse.Namespace(**text, finalists=False, only=())
+    with pytest.raises(UserError, match=r"costs\.json is not there: measure what steps take with --costs first"):
+        ablations.measure(given, Measured([]))
+    names = (ablations.DEFAULTS, "batch 16", "batch 64", "replacement all")
+    arms.keep(ablations.COSTS, {"dtype": "float32", "arms": {name: {"ratio": 1.0} for name in names}})
     with pytest.raises(KeyboardInterrupt):
-        ablations.measure(given, Measured([5, 4], stops_after=2))
+        ablations.measure(given, Measured([5, 5.25, 4.75, 4], stops_after=4))
     assert sorted(path.name for path in ablations.FOLDER.iterdir()) == [
-        "wiki-batch-16-5m-rate1-seed0.json",
-        "wiki-defaults-5m-rate1-seed0.json",
+        "wiki-batch-16-700-rate1-seed0.json",
+        *(f"wiki-defaults-700-rate1-seed{seed}.json" for seed in (0, 1, 2)),
     ]
-    assert list(ablations.finals("wiki", 5)) == []
+    assert list(ablations.finals("wiki")) == []
     rest = Measured([6, 7])
     ablations.measure(given, rest)
     assert [("64" in job["options"], "--mask-token" in job["options"]) for job in rest.jobs] == [
@@ -154,32 +196,37 @@ def test_ablations_go_on_where_they_stopped_and_then_run_the_best_two(
     ]
     last = Measured([4.5] * 3 + [3.0, 3.5, 4.0] + [6.0] * 12)
     ablations.measure(argparse.Namespace(**text, finalists=True, only=()), last)
-    chosen = {run.record for run in ablations.finals("wiki", 5)}
+    chosen = {run.record for run in ablations.finals("wiki")}
     assert chosen == {"batch 16", ablations.DEFAULTS, "replacement all"}
     assert len(last.jobs) == 18
     lines = page.read_text().splitlines()
     assert lines[0] == "Before."
     assert lines[-1] == "After."
     assert "old" in page.read_text().split("Between.")[0]
+    assert "The preset with 3 seeds: 5.000 ± 0.250 nats, 0.500 ± 0.000, 5.000 ± 0.250 bits" in page.read_text()
     (sixteen,) = (line for line in lines[lines.index("Between.") :] if line.startswith("| batch | 16 | 4.000 | 0"))
     assert sixteen == "| batch | 16 | 4.000 | 0.500 | 6.000 | " \
-        "3.500 ± 0.500 | 0.500 ± 0.000 | 6.500 ± 0.500 | ×0.5 |  |"  # fmt: skip
-    assert "| batch | 64 | 6.000 | 0.500 | 4.000 |  |  |  |  |  |" in lines
+        "3.500 ± 0.500 | 0.500 ± 0.000 | 6.500 ± 0.500 | ×0.5 | 9 steps |"  # fmt: skip
+    assert "| batch | 64 | 6.000 | 0.500 | 4.000 |  |  |  |  | 9 steps |" in lines
     assert "| batch | never |  |  |  |  |  |  |  | not measured: why |" in lines
-    assert [run.record for run in ablations.screening(5, ["replacement"])] == [ablations.DEFAULTS, "replacement all"]
-    assert ablations.by_time(ablations.all_records()).splitlines()[2:] == [
-        "| wiki | 5 min | 10 min |",
+    assert {run.record for run in ablations.screening(["replacement"])} == {ablations.DEFAULTS, "replacement all"}
+    assert ablations.by_steps(ablations.all_records()).splitlines() == [
+        "| wiki | as 700 steps | as 1,400 steps |",
         "|---|---|---|",
-        "| 4×256, batch 32 | 5.000 | 6.000 |",
+        "| the preset | 5.000 | 6.000 |",
         "| batch 16 | 4.000 | 4.500 |",
         "| batch 64 | 6.000 |  |",
     ]
-    assert "6 of 6 final runs" in ablations.listed(ablations.all_records(), 5)
-    record = json.loads((ablations.FOLDER / "wiki-batch-16-5m-rate1-seed0.json").read_text())
+    assert [run.steps for run in ablations.screening(["batch"], 300)] == [300, 300, 300]
+    assert "6 of 6 final runs" in ablations.listed(ablations.all_records())
+    record = json.loads((ablations.FOLDER / "wiki-batch-16-700-rate1-seed0.json").read_text())
     assert str(tmp_path) not in json.dumps(record)
-    monkeypatch.setattr(ablations, "processor", lambda: "another")
-    with pytest.raises(UserError, match="not on another: move"):
-        ablations.measure(given, Measured([]))
+
+
+def test_arms_at_a_time_have_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3, 1, 2, 7})
+    assert ablations.cores(1) == [[]]
+    assert ablations.cores(2) == [[1, 3], [2, 7]]
 
 
 def test_texts_are_made_of_what_there_is(tmp_path: Path) -> None:
@@ -209,9 +256,9 @@ def test_texts_are_made_of_what_there_is(tmp_path: Path) -> None:
 def test_vocabularies_are_judged_by_bits_per_byte(page: Path) -> None:
     (lever,) = (lever for lever in LEVERS if lever.name == "vocabulary")
     for number, arm in enumerate(lever.arms):
-        run = Run(ablations.name_of(lever, arm), arm, 5)
+        run = Run(ablations.name_of(lever, arm), arm, ablations.STEPS)
         arms.keep(run.path("wiki"), {"loss": number, "bits_per_byte": -number})
-    assert [arm.name for _, arm in ablations.best_two(lever, "wiki", 5)] == ["32,768", "16,384"]
+    assert [arm.name for _, arm in ablations.best_two(lever, "wiki")] == ["32,768", "16,384"]
 
 
 def shared(fixed: str, result: Path) -> time_to_loss.Given:
@@ -264,13 +311,12 @@ def test_the_first_measurement_as_low_as_a_loss() -> None:
 
 
 def test_validation_stops_the_clock_and_comes_at_its_marks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from common.timed import Clock, TimedPace
+    from common.timed import Clock, MarkedPace
 
     now = 100.0
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    clock = Clock()
     meta = {"step": 0, "elapsed": 0.0, "horizon": 0}
-    pace = TimedPace(0, 10.0, 0, meta, 4.0, stopping=clock, marks=[1.0, 2.0, 5.0])
+    pace = MarkedPace(0, 10.0, 0, meta, 4.0, stopping=Clock(), marks=[0.1, 0.2, 0.5])
     due = []
     for done in range(1, 11):
         now += 0.75
@@ -282,6 +328,14 @@ def test_validation_stops_the_clock_and_comes_at_its_marks(monkeypatch: pytest.M
     assert due == [1.5, 2.25, 5.25]
     assert pace.elapsed() == pytest.approx(7.5)
     assert pace.horizon == 13, "ten seconds of steps, of which validations take nothing"
+
+
+def test_without_a_budget_marks_are_shares_of_the_steps() -> None:
+    from common.timed import Clock, MarkedPace
+
+    meta = {"step": 0, "elapsed": 0.0, "horizon": 0}
+    pace = MarkedPace(10, None, 0, meta, 4.0, stopping=Clock(), marks=[0.25, 0.5, 0.55])
+    assert [done for done in range(1, 11) if pace.evaluation_due(done)] == [3, 5, 6]
 
 
 def test_q_k_and_v_apart_are_orthogonalised_as_matrices_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,19 +354,36 @@ def test_q_k_and_v_apart_are_orthogonalised_as_matrices_of_their_own(monkeypatch
     np.testing.assert_allclose(done["out"]["kernel"], expected[3], rtol=1e-5, atol=1e-6)
 
 
+def test_what_ends_the_parts_of_a_layer_is_smaller_at_first() -> None:
+    import jax
+    from common.timed import smaller_with_depth
+
+    from jax_mlm.model.heads import init_params
+    from jax_mlm.model.params import leaves
+
+    model = replace(config_of(("--layers", "2", "--width", "64", "--vocab-size", "64")).model, vocab_size=64)
+    before = init_params(model, jax.random.key(0))
+    after, before = leaves(smaller_with_depth(before, 2)), leaves(before)
+    changed = {path for path, x in before.items() if not np.array_equal(x, after[path])}
+    ends = (("attention", "out"), ("mlp", "down"))
+    assert changed == {(f"layer_{i}", *end, "kernel") for i in (0, 1) for end in ends}
+    for path in changed:
+        np.testing.assert_allclose(after[path], before[path] / 2, rtol=1e-6)
+
+
 # ---- what is committed ---------------------------------------------------------------------------
 
 
 def test_records_that_are_committed_are_whole_and_the_page_shows_them() -> None:
     records, page = ablations.all_records(), (ROOT / "docs" / "recipe.md").read_text()
-    names = {run.record for run in ablations.screening(5)}
+    names, costs = {run.record for run in ablations.screening()}, ablations.costs()["arms"]
     for record in records:
         assert record["arm"] in names
         assert 0 < record["accuracy"] < 1 < record["loss"]
-        assert record["seconds"] == pytest.approx(60 * record["minutes"], rel=0.05)
+        assert record["steps"] == round(record["cost"] / costs[record["arm"]]["ratio"])
         assert {"bits_per_byte", "steps", "options", "versions", "processor", "commit", "seed", "rate"} <= set(record)
-    assert arms.filled(page, "ablations", ablations.sections(records, 5)) == page
-    assert arms.filled(page, "sizes by time", ablations.by_time(records)) == page
+    assert arms.filled(page, "ablations", ablations.sections(records)) == page
+    assert arms.filled(page, "choices by cost", ablations.by_steps(records)) == page
     parts = []
     for path in sorted(time_to_loss.RESULTS.glob("time-to-loss-*.json")):
         result = json.loads(path.read_text())
@@ -347,24 +418,36 @@ def test_a_result_is_continued_with_its_batch_and_all_that_its_arms_read_is_writ
 
 
 @pytest.mark.slow
-def test_two_arms_are_trained_and_their_records_kept(
+def test_arms_are_trained_and_their_records_kept(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
 ) -> None:
     mean = Arm("mean of the last fifth", SMALL, how="mean")
-    monkeypatch.setattr(ablations, "LEVERS", (Lever("averaging", (Arm("none", SMALL), mean)),))
+    ramp = Arm("ramp", SMALL, ramp=((0, {"batch": 8, "length": 64}), (0.5, {"batch": 32, "length": 128})))
+    of = (Lever("averaging", (Arm("none", SMALL), mean)), Lever("batch", (Arm("32", SMALL), ramp)))
+    monkeypatch.setattr(levers, "LEVERS", of)
+    monkeypatch.setattr(ablations, "LEVERS", of)
+    monkeypatch.setattr(ablations, "SEEDS", (0,))
+    monkeypatch.setattr(ablations, "STEPS", 40)
     monkeypatch.setattr(ablations, "PIECE", 30)
     monkeypatch.setattr("os.environ", environment)
     (tmp_path / "text.txt").write_text(sentences(300))
     files = {"data": [f"{tmp_path}/text.txt"], "valid": [f"{tmp_path}/text.txt"]}
-    ablations.measure(argparse.Namespace(**files, minutes=0.05, finalists=False, only=()))
-    last, averaged = sorted(ablations.all_records(), key=lambda record: record["arm"] != ablations.DEFAULTS)
-    for record in (last, averaged):
-        assert record["seconds"] == pytest.approx(3, abs=2)
-        assert record["steps"] > 5
+    ablations.measure_costs()
+    ratios = {name: each["ratio"] for name, each in ablations.costs()["arms"].items()}
+    assert ratios[ablations.DEFAULTS] == 1
+    assert ratios["batch ramp"] < 1
+    ablations.measure(argparse.Namespace(**files, jobs=2, steps=40, finalists=False, only=()))
+    found = {record["arm"]: record for record in ablations.all_records()}
+    assert found.keys() == ratios.keys()
+    for name, record in found.items():
+        assert record["steps"] == round(40 / ratios[name])
         assert 0 < record["bits_per_byte"] < 8
         assert record["processor"] == processor()
+    averaged = found["averaging mean of the last fifth"]
     assert averaged["states"] > 1
     assert averaged["loss"] != averaged["last state"]["loss"]
+    whole = found[ablations.DEFAULTS]
+    assert found["batch ramp"]["tokens"] / found["batch ramp"]["steps"] < 0.7 * whole["tokens"] / whole["steps"]
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,17 @@ REAL = ("bert-tiny-english", "albert-reactions", "roberta-antibody")
 def train_line(*arguments: Any) -> int:
     """Run the command in this process; return its exit status."""
     return main([str(word) for word in arguments])
+
+
+def stopped_after(steps: int) -> Callable[[], Any]:
+    """Return what asks a run to stop once it has taken some steps."""
+
+    @contextmanager
+    def stopping() -> Iterator[Callable[[], int]]:
+        calls = iter(range(10**6))
+        yield lambda: int(next(calls) >= steps)
+
+    return stopping
 
 
 def one_line(done: subprocess.CompletedProcess) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -22,7 +20,7 @@ from mlm_onnx.convert.asked import Tuned, labelled_examples
 from support.eight import on_eight_devices
 from support.models import assert_trees_equal
 from support.paths import ROOT
-from support.runs import save_run
+from support.runs import save_run, stopped_after
 
 from jax_mlm import evaluate, load
 from jax_mlm.config import DistilConfig, TaskConfig
@@ -333,15 +331,6 @@ def test_what_shares_a_row_changes_no_answer(trained: Path) -> None:
         np.testing.assert_allclose(together[number], alone[0], atol=1e-5)
 
 
-def stopped_after(steps: int) -> Callable[[], Any]:
-    @contextmanager
-    def stopping() -> Iterator[Callable[[], int]]:
-        calls = iter(range(10**6))
-        yield lambda: int(next(calls) >= steps)
-
-    return stopping
-
-
 @pytest.mark.slow
 def test_stopped_and_resumed_is_bitwise_the_same(trained: Path, folder: Path) -> None:
     out = str(folder / "resumed")
@@ -359,7 +348,7 @@ from jax_mlm.finetune import finetune
 from jax_mlm.parallel import compile as compiling, rules
 from jax_mlm.run.log import read_metrics
 from jax_mlm.train.finetune_options import FinetuneConfig, defaults
-from train.test_finetune import stopped_after
+from support.runs import stopped_after
 compiling.FAST_BF16, rules.LARGE = False, 0  # in float32, and with the moments divided over data
 given, out = json.loads(sys.argv[1]), sys.argv[2]
 try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from mlm_onnx.__main__ import main as onnx
 from mlm_onnx.bundle.read import read_manifest
 from support.models import assert_trees_equal
 from support.paths import ROOT
-from support.runs import save_run
+from support.runs import save_run, stopped_after
 
 from jax_mlm import evaluate, load
 from jax_mlm.data.labels import Example
@@ -161,15 +159,6 @@ def test_runs_go_to_hugging_face_and_come_back(trained: Path, folder: Path, caps
     assert evaluate.main([str(back), "--data", str(folder / "dev.json"), "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)
     assert measured["exact"] == json.loads((trained / "scores.json").read_text())["exact"]
-
-
-def stopped_after(steps: int) -> Callable[[], Any]:
-    @contextmanager
-    def stopping() -> Iterator[Callable[[], int]]:
-        calls = iter(range(10**6))
-        yield lambda: int(next(calls) >= steps)
-
-    return stopping
 
 
 @pytest.mark.slow

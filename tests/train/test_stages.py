@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.runs import TINY, train_line
+from support.runs import TINY, stopped_after, train_line
 
 from jax_mlm.config import MaskConfig
 from jax_mlm.data.tokenizer import Vocabulary
@@ -14,6 +14,8 @@ from jax_mlm.run.log import read_metrics
 from jax_mlm.tasks.masking import slots
 from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.train import program
+from jax_mlm.train.__main__ import COMMAND
+from jax_mlm.train.loop import train
 
 STEPS = 10
 LINE = [*TINY, "--dtype", "float32", "--log-every", "1", "--steps", str(STEPS), "--eval-every", "100"]
@@ -59,6 +61,14 @@ def test_each_third_of_a_long_run_has_its_program_and_the_losses_of_one(
     assert used == [slots(masks, 32, (step >= STEPS / 3) / 3 + (step >= 2 * STEPS / 3) / 3) for step in range(STEPS)]
     assert used[0] > used[STEPS // 2] > used[-1]
     assert staged == pytest.approx(whole, rel=1e-5)
+    before, out = list(used), tmp_path / "resumed"
+    used.clear()
+    config = COMMAND.read([*map(str, [*LINE, "--data", tmp_path / "a.txt", "--out", out])])
+    with pytest.raises(KeyboardInterrupt):
+        train(config, stopped_after(5))
+    assert train_line("--resume", "--out", out) == 0
+    assert used == before
+    assert [line["loss"] for line in read_metrics(out) if line["kind"] == "train"] == staged
     used.clear()
     losses(tmp_path, "--mask-rate", "0.4", "--out", tmp_path / "constant")
     assert set(used) == {slots(masks, 32)}, "a constant rate has one stage"
