@@ -7,14 +7,14 @@
     python benchmarks/ablations.py --list
     python benchmarks/ablations.py --table
 
-Steps are counted instead of minutes, so that neither the machine nor what else it does changes a loss: --costs measures
-in turns what a step of each arm takes (nothing else should run then), and an arm gets as many steps as cost what those
-of the preset do. First every arm is trained with one seed, the preset with three, for the steps of about five minutes.
-Then the best two of each lever whose arms are all there are trained for those of ten, with three seeds, at each of two
-learning rates. An arm is a process of its own and leaves a file in results/ablations/, so that whoever stops it loses
-the arms that are running; --jobs runs several, each on its share of the cores. All are examined alike: on isolated
-documents, under fixed masks. Vocabularies are compared by bits per byte, from the pseudo-log-likelihood of pieces of
-the validation text.
+Steps are counted instead of minutes, so that no loss depends on how fast the machine was: --costs measures what a step
+of each arm takes (nothing else should run then), and an arm gets as many steps as cost what those of the preset do.
+First every arm is trained with one seed, the preset with three, for the cost of 700 steps: five minutes of two Xeon
+cores with AMX, four of an EPYC's. Then the best two of each lever whose arms are all there are trained for twice that,
+with three seeds, at each of two learning rates. An arm is a process of its own and leaves a file in results/ablations/,
+so that whoever stops it loses the arms that are running; --jobs runs several, each on its share of the cores. All are
+examined alike: on isolated documents, under fixed masks. Vocabularies are compared by bits per byte, from the
+pseudo-log-likelihood of pieces of the validation text.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from threading import Event
 from typing import NamedTuple
 
 from common.arms import ROOT, Record, answer, command_line, facts, keep, publish, rows, text_name
-from common.levers import BY_STEPS, DEFAULTS, LEVERS, Arm, Lever, arms, name_of
+from common.levers import BY_STEPS, DEFAULTS, LEVERS, Arm, Lever, arms_by_name, name_of
 from common.machine import command
 from common.texts import text_for
 
 FOLDER = ROOT / "benchmarks" / "results" / "ablations"
 COSTS = ROOT / "benchmarks" / "results" / "step-costs.json"
 STEPS, FINAL_STEPS = 700, 1400
-"""Steps of the preset that every arm's first run costs as much as, and the finalists': about five minutes, and ten."""
+"""Steps of the preset that every arm's first run costs as much as, and the finalists'."""
 SEEDS, RATES = (0, 1, 2), (1.0, 0.5)
-"""How the finalists are run; rates are shares of an arm's own."""
+"""Seeds of the preset and of the finalists, other runs have the first; and what finalists multiply their rates by."""
 PIECES, PIECE = 100, 300
 """Pieces of the validation text whose bits per byte are measured, and the characters of each at most."""
 
@@ -67,10 +67,10 @@ class Run(NamedTuple):
 
 
 def screening(only: Sequence[str] = (), steps: int = STEPS) -> Iterable[Run]:
-    """Yield the runs that come first: every arm once, of all levers or of some, and the preset with every seed."""
-    wanted = {name_of(lever, arm) for lever in LEVERS if not only or lever.name in only for arm in lever.arms}
-    for name, arm in arms().items():
-        if name in wanted:
+    """Yield the runs that come first: every arm once, or those that are named, and the preset with every seed."""
+    of_levers = {name_of(lever, arm) for lever in LEVERS if not only or lever.name in only for arm in lever.arms}
+    for name, arm in arms_by_name().items():
+        if name in of_levers.union(only):
             seeds = SEEDS if (name, steps) == (DEFAULTS, STEPS) else SEEDS[:1]
             yield from (Run(name, arm, steps, seed=seed) for seed in seeds)
 
@@ -84,7 +84,7 @@ def finals(text: str) -> Iterable[Run]:
 
 def best_two(lever: Lever, text: str) -> list[tuple[str, Arm]]:
     """Return the names and arms of the best two; none while an arm has not been screened."""
-    named = [(name_of(lever, arm), arm) for arm in lever.arms if not arm.missing]
+    named = [(name_of(lever, arm), arm) for arm in lever.arms]
     found = [read(Run(name, arm, STEPS).path(text)) for name, arm in named]
     if any(record is None for record in found):
         return []
@@ -111,15 +111,14 @@ def costs() -> Record:
 
 def measure_costs() -> None:
     """Measure what a step of each arm takes, with nothing beside it, and write it."""
-    from common.costs import measured, ratios
+    from common.costs import measured
 
     from jax_mlm.config import TrainConfig
     from jax_mlm.parallel.compile import compute_dtype
 
-    dtype = compute_dtype(TrainConfig()).name
-    seconds = measured(arms(), dtype, partial(print, file=sys.stderr, flush=True))
-    each = {name: {"seconds": round(seconds[name], 4), "ratio": ratio} for name, ratio in ratios(seconds).items()}
-    keep(COSTS, {"dtype": dtype, "arms": each, "command": command(sys.argv), **facts()})
+    dtype, about = compute_dtype(TrainConfig()).name, facts()
+    found = measured(__file__, arms_by_name(), dtype, partial(print, file=sys.stderr, flush=True))
+    keep(COSTS, {"dtype": dtype, "arms": found, "command": command(sys.argv), **about})
 
 
 # ---- one run -------------------------------------------------------------------------------------
@@ -145,7 +144,6 @@ def options_of(run: Run, costs: Record) -> list[str]:
         UserError: what its steps take was not measured.
     """
     from jax_mlm.config import OptimConfig
-    from jax_mlm.errors import UserError
     from jax_mlm.presets import PRESETS
 
     optim: OptimConfig = PRESETS["tiny"].optim
@@ -154,10 +152,21 @@ def options_of(run: Run, costs: Record) -> list[str]:
     if run.rate != 1:
         for name, rate in (("--lr", optim.lr), ("--muon-lr", optim.muon_lr)):
             rates += [name, f"{run.rate * float(own.get(name, rate)):g}"]
-    if (cost := costs["arms"].get(run.record)) is None:
-        raise UserError(f"{COSTS}: nothing about {run.record}: measure what steps take with --costs again")
-    steps = ["--steps", f"{run.steps / cost['ratio']:.0f}", "--seed", str(run.seed)]
+    steps = ["--steps", f"{run.steps / ratio_of(run.record, costs):.0f}", "--seed", str(run.seed)]
     return ["--preset", "tiny", "--dtype", costs["dtype"], *run.arm.options, *rates, *steps]
+
+
+def ratio_of(record: str, costs: Record) -> float:
+    """Return what a step of an arm takes, as a multiple of the preset's.
+
+    Raises:
+        UserError: it was not measured.
+    """
+    from jax_mlm.errors import UserError
+
+    if record not in costs["arms"]:
+        raise UserError(f"{COSTS}: nothing about {record}: measure what steps take with --costs again")
+    return costs["arms"][record]["ratio"]
 
 
 def worker(text: str) -> None:
@@ -185,39 +194,41 @@ def worker(text: str) -> None:
     print(json.dumps({**found, "bits_per_byte": bits, "bytes": corpus.bytes, "unknown": corpus.unknown}))
 
 
-def measure(given: argparse.Namespace, run: Callable[[Sequence[str], Record], Record] = answer) -> None:
+def measure(given: argparse.Namespace, run: Callable[..., Record] = answer) -> None:
     """Run what is not there yet, as many at a time as are asked for, and write a file for each."""
-    text, found = text_name(given.data), costs()
-    wanted = list(finals(text) if given.finalists else screening(given.only, given.steps))
+    text, steps_take, about = text_name(given.data), costs(), {"command": command(sys.argv), **facts()}
+    runs = finals(text) if given.finalists else screening(given.only, given.steps)
+    wanted = [(each, options_of(each, steps_take)) for each in runs if not each.path(text).is_file()]
     free, shares, stopping = SimpleQueue[list[int]](), cores(given.jobs), Event()
     for share in shares:
         free.put(share)
 
-    def one(each: Run) -> None:
+    def one(each: Run, options: Sequence[str]) -> None:
         if stopping.is_set():
             return
-        path, own = each.path(text), free.get()
+        path, own_cores = each.path(text), free.get()
         try:
             print(f"{path.stem} …", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory() as folder:
-                pieces, options = pieces_of(given.valid, Path(folder)), options_of(each, found)
+                pieces = pieces_of(given.valid, Path(folder))
                 files = ["--data", *text_for(each.arm.how, given.data, Path(folder)), "--valid", *given.valid]
                 settings = {"options": options, **each.arm.job()}
                 job = {**settings, "options": [*options, *files, "--out", f"{folder}/run"]}
-                reached = run([sys.executable, __file__, "worker"], {**job, "pieces": str(pieces), "cores": own})
-            about = {"arm": each.record, "text": text, "cost": each.steps, "rate": each.rate, "seed": each.seed}
-            keep(path, {**about, **reached, **settings, "command": command(sys.argv), **facts()})
+                job |= {"pieces": str(pieces), "cores": own_cores}
+                reached = run([sys.executable, __file__, "worker"], job, stopping.is_set)
+            which = {"arm": each.record, "text": text, "cost": each.steps, "rate": each.rate, "seed": each.seed}
+            which["ratio"] = ratio_of(each.record, steps_take)
+            keep(path, {**which, **reached, **settings, **about})
         except BaseException:
             stopping.set()
             raise
         finally:
-            free.put(own)
+            free.put(own_cores)
 
     with ThreadPoolExecutor(len(shares)) as pool:
-        begun = [pool.submit(one, each) for each in wanted if not each.path(text).is_file()]
         try:
-            for each in begun:
-                each.result()
+            for begun in [pool.submit(one, *each) for each in wanted]:
+                begun.result()
         finally:
             stopping.set()
     show()
@@ -234,8 +245,8 @@ def cores(jobs: int) -> list[list[int]]:
 
 def summary(records: Sequence[Record], by: str) -> list[str]:
     """Return loss, accuracy, bits per byte and the rate of finalists: of the better rate, the means over its seeds."""
-    rates = sorted({record["rate"] for record in records})
-    groups = [[record for record in records if record["rate"] == rate] for rate in rates]
+    groups = [[record for record in records if record["rate"] == rate] for rate in RATES]
+    groups = [group for group in groups if len(group) == len(SEEDS)]
     if not groups:
         return [""] * 4
     best = min(groups, key=lambda group: statistics.fmean(record[by] for record in group))
@@ -254,34 +265,43 @@ def table(records: Sequence[Record]) -> str:
     """Return all arms of all levers; what was not measured is blank."""
     head = ["lever", "arm", f"as {STEPS} steps: loss", "accuracy", "bits per byte"]
     head += [f"as {FINAL_STEPS:,}, {len(SEEDS)} seeds: loss", "accuracy", "bits per byte", "rate", "remark"]
-    lines = []
+    lines, known = [], read(COSTS)
     for lever in LEVERS:
         for arm in lever.arms:
-            mine = [record for record in records if record["arm"] == name_of(lever, arm)]
+            name = name_of(lever, arm)
+            mine = [record for record in records if record["arm"] == name]
             screened = [record for record in mine if (record["cost"], record["seed"]) == (STEPS, SEEDS[0])]
             figures = [f"{screened[0][name]:.3f}" for name in FIGURES] if screened else [""] * 3
             ends = summary([record for record in mine if record["cost"] == FINAL_STEPS], lever.by)
-            remark = f"not measured: {arm.missing}" if arm.missing else ""
-            if screened and screened[0]["steps"] != STEPS:
-                remark = f"{screened[0]['steps']:,} steps"
-            lines.append([lever.name, arm.name, *figures, *ends, "default" if arm is lever.arms[0] else remark])
+            remark = "default" if arm is lever.arms[0] else remark_on(screened[0], known) if screened else ""
+            lines.append([lever.name, arm.name, *figures, *ends, remark])
     return rows(head, *lines)
 
 
+def remark_on(record: Record, known: Record | None) -> str:
+    """Return an arm's steps, and what they cost by what is known now, if one of these is not the preset's."""
+    steps, cost = record["steps"], record["steps"] / record["cost"]
+    if known is not None and record["arm"] in known["arms"]:
+        cost *= known["arms"][record["arm"]]["ratio"]
+    much = f", at {cost:.0%} of the cost" if abs(cost - 1) >= 0.02 else ""
+    return f"{steps:,} steps{much}" if much or steps != record["cost"] else ""
+
+
 def sections(records: Sequence[Record]) -> str:
-    """Return a table for each text, with the type and the commits of its records; an empty one if there are none."""
+    """Return a table for each text, with what its records were made by and the spread of the preset's seeds."""
     if not records:
         return f"Nothing was measured yet.\n\n{table([])}"
     parts = []
     for text in sorted({record["text"] for record in records}):
         mine = [record for record in records if record["text"] == text]
-        types = ", ".join(sorted({record["dtype"] for record in mine}))
+        made = (sorted({record[name] for record in mine}) for name in ("processor", "dtype", "commit"))
         versions = ", ".join(sorted({record["versions"]["jax"] for record in mine}))
-        commits = ", ".join(sorted({record["commit"] for record in mine}))
         seeds = [record for record in mine if (record["arm"], record["cost"]) == (DEFAULTS, STEPS)]
-        loss, accuracy, bits = (_mean([record[name] for record in seeds]) for name in FIGURES) if seeds else [""] * 3
-        spread = f"The preset with {len(seeds)} seeds: {loss} nats, {accuracy}, {bits} bits per byte."
-        parts.append(f"{text}, {types}, JAX {versions}, commits {commits}. {spread}\n\n{table(mine)}")
+        about = f"{text}, {', '.join(', '.join(each) for each in made)}, JAX {versions}."
+        if len(seeds) > 1:
+            loss, accuracy, bits = (_mean([record[name] for record in seeds]) for name in FIGURES)
+            about += f" The preset with {len(seeds)} seeds: {loss} nats, accuracy {accuracy}, {bits} bits per byte."
+        parts.append(f"{about}\n\n{table(mine)}")
     return "\n\n".join(parts)
 
 
@@ -313,16 +333,14 @@ def show() -> None:
 
 
 def listed(records: Sequence[Record]) -> str:
-    """Return a line for each arm: done, to do, or missing with the reason; and how many of its final runs are there."""
+    """Return a line for each arm and text: how many of its first runs are there, and of its final ones."""
     lines = []
-    for lever in LEVERS:
-        for arm in lever.arms:
-            mine = [record for record in records if record["arm"] == name_of(lever, arm)]
-            screened = any(record["cost"] == STEPS for record in mine)
-            ends = sum(record["cost"] == FINAL_STEPS for record in mine)
-            state = f"missing: {arm.missing}" if arm.missing else "done" if screened else "to do"
-            state += f", {ends} of {len(SEEDS) * len(RATES)} final runs" if ends else ""
-            lines.append(f"{lever.name:18} {arm.name:24} {state}")
+    for name in arms_by_name():
+        first = len([run for run in screening() if run.record == name])
+        for text in sorted({record["text"] for record in records}) or ["no text yet"]:
+            mine = [record["cost"] for record in records if (record["arm"], record["text"]) == (name, text)]
+            state = f"{mine.count(STEPS)} of {first}, final {mine.count(FINAL_STEPS)} of {len(SEEDS) * len(RATES)}"
+            lines.append(f"{name:36} {text}: {state}")
     return "\n".join(lines)
 
 
@@ -330,21 +348,29 @@ def main() -> int:
     if sys.argv[1:2] == ["worker"]:
         worker(sys.argv[2])
         return 0
+    if sys.argv[1:2] == ["cost"]:
+        from common.costs import serve
+
+        serve(sys.argv[2], int(sys.argv[3]), sys.argv[4])
+        return 0
     parser = command_line(__doc__)
-    names = [each.name for each in LEVERS]
+    names = [*(each.name for each in LEVERS), *arms_by_name()]
+    parser.add_argument("--only", nargs="+", choices=names, default=(), metavar="NAME", help="these levers or arms")
     parser.add_argument(
-        "--only", nargs="+", choices=names, default=(), metavar="LEVER", help="screen only these levers"
+        "--steps", type=int, default=STEPS, help=f"train for the cost of so many of the preset: {STEPS}"
     )
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of the preset, for that cost: {STEPS}")
     parser.add_argument("--jobs", type=int, default=1, help="arms at a time: 1")
     parser.add_argument("--costs", action="store_true", help="measure what a step of each arm takes")
     parser.add_argument("--finalists", action="store_true", help="run the best two of each lever for longer")
     parser.add_argument("--list", action="store_true", help="print the arms and what is done")
     given = parser.parse_args()
-    if given.only and given.finalists:
-        parser.error("--only screens levers; --finalists runs what was screened")
-    if given.steps != STEPS and not (given.only and set(given.only) <= set(BY_STEPS)):
+    shown = {name_of(lever, arm) for lever in LEVERS if lever.name in BY_STEPS for arm in lever.arms}.union(BY_STEPS)
+    if given.finalists and (given.only or given.steps != STEPS):
+        parser.error("--finalists runs what was screened: leave out --only and --steps")
+    if given.steps != STEPS and (given.steps < 1 or not given.only or not shown.issuperset(given.only)):
         parser.error(f"other --steps than {STEPS} are shown for these levers alone: --only {' '.join(BY_STEPS)}")
+    if not 1 <= given.jobs <= len(os.sched_getaffinity(0)):
+        parser.error(f"--jobs {given.jobs}: each needs a core, of which there are {len(os.sched_getaffinity(0))}")
     if given.list:
         print(listed(all_records()))
         return 0

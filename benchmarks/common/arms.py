@@ -11,7 +11,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,26 @@ def command_line(about: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def answer(line: Sequence[str], job: Record) -> Record:
-    """Run a command whose last argument is a job in JSON; return the JSON object of the last line that it prints.
-
-    Training commands ask glibc for huge pages: both sides have them.
-    """
+def environment() -> dict[str, str]:
+    """Return the environment of a process that measures; it has huge pages, which training commands ask glibc for."""
     import_from = [str(ROOT), str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(import_from), "HF_HUB_OFFLINE": "1"}
-    env["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    process = subprocess.Popen([*line, json.dumps(job)], env=env, stdout=subprocess.PIPE, text=True)
+    return {**env, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+
+def answer(line: Sequence[str], job: Record, stopped: Callable[[], bool] = lambda: False) -> Record:
+    """Run a command whose last argument is a job in JSON; return the JSON object of the last line that it prints.
+
+    It is killed once `stopped` returns True: a thread gets no signals.
+    """
+    process = subprocess.Popen([*line, json.dumps(job)], env=environment(), stdout=subprocess.PIPE, text=True)
+    out = None
     try:
-        out, _ = process.communicate()
+        while out is None:
+            with suppress(subprocess.TimeoutExpired):
+                out, _ = process.communicate(timeout=1)
+            if stopped():
+                raise SystemExit("error: stopped")
     finally:
         if process.poll() is None:
             process.kill()
@@ -67,7 +77,8 @@ def commit() -> str:
     """Return the commit that is measured, with a plus if its code was changed; empty outside a checkout."""
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "jax_mlm", "benchmarks/*.py"], check=False)
+    diff = [*git, "diff", "--quiet", "HEAD", "--", "jax_mlm", "benchmarks/*.py"]
+    changed = subprocess.run(diff, capture_output=True, check=False)
     return head.stdout.strip() + ("+" if head.returncode == 0 and changed.returncode == 1 else "")
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.levers import DEFAULTS, Arm
+from common.arms import environment
+from common.levers import DEFAULTS, Arm, arms_by_name, changed
 from jax_mlm.config import TrainConfig
 from jax_mlm.data.batches import Batch
 from jax_mlm.data.tokenizer import Vocabulary
@@ -23,22 +28,16 @@ from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.train.__main__ import COMMAND
 from jax_mlm.train.ahead import lowered
 
-TURNS, STEPS = 5, 4
+TURNS, TAKEN = 8, 3
+"""Turns of the two sides of a comparison, and the steps of each."""
 Step = Callable[[], float]
-"""Takes a step and returns its seconds."""
+"""Take a step; return its seconds."""
 
 
-def config_of(options: Sequence[str], **changed: Any) -> TrainConfig:
-    """Return what the preset tiny is with some options, and the largest vocabulary that they allow.
-
-    Args:
-        options: words of the command line.
-        changed: `batch` or `length`, as a ramp changes them.
-    """
+def config_of(options: Sequence[str]) -> TrainConfig:
+    """Return what the preset tiny is with some options of the command line, and with the largest vocabulary."""
     config = COMMAND.read(["--preset", "tiny", "--steps", "1", "--data", "-", *options])
-    corpus = replace(config.corpus, length=changed.get("length", config.corpus.length))
-    model = replace(config.model, vocab_size=corpus.tokenizer_limit)
-    return replace(config, model=model, corpus=corpus, batch=changed.get("batch", config.batch), accumulate=1)
+    return replace(config, model=replace(config.model, vocab_size=config.corpus.tokenizer_limit), accumulate=1)
 
 
 def program_of(config: TrainConfig) -> TrainConfig:
@@ -53,14 +52,9 @@ def program_of(config: TrainConfig) -> TrainConfig:
 
 def programs_of(arm: Arm) -> list[tuple[float, TrainConfig]]:
     """Return the programs that an arm's steps are made of, each with its share of them."""
-    if not arm.ramp:
-        return [(1.0, program_of(config_of(arm.options)))]
-    begins = [share for share, _ in arm.ramp]
-    shares = np.diff([*begins, 1.0]).tolist()
-    return [
-        (share, program_of(config_of(arm.options, **changed)))
-        for share, (_, changed) in zip(shares, arm.ramp, strict=True)
-    ]
+    begins, parts = zip(*(arm.ramp or ((0.0, {}),)), strict=True)
+    shares, config = np.diff([*begins, 1.0]).tolist(), config_of(arm.options)
+    return [(share, program_of(changed(config, fields))) for share, fields in zip(shares, parts, strict=True)]
 
 
 def step_of(config: TrainConfig, dtype: str) -> Step:
@@ -96,24 +90,63 @@ def step_of(config: TrainConfig, dtype: str) -> Step:
     return take
 
 
-def measured(arms: Mapping[str, Arm], dtype: str, say: Callable[[str], None]) -> dict[str, float]:
-    """Return the seconds of a step of each arm: of each program the median over turns, in which all take some steps."""
-    wanted = {name: programs_of(arm) for name, arm in arms.items()}
-    programs = list(dict.fromkeys(config for parts in wanted.values() for _, config in parts))
-    steps = []
-    for number, config in enumerate(programs):
-        say(f"compiling {number + 1} of {len(programs)}")
-        steps.append(step_of(config, dtype))
-    found: list[list[float]] = [[] for _ in steps]
-    for turn in range(TURNS + 1):
-        say(f"turn {turn + 1} of {TURNS + 1}")
-        for seconds, step in zip(found, steps, strict=True):
-            taken = [step() for _ in range(STEPS)]
-            seconds += taken if turn else []  # the first are not yet as the others
-    seconds_of = {config: statistics.median(seconds) for config, seconds in zip(programs, found, strict=True)}
-    return {name: sum(share * seconds_of[config] for share, config in parts) for name, parts in wanted.items()}
+def serve(arm: str, part: int, dtype: str) -> None:
+    """Print a line once a part of an arm is compiled; for each number on stdin, print the seconds of so many steps."""
+    step = step_of(programs_of(arms_by_name()[arm])[part][1], dtype)
+    for _ in range(3):
+        step()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps([step() for _ in range(int(line))]), flush=True)
 
 
-def ratios(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Return each arm's seconds as a multiple of the preset's."""
-    return {name: round(each / seconds[DEFAULTS], 4) for name, each in seconds.items()}
+class Side(ExitStack):
+    """A process that takes steps of one program."""
+
+    def __init__(self, script: str, arm: str, part: int, dtype: str) -> None:
+        super().__init__()
+        line = [sys.executable, script, "cost", arm, str(part), dtype]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = self.enter_context(subprocess.Popen(line, env=environment(), **pipes))
+        self.callback(self.process.kill)
+
+    def read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def take(self, steps: int) -> float:
+        """Return the median seconds of some steps."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return statistics.median(json.loads(self.read()))
+
+
+def compared(script: str, arm: str, part: int, dtype: str) -> list[float]:
+    """Return what a step takes as a multiple of the preset's, in each of some turns of two new processes."""
+    with Side(script, DEFAULTS, 0, dtype) as preset, Side(script, arm, part, dtype) as other:
+        if [preset.read(), other.read()] != ["ready\n"] * 2:
+            raise SystemExit(f"error: the step of {arm} did not start")
+        turns = [(preset.take(TAKEN), other.take(TAKEN)) for _ in range(TURNS)]
+    return [theirs / ours for ours, theirs in turns]
+
+
+def measured(script: str, arms: Mapping[str, Arm], dtype: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Return what a step of each arm takes, as a multiple of the preset's, with the quartiles of the turns.
+
+    What one process takes varies with where its memory lies, so each program has a process of its own, beside a new one
+    of the preset. Arms of the same program are measured once.
+    """
+    (own,) = (config for _, config in programs_of(arms[DEFAULTS]))
+    known = {own: [1.0]}
+    for name, arm in arms.items():
+        for part, (_, config) in enumerate(programs_of(arm)):
+            if config not in known:
+                say(f"{name} …")
+                known[config] = compared(script, name, part, dtype)
+    found = {}
+    for name, arm in arms.items():
+        parts = [(share, np.quantile(known[config], (0.25, 0.5, 0.75))) for share, config in programs_of(arm)]
+        low, middle, high = np.sum([share * each for share, each in parts], axis=0).round(4).tolist()
+        found[name] = {"ratio": middle, "quartiles": [low, high]}
+    return found

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from jax_mlm.config import TrainConfig
 
 Ramp = tuple[tuple[float, Mapping[str, int]], ...]
 """The fields of the configuration, `batch` or `length`, that hold from each share of the steps on."""
@@ -19,8 +23,6 @@ class Arm(NamedTuple):
     """What no option gives: mean, the mean of the states of the last fifth; apart, Q, K and V orthogonalised apart;
     depth, what a layer adds made smaller by √(2 · layers) at first; or one of `texts.TEXTS`."""
     ramp: Ramp = ()
-    missing: str = ""
-    """Why it cannot be measured yet."""
 
     def job(self) -> dict[str, Any]:
         """Return what a worker needs to know besides the command line."""
@@ -148,6 +150,13 @@ def name_of(lever: Lever, arm: Arm) -> str:
     return DEFAULTS if arm is lever.arms[0] else f"{lever.name} {arm.name}"
 
 
-def arms() -> dict[str, Arm]:
+def arms_by_name() -> dict[str, Arm]:
     """Return every arm that can be measured, by the name of its records."""
-    return {name_of(lever, arm): arm for lever in LEVERS for arm in lever.arms if not arm.missing}
+    return {name_of(lever, arm): arm for lever in LEVERS for arm in lever.arms}
+
+
+def changed(config: TrainConfig, fields: Mapping[str, int]) -> TrainConfig:
+    """Return a configuration with what a part of a ramp changes."""
+    assert set(fields) <= {"batch", "length"}, fields
+    corpus = replace(config.corpus, length=fields.get("length", config.corpus.length))
+    return replace(config, corpus=corpus, batch=fields.get("batch", config.batch))

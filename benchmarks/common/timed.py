@@ -6,7 +6,7 @@ Every run is examined on the same isolated documents under the same masks, howev
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from common.levers import Ramp
+from common.levers import Ramp, changed
 from jax_mlm.config import TrainConfig
 from jax_mlm.data.batches import pack_rows
 from jax_mlm.evals.heldout import Result, Validates
@@ -60,10 +60,10 @@ class MarkedPace(Pace):
         self, steps: int, budget: float | None, *given: Any, stopping: Clock, marks: Sequence[float], **more: Any
     ) -> None:
         super().__init__(steps, budget, *given, clock=stopping, **more)
-        self._stopping, self._marks_left, self._seconds = stopping, list(marks), budget
+        self._stopping, self._marks_left = stopping, list(marks)
 
     def evaluation_due(self, done: int) -> bool:
-        now = self.elapsed() / self._seconds if self._seconds else done / self.horizon
+        now = done / self.horizon if self._budget is None else self.elapsed() / self._budget
         before = len(self._marks_left)
         self._marks_left = [mark for mark in self._marks_left if mark > now]
         return len(self._marks_left) < before and done < self.horizon
@@ -138,12 +138,8 @@ def ramped(ramp: Ramp, compile_last: Callable[..., Program]) -> Callable[..., Pr
     def compiled(setup: Setup, *given: Any) -> Program:
         begins = [share * setup.config.steps for share, _ in ramp]
 
-        def part(changed: Mapping[str, int]) -> Program:
-            corpus = replace(setup.config.corpus, length=changed.get("length", setup.config.corpus.length))
-            config = replace(setup.config, corpus=corpus, batch=changed.get("batch", setup.config.batch))
-            return compile_last(on_documents(config, setup.run), *given)
-
-        programs = [part(changed) for _, changed in ramp]
+        parts = [on_documents(changed(setup.config, fields), setup.run) for _, fields in ramp]
+        programs = [compile_last(part, *given) for part in parts]
 
         def at(step: int) -> Program:
             return next(program for begin, program in zip(begins[::-1], programs[::-1], strict=True) if step >= begin)

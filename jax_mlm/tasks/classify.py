@@ -114,7 +114,7 @@ def labelled(
         examine=lambda params, batch: metrics_of(params, batch, None),
         scheduled=lambda step, horizon: {},
         targets=0,  # the vocabulary is not projected at all
-        asked="tokens" if task.kind == "answer" or task.pooling == "mean" else "slots",
+        asked="tokens" if task.kind == "answer" or (task.kind, task.pooling) == ("classify", "mean") else "slots",
         fixed=fixed,
         cast=make_cast(model, dtype, tied=False),
     )

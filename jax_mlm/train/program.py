@@ -197,12 +197,17 @@ def make_flops(setup: Setup) -> Callable[[Any], float]:  # of a batch of its tas
     def flops(batch: Any) -> float:
         lengths = document_lengths(batch.segments)
         tokens = int(lengths.sum())
-        slots = int((batch.items >= 0).sum()) if setup.task.asked == "slots" else 0
-        asked = {"targets": targets, "slots": slots, "tokens": tokens}[setup.task.asked]
+        match setup.task.asked:
+            case "targets":
+                asked = targets
+            case "slots":
+                asked = int((batch.items >= 0).sum())
+            case "tokens":
+                asked = tokens
 
-        def of(model: ModelConfig) -> float:
+        def flops_of(model: ModelConfig) -> float:
             return train_flops(model, tokens, layers_pairs(model, lengths), targets, asked)
 
-        return of(setup.config.model) + (of(setup.teacher.model) / 3 if setup.teacher else 0)
+        return flops_of(setup.config.model) + (flops_of(setup.teacher.model) / 3 if setup.teacher else 0)
 
     return flops

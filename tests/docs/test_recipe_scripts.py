@@ -6,10 +6,11 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,8 @@ class Measured:
     def __init__(self, losses: Sequence[float], stops_after: int = 99) -> None:
         self.losses, self.stops_after, self.jobs = list(losses), stops_after, list[Record]()
 
-    def __call__(self, line: Sequence[str], job: Record) -> Record:
+    def __call__(self, line: Sequence[str], job: Record, stopped: Callable[[], bool] = lambda: False) -> Record:
+        assert not stopped()
         if len(self.jobs) == self.stops_after:
             raise KeyboardInterrupt
         self.jobs.append(job)
@@ -83,7 +85,7 @@ def test_arms_differ_from_the_defaults_in_one_way_and_have_files_of_their_own() 
     for lever in LEVERS:
         assert lever.arms[0] == Arm(lever.arms[0].name)
         for arm in lever.arms[1:]:
-            assert sum(map(bool, (arm.options, arm.how, arm.ramp, arm.missing))) == 1, arm
+            assert sum(map(bool, (arm.options, arm.how, arm.ramp))) == 1, arm
             assert (config_of(arm.options) != base) == bool(arm.options), arm
             assert arm.how in {"", "mean", "apart", "depth", *texts.TEXTS}, arm
     runs = list(ablations.screening())
@@ -104,9 +106,8 @@ def test_ramps_end_with_the_preset() -> None:
 
 def test_what_an_arm_costs_is_that_of_its_programs() -> None:
     from common import costs
-    from common.levers import arms
 
-    by_name = arms()
+    by_name = levers.arms_by_name()
     (own,) = costs.programs_of(by_name[ablations.DEFAULTS])
     same = ("weight decay 0", "initialisation 0.01", "learning rates ×2", "schedule cosine", "replacement all [MASK]")
     same += ("embeddings random", "documents crossing", "text copies dropped", "averaging mean of the last fifth")
@@ -114,7 +115,7 @@ def test_what_an_arm_costs_is_that_of_its_programs() -> None:
         assert costs.programs_of(by_name[name]) == [own], name
     for lever in LEVERS:
         if lever.name in ("optimizer", "batch", "length", "vocabulary", "depth × width", "attention", "size"):
-            assert all(own not in costs.programs_of(arm)[:1] for arm in lever.arms[1:]), lever
+            assert all(costs.programs_of(arm)[0][1] != own[1] for arm in lever.arms[1:]), lever
     ramp = costs.programs_of(by_name["batch 8 → 16 → 32"])
     assert [(round(share, 3), program.batch) for share, program in ramp] == [(0.2, 8), (0.2, 16), (0.6, 32)]
     assert ramp[-1][1] == own[1]
@@ -169,8 +170,7 @@ def test_recipes_of_others_are_as_their_sources_have_them() -> None:
 def test_ablations_go_on_where_they_stopped_and_then_run_the_best_two(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = Arm("never", missing="why")
-    lever = Lever("batch", (Arm("32"), Arm("16", ("--batch", "16")), Arm("64", ("--batch", "64")), missing))
+    lever = Lever("batch", (Arm("32"), Arm("16", ("--batch", "16")), Arm("64", ("--batch", "64"))))
     other = Lever("replacement", (Arm("80/10/10"), Arm("all", ("--mask-token", "1", "--mask-random", "0"))))
     monkeypatch.setattr(levers, "LEVERS", (lever, other))
     monkeypatch.setattr(ablations, "LEVERS", (lever, other))
@@ -203,12 +203,11 @@ def test_ablations_go_on_where_they_stopped_and_then_run_the_best_two(
     assert lines[0] == "Before."
     assert lines[-1] == "After."
     assert "old" in page.read_text().split("Between.")[0]
-    assert "The preset with 3 seeds: 5.000 ± 0.250 nats, 0.500 ± 0.000, 5.000 ± 0.250 bits" in page.read_text()
+    assert "The preset with 3 seeds: 5.000 ± 0.250 nats, accuracy 0.500 ± 0.000, 5.000 ± 0.250 bits" in page.read_text()
     (sixteen,) = (line for line in lines[lines.index("Between.") :] if line.startswith("| batch | 16 | 4.000 | 0"))
     assert sixteen == "| batch | 16 | 4.000 | 0.500 | 6.000 | " \
-        "3.500 ± 0.500 | 0.500 ± 0.000 | 6.500 ± 0.500 | ×0.5 | 9 steps |"  # fmt: skip
-    assert "| batch | 64 | 6.000 | 0.500 | 4.000 |  |  |  |  | 9 steps |" in lines
-    assert "| batch | never |  |  |  |  |  |  |  | not measured: why |" in lines
+        "3.500 ± 0.500 | 0.500 ± 0.000 | 6.500 ± 0.500 | ×0.5 | 9 steps, at 1% of the cost |"  # fmt: skip
+    assert "| batch | 64 | 6.000 | 0.500 | 4.000 |  |  |  |  | 9 steps, at 1% of the cost |" in lines
     assert {run.record for run in ablations.screening(["replacement"])} == {ablations.DEFAULTS, "replacement all"}
     assert ablations.by_steps(ablations.all_records()).splitlines() == [
         "| wiki | as 700 steps | as 1,400 steps |",
@@ -218,9 +217,36 @@ def test_ablations_go_on_where_they_stopped_and_then_run_the_best_two(
         "| batch 64 | 6.000 |  |",
     ]
     assert [run.steps for run in ablations.screening(["batch"], 300)] == [300, 300, 300]
-    assert "6 of 6 final runs" in ablations.listed(ablations.all_records())
+    assert [run.record for run in ablations.screening(["batch 16"])] == ["batch 16"]
+    listed = ablations.listed(ablations.all_records()).splitlines()
+    assert listed[0].endswith("wiki: 3 of 3, final 6 of 6")
+    assert listed[2].endswith("wiki: 1 of 1, final 0 of 6")
     record = json.loads((ablations.FOLDER / "wiki-batch-16-700-rate1-seed0.json").read_text())
     assert str(tmp_path) not in json.dumps(record)
+
+
+def test_an_arm_that_fails_ends_those_beside_it_and_begins_none(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms.keep(ablations.COSTS, {"dtype": "float32", "arms": {name: {"ratio": 1.0} for name in levers.arms_by_name()}})
+    (tmp_path / "valid.txt").write_text("many words " * 40)
+    text = {"data": [f"{tmp_path}/wiki/x"], "valid": [f"{tmp_path}/valid.txt"], "only": (), "steps": 700}
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
+    both, used = Barrier(2, timeout=30), list[Any]()
+
+    def run(line: Sequence[str], job: Record, stopped: Callable[[], bool]) -> Record:
+        used.append(job["cores"])
+        if both.wait() == 0:
+            raise SystemExit("error: one failed")
+        sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
+        return arms.answer(sleeping, {}, stopped)
+
+    began = time.monotonic()
+    with pytest.raises(SystemExit):
+        ablations.measure(argparse.Namespace(**text, jobs=2, finalists=False), run)
+    assert time.monotonic() - began < 30
+    assert sorted(used) == [[0], [1]]
+    assert not ablations.FOLDER.exists()
 
 
 def test_arms_at_a_time_have_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,11 +402,13 @@ def test_what_ends_the_parts_of_a_layer_is_smaller_at_first() -> None:
 
 def test_records_that_are_committed_are_whole_and_the_page_shows_them() -> None:
     records, page = ablations.all_records(), (ROOT / "docs" / "recipe.md").read_text()
-    names, costs = {run.record for run in ablations.screening()}, ablations.costs()["arms"]
+    names = {run.record for run in ablations.screening()}
+    assert names == set(ablations.costs()["arms"])
+    assert sum(record["arm"] == ablations.DEFAULTS for record in records) >= len(ablations.SEEDS)
     for record in records:
         assert record["arm"] in names
         assert 0 < record["accuracy"] < 1 < record["loss"]
-        assert record["steps"] == round(record["cost"] / costs[record["arm"]]["ratio"])
+        assert record["steps"] == round(record["cost"] / record["ratio"])
         assert {"bits_per_byte", "steps", "options", "versions", "processor", "commit", "seed", "rate"} <= set(record)
     assert arms.filled(page, "ablations", ablations.sections(records)) == page
     assert arms.filled(page, "choices by cost", ablations.by_steps(records)) == page
@@ -432,10 +460,8 @@ def test_arms_are_trained_and_their_records_kept(
     monkeypatch.setattr("os.environ", environment)
     (tmp_path / "text.txt").write_text(sentences(300))
     files = {"data": [f"{tmp_path}/text.txt"], "valid": [f"{tmp_path}/text.txt"]}
-    ablations.measure_costs()
-    ratios = {name: each["ratio"] for name, each in ablations.costs()["arms"].items()}
-    assert ratios[ablations.DEFAULTS] == 1
-    assert ratios["batch ramp"] < 1
+    ratios = {ablations.DEFAULTS: 1.0, "averaging mean of the last fifth": 1.0, "batch ramp": 0.5}
+    arms.keep(ablations.COSTS, {"dtype": "float32", "arms": {name: {"ratio": each} for name, each in ratios.items()}})
     ablations.measure(argparse.Namespace(**files, jobs=2, steps=40, finalists=False, only=()))
     found = {record["arm"]: record for record in ablations.all_records()}
     assert found.keys() == ratios.keys()
@@ -444,10 +470,25 @@ def test_arms_are_trained_and_their_records_kept(
         assert 0 < record["bits_per_byte"] < 8
         assert record["processor"] == processor()
     averaged = found["averaging mean of the last fifth"]
-    assert averaged["states"] > 1
+    assert averaged["states"] == 9, "the last fifth of 40 steps, and the end"
     assert averaged["loss"] != averaged["last state"]["loss"]
     whole = found[ablations.DEFAULTS]
     assert found["batch ramp"]["tokens"] / found["batch ramp"]["steps"] < 0.7 * whole["tokens"] / whole["steps"]
+
+
+@pytest.mark.slow
+def test_what_a_step_takes_is_measured_beside_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    from common import costs
+
+    monkeypatch.setattr(costs, "TURNS", 3)
+    wanted = (ablations.DEFAULTS, "size 2×128", "weight decay 0")
+    some = {name: arm for name, arm in levers.arms_by_name().items() if name in wanted}
+    said: list[str] = []
+    found = costs.measured(ablations.__file__, some, "float32", said.append)
+    assert said == ["size 2×128 …"], "the others have the preset's program"
+    assert found["weight decay 0"] == found[ablations.DEFAULTS] == {"ratio": 1.0, "quartiles": [1.0, 1.0]}
+    low, high = found["size 2×128"]["quartiles"]
+    assert 0.05 < low <= found["size 2×128"]["ratio"] <= high < 0.7
 
 
 @pytest.mark.slow
