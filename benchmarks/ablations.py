@@ -8,13 +8,13 @@
     python benchmarks/ablations.py --table
 
 Steps are counted instead of minutes, so that no loss depends on how fast the machine was: --costs measures what a step
-of each arm takes (nothing else should run then), and an arm gets as many steps as cost what those of the preset do.
-First every arm is trained with one seed, the preset with three, for the cost of 700 steps: five minutes of two Xeon
-cores with AMX, four of an EPYC's. Then the best two of each lever whose arms are all there are trained for twice that,
-with three seeds, at each of two learning rates. An arm is a process of its own and leaves a file in results/ablations/,
-so that whoever stops it loses the arms that are running; --jobs runs several, each on its share of the cores. All are
-examined alike: on isolated documents, under fixed masks. Vocabularies are compared by bits per byte, from the
-pseudo-log-likelihood of pieces of the validation text.
+of each arm takes, if that is not known yet (nothing else should run then), and an arm gets as many steps as cost what
+those of the preset do. First every arm is trained with one seed, the preset with three, for the cost of 700 steps: five
+minutes of two Xeon cores with AMX, four of an EPYC's. Then the best two of each lever whose arms are all there are
+trained for twice that, with three seeds, at each of two learning rates. An arm is a process of its own and leaves a
+file in results/ablations/, so that whoever stops it loses the arms that are running; --jobs runs several, each on its
+share of the cores. All are examined alike: on isolated documents, under fixed masks. Vocabularies are compared by bits
+per byte, from the pseudo-log-likelihood of pieces of the validation text.
 """
 
 from __future__ import annotations
@@ -109,16 +109,19 @@ def costs() -> Record:
     return found
 
 
-def measure_costs() -> None:
-    """Measure what a step of each arm takes, with nothing beside it, and write it."""
+def measure_costs(only: Sequence[str] = ()) -> None:
+    """Measure what a step of each arm takes that is not known yet, or of those named; nothing else should run."""
     from common.costs import measured
 
     from jax_mlm.config import TrainConfig
     from jax_mlm.parallel.compile import compute_dtype
 
-    dtype, about = compute_dtype(TrainConfig()).name, facts()
-    found = measured(__file__, arms_by_name(), dtype, partial(print, file=sys.stderr, flush=True))
-    keep(COSTS, {"dtype": dtype, "arms": found, "command": command(sys.argv), **about})
+    before, about = read(COSTS) or {}, {"command": command(sys.argv), **facts()}
+    dtype = before.get("dtype") or compute_dtype(TrainConfig()).name
+    known, names = before.get("arms", {}), {run.record for run in screening(only)}
+    wanted = {name: arm for name, arm in arms_by_name().items() if name in names and name not in known}
+    found = measured(__file__, wanted, dtype, partial(print, file=sys.stderr, flush=True))
+    keep(COSTS, {"dtype": dtype, "arms": {**known, **found}, **about})
 
 
 # ---- one run -------------------------------------------------------------------------------------
@@ -360,7 +363,7 @@ def main() -> int:
         "--steps", type=int, default=STEPS, help=f"train for the cost of so many of the preset: {STEPS}"
     )
     parser.add_argument("--jobs", type=int, default=1, help="arms at a time: 1")
-    parser.add_argument("--costs", action="store_true", help="measure what a step of each arm takes")
+    parser.add_argument("--costs", action="store_true", help="measure what a step of these arms takes")
     parser.add_argument("--finalists", action="store_true", help="run the best two of each lever for longer")
     parser.add_argument("--list", action="store_true", help="print the arms and what is done")
     given = parser.parse_args()
@@ -378,7 +381,7 @@ def main() -> int:
         parser.error("--data and --valid are needed, or --costs, --list or --table")
     from jax_mlm.errors import exit_status
 
-    return exit_status(show if given.table else measure_costs if given.costs else lambda: measure(given))
+    return exit_status(show if given.table else lambda: measure_costs(given.only) if given.costs else measure(given))
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def measured(script: str, arms: Mapping[str, Arm], dtype: str, say: Callable[[st
     What one process takes varies with where its memory lies, so each program has a process of its own, beside a new one
     of the preset. Arms of the same program are measured once.
     """
-    (own,) = (config for _, config in programs_of(arms[DEFAULTS]))
+    (own,) = (config for _, config in programs_of(arms_by_name()[DEFAULTS]))
     known = {own: [1.0]}
     for name, arm in arms.items():
         for part, (_, config) in enumerate(programs_of(arm)):

@@ -403,7 +403,7 @@ def test_what_ends_the_parts_of_a_layer_is_smaller_at_first() -> None:
 def test_records_that_are_committed_are_whole_and_the_page_shows_them() -> None:
     records, page = ablations.all_records(), (ROOT / "docs" / "recipe.md").read_text()
     names = {run.record for run in ablations.screening()}
-    assert names == set(ablations.costs()["arms"])
+    assert {record["arm"] for record in records} <= set(ablations.costs()["arms"]) <= names
     assert sum(record["arm"] == ablations.DEFAULTS for record in records) >= len(ablations.SEEDS)
     for record in records:
         assert record["arm"] in names
