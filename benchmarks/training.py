@@ -24,27 +24,42 @@ steps are waited for at the end only. The rows of a card that the file has alrea
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from common import gpu_rows
+from common.arms import has
 from common.machine import command, processor
+from common.sides import Side, serve
 from common.steps import MASKED, MATRIX, SHAPES, Shape, Step, model_of, our_product, our_step, torch_product, torch_step
 
 RESULTS = Path(__file__).parent / "results"
 TYPES = ("float32", "bfloat16")
+Which = tuple[str, str]
+"""A side and its type."""
+
+
+class Turns(NamedTuple):
+    """What a side was measured at."""
+
+    flops: float
+    """Its best rate of matrix products, in operations a second."""
+    seconds: list[list[float]]
+    """Those of each step, turn by turn."""
 
 
 def work(side: str, shape: Shape, dtype: str, threads: int) -> None:
-    """Serve one side: print its best rate of products; for each number on stdin, take that many steps in JSON."""
+    """Measure a side's best rate of products, and take its steps when asked."""
     if side == "ours":
         once, product = our_step(shape, dtype)[0], our_product(dtype)
     else:
@@ -56,9 +71,7 @@ def work(side: str, shape: Shape, dtype: str, threads: int) -> None:
         float(once())
         float(product())
     best = min(_seconds(product) for _ in range(7))
-    print(json.dumps({"flops": 2 * MATRIX**3 / best}), flush=True)
-    for line in sys.stdin:
-        print(json.dumps([_seconds(once) for _ in range(int(line))]), flush=True)
+    serve({"flops": 2 * MATRIX**3 / best}, lambda: _seconds(once))
 
 
 def _seconds(step: Step) -> float:
@@ -67,59 +80,38 @@ def _seconds(step: Step) -> float:
     return time.perf_counter() - began
 
 
-class Side:
-    """A process that takes steps when it is asked to."""
-
-    def __init__(self, side: str, name: str, dtype: str, threads: int, python: str) -> None:
-        cpus = sorted(os.sched_getaffinity(0))[:threads]
-        line = [python, __file__, "--work", side, dtype, "--shape", name, "--threads", str(threads)]
-        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
-        env["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # as training asks for
-        root = str(Path(__file__).resolve().parent.parent)
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        self.process = subprocess.Popen(
-            line, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
-        )  # fmt: skip
-        if not (said := self._read()):
-            raise SystemExit(f"error: {side} did not start: is the extra 'reference' installed in {python}?")
-        self.flops: float = json.loads(said)["flops"]
-        self.turns: list[list[float]] = []
-
-    def _read(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
-
-    def turn(self, steps: int) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        self.turns.append(json.loads(self._read()))
+def turns_of(name: str, threads: int, turns: int, steps: int, pythons: Mapping[str, str]) -> dict[Which, Turns]:
+    """Let every side take `turns` times `steps` steps of a shape, one side after the other."""
+    cores, env = sorted(os.sched_getaffinity(0))[:threads], {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
+    sides, took = dict[Which, Side](), dict[Which, Turns]()
+    with ExitStack() as stack:
+        for side, dtype in itertools.product(pythons, TYPES):
+            line = [pythons[side], __file__, "--work", side, dtype, "--shape", name, "--threads", str(threads)]
+            started = stack.enter_context(Side(line, cores, **env))
+            sides[side, dtype] = started
+            took[side, dtype] = Turns(started.ready()["flops"], [])  # nothing else runs meanwhile
+        for _ in range(turns):
+            for which, side in sides.items():
+                took[which].seconds.append(side.take(steps))
+    return took
 
 
 def measure(name: str, threads: int, turns: int, steps: int, peer_python: str | None) -> dict[str, Any]:
-    """Alternate between the sides, `turns` times `steps` steps each; ratios are medians over the pairs of turns."""
+    """Let both sides take turns; ratios are medians over the pairs of turns."""
     from jax_mlm.cost.flops import train_flops
 
     pythons = {"ours": sys.executable, **({"torch": peer_python} if peer_python else {})}
-    sides = {
-        (side, dtype): Side(side, name, dtype, threads, python) for side, python in pythons.items() for dtype in TYPES
-    }
-    for _ in range(turns):
-        for side in sides.values():
-            side.turn(steps)
-    for side in sides.values():
-        side.process.kill()
+    sides = turns_of(name, threads, turns, steps, pythons)
     s = SHAPES[name]
     count = s.batch * s.length
     counts = count, s.layers * count * s.length, s.batch * np.ceil(MASKED * s.length)
     flops = {"ours": train_flops(model_of(s), *counts), "torch": train_flops(model_of(s), *counts, count)}
     rates = {dtype: max(side.flops for (_, of), side in sides.items() if of == dtype) for dtype in TYPES}
     rows = []
-    for (side, dtype), each in sides.items():
-        median = statistics.median(second for turn in each.turns for second in turn)
+    for (side, dtype), own in sides.items():
+        median = statistics.median(itertools.chain(*own.seconds))
         theirs = sides.get(("torch", dtype))
-        pairs = zip(theirs.turns, each.turns, strict=True) if theirs and side == "ours" else ()
+        pairs = zip(theirs.seconds, own.seconds, strict=True) if theirs and side == "ours" else ()
         ratios = [statistics.median(a) / statistics.median(b) for a, b in pairs]
         rows.append(
             {
@@ -161,6 +153,8 @@ def main() -> None:
         side, dtype = options.work
         work(side, SHAPES[options.shape[0]], dtype, options.threads)
         return
+    if options.peer_python and not has(options.peer_python, "torch, transformers"):
+        parser.error(f"--peer-python {options.peer_python} has no torch and transformers: install the extra reference")
     from jax_mlm.version import package_version
 
     results = [measure(n, options.threads, options.turns, options.steps, options.peer_python) for n in options.shape]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.arms import environment
+from common import sides
 from common.levers import DEFAULTS, Arm, arms_by_name, changed
+from common.sides import Side
 from jax_mlm.config import TrainConfig
 from jax_mlm.data.batches import Batch
 from jax_mlm.data.tokenizer import Vocabulary
@@ -91,43 +89,20 @@ def step_of(config: TrainConfig, dtype: str) -> Step:
 
 
 def serve(arm: str, part: int, dtype: str) -> None:
-    """Print a line once a part of an arm is compiled; for each number on stdin, print the seconds of so many steps."""
+    """Compile a part of an arm, and take its steps when asked."""
     step = step_of(programs_of(arms_by_name()[arm])[part][1], dtype)
     for _ in range(3):
         step()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        print(json.dumps([step() for _ in range(int(line))]), flush=True)
-
-
-class Side(ExitStack):
-    """A process that takes steps of one program."""
-
-    def __init__(self, script: str, arm: str, part: int, dtype: str) -> None:
-        super().__init__()
-        line = [sys.executable, script, "cost", arm, str(part), dtype]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = self.enter_context(subprocess.Popen(line, env=environment(), **pipes))
-        self.callback(self.process.kill)
-
-    def read(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
-
-    def take(self, steps: int) -> float:
-        """Return the median seconds of some steps."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        return statistics.median(json.loads(self.read()))
+    sides.serve("ready", step)
 
 
 def compared(script: str, arm: str, part: int, dtype: str) -> list[float]:
     """Return what a step takes as a multiple of the preset's, in each of some turns of two new processes."""
-    with Side(script, DEFAULTS, 0, dtype) as preset, Side(script, arm, part, dtype) as other:
-        if [preset.read(), other.read()] != ["ready\n"] * 2:
-            raise SystemExit(f"error: the step of {arm} did not start")
-        turns = [(preset.take(TAKEN), other.take(TAKEN)) for _ in range(TURNS)]
+    lines = ([sys.executable, script, "cost", *each, dtype] for each in ((DEFAULTS, "0"), (arm, str(part))))
+    preset, other = map(Side, lines)
+    with preset, other:
+        preset.ready(), other.ready()
+        turns = [[statistics.median(side.take(TAKEN)) for side in (preset, other)] for _ in range(TURNS)]
     return [theirs / ours for ours, theirs in turns]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -58,7 +59,7 @@ def shortened(text: str) -> str:
 
 def command(argv: Sequence[str]) -> str:
     """Return the command line of a benchmark as somebody else could type it."""
-    return "python " + " ".join([f"benchmarks/{Path(argv[0]).name}", *(shortened(word) for word in argv[1:])])
+    return "python " + shlex.join([f"benchmarks/{Path(argv[0]).name}", *(shortened(word) for word in argv[1:])])
 
 
 # ---- the best there is ---------------------------------------------------------------------------
