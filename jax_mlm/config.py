@@ -329,7 +329,7 @@ class TrainConfig:
     """Pretrain a masked language model: everything that determines a run, except the bytes of the data."""
 
     preset: str = "sentence"
-    """Named set of defaults: sentence, tiny, small, base, large, or the recipe of a paper: bert-base, bert-large,
+    """Named set of defaults: sentence, nano, micro, tiny, small, base, large, or a paper's: bert-base, bert-large,
     roberta-base, roberta-large, albert-base, albert-large, distilbert-base, modernbert-base, modernbert-large,
     esm2-t6-8m."""
     data: tuple[str, ...] = ()

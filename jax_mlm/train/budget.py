@@ -6,7 +6,7 @@ Every choice is a default that an option overrides. `docs/recipe.md` shows what 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,20 +30,24 @@ from jax_mlm.parallel.devices import limit_of_device, memory_of_device
 from jax_mlm.parallel.mesh import Layout, read_layout
 from jax_mlm.presets import PRESETS, preset_for
 
-SIZES = ("tiny", "small", "base", "large")
+SIZES = ("nano", "micro", "tiny", "small", "base", "large")
 """The presets of our own that are chosen among, the smallest first."""
 PER_WEIGHT = 15
 """Tokens for each weight of the layers that a preset has to learn from; an estimate, not measured: see the recipe."""
 REREAD = 40
 """Readings of a text after which another teaches next to nothing (Muennighoff et al. 2023, measured on decoders)."""
-FEW_STEPS, LEAST_BATCH = 500, 8
-"""Steps below which the batch is halved, and how far."""
+FEW_STEPS, LEAST_BATCH = 300, 8
+"""Steps below which the batch is halved, where half a batch and more steps are worth as much; and how far."""
 AT_ONCE = 8192
 """Tokens of a microbatch on a device that does not give the size of its memory."""
 BYTES_A_TOKEN, UNPACKED = 4.5, 3.0
 """Bytes of text in a token, and of text in a byte of a compressed file."""
-REACHED = ((1.23e6, 4.28), (3.18e6, 3.49), (7.07e6, 3.07))
-"""Tokens that `tiny` learned from on WikiText-2, each in a run of its own, and its validation loss after them."""
+REACHED: Mapping[str, Sequence[tuple[float, float]]] = {
+    "nano": ((4.66e6, 3.70), (1.09e7, 3.34)),
+    "micro": ((5.33e6, 3.33),),
+    "tiny": ((1.23e6, 4.28), (3.18e6, 3.49), (7.07e6, 3.07)),
+}
+"""Tokens that presets learned from on WikiText-2, each in a run of its own, and its validation loss after them."""
 
 
 class Machine(NamedTuple):
@@ -205,17 +209,16 @@ def _parts(preset: TrainConfig, batch: int, given: Given, machine: Machine) -> i
 
 
 def expected_loss(run: TrainConfig, tokens: float) -> float | None:
-    """Return the loss that `tiny` reached after so many tokens, between measurements; None for other runs."""
-    tiny = PRESETS["tiny"]
-    same = replace(tiny.corpus, **{name: getattr(run.corpus, name) for name in INDIFFERENT})
-    (least, *_), (most, *_) = REACHED[0], REACHED[-1]
-    if run.tokenizer or (run.batch, run.embeddings) != (tiny.batch, tiny.embeddings):
+    """Return the loss that the preset reached after so many tokens, between measurements; None for other runs."""
+    preset, reached = PRESETS[run.preset], REACHED.get(run.preset, ())
+    same = replace(preset.corpus, **{name: getattr(run.corpus, name) for name in INDIFFERENT})
+    if run.tokenizer or (run.batch, run.embeddings) != (preset.batch, preset.embeddings):
         return None
-    if (run.model, run.mask, run.optim, run.corpus) != (tiny.model, tiny.mask, tiny.optim, same):
+    if (run.model, run.mask, run.optim, run.corpus) != (preset.model, preset.mask, preset.optim, same):
         return None
-    if not least <= tokens <= most:
+    if not reached or not reached[0][0] <= tokens <= reached[-1][0]:
         return None
-    at, losses = zip(*REACHED, strict=True)
+    at, losses = zip(*reached, strict=True)
     return float(np.interp(np.log(tokens), np.log(at), losses))
 
 

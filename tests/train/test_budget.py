@@ -53,20 +53,21 @@ def test_more_time_speed_or_text_never_gives_a_smaller_model(
     assert size(chosen(seconds, machine)) >= size(here)
 
 
-def test_a_processor_gets_tiny_and_an_accelerator_larger_ones() -> None:
-    assert chosen(600).config == TINY_PRESET
-    assert chosen(300).config == replace(TINY_PRESET, batch=16), "fewer than 500 steps of 32 rows"
+def test_the_time_and_the_text_decide_the_size() -> None:
+    assert [chosen(seconds).config.preset for seconds in (60, 1800, 14_400)] == ["nano", "micro", "tiny"]
     assert [chosen(seconds, GPU).config.preset for seconds in (300, 3600, 1e6)] == ["small", "base", "large"]
-    assert chosen(3600, GPU, text=1e4).config.preset == "tiny", "a text so small teaches no more"
+    assert chosen(14_400).config == TINY_PRESET
+    assert chosen(60).config == replace(PRESETS["nano"], steps=0, batch=16), "fewer than 300 steps of 32 rows"
+    assert chosen(3600, GPU, text=1e4).config.preset == "nano", "a text so small teaches no more"
     assert chosen(1e6, GPU._replace(memory=600 << 20)).config.preset == "small", "base does not fit"
 
 
 def test_options_that_fit_one_size_alone_choose_it_and_those_that_fit_none_are_left_to_be_refused() -> None:
-    assert chosen(300, GPU, heads=12).config.preset == "base", "neither 256 nor 512 divides by 12"
-    edge = chosen(3600, GPU, layers=2, width=128, heads=2, ff_width=192)
-    assert edge.config.preset == "tiny", "of equal sizes the smallest recipe"
-    assert "2 layers of 128" in edge.lines[0]
-    assert chosen(300, GPU, width=100, heads=3).config.preset == "tiny"
+    assert chosen(300, GPU, heads=384).config.preset == "base", "of no other width are 384 heads of an even size"
+    edge = chosen(3600, GPU, layers=2, width=96, heads=2, ff_width=192)
+    assert edge.config.preset == "nano", "of equal sizes the smallest recipe"
+    assert "2 layers of 96" in edge.lines[0]
+    assert chosen(300, GPU, width=100, heads=3).config.preset == "nano"
 
 
 # ---- the batch -----------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ def test_large_batches_are_computed_in_parts_where_memory_is_not_known() -> None
     config = chosen(1e6, GPU._replace(bounded=False)).config
     assert config.batch * config.corpus.length // config.accumulate == budget.AT_ONCE
     assert chosen(1e6, GPU).config.accumulate == 0
-    assert chosen(600).config.accumulate == 1
+    assert chosen(14_400).config.accumulate == 1
 
 
 # ---- what is said --------------------------------------------------------------------------------
@@ -133,27 +134,29 @@ def test_the_reason_is_the_time_or_the_text() -> None:
     ],
 )
 def test_a_text_too_small_or_too_large_is_said(text: float | None, said: str) -> None:
-    warnings = chosen(600, text=text).warnings
+    warnings = chosen(600, text=text, layers=4, width=256, heads=4, ff_width=384).warnings
     assert [said in line for line in warnings] == ([True] if said else [])
 
 
-def test_the_expected_loss_is_measured_or_not_said() -> None:
-    for tokens, loss in REACHED:
-        assert expected_loss(TINY_PRESET, tokens) == pytest.approx(loss)
+@pytest.mark.parametrize("preset", REACHED)
+def test_the_expected_loss_is_measured_or_not_said(preset: str) -> None:
+    config, reached = replace(PRESETS[preset], steps=0), REACHED[preset]
+    for tokens, loss in reached:
+        assert expected_loss(config, tokens) == pytest.approx(loss)
         for other in (
-            {"layers": 3},
+            {"layers": 1},
             {"mask_rate": 0.3},
             {"lr": 1e-3},
             {"lowercase": True},
             {"batch": 64},
             {"tokenizer": "t.json"},
         ):
-            assert expected_loss(build(TrainConfig, other, TINY_PRESET), tokens) is None
-        assert expected_loss(build(TrainConfig, {"document": "blank"}, TINY_PRESET), tokens) is not None
-    for (less, before), (more, after) in pairwise(REACHED):
-        assert expected_loss(TINY_PRESET, (less * more) ** 0.5) == pytest.approx((before + after) / 2)
-    assert expected_loss(TINY_PRESET, REACHED[0][0] / 2) is None
-    assert expected_loss(TINY_PRESET, REACHED[-1][0] * 2) is None
+            assert expected_loss(build(TrainConfig, other, config), tokens) is None
+        assert expected_loss(build(TrainConfig, {"document": "blank"}, config), tokens) is not None
+    for (less, before), (more, after) in pairwise(reached):
+        assert expected_loss(config, (less * more) ** 0.5) == pytest.approx((before + after) / 2)
+    assert expected_loss(config, reached[0][0] / 2) is None
+    assert expected_loss(config, reached[-1][0] * 2) is None
 
 
 # ---- what is measured ----------------------------------------------------------------------------
@@ -178,10 +181,10 @@ def test_the_command_prints_its_choice_unless_there_is_nothing_to_choose(
     line = ["--data", str(tmp_path / "a.txt"), "--budget", "1h"]
     config = COMMAND.read(line)
     said = capsys.readouterr().err
-    assert (config.preset, config.budget, config.steps) == ("tiny", "1h", 0)
-    assert "chosen for 1h: preset tiny, 4 layers of 256" in said
+    assert (config.preset, config.budget, config.steps) == ("nano", "1h", 0)
+    assert "chosen for 1h: preset nano, 2 layers of 128" in said
     assert "warning: the text will be read about" in said
-    assert COMMAND.read([*line, "--preset", "tiny"]) == config
+    assert COMMAND.read([*line, "--preset", "nano"]) == config
     assert (COMMAND.read(["--budget", "5s"]).preset, capsys.readouterr().err) == ("sentence", "")
     with pytest.raises(UserError, match="--mesh"):
         COMMAND.read([*line, "--mesh", "data=4096"])
