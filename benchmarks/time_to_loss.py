@@ -248,9 +248,14 @@ def tried(result: Record) -> str:
     return f"Losses of the tuned Trainer's rates after half the time: {losses}.\n" if rates else ""
 
 
+def about_of(result: Record) -> str:
+    """Return what all arms of a result share, in words."""
+    return f"{result['text']}, {result['budget']}, layers of the preset {result['preset']}, {result['processor']}"
+
+
 def section(path: Path, result: Record) -> str:
     """Return the part of the page about one result."""
-    about = f"{result['text']}, {result['budget']}, {result['processor']}"
+    about = about_of(result)
     picture = path.with_suffix(".png")
     shown = f"\n\n![Loss against time, {about}](../benchmarks/results/{picture.name})" if picture.is_file() else ""
     return f"{about}:\n\n{table(result)}\n\n{tried(result)}".rstrip() + shown
@@ -273,7 +278,7 @@ def plot(result: Record, file: Path) -> None:
             axes.plot(seconds, losses, "o-", markersize=3, label=TITLES[arm])
     axes.set_xscale("log", base=2)
     axes.set(xlabel="seconds of training", ylabel="validation loss (nats), 15 % masks")
-    axes.set(title=f"{result['text']}, {result['budget']}, {result['processor']}")
+    axes.set(title=about_of(result))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -300,9 +305,11 @@ def measure(given: argparse.Namespace, run: Callable[[Sequence[str], Record], Re
 
     seconds, text = parse_budget(given.budget), text_name(given.data)
     options = ["--data", *given.data, "--valid", *given.valid, "--budget", given.budget]
+    options += ["--preset", given.preset] if given.preset else []
+    name = "-".join(filter(None, ["time-to-loss", text, given.budget, given.preset]))
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        shared = prepare(options, RESULTS / f"time-to-loss-{text}-{given.budget}.json", folder)
+        shared = prepare(options, RESULTS / f"{name}.json", folder)
         path = Path(shared.result)
         before = json.loads(path.read_text()) if path.is_file() else {}
         same = {"text": text, "budget": given.budget, "processor": shared.device}
@@ -349,6 +356,7 @@ def main() -> int:
         return 0
     parser = command_line(__doc__)
     parser.add_argument("--budget", default="10m", help="time of each arm: 10m")
+    parser.add_argument("--preset", default="", help="that of our recipe, and of the peers' layers: the budget chooses")
     parser.add_argument("--peer-python", help="a Python with torch, transformers and accelerate")
     parser.add_argument("--only", choices=ARMS, metavar="ARM", help=f"one of: {'; '.join(ARMS)}")
     given = parser.parse_args()

@@ -296,7 +296,7 @@ def test_time_to_loss_goes_on_and_tunes_its_peer_at_half_the_time(
 ) -> None:
     monkeypatch.setattr(time_to_loss, "prepare", lambda options, result, folder: shared(fixed, result))
     monkeypatch.setattr(time_to_loss, "has", lambda python, modules: True)
-    fixed, text = "hash", {"data": [f"{tmp_path}/wiki/x"], "valid": ["y"], "budget": "1m", "only": None}
+    fixed, text = "hash", {"data": [f"{tmp_path}/wiki/x"], "valid": ["y"], "budget": "1m", "preset": "", "only": None}
     given = argparse.Namespace(**text, peer_python="peer")
     with pytest.raises(KeyboardInterrupt):
         time_to_loss.measure(given, Measured([3.0, 6.0, 5.5, 5.0, 4.0], stops_after=5))
@@ -321,7 +321,7 @@ def test_without_a_peer_the_other_arms_are_measured(
 ) -> None:
     monkeypatch.setattr(time_to_loss, "prepare", lambda options, result, folder: shared("hash", result))
     monkeypatch.setattr(time_to_loss, "plot", lambda result, file: None)
-    text = {"data": [f"{tmp_path}/wiki/x"], "valid": ["y"], "budget": "1m", "only": None}
+    text = {"data": [f"{tmp_path}/wiki/x"], "valid": ["y"], "budget": "1m", "preset": "", "only": None}
     time_to_loss.measure(argparse.Namespace(**text, peer_python=None), Measured([3.0, 4.0, 5.0]))
     assert "left out: trainer-tuned (--peer-python names no Python for them)" in capsys.readouterr().err
     assert "| Trainer, run_mlm's defaults |  |  |  |  |  |  |" in page.read_text()
