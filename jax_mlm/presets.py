@@ -115,7 +115,6 @@ _NGRAMS = MaskConfig(mask_rule="span", span_mean=1.8, span_max=3)
 """ALBERT hides n-grams of up to three, in proportion to 1/n: 55, 27 and 18 %; this draws 56, 25 and 19 %."""
 
 
-
 def _minutes(preset: str, shape: ModelConfig) -> TrainConfig:
     """What minutes of a processor are spent on: everything that is named here was measured for `tiny`."""
     return TrainConfig(

@@ -5,7 +5,6 @@ Every choice is a default that an option overrides. `docs/recipe.md` shows what 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -13,31 +12,32 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jax_mlm.cli.options import build
 from jax_mlm.cli.parser import Given
 from jax_mlm.config import TrainConfig
-from jax_mlm.cost.flops import layers_pairs, train_flops
 from jax_mlm.cost.memory import check_memory, layers_weights
 from jax_mlm.data.decoding import COMPRESSED
 from jax_mlm.data.sources import STDIN, find_sources
 from jax_mlm.data.tokenizer import load_tokenizer
 from jax_mlm.errors import UserError
-from jax_mlm.parallel.compile import compile_step, compute_dtype
+from jax_mlm.parallel.compile import compute_dtype
 from jax_mlm.parallel.devices import limit_of_device, memory_of_device
 from jax_mlm.parallel.mesh import Layout, read_layout
 from jax_mlm.presets import PRESETS, preset_for
+from jax_mlm.train.speed import flops_of_a_step, flops_of_products, flops_of_token
 
 SIZES = ("nano", "micro", "tiny", "small", "base", "large")
 """The presets of our own that are chosen among, the smallest first."""
-PER_WEIGHT = 10
+PER_WEIGHT = 8
 """Tokens for each weight of the layers that a preset has to learn from; between what was measured: see the recipe."""
 REREAD = 40
 """Readings of a text after which another teaches next to nothing (Muennighoff et al. 2023, measured on decoders)."""
 FEW_STEPS, LEAST_BATCH = 300, 8
 """Steps below which the batch is halved, where half a batch and more steps are worth as much; and how far."""
+OF_PRODUCTS = 0.4
+"""What a training step on an accelerator is taken to have of the rate of matrix products."""
 AT_ONCE = 8192
 """Tokens of a microbatch on a device that does not give the size of its memory."""
 BYTES_A_TOKEN, UNPACKED = 4.5, 3.0
@@ -54,9 +54,7 @@ class Machine(NamedTuple):
     """The devices that a run has."""
 
     flops: float
-    """Floating-point operations a second of products in the type of the run, of all devices together."""
-    share: float
-    """What a training step has of it."""
+    """Floating-point operations a second in training steps, of all devices together."""
     memory: int
     """Bytes of a device."""
     bounded: bool
@@ -73,25 +71,18 @@ class Choice(NamedTuple):
 
 
 def measured(given: Given) -> Machine:
-    """Return the devices, after timing products in the type of the run for a fraction of a second.
+    """Return the devices, after timing what they compute in the type of the run for a few seconds.
 
     Raises:
         UserError: `--mesh` does not fit them.
     """
-    cpu, dtype = jax.default_backend() == "cpu", compute_dtype(TrainConfig(dtype=given.get("dtype", "auto")))
-    side, rows = (512, 4096) if cpu else (4096, 8192)
-    left, right = jnp.ones((rows, side), dtype), jnp.ones((side, side), dtype)
-    product = compile_step(jax.jit(jnp.matmul).lower(left, right))
-    seconds = []
-    for _ in range(9):
-        began = time.perf_counter()
-        jax.block_until_ready(product(left, right))
-        seconds.append(time.perf_counter() - began)
-    devices = jax.process_count() if cpu else jax.device_count()  # simulated devices share the processor
-    share = 0.4 if not cpu else 0.2 if dtype == jnp.bfloat16 else 0.45
-    flops = 2 * rows * side * side / min(seconds) * devices
+    dtype = compute_dtype(TrainConfig(dtype=given.get("dtype", "auto")))
+    if jax.default_backend() == "cpu":  # whose simulated devices share the processor
+        flops = flops_of_a_step(dtype) * jax.process_count()
+    else:
+        flops = OF_PRODUCTS * flops_of_products(dtype) * jax.device_count()
     layout = read_layout(given.get("mesh", ""), jax.device_count())
-    return Machine(flops, share, memory_of_device(), limit_of_device() is not None, layout)
+    return Machine(flops, memory_of_device(), limit_of_device() is not None, layout)
 
 
 def text_tokens(data: Sequence[str]) -> float | None:
@@ -107,13 +98,6 @@ def text_tokens(data: Sequence[str]) -> float | None:
         path.stat().st_size * (UNPACKED if path.suffix.lower() in packed else 1.0) for path in find_sources(data).files
     )
     return sum(sizes) / BYTES_A_TOKEN
-
-
-def flops_of_token(run: TrainConfig) -> float:
-    """Count the operations of a training step for each token, in rows that are one document."""
-    model = _with_vocabulary(run).model
-    pairs = layers_pairs(model, np.array([run.corpus.length])) / run.corpus.length
-    return train_flops(model, 1, pairs, run.mask.mask_rate)
 
 
 def _with_vocabulary(run: TrainConfig, entries: int = 0) -> TrainConfig:
@@ -135,7 +119,6 @@ def choose(given: Given, seconds: float, machine: Machine, text: float | None) -
         UserError: the tokenizer that is given cannot be read.
     """
     entries = load_tokenizer(Path(given["tokenizer"])).get_vocab_size() if given.get("tokenizer") else 0
-    speed = machine.flops * machine.share
     presets, runs = dict[str, TrainConfig](), dict[str, TrainConfig]()
     for name in SIZES:
         with suppress(UserError):  # the options do not fit this size, or it does not fit the memory
@@ -146,7 +129,7 @@ def choose(given: Given, seconds: float, machine: Machine, text: float | None) -
     if not runs:
         return Choice(replace(preset_for(SIZES[0], given), steps=0), (), ())  # which will be refused with the reason
     weights = {name: layers_weights(run.model) for name, run in runs.items()}
-    seen = {name: seconds * speed / flops_of_token(run) for name, run in runs.items()}
+    seen = {name: seconds * machine.flops / flops_of_token(run) for name, run in runs.items()}
     useful = {name: min(tokens, tokens if text is None else REREAD * text) for name, tokens in seen.items()}
     enough = [name for name in runs if useful[name] >= PER_WEIGHT * weights[name]] or [*runs][:1]
     name = max(enough, key=weights.__getitem__)
