@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import lzma
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import jax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from jax_mlm.errors import UserError
 from jax_mlm.parallel.mesh import Layout
 from jax_mlm.presets import PRESETS
 from jax_mlm.run.directory import read_run
-from jax_mlm.train import budget
+from jax_mlm.train import budget, speed
 from jax_mlm.train.__main__ import COMMAND
 from jax_mlm.train.budget import REACHED, SIZES, Choice, Machine, choose, expected_loss, text_tokens
 from jax_mlm.train.speed import flops_of_token
@@ -175,6 +177,22 @@ def test_a_text_is_measured_by_its_files(tmp_path: Path) -> None:
     assert text_tokens(["-"]) is None
     with pytest.raises(UserError, match=r"none\.txt"):
         text_tokens([str(tmp_path / "none.txt")])
+
+
+def test_a_processor_is_as_fast_as_a_small_step_of_training_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = list[object]()
+
+    def timed(run: Callable[[], object]) -> float:
+        steps.append(run())
+        return 2.0
+
+    monkeypatch.setattr(speed, "least_seconds", timed)
+    model = replace(PRESETS["micro"].model, layers=1, vocab_size=speed.ENTRIES)
+    a_token = flops_of_token(replace(PRESETS["micro"], model=model))
+    machine = budget.measured({"dtype": "float32"})
+    assert machine.flops == pytest.approx(a_token * 32 * 128 / 2)
+    assert len(steps) == 1
+    assert machine.layout.data == jax.device_count()
 
 
 def test_the_command_prints_its_choice_unless_there_is_nothing_to_choose(
