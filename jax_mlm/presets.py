@@ -115,15 +115,15 @@ _NGRAMS = MaskConfig(mask_rule="span", span_mean=1.8, span_max=3)
 """ALBERT hides n-grams of up to three, in proportion to 1/n: 55, 27 and 18 %; this draws 56, 25 and 19 %."""
 
 
-def _minutes(preset: str, shape: ModelConfig) -> TrainConfig:
-    """What minutes of a processor are spent on: everything that is named here was measured for `tiny`."""
+def _minutes(preset: str, shape: ModelConfig, lr: float = OptimConfig.lr) -> TrainConfig:
+    """What minutes of a processor are spent on: all but shape and rate was measured for `tiny`."""
     return TrainConfig(
         preset=preset,
         steps=10_000,
         embeddings="counted",
         model=replace(shape, global_every=2, local_window=16),
         mask=MaskConfig(mask_rate=0.4, mask_rate_end=0.15),
-        optim=OptimConfig("muon", weight_decay=0.1, decay=0.55),
+        optim=OptimConfig("muon", lr=lr, weight_decay=0.1, decay=0.55),
     )
 
 
@@ -138,7 +138,7 @@ _ALL = (
         corpus=DataConfig(length=16, tokenizer_kind="word"),
         optim=OptimConfig(lr=1e-3),
     ),
-    _minutes("nano", ModelConfig(width=128, layers=2, heads=2, ff_width=192)),
+    _minutes("nano", ModelConfig(width=128, layers=2, heads=2, ff_width=192), lr=4e-3),
     _minutes("micro", ModelConfig(width=192, layers=3, heads=3, ff_width=288)),
     _minutes("tiny", ModelConfig(width=256, layers=4, heads=4, ff_width=384)),
     TrainConfig(
