@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from common.arms import environment
@@ -26,12 +27,12 @@ class Side(ExitStack):
     def __init__(self, line: Sequence[str], cores: Sequence[int] | None = None, **env: str) -> None:
         """Start a command, with some variables and on some cores, or on all."""
         super().__init__()
-        if cores is not None:
-            line = ["taskset", "--cpu-list", ",".join(map(str, cores)), *line]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.line = line
         self.process = self.enter_context(subprocess.Popen(line, env={**environment(), **env}, **pipes))
         self.callback(self.process.kill)
+        if cores is not None:
+            os.sched_setaffinity(self.process.pid, cores)  # before it has begun any thread
 
     def ready(self) -> Any:
         """Wait until it serves, and return what it printed before.
@@ -44,8 +45,9 @@ class Side(ExitStack):
     def take(self, steps: int) -> list[float]:
         """Return the seconds of each of some steps."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # which is reported where its answer is read
+            self.process.stdin.write(f"{steps}\n")
+            self.process.stdin.flush()
         return self._read()
 
     def _read(self) -> Any:

@@ -35,7 +35,7 @@ PER_WEIGHT = 8
 REREAD = 40
 """Readings of a text after which another teaches next to nothing (Muennighoff et al. 2023, measured on decoders)."""
 FEW_STEPS, LEAST_BATCH = 300, 8
-"""Steps below which the batch is halved, where half a batch and more steps are worth as much; and how far."""
+"""Steps below which the batch is halved, where half of it and more steps are worth as much to `tiny`; and how far."""
 OF_PRODUCTS = 0.4
 """What a training step on an accelerator is taken to have of the rate of matrix products."""
 AT_ONCE = 8192
@@ -45,7 +45,6 @@ BYTES_A_TOKEN, UNPACKED = 4.5, 3.0
 REACHED: Mapping[str, Sequence[tuple[float, float]]] = {
     "nano": ((2.72e6, 3.97), (1.09e7, 3.33)),
     "micro": ((1.14e6, 4.65), (5.33e6, 3.33), (1.30e7, 2.96)),
-    "tiny": ((1.23e6, 4.28), (3.18e6, 3.49), (7.07e6, 3.07)),
 }
 """Tokens that presets learned from on WikiText-2, each in a run of its own, and its validation loss after them."""
 
@@ -76,12 +75,12 @@ def measured(given: Given) -> Machine:
     Raises:
         UserError: `--mesh` does not fit them.
     """
+    layout = read_layout(given.get("mesh", ""), jax.device_count())
     dtype = compute_dtype(TrainConfig(dtype=given.get("dtype", "auto")))
     if jax.default_backend() == "cpu":  # whose simulated devices share the processor
         flops = flops_of_a_step(dtype) * jax.process_count()
     else:
         flops = OF_PRODUCTS * flops_of_products(dtype) * jax.device_count()
-    layout = read_layout(given.get("mesh", ""), jax.device_count())
     return Machine(flops, memory_of_device(), limit_of_device() is not None, layout)
 
 
@@ -131,8 +130,10 @@ def choose(given: Given, seconds: float, machine: Machine, text: float | None) -
     weights = {name: layers_weights(run.model) for name, run in runs.items()}
     seen = {name: seconds * machine.flops / flops_of_token(run) for name, run in runs.items()}
     useful = {name: min(tokens, tokens if text is None else REREAD * text) for name, tokens in seen.items()}
-    enough = [name for name in runs if useful[name] >= PER_WEIGHT * weights[name]] or [*runs][:1]
-    name = max(enough, key=weights.__getitem__)
+    smallest = [name for name in runs if weights[name] == min(weights.values())]
+    enough = [name for name in runs if useful[name] >= PER_WEIGHT * weights[name]] or smallest
+    own = {name: replace(run.model, vocab_size=0) == PRESETS[name].model for name, run in runs.items()}
+    name = max(enough, key=lambda name: (weights[name], own[name]))  # a shape that is spelled out is that preset's
     larger = next((other for other in runs if weights[other] > weights[name]), None)
 
     def steps(batch: int) -> float:

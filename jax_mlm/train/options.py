@@ -105,7 +105,7 @@ def _chosen_for(given: Given) -> TrainConfig:
     seconds = parse_budget(given["budget"])
     text = hosts.on_every_host(lambda: text_tokens(given["data"]))
     if hosts.is_first():
-        print("timing a small training step, to choose what the budget is spent on", file=sys.stderr)
+        print("timing what this machine computes, to choose what the budget is spent on", file=sys.stderr)
     machine = measured(given)
     slowest = min(map(float, hosts.gather(str(machine.flops))))
     choice = choose(given, seconds, machine._replace(flops=slowest), text)

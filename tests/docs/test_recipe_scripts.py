@@ -311,6 +311,14 @@ def test_time_to_loss_goes_on_and_tunes_its_peer_at_half_the_time(
     assert (tmp_path / "time-to-loss-wiki-1m.png").stat().st_size > 5_000
     monkeypatch.setattr(time_to_loss, "plot", lambda result, file: None)
     time_to_loss.measure(given, Measured([]))
+    seen = list[str]()
+    monkeypatch.setattr(
+        time_to_loss, "prepare", lambda options, result, folder: (seen.extend(options), shared(fixed, result))[1]
+    )
+    time_to_loss.measure(argparse.Namespace(**{**vars(given), "preset": "tiny"}), Measured([3.0] * 9))
+    assert seen[-2:] == ["--preset", "tiny"]
+    assert (tmp_path / "time-to-loss-wiki-1m-tiny.json").is_file()
+    assert "wiki, 1m, layers of the preset tiny, two cores:" in page.read_text()
     fixed = "other"
     with pytest.raises(UserError, match="another fixed, hash, not other: move it away"):
         time_to_loss.measure(given, Measured([]))

@@ -71,6 +71,9 @@ def test_options_that_fit_one_size_alone_choose_it_and_those_that_fit_none_are_l
     assert edge.config.preset == "nano", "of equal sizes the smallest recipe"
     assert "2 layers of 96" in edge.lines[0]
     assert chosen(300, GPU, width=100, heads=3).config.preset == "nano"
+    for name in ("micro", "tiny"):
+        shape = {field: getattr(PRESETS[name].model, field) for field in ("layers", "width", "heads", "ff_width")}
+        assert chosen(30, **shape).config.preset == name, "a shape that is spelled out"
 
 
 # ---- the batch -----------------------------------------------------------------------------------
@@ -183,7 +186,7 @@ def test_a_processor_is_as_fast_as_a_small_step_of_training_is(monkeypatch: pyte
     steps = list[object]()
 
     def timed(run: Callable[[], object]) -> float:
-        steps.append(run())
+        steps.extend((run(), run()))
         return 2.0
 
     monkeypatch.setattr(speed, "least_seconds", timed)
@@ -191,8 +194,15 @@ def test_a_processor_is_as_fast_as_a_small_step_of_training_is(monkeypatch: pyte
     a_token = flops_of_token(replace(PRESETS["micro"], model=model))
     machine = budget.measured({"dtype": "float32"})
     assert machine.flops == pytest.approx(a_token * 32 * 128 / 2)
-    assert len(steps) == 1
+    assert len(steps) == 2
     assert machine.layout.data == jax.device_count()
+
+
+def test_an_accelerator_is_as_fast_as_a_share_of_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(speed, "least_seconds", lambda run: 2.0)
+    products = 2 * 8192 * 4096**2 / 2
+    assert budget.measured({"dtype": "float32"}).flops == budget.OF_PRODUCTS * products * jax.device_count()
 
 
 def test_the_command_prints_its_choice_unless_there_is_nothing_to_choose(
