@@ -163,10 +163,19 @@ def tried_apart(names: Sequence[str], case: Case, segments: np.ndarray, program:
             output, why = done.stdout, f"its process ended with {done.returncode}: {_last_line(done.stderr)}"
         except subprocess.TimeoutExpired as late:
             output, why = os.fsdecode(late.stdout or b""), f"nothing came in {LONGEST} s"
-        found |= dict(json.loads(line) for line in output.splitlines())
+        found |= dict(filter(None, map(_result_in, output.splitlines())))
         if stuck := [name for name in left if name not in found]:
             found[stuck[0]] = {"refused": why}
     return found
+
+
+def _result_in(line: str) -> tuple[str, Json] | None:
+    """Return a kernel's name and result; None of what a library printed, or of a line that was cut off."""
+    try:
+        name, result = json.loads(line)
+    except (TypeError, ValueError):
+        return None
+    return (name, result) if isinstance(result, dict) else None
 
 
 def _last_line(text: str) -> str:
