@@ -144,7 +144,7 @@ def choose(given: Given, seconds: float, machine: Machine, text: float | None) -
         batch //= 2
     chosen = replace(presets[name], batch=batch, accumulate=_parts(presets[name], batch, given, machine))
     run, times = build(TrainConfig, given, chosen), None if text is None else seen[name] / text
-    halved = f" (halved from {runs[name].batch}, for {FEW_STEPS} steps)" if batch < runs[name].batch else ""
+    halved = f" (halved from {runs[name].batch}, for more steps)" if batch < runs[name].batch else ""
     of_text = ", of a text whose size is not known" if times is None else f", {_short(times)} times the text"
     why = "" if larger is None else _why_not(larger, PER_WEIGHT * weights[larger], seen[larger], text)
     lines = (
