@@ -1,20 +1,20 @@
-"""Measure what each part of the recipe is worth: the preset tiny with one lever changed, at equal cost.
+"""Measure what each part of the recipe is worth: a small preset with one lever changed, at equal cost.
 
     python benchmarks/ablations.py --costs
     python benchmarks/ablations.py --data wikitext-2/wiki.train.tokens --valid wikitext-2/wiki.valid.tokens --jobs 2
     python benchmarks/ablations.py --data wikitext-2/wiki.train.tokens --valid wikitext-2/wiki.valid.tokens --finalists
-    python benchmarks/ablations.py --data … --valid … --steps 300 --only size batch schedule
+    python benchmarks/ablations.py --data … --valid … --preset tiny --steps 300 --only size batch schedule
     python benchmarks/ablations.py --list
     python benchmarks/ablations.py --table
 
 Steps are counted instead of minutes, so that no loss depends on how fast the machine was: --costs measures what a step
 of each arm takes, if that is not known yet (nothing else should run then), and an arm gets as many steps as cost what
-those of the preset do. First every arm is trained with one seed, the preset with three, for the cost of 700 steps: five
-minutes of two Xeon cores with AMX, four of an EPYC's. Then the best two of each lever whose arms are all there are
-trained for twice that, with three seeds, at each of two learning rates. An arm is a process of its own and leaves a
-file in results/ablations/, so that whoever stops it loses the arms that are running; --jobs runs several, each on its
-share of the cores. All are examined alike: on isolated documents, under fixed masks. Vocabularies are compared by bits
-per byte, from the pseudo-log-likelihood of pieces of the validation text.
+those of the preset do. First every arm is trained with one seed, the preset with three, for the cost of 1,300 steps of
+micro or 700 of tiny: five minutes of two Xeon cores with AMX, four of an EPYC's. Then the best two of each lever whose
+arms are all there are trained for twice that, with three seeds, at each of two learning rates. An arm is a process of
+its own and leaves a file in results/ablations/, so that whoever stops it loses the arms that are running; --jobs runs
+several, each on its share of the cores. All are examined alike: on isolated documents, under fixed masks. Vocabularies
+are compared by bits per byte, from the pseudo-log-likelihood of pieces of the validation text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import re
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -42,8 +42,8 @@ from common.texts import text_for
 
 FOLDER = ROOT / "benchmarks" / "results" / "ablations"
 COSTS = ROOT / "benchmarks" / "results" / "step-costs.json"
-STEPS, FINAL_STEPS = 700, 1400
-"""Steps of the preset that every arm's first run costs as much as, and the finalists'."""
+STEPS: Mapping[str, int] = {"micro": 1300, "tiny": 700}
+"""Steps of each preset that every arm's first run costs as much as; finalists cost twice that."""
 SEEDS, RATES = (0, 1, 2), (1.0, 0.5)
 """Seeds of the preset and of the finalists, other runs have the first; and what finalists multiply their rates by."""
 PIECES, PIECE = 100, 300
@@ -53,6 +53,7 @@ PIECES, PIECE = 100, 300
 class Run(NamedTuple):
     """An arm with everything that a record is found by."""
 
+    preset: str
     record: str
     """The arm's name, with its lever's."""
     arm: Arm
@@ -63,29 +64,35 @@ class Run(NamedTuple):
 
     def path(self, text: str) -> Path:
         words = re.sub(r"[^a-z0-9.]+", "-", self.record.lower()).strip("-")
-        return FOLDER / f"{text}-{words}-{self.steps}-rate{self.rate:g}-seed{self.seed}.json"
+        return FOLDER / f"{text}-{self.preset}-{words}-{self.steps}-rate{self.rate:g}-seed{self.seed}.json"
 
 
-def screening(only: Sequence[str] = (), steps: int = STEPS) -> Iterable[Run]:
-    """Yield the runs that come first: every arm once, or those that are named, and the preset with every seed."""
-    of_levers = {name_of(lever, arm) for lever in LEVERS if not only or lever.name in only for arm in lever.arms}
-    for name, arm in arms_by_name().items():
+def screening(preset: str, only: Sequence[str] = (), steps: int = 0) -> Iterable[Run]:
+    """Yield the runs that come first: every arm once, or those that are named, and the preset with every seed.
+
+    Args:
+        only: names of levers and arms; without any, all.
+        steps: of the preset that each costs as much as; 0 for those of `STEPS`.
+    """
+    levers, steps = LEVERS[preset], steps or STEPS[preset]
+    of_levers = {name_of(lever, arm) for lever in levers if not only or lever.name in only for arm in lever.arms}
+    for name, arm in arms_by_name(preset).items():
         if name in of_levers.union(only):
-            seeds = SEEDS if (name, steps) == (DEFAULTS, STEPS) else SEEDS[:1]
-            yield from (Run(name, arm, steps, seed=seed) for seed in seeds)
+            seeds = SEEDS if (name, steps) == (DEFAULTS, STEPS[preset]) else SEEDS[:1]
+            yield from (Run(preset, name, arm, steps, seed=seed) for seed in seeds)
 
 
-def finals(text: str) -> Iterable[Run]:
+def finals(preset: str, text: str) -> Iterable[Run]:
     """Yield the runs of the best two arms of each lever whose arms were all screened, each once."""
-    chosen = dict(arm for lever in LEVERS for arm in best_two(lever, text))
+    chosen = dict(arm for lever in LEVERS[preset] for arm in best_two(preset, lever, text))
     for name, arm in chosen.items():
-        yield from (Run(name, arm, FINAL_STEPS, rate, seed) for rate in RATES for seed in SEEDS)
+        yield from (Run(preset, name, arm, 2 * STEPS[preset], rate, seed) for rate in RATES for seed in SEEDS)
 
 
-def best_two(lever: Lever, text: str) -> list[tuple[str, Arm]]:
+def best_two(preset: str, lever: Lever, text: str) -> list[tuple[str, Arm]]:
     """Return the names and arms of the best two; none while an arm has not been screened."""
     named = [(name_of(lever, arm), arm) for arm in lever.arms]
-    found = [read(Run(name, arm, STEPS).path(text)) for name, arm in named]
+    found = [read(Run(preset, name, arm, STEPS[preset]).path(text)) for name, arm in named]
     if any(record is None for record in found):
         return []
     order = sorted(zip(named, found, strict=True), key=lambda each: each[1][lever.by])
@@ -97,7 +104,7 @@ def read(path: Path) -> Record | None:
 
 
 def costs() -> Record:
-    """Return what was measured of the arms' steps.
+    """Return what was measured of the steps of each preset's arms.
 
     Raises:
         UserError: nothing was.
@@ -109,19 +116,20 @@ def costs() -> Record:
     return found
 
 
-def measure_costs(only: Sequence[str] = ()) -> None:
+def measure_costs(preset: str, only: Sequence[str] = ()) -> None:
     """Measure what a step of each arm takes that is not known yet, or of those named; nothing else should run."""
     from common.costs import measured
 
     from jax_mlm.config import TrainConfig
     from jax_mlm.parallel.compile import compute_dtype
 
-    before, about = read(COSTS) or {}, {"command": command(sys.argv), **facts()}
+    before = read(COSTS) or {"presets": {}}
     dtype = before.get("dtype") or compute_dtype(TrainConfig()).name
-    known, names = before.get("arms", {}), {run.record for run in screening(only)}
-    wanted = {name: arm for name, arm in arms_by_name().items() if name in names and name not in known}
-    found = measured(__file__, wanted, dtype, partial(print, file=sys.stderr, flush=True))
-    keep(COSTS, {"dtype": dtype, "arms": {**known, **found}, **about})
+    known, names = before["presets"].get(preset, {}), {run.record for run in screening(preset, only)}
+    wanted = {name: arm for name, arm in arms_by_name(preset).items() if name in names and name not in known}
+    found = measured(__file__, preset, wanted, dtype, partial(print, file=sys.stderr, flush=True))
+    new = {name: {**each, "command": command(sys.argv), **facts()} for name, each in found.items()}
+    keep(COSTS, {"dtype": dtype, "presets": {**before["presets"], preset: {**known, **new}}})
 
 
 # ---- one run -------------------------------------------------------------------------------------
@@ -149,17 +157,17 @@ def options_of(run: Run, costs: Record) -> list[str]:
     from jax_mlm.config import OptimConfig
     from jax_mlm.presets import PRESETS
 
-    optim: OptimConfig = PRESETS["tiny"].optim
+    optim: OptimConfig = PRESETS[run.preset].optim
     own = dict(itertools.pairwise(run.arm.options))  # a name and what follows it; other pairs are not asked for
     rates: list[str] = []
     if run.rate != 1:
         for name, rate in (("--lr", optim.lr), ("--muon-lr", optim.muon_lr)):
             rates += [name, f"{run.rate * float(own.get(name, rate)):g}"]
-    steps = ["--steps", f"{run.steps / ratio_of(run.record, costs):.0f}", "--seed", str(run.seed)]
-    return ["--preset", "tiny", "--dtype", costs["dtype"], *run.arm.options, *rates, *steps]
+    steps = ["--steps", f"{run.steps / ratio_of(run, costs):.0f}", "--seed", str(run.seed)]
+    return ["--preset", run.preset, "--dtype", costs["dtype"], *run.arm.options, *rates, *steps]
 
 
-def ratio_of(record: str, costs: Record) -> float:
+def ratio_of(run: Run, costs: Record) -> float:
     """Return what a step of an arm takes, as a multiple of the preset's.
 
     Raises:
@@ -167,9 +175,10 @@ def ratio_of(record: str, costs: Record) -> float:
     """
     from jax_mlm.errors import UserError
 
-    if record not in costs["arms"]:
-        raise UserError(f"{COSTS}: nothing about {record}: measure what steps take with --costs again")
-    return costs["arms"][record]["ratio"]
+    if run.record not in (known := costs["presets"].get(run.preset, {})):
+        again = f"measure what steps take with --costs --preset {run.preset}"
+        raise UserError(f"{COSTS}: nothing about {run.record} of {run.preset}: {again}")
+    return known[run.record]["ratio"]
 
 
 def worker(text: str) -> None:
@@ -200,7 +209,7 @@ def worker(text: str) -> None:
 def measure(given: argparse.Namespace, run: Callable[..., Record] = answer) -> None:
     """Run what is not there yet, as many at a time as are asked for, and write a file for each."""
     text, steps_take, about = text_name(given.data), costs(), {"command": command(sys.argv), **facts()}
-    runs = finals(text) if given.finalists else screening(given.only, given.steps)
+    runs = finals(given.preset, text) if given.finalists else screening(given.preset, given.only, given.steps)
     wanted = [(each, options_of(each, steps_take)) for each in runs if not each.path(text).is_file()]
     free, shares, stopping = SimpleQueue[list[int]](), cores(given.jobs), Event()
     for share in shares:
@@ -219,8 +228,8 @@ def measure(given: argparse.Namespace, run: Callable[..., Record] = answer) -> N
                 job = {**settings, "options": [*options, *files, "--out", f"{folder}/run"]}
                 job |= {"pieces": str(pieces), "cores": own_cores}
                 reached = run([sys.executable, __file__, "worker"], job, stopping.is_set)
-            which = {"arm": each.record, "text": text, "cost": each.steps, "rate": each.rate, "seed": each.seed}
-            which["ratio"] = ratio_of(each.record, steps_take)
+            which = {"preset": each.preset, "arm": each.record, "text": text, "cost": each.steps, "rate": each.rate}
+            which |= {"seed": each.seed, "ratio": ratio_of(each, steps_take)}
             keep(path, {**which, **reached, **settings, **about})
         except BaseException:
             stopping.set()
@@ -264,59 +273,60 @@ def _mean(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.3f}{spread}"
 
 
-def table(records: Sequence[Record]) -> str:
-    """Return all arms of all levers; what was not measured is blank."""
-    head = ["lever", "arm", f"as {STEPS} steps: loss", "accuracy", "bits per byte"]
-    head += [f"as {FINAL_STEPS:,}, {len(SEEDS)} seeds: loss", "accuracy", "bits per byte", "rate", "remark"]
-    lines, known = [], read(COSTS)
-    for lever in LEVERS:
+def table(preset: str, records: Sequence[Record]) -> str:
+    """Return all arms of all levers of a preset; what was not measured is blank."""
+    steps = STEPS[preset]
+    head = ["lever", "arm", f"as {steps:,} steps: loss", "accuracy", "bits per byte"]
+    head += [f"as {2 * steps:,}, {len(SEEDS)} seeds: loss", "accuracy", "bits per byte", "rate", "remark"]
+    lines, known = [], (read(COSTS) or {"presets": {}})["presets"].get(preset, {})
+    for lever in LEVERS[preset]:
         for arm in lever.arms:
             name = name_of(lever, arm)
             mine = [record for record in records if record["arm"] == name]
-            screened = [record for record in mine if (record["cost"], record["seed"]) == (STEPS, SEEDS[0])]
+            screened = [record for record in mine if (record["cost"], record["seed"]) == (steps, SEEDS[0])]
             figures = [f"{screened[0][name]:.3f}" for name in FIGURES] if screened else [""] * 3
-            ends = summary([record for record in mine if record["cost"] == FINAL_STEPS], lever.by)
+            ends = summary([record for record in mine if record["cost"] == 2 * steps], lever.by)
             remark = "default" if arm is lever.arms[0] else remark_on(screened[0], known) if screened else ""
             lines.append([lever.name, arm.name, *figures, *ends, remark])
     return rows(head, *lines)
 
 
-def remark_on(record: Record, known: Record | None) -> str:
+def remark_on(record: Record, known: Record) -> str:
     """Return an arm's steps, and what they cost by what is known now, if one of these is not the preset's."""
     steps, cost = record["steps"], record["steps"] / record["cost"]
-    if known is not None and record["arm"] in known["arms"]:
-        cost *= known["arms"][record["arm"]]["ratio"]
+    cost *= known.get(record["arm"], {"ratio": 1.0})["ratio"]
     much = f", at {cost:.0%} of the cost" if abs(cost - 1) >= 0.02 else ""
     return f"{steps:,} steps{much}" if much or steps != record["cost"] else ""
 
 
 def sections(records: Sequence[Record]) -> str:
-    """Return a table for each text, with what its records were made by and the spread of the preset's seeds."""
-    if not records:
-        return f"Nothing was measured yet.\n\n{table([])}"
+    """Return a table for each text and preset, with what made its records and the spread of the preset's seeds."""
     parts = []
-    for text in sorted({record["text"] for record in records}):
-        mine = [record for record in records if record["text"] == text]
+    for text, preset in sorted({(record["text"], record["preset"]) for record in records}):
+        mine = [record for record in records if (record["text"], record["preset"]) == (text, preset)]
         made = (sorted({record[name] for record in mine}) for name in ("processor", "dtype", "commit"))
         versions = ", ".join(sorted({record["versions"]["jax"] for record in mine}))
-        seeds = [record for record in mine if (record["arm"], record["cost"]) == (DEFAULTS, STEPS)]
-        about = f"{text}, {', '.join(', '.join(each) for each in made)}, JAX {versions}."
+        seeds = [record for record in mine if (record["arm"], record["cost"]) == (DEFAULTS, STEPS[preset])]
+        about = f"`{preset}`, {text}, {', '.join(', '.join(each) for each in made)}, JAX {versions}."
         if len(seeds) > 1:
             loss, accuracy, bits = (_mean([record[name] for record in seeds]) for name in FIGURES)
             about += f" The preset with {len(seeds)} seeds: {loss} nats, accuracy {accuracy}, {bits} bits per byte."
-        parts.append(f"{about}\n\n{table(mine)}")
-    return "\n\n".join(parts)
+        parts.append(f"{about}\n\n{table(preset, mine)}")
+    return "\n\n".join(parts) or "Nothing was measured yet."
 
 
 def by_steps(records: Sequence[Record]) -> str:
     """Return, for each text, the losses of the levers that a budget may decide, by the steps that a run costs."""
     parts = []
-    for text in sorted({record["text"] for record in records}):
-        names = dict.fromkeys(name_of(lever, arm) for lever in LEVERS if lever.name in BY_STEPS for arm in lever.arms)
-        mine = [each for each in records if (each["text"], each["rate"], each["seed"]) == (text, 1, SEEDS[0])]
+    for text, preset in sorted({(record["text"], record["preset"]) for record in records}):
+        names = dict.fromkeys(
+            name_of(lever, arm) for lever in LEVERS[preset] if lever.name in BY_STEPS for arm in lever.arms
+        )
+        wanted = {"text": text, "preset": preset, "rate": 1, "seed": SEEDS[0]}
+        mine = [each for each in records if wanted.items() <= each.items()]
         losses = {(each["arm"], each["cost"]): f"{each['loss']:.3f}" for each in mine if each["arm"] in names}
         columns = sorted({steps for name, steps in losses if name != DEFAULTS})
-        head = [text, *(f"as {steps:,} steps" for steps in columns)]
+        head = [f"`{preset}`, {text}", *(f"as {steps:,} steps" for steps in columns)]
         lines = [
             ["the preset" if each == DEFAULTS else each, *(losses.get((each, at), "") for at in columns)]
             for each in names
@@ -338,12 +348,13 @@ def show() -> None:
 def listed(records: Sequence[Record]) -> str:
     """Return a line for each arm and text: how many of its first runs are there, and of its final ones."""
     lines = []
-    for name in arms_by_name():
-        first = len([run for run in screening() if run.record == name])
+    for preset, name in ((each, name) for each in LEVERS for name in arms_by_name(each)):
+        first = len([run for run in screening(preset) if run.record == name])
         for text in sorted({record["text"] for record in records}) or ["no text yet"]:
-            mine = [record["cost"] for record in records if (record["arm"], record["text"]) == (name, text)]
-            state = f"{mine.count(STEPS)} of {first}, final {mine.count(FINAL_STEPS)} of {len(SEEDS) * len(RATES)}"
-            lines.append(f"{name:36} {text}: {state}")
+            wanted = {"preset": preset, "arm": name, "text": text}
+            mine = [record["cost"] for record in records if wanted.items() <= record.items()]
+            final = f"final {mine.count(2 * STEPS[preset])} of {len(SEEDS) * len(RATES)}"
+            lines.append(f"{preset:6} {name:36} {text}: {mine.count(STEPS[preset])} of {first}, {final}")
     return "\n".join(lines)
 
 
@@ -354,24 +365,30 @@ def main() -> int:
     if sys.argv[1:2] == ["cost"]:
         from common.costs import serve
 
-        serve(sys.argv[2], int(sys.argv[3]), sys.argv[4])
+        serve(*sys.argv[2:4], int(sys.argv[4]), sys.argv[5])
         return 0
     parser = command_line(__doc__)
-    names = [*(each.name for each in LEVERS), *arms_by_name()]
-    parser.add_argument("--only", nargs="+", choices=names, default=(), metavar="NAME", help="these levers or arms")
     parser.add_argument(
-        "--steps", type=int, default=STEPS, help=f"train for the cost of so many of the preset: {STEPS}"
+        "--preset", choices=LEVERS, default="micro", help="whose levers: micro, which is default, or tiny"
+    )
+    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these levers or arms")
+    parser.add_argument(
+        "--steps", type=int, default=0, help=f"train for the cost of so many of the preset's, not {STEPS}"
     )
     parser.add_argument("--jobs", type=int, default=1, help="arms at a time: 1")
     parser.add_argument("--costs", action="store_true", help="measure what a step of these arms takes")
     parser.add_argument("--finalists", action="store_true", help="run the best two of each lever for longer")
     parser.add_argument("--list", action="store_true", help="print the arms and what is done")
     given = parser.parse_args()
-    shown = {name_of(lever, arm) for lever in LEVERS if lever.name in BY_STEPS for arm in lever.arms}.union(BY_STEPS)
-    if given.finalists and (given.only or given.steps != STEPS):
+    levers = LEVERS[given.preset]
+    names = {*(each.name for each in levers), *arms_by_name(given.preset)}
+    if strange := set(given.only) - names:
+        parser.error(f"--only: {given.preset} has no {', '.join(sorted(strange))}; see --list")
+    shown = {name_of(lever, arm) for lever in levers if lever.name in BY_STEPS for arm in lever.arms}.union(BY_STEPS)
+    if given.finalists and (given.only or given.steps):
         parser.error("--finalists runs what was screened: leave out --only and --steps")
-    if given.steps != STEPS and (given.steps < 1 or not given.only or not shown.issuperset(given.only)):
-        parser.error(f"other --steps than {STEPS} are shown for these levers alone: --only {' '.join(BY_STEPS)}")
+    if given.steps and (given.steps < 1 or not given.only or not shown.issuperset(given.only)):
+        parser.error(f"--steps are shown for these levers alone: --only {' '.join(BY_STEPS)}")
     if not 1 <= given.jobs <= len(os.sched_getaffinity(0)):
         parser.error(f"--jobs {given.jobs}: each needs a core, of which there are {len(os.sched_getaffinity(0))}")
     if given.list:
@@ -381,7 +398,9 @@ def main() -> int:
         parser.error("--data and --valid are needed, or --costs, --list or --table")
     from jax_mlm.errors import exit_status
 
-    return exit_status(show if given.table else lambda: measure_costs(given.only) if given.costs else measure(given))
+    return exit_status(
+        show if given.table else lambda: measure_costs(given.preset, given.only) if given.costs else measure(given)
+    )
 
 
 if __name__ == "__main__":

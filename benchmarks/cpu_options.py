@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from common.machine import command, processor
+from common.arms import facts
+from common.machine import command
 from common.steps import SHAPES, Shape, Step, our_step
 
 RESULTS = Path(__file__).parent / "results" / "cpu-options.json"
@@ -75,17 +76,15 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--turns", type=int, default=15)
     options = parser.parse_args()
-    body = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"results": {}}
+    body = {"results": json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else {}}
     for shape in options.shape:
         for dtype in options.dtype:
             found = measure(SHAPES[shape], dtype, options.turns)
             print(f"JAX {jax.__version__}, {shape}, {dtype}")
             for name, row in found.items():
                 print(f"    {name:32}{row['milliseconds']:9.1f} ms {row['times_as_fast']:6.2f}")
-            body["results"].setdefault(jax.__version__, {}).setdefault(shape, {})[dtype] = found
-            RESULTS.write_text(
-                json.dumps({"command": command(sys.argv), "machine": processor(), **body}, indent=1) + "\n"
-            )
+            body["results"].setdefault(jax.__version__, {}).setdefault(shape, {})[dtype] = {**facts(), "sets": found}
+            RESULTS.write_text(json.dumps({"command": command(sys.argv), **body}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.machine import command, processor
+from common.arms import facts
+from common.machine import command
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "growth.json"
@@ -237,9 +238,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = kept["rows"]
 
     def keep(row: dict[str, Any]) -> None:
-        rows.append(row)
-        facts = {"command": command(sys.argv), "processor": processor(), "date": time.strftime("%Y-%m-%d")}
-        RESULT.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+        rows.append({**row, **facts()})
+        RESULT.write_text(json.dumps({"command": command(sys.argv), "rows": rows}, indent=1) + "\n")
         print(row, file=sys.stderr, flush=True)
 
     known = {(row["axis"], row.get(row["axis"])) for row in rows}

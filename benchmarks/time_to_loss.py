@@ -225,20 +225,23 @@ def reached(curve: Sequence[Sequence[float]], loss: float) -> float | None:
 
 
 def table(result: Record) -> str:
-    """Return the arms of a result beside each other; what was not measured is blank."""
+    """Return the arms of a result that were measured, beside each other."""
     head = ["arm", "type", "steps", "loss", "accuracy", "ours has its loss after", "as a share of its time"]
-    arms, lines = result.get("arms", {}), []
-    for arm in ARMS:
-        found = arms.get(arm)
-        if found is None:
-            lines.append([TITLES[arm], *[""] * 6])
-            continue
+    arms, lines = result["arms"], []
+    for arm in filter(arms.__contains__, ARMS):
+        found = arms[arm]
         # The end of a curve is measured on the same rows as the rest of it; the loss in the table on all rows.
         at = reached(arms["ours"]["curve"], found["curve"][-1][1]) if "ours" in arms and arm != "ours" else None
         share = ["", ""] if at is None else [f"{at:,.0f} s", f"1/{found['seconds'] / at:.1f}"]
         figures = [f"{found['steps']:,}", f"{found['loss']:.3f}", f"{found['accuracy']:.3f}"]
         lines.append([TITLES[arm], found["dtype"], *figures, *share])
     return rows(head, *lines)
+
+
+def left_out(result: Record) -> str:
+    """Return which arms were not measured, as a sentence; empty if all were."""
+    missing = "; ".join(TITLES[arm] for arm in ARMS if arm not in result["arms"])
+    return f"Not measured: {missing}.\n" if missing else ""
 
 
 def tried(result: Record) -> str:
@@ -258,10 +261,10 @@ def section(path: Path, result: Record) -> str:
     about = about_of(result)
     picture = path.with_suffix(".png")
     shown = f"\n\n![Loss against time, {about}](../benchmarks/results/{picture.name})" if picture.is_file() else ""
-    return f"{about}:\n\n{table(result)}\n\n{tried(result)}".rstrip() + shown
+    return f"{about}:\n\n{table(result)}\n\n{tried(result)}{left_out(result)}".rstrip() + shown
 
 
-NOTHING = f"Nothing was measured yet.\n\n{table({})}"
+NOTHING = "Nothing was measured yet."
 
 
 def plot(result: Record, file: Path) -> None:

@@ -38,8 +38,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from common import gpu_rows
-from common.arms import has
-from common.machine import command, processor
+from common.arms import facts, has
+from common.machine import command
 from common.sides import Side, serve
 from common.steps import MASKED, MATRIX, SHAPES, Shape, Step, model_of, our_product, our_step, torch_product, torch_step
 
@@ -170,7 +170,7 @@ def main() -> None:
                 f"{f'{ratio:.2f}' if ratio else '':>12}"
             )
     out.parent.mkdir(parents=True, exist_ok=True)
-    body = {"command": command(sys.argv), "machine": processor(), "jax": package_version("jax")}
+    body = {"command": command(sys.argv), **facts(), "jax": package_version("jax")}
     out.write_text(json.dumps({**body, "results": results}, indent=1) + "\n")
 
 

@@ -32,26 +32,26 @@ Step = Callable[[], float]
 """Take a step; return its seconds."""
 
 
-def config_of(options: Sequence[str]) -> TrainConfig:
-    """Return what the preset tiny is with some options of the command line, and with the largest vocabulary."""
-    config = COMMAND.read(["--preset", "tiny", "--steps", "1", "--data", "-", *options])
+def config_of(preset: str, options: Sequence[str]) -> TrainConfig:
+    """Return what a preset is with some options of the command line, and with the largest vocabulary."""
+    config = COMMAND.read(["--preset", preset, "--steps", "1", "--data", "-", *options])
     return replace(config, model=replace(config.model, vocab_size=config.corpus.tokenizer_limit), accumulate=1)
 
 
 def program_of(config: TrainConfig) -> TrainConfig:
     """Return the configuration without what does not change how long a step takes."""
-    tiny, mask = PRESETS["tiny"], config.mask
-    optim = replace(tiny.optim, optimizer=config.optim.optimizer)
-    corpus = replace(tiny.corpus, length=config.corpus.length, tokenizer_limit=config.corpus.tokenizer_limit)
-    rates = replace(tiny.mask, mask_rate=mask.mask_rate, mask_rate_end=mask.mask_rate_end)
-    model = replace(config.model, init_std=tiny.model.init_std)
+    own, mask = PRESETS[config.preset], config.mask
+    optim = replace(own.optim, optimizer=config.optim.optimizer)
+    corpus = replace(own.corpus, length=config.corpus.length, tokenizer_limit=config.corpus.tokenizer_limit)
+    rates = replace(own.mask, mask_rate=mask.mask_rate, mask_rate_end=mask.mask_rate_end)
+    model = replace(config.model, init_std=own.model.init_std)
     return TrainConfig(model=model, mask=rates, optim=optim, corpus=corpus, batch=config.batch, accumulate=1)
 
 
-def programs_of(arm: Arm) -> list[tuple[float, TrainConfig]]:
+def programs_of(preset: str, arm: Arm) -> list[tuple[float, TrainConfig]]:
     """Return the programs that an arm's steps are made of, each with its share of them."""
     begins, parts = zip(*(arm.ramp or ((0.0, {}),)), strict=True)
-    shares, config = np.diff([*begins, 1.0]).tolist(), config_of(arm.options)
+    shares, config = np.diff([*begins, 1.0]).tolist(), config_of(preset, arm.options)
     return [(share, program_of(changed(config, fields))) for share, fields in zip(shares, parts, strict=True)]
 
 
@@ -88,40 +88,42 @@ def step_of(config: TrainConfig, dtype: str) -> Step:
     return take
 
 
-def serve(arm: str, part: int, dtype: str) -> None:
+def serve(preset: str, arm: str, part: int, dtype: str) -> None:
     """Compile a part of an arm, and take its steps when asked."""
-    step = step_of(programs_of(arms_by_name()[arm])[part][1], dtype)
+    step = step_of(programs_of(preset, arms_by_name(preset)[arm])[part][1], dtype)
     for _ in range(3):
         step()
     sides.serve("ready", step)
 
 
-def compared(script: str, arm: str, part: int, dtype: str) -> list[float]:
+def compared(script: str, preset: str, arm: str, part: int, dtype: str) -> list[float]:
     """Return what a step takes as a multiple of the preset's, in each of some turns of two new processes."""
-    lines = ([sys.executable, script, "cost", *each, dtype] for each in ((DEFAULTS, "0"), (arm, str(part))))
-    preset, other = map(Side, lines)
-    with preset, other:
-        preset.ready(), other.ready()
-        turns = [[statistics.median(side.take(TAKEN)) for side in (preset, other)] for _ in range(TURNS)]
+    lines = ([sys.executable, script, "cost", preset, *each, dtype] for each in ((DEFAULTS, "0"), (arm, str(part))))
+    default, other = map(Side, lines)
+    with default, other:
+        default.ready(), other.ready()
+        turns = [[statistics.median(side.take(TAKEN)) for side in (default, other)] for _ in range(TURNS)]
     return [theirs / ours for ours, theirs in turns]
 
 
-def measured(script: str, arms: Mapping[str, Arm], dtype: str, say: Callable[[str], None]) -> dict[str, Any]:
+def measured(
+    script: str, preset: str, arms: Mapping[str, Arm], dtype: str, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Return what a step of each arm takes, as a multiple of the preset's, with the quartiles of the turns.
 
     What one process takes varies with where its memory lies, so each program has a process of its own, beside a new one
     of the preset. Arms of the same program are measured once.
     """
-    (own,) = (config for _, config in programs_of(arms_by_name()[DEFAULTS]))
+    (own,) = (config for _, config in programs_of(preset, arms_by_name(preset)[DEFAULTS]))
     known = {own: [1.0]}
     for name, arm in arms.items():
-        for part, (_, config) in enumerate(programs_of(arm)):
+        for part, (_, config) in enumerate(programs_of(preset, arm)):
             if config not in known:
                 say(f"{name} …")
-                known[config] = compared(script, name, part, dtype)
+                known[config] = compared(script, preset, name, part, dtype)
     found = {}
     for name, arm in arms.items():
-        parts = [(share, np.quantile(known[config], (0.25, 0.5, 0.75))) for share, config in programs_of(arm)]
+        parts = [(share, np.quantile(known[config], (0.25, 0.5, 0.75))) for share, config in programs_of(preset, arm)]
         low, middle, high = np.sum([share * each for share, each in parts], axis=0).round(4).tolist()
         found[name] = {"ratio": middle, "quartiles": [low, high]}
     return found

@@ -310,9 +310,12 @@ def run(out: Path, minutes: float, peer_python: str | None, dry: bool, say: Call
 
 
 def told(python: str, program: str) -> list[str]:
-    """Return the lines that a program prints; none where it fails."""
+    """Return the lines that a program prints; none where it fails, and then what it says of that is printed."""
     done = subprocess.run([python, "-c", program], env=environment(), capture_output=True, text=True, check=False)
-    return done.stdout.splitlines() if done.returncode == 0 else []
+    if done.returncode == 0:
+        return done.stdout.splitlines()
+    print(done.stderr, end="", file=sys.stderr)
+    return []
 
 
 def here() -> str | None:

@@ -75,8 +75,8 @@ FAST_BF16 = jax.__version_info__ >= (0, 12)
 CPU_OPTIONS: dict[str, str | bool] = (
     {"xla_cpu_prefer_vector_width": "512"} if FAST_BF16 else {"xla_cpu_experimental_ynn_fusion_type": ""}
 )
-"""XLA's options on CPU. From 0.12 on: vectors as wide as the processor has them. Before, its newer kernels are turned
-off: steps in float32 are 4 to 10 % faster, measured with jaxlib 0.10.2."""
+"""XLA's options on CPU. From 0.12 on: vectors as wide as the processor has them, 2 % faster in float32 and 5 % in
+bfloat16. Before, its newer kernels are turned off: 3 % (4×256 on two Xeon cores; see `benchmarks/README.md`)."""
 
 
 def compiled_if_it_fits(

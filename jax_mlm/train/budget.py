@@ -5,7 +5,7 @@ Every choice is a default that an option overrides. `docs/recipe.md` shows what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from jax_mlm.cli.options import build
 from jax_mlm.cli.parser import Given
 from jax_mlm.config import TrainConfig
 from jax_mlm.cost.memory import check_memory, layers_weights
+from jax_mlm.data.alphabet import alphabet_tokenizer
 from jax_mlm.data.decoding import COMPRESSED
 from jax_mlm.data.sources import STDIN, find_sources
 from jax_mlm.data.tokenizer import load_tokenizer
@@ -27,13 +28,12 @@ from jax_mlm.parallel.devices import limit_of_device, memory_of_device
 from jax_mlm.parallel.mesh import Layout, read_layout
 from jax_mlm.presets import PRESETS, preset_for
 from jax_mlm.train.speed import flops_of_a_step, flops_of_products, flops_of_token
+from jax_mlm.train.survey import REREAD
 
 SIZES = ("nano", "micro", "tiny", "small", "base", "large")
 """The presets of our own that are chosen among, the smallest first."""
 PER_WEIGHT = 8
 """Tokens for each weight of the layers that a preset has to learn from; between what was measured: see the recipe."""
-REREAD = 40
-"""Readings of a text after which another teaches next to nothing (Muennighoff et al. 2023, measured on decoders)."""
 FEW_STEPS, LEAST_BATCH = 300, 8
 """Steps below which the batch is halved, where half of it and more steps are worth as much to `tiny`; and how far."""
 OF_PRODUCTS = 0.4
@@ -41,7 +41,7 @@ OF_PRODUCTS = 0.4
 AT_ONCE = 8192
 """Tokens of a microbatch on a device that does not give the size of its memory."""
 BYTES_A_TOKEN, UNPACKED = 4.5, 3.0
-"""Bytes of text in a token, and of text in a byte of a compressed file."""
+"""Bytes of text in a token that is not a letter, and of text in a byte of a compressed file."""
 REACHED: Mapping[str, Sequence[tuple[float, float]]] = {
     "nano": ((2.72e6, 3.97), (1.09e7, 3.33)),
     "micro": ((1.14e6, 4.65), (5.33e6, 3.33), (1.30e7, 2.96)),
@@ -66,7 +66,6 @@ class Choice(NamedTuple):
 
     config: TrainConfig
     lines: tuple[str, ...]
-    warnings: tuple[str, ...]
 
 
 def measured(given: Given) -> Machine:
@@ -84,8 +83,8 @@ def measured(given: Given) -> Machine:
     return Machine(flops, memory_of_device(), limit_of_device() is not None, layout)
 
 
-def text_tokens(data: Sequence[str]) -> float | None:
-    """Estimate the tokens of the files that `--data` names, by their bytes; None for standard input.
+def text_tokens(data: Sequence[str], kind: str = "auto") -> float | None:
+    """Estimate the tokens, of a kind of tokenizer, of the files that `--data` names; None for standard input.
 
     Raises:
         UserError: there is no such text.
@@ -96,11 +95,13 @@ def text_tokens(data: Sequence[str]) -> float | None:
     sizes = (
         path.stat().st_size * (UNPACKED if path.suffix.lower() in packed else 1.0) for path in find_sources(data).files
     )
-    return sum(sizes) / BYTES_A_TOKEN
+    return sum(sizes) / (1.0 if kind == "protein" else BYTES_A_TOKEN)
 
 
 def _with_vocabulary(run: TrainConfig, entries: int = 0) -> TrainConfig:
     """Return the run with the entries of its vocabulary: those known, or the most that are learned."""
+    if run.corpus.tokenizer_kind == "protein":
+        entries = entries or alphabet_tokenizer().get_vocab_size()
     found = entries or run.model.vocab_size or run.corpus.tokenizer_size or run.corpus.tokenizer_limit
     return replace(run, model=replace(run.model, vocab_size=found))
 
@@ -126,7 +127,7 @@ def choose(given: Given, seconds: float, machine: Machine, text: float | None) -
             check_memory(run, machine.memory, *machine.layout)
             runs[name] = run
     if not runs:
-        return Choice(replace(preset_for(SIZES[0], given), steps=0), (), ())  # which will be refused with the reason
+        return Choice(replace(preset_for(SIZES[0], given), steps=0), ())  # which will be refused with the reason
     weights = {name: layers_weights(run.model) for name, run in runs.items()}
     seen = {name: seconds * machine.flops / flops_of_token(run) for name, run in runs.items()}
     useful = {name: min(tokens, tokens if text is None else REREAD * text) for name, tokens in seen.items()}
@@ -154,7 +155,7 @@ def choose(given: Given, seconds: float, machine: Machine, text: float | None) -
         f"in {_short(max(steps(batch), 1))} steps",
         f"  {_loss_line(run, seen[name])}",
     )
-    return Choice(chosen, lines, tuple(_warnings(times)))
+    return Choice(chosen, lines)
 
 
 def _why_not(larger: str, need: float, time_for: float, text: float | None) -> str:
@@ -220,19 +221,10 @@ def _loss_line(run: TrainConfig, tokens: float) -> str:
 def _pieces(run: TrainConfig) -> str:
     if run.tokenizer:
         return f"the tokenizer {run.tokenizer}"
+    if run.corpus.tokenizer_kind == "protein":
+        return "a token a letter"
     size = run.corpus.tokenizer_size
     return f"{size:,} pieces" if size else f"at most {run.corpus.tokenizer_limit:,} pieces"
-
-
-def _warnings(times: float | None) -> Iterator[str]:
-    if times is not None and times > REREAD:
-        yield (
-            f"the text will be read about {_short(times)} times, and after {REREAD} another reading teaches next to "
-            "nothing: give more text, or less time"
-        )
-    if times is not None and times < 0.95:
-        part = "less than 1%" if times < 0.01 else f"about {times:.0%}"
-        yield f"there is time for {part} of the text: give more time for all of it"
 
 
 def _short(number: float) -> str:

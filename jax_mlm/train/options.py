@@ -103,15 +103,14 @@ def _chosen_for(given: Given) -> TrainConfig:
     from jax_mlm.train.duration import parse_budget
 
     seconds = parse_budget(given["budget"])
-    text = hosts.on_every_host(lambda: text_tokens(given["data"]))
+    text = hosts.on_every_host(lambda: text_tokens(given["data"], given.get("tokenizer_kind", "auto")))
     if hosts.is_first():
         print("timing what this machine computes, to choose what the budget is spent on", file=sys.stderr)
     machine = measured(given)
     slowest = min(map(float, hosts.gather(str(machine.flops))))
     choice = choose(given, seconds, machine._replace(flops=slowest), text)
     if hosts.is_first():
-        for line in (*choice.lines, *(f"warning: {line}" for line in choice.warnings)):
-            print(line, file=sys.stderr)
+        print(*choice.lines, sep="\n", file=sys.stderr)
     return choice.config
 
 

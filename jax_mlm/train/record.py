@@ -24,6 +24,7 @@ from jax_mlm.train.optim import Schedule
 from jax_mlm.train.pace import Pace
 from jax_mlm.train.setup import Setup
 from jax_mlm.train.start import origin_of
+from jax_mlm.train.survey import doubt_of_readings
 
 
 def write_run_files(setup: Setup) -> None:
@@ -55,11 +56,19 @@ class Recorder(AbstractContextManager["Recorder"]):
     """The record of a run as it trains; closing it draws the final state."""
 
     def __init__(
-        self, log: MetricsLog, progress: Progress, drawer: Drawer, scheduled: Callable[[int, int], dict[str, float]]
+        self,
+        log: MetricsLog,
+        progress: Progress,
+        drawer: Drawer,
+        scheduled: Callable[[int, int], dict[str, float]],
+        doubt: Callable[[int], str] = lambda horizon: "",
     ) -> None:
-        """`scheduled(step, horizon)` returns the scheduled values by their names in the log."""
+        """`scheduled(step, horizon)` returns the scheduled values by their names in the log.
+
+        `doubt(horizon)` returns what to warn of once, when a twentieth of the run has shown how long it will be.
+        """
         self._log, self._progress, self._drawer, self._scheduled = log, progress, drawer, scheduled
-        self._warnings = 0
+        self._doubt, self._warnings = doubt, 0
         self._closing = ExitStack()
         self._closing.callback(drawer.close)
         self._closing.callback(progress.close)
@@ -70,6 +79,10 @@ class Recorder(AbstractContextManager["Recorder"]):
         schedules = {**self._scheduled(step - 1, pace.horizon), "seconds": pace.elapsed()}
         self._log.write("train", step, {**figures, **schedules})
         self._progress.update(step, pace.horizon, figures, pace.seconds_left(), pace.next_evaluation(step))
+        if step >= pace.horizon / 20:
+            if doubt := self._doubt(pace.horizon):
+                self._progress.say(f"warning: {doubt}")
+            self._doubt = lambda horizon: ""
         if "skipped" in figures:
             self._warnings += 1
             if self._warnings.bit_count() == 1:  # the first, then ever more rarely: metrics.jsonl counts them all
@@ -129,6 +142,10 @@ def open_recorder(setup: Setup, schedule: Schedule, progress: Progress, first: i
     def scheduled(step: int, horizon: int) -> dict[str, float]:
         return {"lr": config.optim.lr * float(schedule(step, horizon)), **setup.task.scheduled(step, horizon)}
 
+    def doubt(horizon: int) -> str:
+        asked = config.budget and config.data
+        return doubt_of_readings(horizon * config.batch / len(setup.data.train)) if asked else ""
+
     tracker = open_tracker(config.track, setup.run, config)
     log = MetricsLog(setup.run, first if config.resume else None, tracker)
-    return Recorder(log, progress, Drawer(setup.run), scheduled)
+    return Recorder(log, progress, Drawer(setup.run), scheduled, doubt)

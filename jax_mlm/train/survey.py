@@ -23,6 +23,8 @@ FEW_CHARACTERS = 0.75
 """Characters a token, below which a tokenizer that knows each byte was made for other text."""
 MOST_UNKNOWN, SOME_UNKNOWN, SOME_COPIES = 0.5, 0.01, 0.01
 """Parts of the tokens, and of the validation documents, from which a run is refused or a warning is given."""
+REREAD = 40
+"""Readings of a text after which another teaches next to nothing (Muennighoff et al. 2023, measured on decoders)."""
 FEW_REACHABLE = 0.1
 """Part of the tokens, below which a masking rule that can hide no more is refused."""
 
@@ -54,6 +56,19 @@ def survey(data: Dataset) -> Survey:
     targets = expected_targets(data.train, data.config.mask, data.config.batch)
     figures = _figures(data, targets)
     return Survey(figures, _lines(data, figures, targets), tuple(_warnings(data, targets)), _refusal(data, targets))
+
+
+def doubt_of_readings(times: float) -> str:
+    """Return what to warn of where a text is read so many times in the time there is; empty where all is well."""
+    if times > REREAD:
+        return (
+            f"the text will be read about {times:,.0f} times, and after {REREAD} another reading teaches next to "
+            "nothing: give more text, or less time"
+        )
+    if times < 0.95:
+        part = "less than 1%" if times < 0.01 else f"about {times:.0%}"
+        return f"there is time for {part} of the text: give more time for all of it"
+    return ""
 
 
 def expected_targets(rows: Rows, mask: MaskConfig, batch: int) -> Targets:

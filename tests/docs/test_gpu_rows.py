@@ -79,6 +79,22 @@ def test_packed_rows_are_isolated_documents_with_padding_at_the_end() -> None:
     assert ((np.diff(segments) >= 0) | (segments[:, 1:] == 0)).all()
 
 
+def test_what_a_program_says_when_it_fails_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_rows.told(sys.executable, "print(1); print(2)") == ["1", "2"]
+    assert not capsys.readouterr().err
+    assert gpu_rows.told(sys.executable, "print(1); import nothing_of_this_name") == []
+    assert "No module named 'nothing_of_this_name'" in capsys.readouterr().err
+
+
+def test_no_row_begins_after_the_time_is_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu_rows, "told", lambda python, program: ["gpu", "one card"])
+    monkeypatch.setattr(gpu_rows, "measure", lambda *given: pytest.fail("a row has begun"))
+    said: list[str] = []
+    gpu_rows.run(tmp_path / "rows.json", 0, sys.executable, False, said.append)
+    assert said[-1] == "the time is over: the same command goes on with the next row"
+    assert not (tmp_path / "rows.json").exists()
+
+
 class _Asked(Exception):
     """What attention is chosen for."""
 

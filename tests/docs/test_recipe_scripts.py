@@ -56,6 +56,9 @@ def parser() -> Parser:
     return COMMAND.parser()
 
 
+EVERY = [(preset, lever) for preset in LEVERS for lever in LEVERS[preset]]
+
+
 def config_of(options: Sequence[str], preset: str = "tiny") -> TrainConfig:
     given = parser().read([*options, "--budget", "1m"])
     return build(TrainConfig, given, replace(preset_for(preset, given), steps=0))
@@ -81,62 +84,65 @@ class Measured:
 
 
 def test_arms_differ_from_the_defaults_in_one_way_and_have_files_of_their_own() -> None:
-    base = config_of(())
-    for lever in LEVERS:
+    for preset, lever in EVERY:
+        base = config_of((), preset)
         assert lever.arms[0] == Arm(lever.arms[0].name)
         for arm in lever.arms[1:]:
             assert sum(map(bool, (arm.options, arm.how, arm.ramp))) == 1, arm
-            assert (config_of(arm.options) != base) == bool(arm.options), arm
+            assert (config_of(arm.options, preset) != base) == bool(arm.options), arm
             assert arm.how in {"", "mean", "apart", "depth", *texts.TEXTS}, arm
-    runs = list(ablations.screening())
+    runs = [run for preset in LEVERS for run in ablations.screening(preset)]
     assert len({run.path("text") for run in runs}) == len(runs)
-    assert [run.seed for run in runs if run.record == ablations.DEFAULTS] == [0, 1, 2]
+    assert [run.seed for run in runs if run.record == ablations.DEFAULTS] == [0, 1, 2] * len(LEVERS)
 
 
 def test_ramps_end_with_the_preset() -> None:
-    for lever in LEVERS:
+    for preset, lever in EVERY:
+        config = config_of((), preset)
         for arm in lever.arms:
             begins = [share for share, _ in arm.ramp]
             assert begins == sorted(begins), arm
             if arm.ramp:
                 assert begins[0] == 0
-                whole = {"batch": config_of(()).batch, "length": config_of(()).corpus.length}
+                whole = {"batch": config.batch, "length": config.corpus.length}
                 assert whole == {**whole, **arm.ramp[-1][1]}, arm
 
 
-def test_what_an_arm_costs_is_that_of_its_programs() -> None:
+@pytest.mark.parametrize("preset", LEVERS)
+def test_what_an_arm_costs_is_that_of_its_programs(preset: str) -> None:
     from common import costs
 
-    by_name = levers.arms_by_name()
-    (own,) = costs.programs_of(by_name[ablations.DEFAULTS])
+    by_name = levers.arms_by_name(preset)
+    (own,) = costs.programs_of(preset, by_name[ablations.DEFAULTS])
     same = ("weight decay 0", "initialisation 0.01", "learning rates ×2", "schedule cosine", "replacement all [MASK]")
     same += ("embeddings random", "documents crossing", "text copies dropped", "averaging mean of the last fifth")
     for name in same:
-        assert costs.programs_of(by_name[name]) == [own], name
-    for lever in LEVERS:
+        assert costs.programs_of(preset, by_name[name]) == [own], name
+    for lever in LEVERS[preset]:
         if lever.name in ("optimizer", "batch", "length", "vocabulary", "depth × width", "attention", "size"):
-            assert all(costs.programs_of(arm)[0][1] != own[1] for arm in lever.arms[1:]), lever
-    ramp = costs.programs_of(by_name["batch 8 → 16 → 32"])
+            assert all(costs.programs_of(preset, arm)[0][1] != own[1] for arm in lever.arms[1:]), lever
+    ramp = costs.programs_of(preset, by_name["batch 8 → 16 → 32"])
     assert [(round(share, 3), program.batch) for share, program in ramp] == [(0.2, 8), (0.2, 16), (0.6, 32)]
     assert ramp[-1][1] == own[1]
 
 
-def test_shapes_of_different_depth_cost_the_same() -> None:
+@pytest.mark.parametrize("preset", LEVERS)
+def test_shapes_of_different_depth_cost_the_same(preset: str) -> None:
     from jax_mlm.cost.flops import train_flops
 
-    (lever,) = (lever for lever in LEVERS if lever.name.startswith("depth"))
+    (lever,) = (lever for lever in LEVERS[preset] if lever.name.startswith("depth"))
     costs = []
     for arm in lever.arms:
-        config = config_of((*arm.options, "--vocab-size", "8192"))
+        config = config_of((*arm.options, "--vocab-size", "8192"), preset)
         costs.append(train_flops(config.model, 128, config.model.layers * 128 * 128, 20, 128))
     assert max(costs) < 1.15 * min(costs)
 
 
 def test_steps_cost_what_those_of_the_preset_do_and_rates_are_shares_of_their_own() -> None:
-    costs = {"dtype": "float32", "arms": {"x": {"ratio": 1.25}}}
+    costs = {"dtype": "float32", "presets": {"tiny": {"x": {"ratio": 1.25}}}}
 
     def options(arm: Arm, rate: float) -> list[str]:
-        return ablations.options_of(Run("x", arm, 1000, rate, 2), costs)
+        return ablations.options_of(Run("tiny", "x", arm, 1000, rate, 2), costs)
 
     found = options(Arm("x", ("--optimizer", "adamw")), 0.5)
     optim, default = config_of(found[2:-4]).optim, config_of(()).optim
@@ -146,8 +152,10 @@ def test_steps_cost_what_those_of_the_preset_do_and_rates_are_shares_of_their_ow
     optim = config_of(options(Arm("x", ("--lr", "4e-3")), 0.5)[2:-4]).optim
     assert (optim.lr, optim.muon_lr) == (2e-3, default.muon_lr / 2)
     assert "--lr" not in options(Arm("x"), 1.0)
-    with pytest.raises(UserError, match="nothing about y: measure what steps take with --costs again"):
-        ablations.options_of(Run("y", Arm("y"), 1000), costs)
+    for preset, record in (("tiny", "y"), ("micro", "x")):
+        lacks = f"nothing about {record} of {preset}: measure what steps take with --costs --preset {preset}"
+        with pytest.raises(UserError, match=lacks):
+            ablations.options_of(Run(preset, record, Arm(record), 1000), costs)
 
 
 def test_recipes_of_others_are_as_their_sources_have_them() -> None:
@@ -172,22 +180,22 @@ def test_ablations_go_on_where_they_stopped_and_then_run_the_best_two(
 ) -> None:
     lever = Lever("batch", (Arm("32"), Arm("16", ("--batch", "16")), Arm("64", ("--batch", "64"))))
     other = Lever("replacement", (Arm("80/10/10"), Arm("all", ("--mask-token", "1", "--mask-random", "0"))))
-    monkeypatch.setattr(levers, "LEVERS", (lever, other))
-    monkeypatch.setattr(ablations, "LEVERS", (lever, other))
+    monkeypatch.setitem(LEVERS, "tiny", (lever, other))
     (tmp_path / "valid.txt").write_text("\n".join("many words " * 40 for _ in range(3)))
-    text = {"data": [f"{tmp_path}/wiki/x"], "valid": [f"{tmp_path}/valid.txt"], "jobs": 1, "steps": 700}
+    text = {"data": [f"{tmp_path}/wiki/x"], "valid": [f"{tmp_path}/valid.txt"], "jobs": 1, "steps": 0, "preset": "tiny"}
     given = argparse.Namespace(**text, finalists=False, only=())
     with pytest.raises(UserError, match=r"costs\.json is not there: measure what steps take with --costs first"):
         ablations.measure(given, Measured([]))
     names = (ablations.DEFAULTS, "batch 16", "batch 64", "replacement all")
-    arms.keep(ablations.COSTS, {"dtype": "float32", "arms": {name: {"ratio": 1.0} for name in names}})
+    known = {name: {"ratio": 1.0} for name in names}
+    arms.keep(ablations.COSTS, {"dtype": "float32", "presets": {"tiny": known}})
     with pytest.raises(KeyboardInterrupt):
         ablations.measure(given, Measured([5, 5.25, 4.75, 4], stops_after=4))
     assert sorted(path.name for path in ablations.FOLDER.iterdir()) == [
-        "wiki-batch-16-700-rate1-seed0.json",
-        *(f"wiki-defaults-700-rate1-seed{seed}.json" for seed in (0, 1, 2)),
+        "wiki-tiny-batch-16-700-rate1-seed0.json",
+        *(f"wiki-tiny-defaults-700-rate1-seed{seed}.json" for seed in (0, 1, 2)),
     ]
-    assert list(ablations.finals("wiki")) == []
+    assert list(ablations.finals("tiny", "wiki")) == []
     rest = Measured([6, 7])
     ablations.measure(given, rest)
     assert [("64" in job["options"], "--mask-token" in job["options"]) for job in rest.jobs] == [
@@ -196,7 +204,7 @@ def test_ablations_go_on_where_they_stopped_and_then_run_the_best_two(
     ]
     last = Measured([4.5] * 3 + [3.0, 3.5, 4.0] + [6.0] * 12)
     ablations.measure(argparse.Namespace(**text, finalists=True, only=()), last)
-    chosen = {run.record for run in ablations.finals("wiki")}
+    chosen = {run.record for run in ablations.finals("tiny", "wiki")}
     assert chosen == {"batch 16", ablations.DEFAULTS, "replacement all"}
     assert len(last.jobs) == 18
     lines = page.read_text().splitlines()
@@ -208,29 +216,39 @@ def test_ablations_go_on_where_they_stopped_and_then_run_the_best_two(
     assert sixteen == "| batch | 16 | 4.000 | 0.500 | 6.000 | " \
         "3.500 ± 0.500 | 0.500 ± 0.000 | 6.500 ± 0.500 | ×0.5 | 9 steps, at 1% of the cost |"  # fmt: skip
     assert "| batch | 64 | 6.000 | 0.500 | 4.000 |  |  |  |  | 9 steps, at 1% of the cost |" in lines
-    assert {run.record for run in ablations.screening(["replacement"])} == {ablations.DEFAULTS, "replacement all"}
+    assert {run.record for run in ablations.screening("tiny", ["replacement"])} == {
+        ablations.DEFAULTS,
+        "replacement all",
+    }
     assert ablations.by_steps(ablations.all_records()).splitlines() == [
-        "| wiki | as 700 steps | as 1,400 steps |",
+        "| `tiny`, wiki | as 700 steps | as 1,400 steps |",
         "|---|---|---|",
         "| the preset | 5.000 | 6.000 |",
         "| batch 16 | 4.000 | 4.500 |",
         "| batch 64 | 6.000 |  |",
     ]
-    assert [run.steps for run in ablations.screening(["batch"], 300)] == [300, 300, 300]
-    assert [run.record for run in ablations.screening(["batch 16"])] == ["batch 16"]
-    listed = ablations.listed(ablations.all_records()).splitlines()
+    assert [run.steps for run in ablations.screening("tiny", ["batch"], 300)] == [300, 300, 300]
+    assert [run.record for run in ablations.screening("tiny", ["batch 16"])] == ["batch 16"]
+    listed = [line for line in ablations.listed(ablations.all_records()).splitlines() if line.startswith("tiny")]
     assert listed[0].endswith("wiki: 3 of 3, final 6 of 6")
     assert listed[2].endswith("wiki: 1 of 1, final 0 of 6")
-    record = json.loads((ablations.FOLDER / "wiki-batch-16-700-rate1-seed0.json").read_text())
+    record = json.loads((ablations.FOLDER / "wiki-tiny-batch-16-700-rate1-seed0.json").read_text())
     assert str(tmp_path) not in json.dumps(record)
 
 
 def test_an_arm_that_fails_ends_those_beside_it_and_begins_none(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arms.keep(ablations.COSTS, {"dtype": "float32", "arms": {name: {"ratio": 1.0} for name in levers.arms_by_name()}})
+    known = {name: {"ratio": 1.0} for name in levers.arms_by_name("micro")}
+    arms.keep(ablations.COSTS, {"dtype": "float32", "presets": {"micro": known}})
     (tmp_path / "valid.txt").write_text("many words " * 40)
-    text = {"data": [f"{tmp_path}/wiki/x"], "valid": [f"{tmp_path}/valid.txt"], "only": (), "steps": 700}
+    text = {
+        "data": [f"{tmp_path}/wiki/x"],
+        "valid": [f"{tmp_path}/valid.txt"],
+        "only": (),
+        "steps": 0,
+        "preset": "micro",
+    }
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
     both, used = Barrier(2, timeout=30), list[Any]()
 
@@ -280,11 +298,11 @@ def test_texts_are_made_of_what_there_is(tmp_path: Path) -> None:
 
 
 def test_vocabularies_are_judged_by_bits_per_byte(page: Path) -> None:
-    (lever,) = (lever for lever in LEVERS if lever.name == "vocabulary")
+    (lever,) = (lever for lever in LEVERS["micro"] if lever.name == "vocabulary")
     for number, arm in enumerate(lever.arms):
-        run = Run(ablations.name_of(lever, arm), arm, ablations.STEPS)
+        run = Run("micro", ablations.name_of(lever, arm), arm, ablations.STEPS["micro"])
         arms.keep(run.path("wiki"), {"loss": number, "bits_per_byte": -number})
-    assert [arm.name for _, arm in ablations.best_two(lever, "wiki")] == ["32,768", "16,384"]
+    assert [arm.name for _, arm in ablations.best_two("micro", lever, "wiki")] == ["32,768", "16,384"]
 
 
 def shared(fixed: str, result: Path) -> time_to_loss.Given:
@@ -332,7 +350,8 @@ def test_without_a_peer_the_other_arms_are_measured(
     text = {"data": [f"{tmp_path}/wiki/x"], "valid": ["y"], "budget": "1m", "preset": "", "only": None}
     time_to_loss.measure(argparse.Namespace(**text, peer_python=None), Measured([3.0, 4.0, 5.0]))
     assert "left out: trainer-tuned (--peer-python names no Python for them)" in capsys.readouterr().err
-    assert "| Trainer, run_mlm's defaults |  |  |  |  |  |  |" in page.read_text()
+    assert "Not measured: Trainer, run_mlm's defaults; Trainer, tuned.\n" in page.read_text()
+    assert "| Trainer" not in page.read_text()
     assert "| keras-hub's guide, through jax_mlm | float32 | 9 | 5.000 | 0.500 | 60 s | 1/1.0 |" in page.read_text()
 
 
@@ -410,11 +429,12 @@ def test_what_ends_the_parts_of_a_layer_is_smaller_at_first() -> None:
 
 def test_records_that_are_committed_are_whole_and_the_page_shows_them() -> None:
     records, page = ablations.all_records(), (ROOT / "docs" / "recipe.md").read_text()
-    names = {run.record for run in ablations.screening()}
-    assert {record["arm"] for record in records} <= set(ablations.costs()["arms"]) <= names
-    assert sum(record["arm"] == ablations.DEFAULTS for record in records) >= len(ablations.SEEDS)
+    for preset, costs in ablations.costs()["presets"].items():
+        mine = [record["arm"] for record in records if record["preset"] == preset]
+        assert set(mine) <= set(costs) <= set(levers.arms_by_name(preset))
+        assert not mine or mine.count(ablations.DEFAULTS) >= len(ablations.SEEDS)
     for record in records:
-        assert record["arm"] in names
+        assert record["preset"] in LEVERS
         assert 0 < record["accuracy"] < 1 < record["loss"]
         assert record["steps"] == round(record["cost"] / record["ratio"])
         assert {"bits_per_byte", "steps", "options", "versions", "processor", "commit", "seed", "rate"} <= set(record)
@@ -460,17 +480,17 @@ def test_arms_are_trained_and_their_records_kept(
     mean = Arm("mean of the last fifth", SMALL, how="mean")
     ramp = Arm("ramp", SMALL, ramp=((0, {"batch": 8, "length": 64}), (0.5, {"batch": 32, "length": 128})))
     of = (Lever("averaging", (Arm("none", SMALL), mean)), Lever("batch", (Arm("32", SMALL), ramp)))
-    monkeypatch.setattr(levers, "LEVERS", of)
-    monkeypatch.setattr(ablations, "LEVERS", of)
+    monkeypatch.setitem(LEVERS, "micro", of)
     monkeypatch.setattr(ablations, "SEEDS", (0,))
-    monkeypatch.setattr(ablations, "STEPS", 40)
+    monkeypatch.setitem(ablations.STEPS, "micro", 40)
     monkeypatch.setattr(ablations, "PIECE", 30)
     monkeypatch.setattr("os.environ", environment)
     (tmp_path / "text.txt").write_text(sentences(300))
     files = {"data": [f"{tmp_path}/text.txt"], "valid": [f"{tmp_path}/text.txt"]}
     ratios = {ablations.DEFAULTS: 1.0, "averaging mean of the last fifth": 1.0, "batch ramp": 0.5}
-    arms.keep(ablations.COSTS, {"dtype": "float32", "arms": {name: {"ratio": each} for name, each in ratios.items()}})
-    ablations.measure(argparse.Namespace(**files, jobs=2, steps=40, finalists=False, only=()))
+    known = {name: {"ratio": each} for name, each in ratios.items()}
+    arms.keep(ablations.COSTS, {"dtype": "float32", "presets": {"micro": known}})
+    ablations.measure(argparse.Namespace(**files, preset="micro", jobs=2, steps=0, finalists=False, only=()))
     found = {record["arm"]: record for record in ablations.all_records()}
     assert found.keys() == ratios.keys()
     for name, record in found.items():
@@ -490,9 +510,9 @@ def test_what_a_step_takes_is_measured_beside_the_preset(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(costs, "TURNS", 3)
     wanted = (ablations.DEFAULTS, "size 2×128", "weight decay 0")
-    some = {name: arm for name, arm in levers.arms_by_name().items() if name in wanted}
+    some = {name: arm for name, arm in levers.arms_by_name("tiny").items() if name in wanted}
     said: list[str] = []
-    found = costs.measured(ablations.__file__, some, "float32", said.append)
+    found = costs.measured(ablations.__file__, "tiny", some, "float32", said.append)
     assert said == ["size 2×128 …"], "the others have the preset's program"
     assert found["weight decay 0"] == found[ablations.DEFAULTS] == {"ratio": 1.0, "quartiles": [1.0, 1.0]}
     low, high = found["size 2×128"]["quartiles"]

@@ -78,11 +78,25 @@ def test_memory_falls_as_theory_says(held: dict[str, Any]) -> None:
     """
     for text, found in held["memory"].items():
         moments = found["matrices"] - found["params"]
-        own = found["params"] if text == "data=8" else found["params"] / 4
+        layout = read_layout(text, 8)
+        own = found["params"] / (layout.fsdp * layout.tensor)
         again = found["head"] / 4 + 2 * found["head"] / 8 if "tensor" in text else 0
         expected = own + moments / 8 + again + found["rest"]
         assert found["arguments"] == pytest.approx(expected, rel=0.05, abs=256), text
         assert found["gathers"], text
+
+
+@pytest.mark.slow
+def test_the_next_state_takes_the_place_of_the_last(held: dict[str, Any]) -> None:
+    """All that a step is given but its rows, the key and the horizon is donated."""
+    for text, found in held["memory"].items():
+        assert found["aliased"] == pytest.approx(found["arguments"] - found["given"], abs=64), text
+
+
+@pytest.mark.slow
+def test_each_device_orthogonalises_its_share_of_the_matrices(held: dict[str, Any]) -> None:
+    alone = held["muon"].pop("data=1")
+    assert list(held["muon"].values()) == pytest.approx([alone / 8] * 4, rel=0.02)
 
 
 @pytest.mark.slow

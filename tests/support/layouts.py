@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jax_mlm.config import DataConfig, ModelConfig, TrainConfig
 from jax_mlm.cost.memory import bytes_of
@@ -19,6 +22,7 @@ from jax_mlm.parallel import rules
 from jax_mlm.parallel.mesh import make_mesh, make_placer, mesh_over, read_layout
 from jax_mlm.parallel.stop import Greatest
 from jax_mlm.run.checkpoint import restore, save_last, saving
+from jax_mlm.train import optim
 from jax_mlm.train.ahead import lowered_step
 from jax_mlm.train.state import laid_out
 from support.steps import KEY, jitted_step, losses, packed_batch
@@ -50,41 +54,66 @@ def memory(layout: str) -> dict[str, Any]:
     compiled = step.lower(KEY, state, batch, jnp.int32(9)).compile()
     leaves = jax.tree.leaves(state)
     rest = sum(leaf.nbytes for leaf in leaves if leaf.ndim < 2)
+    given = sum(leaf.nbytes for leaf in jax.tree.leaves(batch)) // (mesh.shape["data"] * mesh.shape["fsdp"])
     return {
         "arguments": compiled.memory_analysis().argument_size_in_bytes,
         "params": sum(leaf.nbytes for leaf in jax.tree.leaves(state.params) if leaf.ndim == 2),
         "matrices": sum(leaf.nbytes for leaf in leaves if leaf.ndim == 2),
         "head": state.params["head"]["kernel"].nbytes,
-        "rest": rest + sum(leaf.nbytes for leaf in jax.tree.leaves(batch)) // (mesh.shape["data"] * mesh.shape["fsdp"]),
+        "rest": rest + given,
+        "given": given,
         "gathers": compiled.as_text().count("all-gather("),
+        "aliased": compiled.memory_analysis().alias_size_in_bytes,
     }
+
+
+def orthogonalising(layout: str) -> float:
+    """Return the operations of one device that turn 16 momenta of one shape into Muon's updates."""
+    mesh = laid_over(layout)
+    momenta = {str(number): jnp.ones((48, 32)) for number in range(16)}
+    updates = jax.jit(lambda momenta: optim._every_orthogonalised(momenta, optim.Products(jnp.float32, mesh)))
+    return updates.lower(momenta).compile().cost_analysis()["flops"]
 
 
 def temporaries(layout: str, batch: int, parts: int) -> int:
     """Return the bytes that a device needs within a step, besides the state and the batch."""
-    count = 1 if layout == "data=1" else 8
     model = ModelConfig(vocab_size=256, width=64, layers=1, heads=4, ff_width=128, max_length=64)
     config = TrainConfig(model=model, dtype="float32", batch=batch, accumulate=parts, corpus=DataConfig(length=64))
-    mesh = mesh_over(jax.devices()[:count], read_layout(layout, count))
-    return bytes_of(lowered_step(config, mesh).compile())["step"]
+    return bytes_of(lowered_step(config, laid_over(layout)).compile())["step"]
+
+
+def laid_over(layout: str) -> Mesh:
+    """Return a layout of as many of the devices as it names."""
+    count = math.prod(int(part.split("=")[1]) for part in layout.split(","))
+    return mesh_over(jax.devices()[:count], read_layout(layout, count))
 
 
 def saved(folder: Path) -> int:
-    """Save a state on one layout, restore it onto two others, and return its number of arrays; state.npz has them."""
-    _, state = jitted_step("muon", 1, make_mesh(16, 1, "data=2,fsdp=2,tensor=2"))
-    np.savez(folder / "state.npz", *map(np.asarray, jax.tree.leaves(state)))
+    """Save a state on eight devices, and on one; restore each onto other layouts and counts, whole and bit for bit.
+
+    Return its number of arrays; state.npz in the folder has those of the first.
+    """
+    whole = restored(folder, "data=2,fsdp=2,tensor=2", ("data=8", "fsdp=8", "data=2,fsdp=2", "data=1"))
+    with tempfile.TemporaryDirectory() as other:
+        restored(Path(other), "data=1", ("data=4,fsdp=2", "fsdp=2,tensor=2"))
+    np.savez(folder / "state.npz", *whole)
+    return len(whole)
+
+
+def restored(folder: Path, written: str, read: Sequence[str]) -> list[np.ndarray]:
+    """Save a state on one layout, restore it onto others, and return its arrays."""
+    _, state = jitted_step("muon", 1, laid_over(written))
     with saving(folder) as checkpoints:
         save_last(checkpoints, state, {"step": 0, "elapsed": 0.0, "horizon": 0}, None)
-        for layout in ("data=8", "fsdp=8"):
-            mesh = make_mesh(16, 1, layout)
-            laid = laid_out(state, mesh)
+        for layout in read:
+            laid = laid_out(state, laid_over(layout))
             like = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state, laid)
             found = restore(checkpoints, like)
             assert found is not None
             for old, new, where in zip(*map(jax.tree.leaves, (state, found[0], like)), strict=True):
                 assert new.sharding == where.sharding
                 assert np.asarray(old).tobytes() == np.asarray(new).tobytes()
-    return len(jax.tree.leaves(state))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
 def votes(layout: str) -> tuple[int, bool]:
@@ -99,7 +128,9 @@ if __name__ == "__main__":
     report: Any = gathers() if what == "held" else None
     rules.LARGE = 0  # the moments of these small matrices are divided over data too
     if what == "held":
-        report["memory"] = {layout: memory(layout) for layout in ("data=8", "data=2,fsdp=2,tensor=2")}
+        layouts = ("data=8", "data=4,fsdp=2", "data=2,fsdp=4", "data=2,fsdp=2,tensor=2")
+        report["memory"] = {layout: memory(layout) for layout in layouts}
+        report["muon"] = {layout: orthogonalising(layout) for layout in ("data=1", *layouts)}
     elif what == "temporaries":
         report = [temporaries(*case) for case in json.loads(rest[0])]
     else:

@@ -48,13 +48,13 @@ def uneven_batch(seed: int = 0) -> Batch:
     return Batch(tokens, real.astype(np.int32), at, np.where(real, at, -1), np.arange(BATCH, dtype=np.int32))
 
 
-def take_steps(accumulate: int, place=lambda x: x, dtype=jnp.float32):
+def take_steps(accumulate: int, place=lambda x: x):
     """Return the parameters after four steps of plain gradient descent: Adam's signs would hide a wrong scale."""
     config = OptimConfig(lr=0.1, clip=0.0, schedule="constant", warmup=0.0, weight_decay=0.0)
     tx = make_optimizer(replace(config, adam_eps=1.0))
     step = jax.jit(
         make_train_step(
-            masked_lm(CONFIG, MaskConfig(), VOCABULARY, LENGTH, dtype),
+            masked_lm(CONFIG, MaskConfig(), VOCABULARY, LENGTH, jnp.float32),
             tx,
             make_schedule(config),
             jax.random.key(7),

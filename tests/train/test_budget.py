@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.paths import ROOT
+from support.runs import TINY, train_line
+from support.texts import sentences
 
 from jax_mlm.cli.options import build
 from jax_mlm.config import TrainConfig
@@ -25,6 +27,7 @@ from jax_mlm.train import budget, speed
 from jax_mlm.train.__main__ import COMMAND
 from jax_mlm.train.budget import REACHED, SIZES, Choice, Machine, choose, expected_loss, text_tokens
 from jax_mlm.train.speed import flops_of_token
+from jax_mlm.train.survey import doubt_of_readings
 
 CPU = Machine(flops=8e10, memory=16 << 30, bounded=False, layout=Layout(1))
 GPU = Machine(flops=4e14, memory=80 << 30, bounded=True, layout=Layout(1))
@@ -122,6 +125,12 @@ def test_operations_of_a_token_by_hand() -> None:
     assert flops_of_token(tiny) == pytest.approx(6 * layers + 12 * 256 * pairs + 6 * 0.4 * head)
 
 
+def test_letters_of_proteins_are_a_small_vocabulary() -> None:
+    letters, pieces = chosen(600, tokenizer_kind="protein"), chosen(600, tokenizer_size=33)
+    assert letters.lines[2:] == pieces.lines[2:]
+    assert "a token a letter" in letters.lines[1]
+
+
 def test_the_reason_is_the_time_or_the_text() -> None:
     assert "and there is time for" in chosen(600).lines[0]
     assert "and 40 readings of the text are 400,000" in chosen(3600, GPU, text=1e4).lines[0]
@@ -132,18 +141,23 @@ def test_the_reason_is_the_time_or_the_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (1e4, "read about 270 times"),
-        (1e12, "for less than 1% of the text"),
-        (4e6, "for about 67%"),
-        (None, ""),
-        (1e6, ""),
-    ],
+    ("times", "said"),
+    [(270.4, "read about 270 times"), (1e-5, "for less than 1% of"), (0.667, "for about 67%"), (0.96, ""), (39.0, "")],
 )
-def test_a_text_too_small_or_too_large_is_said(text: float | None, said: str) -> None:
-    warnings = chosen(600, text=text, layers=4, width=256, heads=4, ff_width=384).warnings
-    assert [said in line for line in warnings] == ([True] if said else [])
+def test_a_text_too_small_or_too_large_is_said(times: float, said: str) -> None:
+    assert said in doubt_of_readings(times)
+    assert bool(doubt_of_readings(times)) == bool(said)
+
+
+def test_how_often_a_text_is_read_is_said_once_of_any_budget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text(sentences(100))
+    line = [*TINY, "--data", tmp_path / "a.txt", "--log-every", "1", "--eval-every", "1000"]
+    assert train_line(*line, "--budget", "3s", "--out", tmp_path / "budget") == 0
+    assert capsys.readouterr().err.count("warning: the text will be read about") == 1
+    assert train_line(*line, "--steps", "400", "--log-every", "100", "--out", tmp_path / "steps") == 0
+    assert "will be read" not in capsys.readouterr().err, "so many steps were asked for"
 
 
 @pytest.mark.parametrize("preset", REACHED)
@@ -177,6 +191,7 @@ def test_a_text_is_measured_by_its_files(tmp_path: Path) -> None:
     (tmp_path / "b.txt.xz").write_bytes(packed)
     size = len(text) + len(packed) * budget.UNPACKED
     assert text_tokens([str(tmp_path)]) == pytest.approx(size / budget.BYTES_A_TOKEN)
+    assert text_tokens([str(tmp_path / "a.txt")], "protein") == len(text)
     assert text_tokens(["-"]) is None
     with pytest.raises(UserError, match=r"none\.txt"):
         text_tokens([str(tmp_path / "none.txt")])
@@ -214,7 +229,6 @@ def test_the_command_prints_its_choice_unless_there_is_nothing_to_choose(
     said = capsys.readouterr().err
     assert (config.preset, config.budget, config.steps) == ("nano", "1h", 0)
     assert "chosen for 1h: preset nano, 2 layers of 128" in said
-    assert "warning: the text will be read about" in said
     assert COMMAND.read([*line, "--preset", "nano"]) == config
     assert (COMMAND.read(["--budget", "5s"]).preset, capsys.readouterr().err) == ("sentence", "")
     with pytest.raises(UserError, match="--mesh"):
