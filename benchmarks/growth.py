@@ -25,6 +25,7 @@ from typing import Any
 
 from common.arms import facts
 from common.machine import command
+from common.steps import lowered_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "growth.json"
@@ -51,7 +52,7 @@ def step_of(point: Mapping[str, int]) -> dict[str, float]:
     from jax_mlm.config import DataConfig, ModelConfig, TrainConfig
     from jax_mlm.data.batches import Batch
     from jax_mlm.parallel.compile import compile_step, resolved
-    from jax_mlm.parallel.mesh import Layout, make_placer, mesh_over
+    from jax_mlm.parallel.mesh import Layout, mesh_over
     from jax_mlm.plan import step_flops
     from jax_mlm.train.ahead import lowered_step
 
@@ -72,18 +73,11 @@ def step_of(point: Mapping[str, int]) -> dict[str, float]:
     }
     if point["devices"] > 1:  # they share the cores: their time says nothing
         return row
-    rng = np.random.default_rng(0)
-    key, state = jax.device_put(np.asarray(jax.random.key_data(jax.random.key(0)))), lowered.args_info[0][1]
-    state = jax.tree.map(lambda x: jax.device_put(rng.normal(0, 0.02, x.shape).astype(x.dtype)), state)
-    tokens = rng.integers(5, point["vocabulary"], (rows, length), np.int32)
+    tokens = np.random.default_rng(0).integers(5, point["vocabulary"], (rows, length), np.int32)
     at = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
-    batch = make_placer(mesh)(Batch(tokens, np.ones_like(tokens), at, at, np.arange(rows, dtype=np.int32)))
-    seconds = []
-    for _ in range(STEPS + 1):
-        began = time.perf_counter()
-        state, metrics = compiled(key, state, batch, np.int32(100), None, np.float32(np.inf), np.int32(0))
-        jax.block_until_ready(metrics)
-        seconds.append(time.perf_counter() - began)
+    batch = Batch(tokens, np.ones_like(tokens), at, at, np.arange(rows, dtype=np.int32))
+    take = lowered_steps(lowered, compiled, batch, mesh)
+    seconds = [take() for _ in range(STEPS + 1)]
     return {**row, "seconds": statistics.median(seconds[1:])}
 
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from common import sides
 from common.levers import DEFAULTS, Arm, arms_by_name, changed
 from common.sides import Side
+from common.steps import Seconds, lowered_steps
 from jax_mlm.config import TrainConfig
 from jax_mlm.data.batches import Batch
 from jax_mlm.data.tokenizer import Vocabulary
 from jax_mlm.parallel.compile import compile_step
-from jax_mlm.parallel.mesh import make_mesh, make_placer
+from jax_mlm.parallel.mesh import make_mesh
 from jax_mlm.presets import PRESETS
 from jax_mlm.tasks.mlm import masked_lm
 from jax_mlm.train.__main__ import COMMAND
@@ -28,8 +27,6 @@ from jax_mlm.train.ahead import lowered
 
 TURNS, TAKEN = 8, 3
 """Turns of the two sides of a comparison, and the steps of each."""
-Step = Callable[[], float]
-"""Take a step; return its seconds."""
 
 
 def config_of(preset: str, options: Sequence[str]) -> TrainConfig:
@@ -55,7 +52,7 @@ def programs_of(preset: str, arm: Arm) -> list[tuple[float, TrainConfig]]:
     return [(share, program_of(changed(config, fields))) for share, fields in zip(shares, parts, strict=True)]
 
 
-def step_of(config: TrainConfig, dtype: str) -> Step:
+def step_of(config: TrainConfig, dtype: str) -> Seconds:
     """Return a step with random tokens, two documents in each row.
 
     Where masks become fewer it is the step of the middle third of a long run, whose cost is about the mean of all.
@@ -72,20 +69,7 @@ def step_of(config: TrainConfig, dtype: str) -> Step:
     example = Batch(tokens, segments, at, at, np.arange(config.batch, dtype=np.int32))
     mesh = make_mesh(config.batch, 1, "")
     step = lowered(task, config, mesh, example)
-    compiled, shapes = compile_step(step), step.args_info[0]
-    state = jax.tree.map(lambda x: jax.device_put(draw.normal(0, 0.02, x.shape).astype(x.dtype)), shapes[1])
-    key = jax.device_put(np.asarray(jax.random.key_data(jax.random.key(0))))
-    batch = make_placer(mesh)(example)
-    controls = jax.device_put(np.int32(1000)), None, jax.device_put(np.float32(0)), jax.device_put(np.int32(0))
-
-    def take() -> float:
-        nonlocal state
-        began = time.perf_counter()
-        state, metrics = compiled(key, state, batch, *controls)
-        jax.block_until_ready(metrics)
-        return time.perf_counter() - began
-
-    return take
+    return lowered_steps(step, compile_step(step), example, mesh)
 
 
 def serve(preset: str, arm: str, part: int, dtype: str) -> None:

@@ -5,6 +5,7 @@ The peer's Python need not have JAX: nothing here imports either library before 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 if TYPE_CHECKING:
+    import jax
+    from jax.sharding import Mesh
+
     from jax_mlm.config import Json, ModelConfig
     from jax_mlm.data.batches import Batch
 
@@ -22,6 +26,8 @@ DOCUMENT, SPREAD, SHORTEST = 150, 0.8, 48
 """Tokens of documents that are packed: the median and deviation of a log-normal distribution, and the fewest."""
 Step = Callable[[], Any]
 """Begins a step (or a product) and returns its loss (or a number of it), which float() waits for."""
+Seconds = Callable[[], float]
+"""Takes a step, and returns its seconds."""
 Layout = Literal["plain", "packed", "window"]
 """Full rows; isolated documents of uneven lengths, with padding at the end; the same, and windows in most layers."""
 
@@ -134,6 +140,28 @@ def our_step(
         return loss
 
     return once, tried
+
+
+def lowered_steps(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled, rows: Batch, mesh: Mesh) -> Seconds:
+    """Return what takes a step that was lowered ahead of it, on these rows and from random weights."""
+    import jax
+
+    from jax_mlm.parallel.mesh import make_placer
+
+    draw, shapes = np.random.default_rng(0), lowered.args_info[0]
+    state = jax.tree.map(lambda x: jax.device_put(draw.normal(0, 0.02, x.shape).astype(x.dtype)), shapes[1])
+    key = jax.device_put(np.asarray(jax.random.key_data(jax.random.key(0))))
+    batch = make_placer(mesh)(rows)
+    controls = jax.device_put(np.int32(1000)), None, jax.device_put(np.float32(np.inf)), jax.device_put(np.int32(0))
+
+    def take() -> float:
+        nonlocal state
+        began = time.perf_counter()
+        state, metrics = compiled(key, state, batch, *controls)
+        jax.block_until_ready(metrics)
+        return time.perf_counter() - began
+
+    return take
 
 
 def our_product(dtype: str) -> Step:

@@ -96,7 +96,7 @@ def test_the_next_state_takes_the_place_of_the_last(held: dict[str, Any]) -> Non
 @pytest.mark.slow
 def test_each_device_orthogonalises_its_share_of_the_matrices(held: dict[str, Any]) -> None:
     alone = held["muon"].pop("data=1")
-    assert list(held["muon"].values()) == pytest.approx([alone / 8] * 4, rel=0.02)
+    assert list(held["muon"].values()) == pytest.approx([alone / 8] * 4, rel=0.1)
 
 
 @pytest.mark.slow
