@@ -360,8 +360,8 @@ class TrainConfig:
     """Microbatches that an optimizer step is computed in. 0, which accelerators take unless a number is given, is as
     few as fit their memory."""
     embeddings: Literal["random", "counted"] = "random"
-    """What new weights begin with: a random table, or vectors of what stands near each token in the text, which are
-    counted in seconds."""
+    """What new weights begin with: random numbers, or vectors of what stands near each token in the text, counted in
+    seconds, with attention and a head that hand them on."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the computation; auto is bfloat16 where the hardware multiplies it fast, else float32. Parameters are
     float32."""

@@ -21,7 +21,8 @@ class Arm(NamedTuple):
     """Words of the command line of `python -m jax_mlm.train`."""
     how: str = ""
     """What no option gives: mean, the mean of the states of the last fifth; apart, Q, K and V orthogonalised apart;
-    depth, what a layer adds made smaller by √(2 · layers) at first; or one of `texts.TEXTS`."""
+    depth, what a layer adds made smaller by √(2 · layers) at first; random, attention and head that begin at random; or
+    one of `texts.TEXTS`."""
     ramp: Ramp = ()
 
     def job(self) -> dict[str, Any]:
@@ -129,6 +130,7 @@ def _levers(shape: str, *others: Arm) -> tuple[Lever, ...]:
             Arm("3 layers of 4 ±8", ("--global-every", "4")),
         ),
         _lever("embeddings", "counted", Arm("random", ("--embeddings", "random"))),
+        _lever("attention and head at first", "hand on", Arm("random", how="random")),
         _lever(
             "text",
             "as it is",

@@ -25,7 +25,7 @@ from jax_mlm.run.checkpoint import load_params
 from jax_mlm.run.directory import read_run, read_run_file
 from jax_mlm.run.log import read_metrics
 from jax_mlm.tasks.mlm import make_examine
-from jax_mlm.train import loop, optim
+from jax_mlm.train import loop, optim, state
 from jax_mlm.train.__main__ import COMMAND
 from jax_mlm.train.pace import Pace
 from jax_mlm.train.program import Program, compile_program, masked_measures
@@ -183,6 +183,8 @@ def train_marked(
     loop.Pace = partial(MarkedPace, stopping=clock, marks=LAST_FIFTH if how == "mean" else sorted(marks))
     if how == "apart":
         orthogonalise_apart()
+    if how == "random":
+        state.handing_on = lambda params: params
     if ramp:
         loop.compile_program = ramped(ramp, compile_program)
     run = loop.train(config, set_up=prepared)

@@ -15,6 +15,7 @@ from jax_mlm.data.prepare import LINE_EVERY
 from jax_mlm.data.word_vectors import word_vectors
 from jax_mlm.files import patience
 from jax_mlm.model.encoder import Params
+from jax_mlm.model.heads import handing_on
 from jax_mlm.parallel import hosts
 from jax_mlm.parallel.rules import MOMENTS, STATE, state_shardings
 from jax_mlm.run.checkpoint import Meta, restore, save_last, settle
@@ -79,15 +80,23 @@ def _first_state(setup: Setup, tx: optax.GradientTransformation, init_key: Key[A
 
 
 def _maker(setup: Setup, tx: optax.GradientTransformation) -> Callable[[Key[Array, ""], Params], TrainState]:
-    return _make_first(None if setup.start else setup.task.init, tx)
+    return _make_first(None if setup.start else setup.task.init, tx, setup.config.embeddings == "counted")
 
 
 @lru_cache
 def _make_first(
-    init: Callable[[Key[Array, ""]], Params] | None, tx: optax.GradientTransformation
+    init: Callable[[Key[Array, ""]], Params] | None, tx: optax.GradientTransformation, counted: bool
 ) -> Callable[[Key[Array, ""], Params], TrainState]:
-    """Return `first(key, given)`: a state of the given parameters, and of those of `init` where there are none."""
-    return lambda key, given: init_state(given if init is None else {**init(key), **given}, tx)
+    """Return `first(key, given)`: a state of the given parameters, and of those of `init` where there are none.
+
+    Those that go with a table which is `counted` make use of it.
+    """
+
+    def first(key: Key[Array, ""], given: Params) -> TrainState:
+        made = {} if init is None else handing_on(init(key)) if counted else init(key)
+        return init_state({**made, **given}, tx)
+
+    return first
 
 
 def _shapes(setup: Setup, tx: optax.GradientTransformation, init_key: Key[Array, ""]) -> TrainState:
@@ -99,7 +108,7 @@ def _shapes(setup: Setup, tx: optax.GradientTransformation, init_key: Key[Array,
 
 
 def _counted(setup: Setup) -> Params:
-    """Return the table of --embeddings counted, those of the first host's machine; nothing where it is random."""
+    """Return the table of --embeddings counted, that of the first host's machine; nothing where it is random."""
     model, config = setup.config.model, setup.config
     if config.embeddings == "random":
         return {}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -15,7 +16,9 @@ from jax_mlm.config import DataConfig, ModelConfig, TrainConfig
 from jax_mlm.data import word_vectors as counting
 from jax_mlm.data.dataset import Dataset, open_dataset
 from jax_mlm.data.word_vectors import word_vectors
+from jax_mlm.model.heads import HANDED_ON, MaskedLM, handing_on, init_params
 from jax_mlm.model.params import leaves
+from jax_mlm.presets import PRESETS
 from jax_mlm.run.checkpoint import saving
 from jax_mlm.train.setup import set_up
 from jax_mlm.train.state import init_or_restore
@@ -117,6 +120,24 @@ def test_training_begins_with_them(tmp_path: Path) -> None:
     with saving(tmp_path / "run") as checkpoints:
         state, _ = init_or_restore(setup, optax.sgd(0.1), jax.random.key(0), checkpoints)
     np.testing.assert_array_equal(state.params["token_table"], vectors_of(data))
-    fresh = jax.jit(setup.task.init)(jax.random.key(0))
+    fresh = handing_on(jax.jit(setup.task.init)(jax.random.key(0)))
     for path, leaf in leaves({**fresh, "token_table": state.params["token_table"]}).items():
         np.testing.assert_allclose(leaves(state.params)[path], leaf, rtol=1e-6)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "bert-base", "albert-base"])
+def test_a_model_begins_by_naming_the_tokens_that_a_state_is_like(preset: str) -> None:
+    """Whatever its family, the parameters keep their shapes, and queries and keys their values."""
+    shape = replace(PRESETS[preset].model, vocab_size=40, layers=2, width=24, heads=2, ff_width=8)
+    config = replace(shape, embedding_width=16 if shape.embedding_width else 0)
+    before = init_params(config, jax.random.key(0))
+    params = handing_on(before)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, before)
+    old, new = (each["layer_0"]["attention"] for each in (before, params))
+    np.testing.assert_array_equal(new["qkv"]["kernel"][:, :48], old["qkv"]["kernel"][:, :48])
+    handed = new["qkv"]["kernel"][:, 48:] @ new["out"]["kernel"]
+    np.testing.assert_allclose(handed, HANDED_ON * np.eye(24), atol=1e-6)
+    table = 10 * params["token_table"]
+    states = jnp.pad(table[:, None], ((0, 0), (0, 0), (0, config.width - config.table_width)))
+    logits = MaskedLM(config).apply({"params": {**params, "token_table": table}}, states, method=MaskedLM.vocabulary)
+    assert (logits[:, 0].argmax(-1) == np.arange(40)).mean() > 0.9

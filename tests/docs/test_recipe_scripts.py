@@ -90,7 +90,7 @@ def test_arms_differ_from_the_defaults_in_one_way_and_have_files_of_their_own() 
         for arm in lever.arms[1:]:
             assert sum(map(bool, (arm.options, arm.how, arm.ramp))) == 1, arm
             assert (config_of(arm.options, preset) != base) == bool(arm.options), arm
-            assert arm.how in {"", "mean", "apart", "depth", *texts.TEXTS}, arm
+            assert arm.how in {"", "mean", "apart", "depth", "random", *texts.TEXTS}, arm
     runs = [run for preset in LEVERS for run in ablations.screening(preset)]
     assert len({run.path("text") for run in runs}) == len(runs)
     assert [run.seed for run in runs if run.record == ablations.DEFAULTS] == [0, 1, 2] * len(LEVERS)
@@ -116,6 +116,7 @@ def test_what_an_arm_costs_is_that_of_its_programs(preset: str) -> None:
     (own,) = costs.programs_of(preset, by_name[ablations.DEFAULTS])
     same = ("weight decay 0", "initialisation 0.01", "learning rates ×2", "schedule cosine", "replacement all [MASK]")
     same += ("embeddings random", "documents crossing", "text copies dropped", "averaging mean of the last fifth")
+    same += ("attention and head at first random",)
     for name in same:
         assert costs.programs_of(preset, by_name[name]) == [own], name
     for lever in LEVERS[preset]:
