@@ -19,7 +19,6 @@ from jax_mlm.model.encoder import ACTIVATIONS, Dense, Encoder, Inputs, Norm, Par
 from jax_mlm.model.ops.dense import add_bias, vocabulary_logits, whole_products
 from jax_mlm.model.ops.kernels import OURS, Kernels
 
-
 HANDED_ON = 0.36
 """Share of the mixed states that attention adds at first: with 0.09 and 1 a model learns no faster."""
 
