@@ -110,7 +110,8 @@ def _chosen_for(given: Given) -> TrainConfig:
     slowest = min(map(float, hosts.gather(str(machine.flops))))
     choice = choose(given, seconds, machine._replace(flops=slowest), text)
     if hosts.is_first():
-        print(*choice.lines, sep="\n", file=sys.stderr)
+        for line in choice.lines:
+            print(line, file=sys.stderr)
     return choice.config
 
 

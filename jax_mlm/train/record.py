@@ -61,7 +61,7 @@ class Recorder(AbstractContextManager["Recorder"]):
         progress: Progress,
         drawer: Drawer,
         scheduled: Callable[[int, int], dict[str, float]],
-        doubt: Callable[[int], str] = lambda horizon: "",
+        doubt: Callable[[int], str],
     ) -> None:
         """`scheduled(step, horizon)` returns the scheduled values by their names in the log.
 

@@ -231,6 +231,9 @@ def test_the_command_prints_its_choice_unless_there_is_nothing_to_choose(
     assert "chosen for 1h: preset nano, 2 layers of 128" in said
     assert COMMAND.read([*line, "--preset", "nano"]) == config
     assert (COMMAND.read(["--budget", "5s"]).preset, capsys.readouterr().err) == ("sentence", "")
+    with pytest.raises(UserError, match="--heads"):
+        COMMAND.read([*line, "--heads", "7"])
+    assert "\n\n" not in capsys.readouterr().err, "nothing that fits is no choice to print"
     with pytest.raises(UserError, match="--mesh"):
         COMMAND.read([*line, "--mesh", "data=4096"])
     with pytest.raises(UserError, match="--batch"):
